@@ -1,0 +1,429 @@
+"""The whole configuration: one YAML = one experiment.
+
+Sections are nested frozen models, key for key; a default stands here and nowhere else. :func:`load_config` reads a file
+with line numbers, applies ``key=value`` overrides, and reports every error of it at once. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from detector.errors import ConfigError
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+class SplitConfig(Section):
+    """One data set on disk."""
+
+    annotations: str | None = None  # a COCO JSON file
+    images: str | None = None  # the folder that its file names are relative to
+
+
+class ResizeConfig(Section):
+    """Short side to ``short``, unless the long side would pass ``long`` (Faster R-CNN's rule)."""
+
+    # Several: one is drawn for each training image; evaluation and inference use the last.
+    short: Annotated[list[Count], Field(min_length=1)] = [800]
+    long: Count = 1333
+
+
+class AugmentConfig(Section):
+    """Training only; each is a pure function of (seed, epoch, index)."""
+
+    horizontal_flip: Probability = 0.5
+    vertical_flip: Probability = 0.0  # cells, satellites: pictures without an upright
+    photometric: Probability = 0.0  # probability of brightness, contrast, saturation and hue jitter
+    scale_jitter: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = (
+        None  # e.g. [0.5, 2.0]; over 1 crops
+    )
+    min_visibility: Probability = 0.25  # a box that a crop leaves less of becomes an ignore region
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentConfig:
+        if self.scale_jitter and self.scale_jitter[0] > self.scale_jitter[1]:
+            raise ValueError("scale_jitter: the lower bound comes first, as in [0.5, 2.0]")
+        return self
+
+
+class DataConfig(Section):
+    train: SplitConfig = SplitConfig()
+    val: SplitConfig = SplitConfig()
+    invalid_boxes: Literal["error", "clip", "drop"] = "error"
+    resize: ResizeConfig = ResizeConfig()
+    augment: AugmentConfig = AugmentConfig()
+    group_by_aspect: bool = True  # batches of portrait or of landscape pictures, so that they pad little
+    workers: Annotated[int, Field(ge=0)] = 2  # processes that load, a rank
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+class BackboneConfig(Section):
+    name: str = "resnet50"  # a key of detector.models.backbones.BACKBONES
+    weights: str | None = None  # torchvision's name (IMAGENET1K_V1), a path, a URL; null = random
+    norm: Literal["bn", "frozen_bn", "sync_bn"] = "bn"
+    freeze_at: Literal[0, 2, 3, 4, 5] = 0  # the stem and the stages up to this level are not trained; 2 = stem and C2
+
+    @model_validator(mode="after")
+    def _frozen_statistics_of_something(self) -> BackboneConfig:
+        if self.weights is None and self.norm == "frozen_bn":
+            raise ValueError(
+                "norm: frozen_bn needs weights (its statistics never change); use norm: bn for random weights"
+            )
+        if self.weights is None and self.freeze_at > 0:
+            raise ValueError("freeze_at: freezing random weights trains nothing; set weights, or freeze_at: 0")
+        return self
+
+
+class FPNConfig(Section):
+    levels: Annotated[list[Annotated[int, Field(ge=2, le=7)]], Field(min_length=1)] = [3, 4, 5, 6, 7]
+    channels: Count = 256
+    p6_from: Literal["c5", "p5"] = "c5"
+
+    @model_validator(mode="after")
+    def _contiguous(self) -> FPNConfig:
+        if self.levels != list(range(self.levels[0], self.levels[-1] + 1)) or self.levels[0] > 5:
+            raise ValueError(f"levels: {self.levels} must be contiguous and begin at 2 to 5, as in [3, 4, 5, 6, 7]")
+        return self
+
+
+class AnchorShapes(Section):
+    """What one level's cells hold, where it differs from the others."""
+
+    base_size: Positive | None = None
+    ratios: Annotated[list[Positive], Field(min_length=1)] | None = None
+    scales: Annotated[list[Positive], Field(min_length=1)] | None = None
+
+
+class LevelAnchors(Section):
+    base_size: Positive
+    ratios: list[Positive]
+    scales: list[Positive]
+
+
+class AnchorConfig(Section):
+    """An anchor's area is (base_size · scale)²; a ratio is height / width (RetinaNet, section 4)."""
+
+    base_size: Positive = 4.0  # in strides: level l has 4 · 2^l pixels
+    ratios: Annotated[list[Positive], Field(min_length=1)] = [0.5, 1.0, 2.0]
+    scales: Annotated[list[Positive], Field(min_length=1)] = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)]
+    offset: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the centre from the cell's corner, in strides
+    levels: dict[int, AnchorShapes] = {}  # overrides by level; base_size is in pixels here
+
+    @model_validator(mode="after")
+    def _same_count(self) -> AnchorConfig:
+        for level in self.levels:
+            shapes = self.at_level(level)
+            count = len(shapes.ratios) * len(shapes.scales)
+            if count != self.per_cell:
+                raise ValueError(
+                    f"levels.{level}: {count} anchors a cell where the others have {self.per_cell};"
+                    " the head is shared, so every level needs the same number"
+                )
+        return self
+
+    @property
+    def per_cell(self) -> int:
+        return len(self.ratios) * len(self.scales)
+
+    def at_level(self, level: int) -> LevelAnchors:
+        own = self.levels.get(level, AnchorShapes())
+        return LevelAnchors(
+            base_size=own.base_size or self.base_size * 2**level,
+            ratios=own.ratios or self.ratios,
+            scales=own.scales or self.scales,
+        )
+
+
+class HeadConfig(Section):
+    name: str = "retina"  # a key of detector.models.heads.HEADS
+    num_convs: Annotated[int, Field(ge=0)] = 4
+    channels: Count | None = None  # null: as many as the pyramid
+    norm: Literal["none", "gn"] = "none"
+    prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # initial score of every class (RetinaNet, section 4.1)
+
+
+class MatcherConfig(Section):
+    name: str = "max_iou"  # a key of detector.matching.MATCHERS
+    positive: Probability = 0.5
+    negative: Probability = 0.4
+    low_quality: bool = True
+    ignore_cover: Probability = 0.5  # share of an anchor inside a crowd region from which it is ignored
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MatcherConfig:
+        if self.negative > self.positive:
+            raise ValueError(f"negative: {self.negative} must not be over positive: {self.positive}")
+        return self
+
+
+class LossConfig(Section):
+    cls: str = "focal"  # a key of detector.losses.CLASS_LOSSES
+    alpha: Probability = 0.25
+    gamma: Annotated[float, Field(ge=0)] = 2.0
+    cls_weight: Annotated[float, Field(ge=0)] = 1.0
+    box: str = "smooth_l1"  # a key of detector.losses.BOX_LOSSES
+    beta: Positive = 0.1  # smooth L1: where it turns from square to linear
+    box_weight: Annotated[float, Field(ge=0)] = 1.0
+
+
+class PredictConfig(Section):
+    topk: Count = 1000  # candidates a level, before decoding
+    score_threshold: Probability = 0.05
+    nms_threshold: Probability = 0.5
+    max_detections: Count = 100
+
+
+class NormaliseConfig(Section):
+    """Per channel, RGB, of values 0..255; the default is ImageNet's."""
+
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [123.675, 116.28, 103.53]
+    std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
+
+
+class ModelConfig(Section):
+    normalise: NormaliseConfig = NormaliseConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    fpn: FPNConfig = FPNConfig()
+    anchors: AnchorConfig = AnchorConfig()
+    head: HeadConfig = HeadConfig()
+    matcher: MatcherConfig = MatcherConfig()
+    loss: LossConfig = LossConfig()
+    predict: PredictConfig = PredictConfig()
+
+    @model_validator(mode="after")
+    def _overrides_of_real_levels(self) -> ModelConfig:
+        if unknown := sorted(set(self.anchors.levels) - set(self.fpn.levels)):
+            raise ValueError(f"anchors.levels: {unknown[0]} is not in fpn.levels {self.fpn.levels}")
+        return self
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01  # for a global batch of lr_batch_size; scaled linearly with train.batch_size
+    lr_batch_size: Count = 16
+    momentum: Probability = 0.9  # sgd
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norm_and_bias: bool = True
+
+
+class ScheduleConfig(Section):
+    name: Literal["multistep", "cosine"] = "multistep"
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
+    milestones: list[Probability] = [2 / 3, 8 / 9]  # multistep: shares of the whole run
+    gamma: Positive = 0.1  # multistep: factor at each milestone
+
+
+class TrainConfig(Section):
+    batch_size: Count = 16  # images an optimizer step, over all ranks and accumulated parts
+    accumulate: Count = 1  # parts that a rank's share of the batch is computed in; changes memory, not mathematics
+    epochs: Count = 12
+    steps: Count | None = None  # stop after so many optimizer steps instead
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip_norm: Positive | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are evaluated and kept
+    channels_last: bool = True
+    checkpoint_steps: Count = 1000  # last.pt is written this often, and at every epoch's end
+    log_steps: Count = 20  # steps between two lines on a terminal that shows no progress bar
+
+
+class EvalConfig(Section):
+    every_epochs: Count = 1
+    batch_size: Count = 8  # a rank
+    backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    per_class: bool = True
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    task: str = "detection"  # a key of detector.tasks.TASKS
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+_PACKAGE = Path(__file__).resolve().parent
+CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # of a checkout, of an installed wheel
+
+_Tree = dict[str, Any]
+_Places = dict[tuple[str, ...], str]  # dotted path of a key → "file:line" or "command line"
+
+
+def find_config(name: str | Path) -> Path:
+    """The file that ``--config`` means: a path, or a name in the package's ``configs``."""
+    candidates = [Path(name), *(folder / name for folder in CONFIG_FOLDERS)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted({path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
+    near = difflib.get_close_matches(Path(name).name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the package has {', '.join(known)}"
+    raise ConfigError(f"{name}: no such config file; {hint}")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a YAML file (with its ``base:``, one level deep) and ``key=value`` overrides.
+
+    Raises :class:`~detector.errors.ConfigError` that lists every unknown key, wrong type and value out of range as
+    ``file:line: key: what is wrong; remedy``.
+    """
+    path = find_config(path)
+    tree, places = _read_yaml(path)
+    base = tree.pop("base", None)
+    if base is not None:
+        base_path = path.parent / str(base)
+        if not base_path.is_file():
+            raise ConfigError(f"{places[('base',)]}: base: {base_path} does not exist")
+        base_tree, base_places = _read_yaml(base_path)
+        if "base" in base_tree:
+            raise ConfigError(f"{base_places[('base',)]}: base: {path} builds on this file; a base has no base itself")
+        tree, places = _merge(base_tree, tree), base_places | places
+    for override in overrides:
+        _apply_override(tree, places, override)
+    return _validate(tree, places)
+
+
+def config_from_dict(tree: _Tree, source: str) -> Config:
+    """The config that :func:`config_to_dict` made; ``source`` names the file it came from in errors."""
+    return _validate(tree, {(): source})
+
+
+def apply_overrides(config: Config, overrides: Sequence[str], source: str) -> Config:
+    """``config`` (of a checkpoint ``source``) with ``key=value`` overrides."""
+    tree, places = config_to_dict(config), {(): source}
+    for override in overrides:
+        _apply_override(tree, places, override)
+    return _validate(tree, places)
+
+
+def config_to_dict(config: Config) -> _Tree:
+    """Plain lists, dicts, strings and numbers: what YAML and a checkpoint hold."""
+    return config.model_dump(mode="json")
+
+
+def save_config(config: Config, path: Path) -> None:
+    """The resolved config as YAML: every key, defaults included."""
+    path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        places: _Places = {(): str(path)}
+        if node is not None:
+            _note_places(node, (), path, places)
+        tree = yaml.safe_load(text) or {}
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds a {type(tree).__name__}; a config is a mapping of sections")
+    return tree, places
+
+
+def _note_places(node: yaml.Node, keys: tuple[str, ...], path: Path, places: _Places) -> None:
+    """Fill ``places`` with the line of every key; PyYAML silently takes the last of two equal keys, so refuse those."""
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            below = (*keys, str(key_node.value))
+            place = f"{path}:{key_node.start_mark.line + 1}"
+            if below in places:
+                raise ConfigError(f"{place}: {'.'.join(below)}: stands twice, first at {places[below]}; keep one")
+            places[below] = place
+            _note_places(value_node, below, path, places)
+
+
+def _merge(base: _Tree, own: _Tree) -> _Tree:
+    merged = dict(base)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"command line: {override}: an override is written key=value, as in train.epochs=12")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"command line: {override}: the value is not valid YAML; quote it") from None
+    keys = dotted.split(".")
+    for depth, key in enumerate(keys[:-1]):
+        child = tree.get(key)
+        if child is None:
+            child = tree[key] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"command line: {dotted}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+        tree = child
+    tree[keys[-1]] = value
+    places[tuple(keys)] = "command line"
+
+
+def _validate(tree: _Tree, places: _Places) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(detail, places) for detail in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _explain(detail: Any, places: _Places) -> str:
+    """One line of an error: where, which key, what is wrong, what to do."""
+    keys = tuple(str(key) for key in detail["loc"])
+    place = next(places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in places or end == 0)
+    where = f"{place}: {'.'.join(keys)}: " if keys else f"{place}: "
+    if detail["type"] == "extra_forbidden":
+        known = list(_section_at(keys[:-1]).model_fields)
+        near = difflib.get_close_matches(keys[-1], known, n=1)
+        return f"{where}unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}")
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return where + message
+    return f"{where}{message[0].lower()}{message[1:]}; it is {detail['input']!r}"
+
+
+def _section_at(keys: tuple[str, ...]) -> type[Section]:
+    section: type[Section] = Config
+    for key in keys:
+        if key in section.model_fields:
+            annotation = section.model_fields[key].annotation
+            candidates = [annotation, *get_args(annotation)]
+            nested = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Section)]
+            section = nested[0] if nested else section
+    return section

@@ -1,0 +1,30 @@
+"""The errors that a person can mend: each message names the file, the value and the remedy.
+
+The commands turn them into one line on stderr and exit code 2; nothing else is caught.
+"""
+
+
+class DetectorError(Exception):
+    """What a command prints as one line instead of a traceback."""
+
+
+class ConfigError(DetectorError):
+    """A config file or a command-line override is wrong."""
+
+
+class DataError(DetectorError):
+    """An annotation file, an image or a results file is wrong."""
+
+
+class WeightsError(DetectorError):
+    """A checkpoint or a weight file is missing, broken or of another model."""
+
+
+class NonFiniteError(DetectorError):
+    """Training met a loss or a gradient that is not finite; the last good state was saved."""
+
+
+def one_of(choices: object) -> str:
+    """``"a, b or c"`` for a message that lists what is known."""
+    names = [str(choice) for choice in choices]  # type: ignore[attr-defined]
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" or {names[-1]}"

@@ -1,0 +1,64 @@
+"""The four things that flow through the package.
+
+``data`` → :class:`Batch` → ``Model`` → :class:`Predictions` → ``tasks.detection.loss`` (training) or
+``tasks.detection.predict`` → :class:`Detections` → evaluation and writers.
+
+Dimension key, the same in every module:
+B images, L levels, A anchors a cell, N anchors in all levels, K classes, T targets an image (padded), M candidates,
+D detections an image (padded). Boxes are xyxy in pixels of the padded input unless the name says otherwise
+(``boxes_original``, ``deltas``).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PADDING = -1  # a label: no object here
+IGNORE_REGION = -2  # a label: a crowd; anchors in it take no part in the loss
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch, padded to the same number of boxes an image."""
+
+    boxes: Tensor  # [B, T, 4] float32
+    labels: Tensor  # [B, T] int64: 0..K-1, PADDING or IGNORE_REGION
+
+    def to(self, device: torch.device) -> Targets:
+        return Targets(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class Batch(NamedTuple):
+    """What a loader yields and a model takes."""
+
+    images: Tensor  # [B, 3, H, W] uint8 RGB, padded right and below; the model normalises
+    sizes: Tensor  # [B, 2] int64 height, width before padding
+    sizes_original: Tensor  # [B, 2] int64 height, width of the file
+    targets: Targets
+    ids: Tensor  # [B] int64 image ids of the data set
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(part.to(device) if isinstance(part, Targets) else _move(part, device) for part in self))
+
+
+class Predictions(NamedTuple):
+    """Raw outputs of a detection head over all levels, fine to coarse, in the anchors' order."""
+
+    cls_logits: Tensor  # [B, N, K]
+    box_deltas: Tensor  # [B, N, 4]
+    anchors: Tensor  # [N, 4]
+    level_counts: list[int]  # anchors of each level; their sum is N
+
+
+class Detections(NamedTuple):
+    """Final boxes of a batch in the original images' frames, best first, padded to the same number an image."""
+
+    boxes: Tensor  # [B, D, 4]
+    scores: Tensor  # [B, D]; 0 = padding
+    labels: Tensor  # [B, D]; -1 = padding
+
+
+def _move(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)
