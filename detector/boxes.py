@@ -1,0 +1,83 @@
+"""Box geometry: overlaps, the delta coding, clipping and rescaling.
+
+Boxes are xyxy in pixels, continuous coordinates: a box [0, 0, 10, 10] covers 10×10 pixels. Everything broadcasts over
+leading dimensions and runs in float32.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# The largest growth of a side that a delta may ask for; keeps exp() finite. Detectron2 and torchvision have the same.
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Areas in square pixels, [..., 4] → [...]; an inverted box has area 0."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+
+
+def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Shared area of paired boxes, [..., 4] and [..., 4] → [...]."""
+    top_left = torch.maximum(boxes1[..., :2], boxes2[..., :2])
+    bottom_right = torch.minimum(boxes1[..., 2:], boxes2[..., 2:])
+    width, height = (bottom_right - top_left).clamp(min=0).unbind(dim=-1)
+    return width * height
+
+
+def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """IoU of every box with every other, [..., P, 4] and [..., Q, 4] → [..., P, Q]; 0 where both have no area."""
+    shared = intersection(boxes1[..., :, None, :], boxes2[..., None, :, :])
+    union = box_area(boxes1)[..., :, None] + box_area(boxes2)[..., None, :] - shared
+    return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def pairwise_cover(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Share of each box that lies inside each region, [P, 4] and [Q, 4] → [P, Q]."""
+    shared = intersection(boxes[:, None, :], regions[None, :, :])
+    return shared / box_area(boxes)[:, None].clamp(min=torch.finfo(shared.dtype).tiny)
+
+
+def giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
+    """Generalised IoU of paired boxes, [..., 4] and [..., 4] → [...] in [-1, 1] (Rezatofighi et al. 2019, alg. 1)."""
+    shared = intersection(boxes1, boxes2)
+    union = box_area(boxes1) + box_area(boxes2) - shared
+    hull_sides = torch.maximum(boxes1[..., 2:], boxes2[..., 2:]) - torch.minimum(boxes1[..., :2], boxes2[..., :2])
+    hull = hull_sides.clamp(min=0).prod(dim=-1)
+    eps = 1e-7  # a pair of empty boxes has neither union nor hull; the gradient there must be 0, not NaN
+    return shared / (union + eps) - (hull - union) / (hull + eps)
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Deltas (dx, dy, dw, dh) that turn anchors into boxes, [..., 4] → [..., 4] (Faster R-CNN, eq. 2; weights 1)."""
+    anchor_sides = anchors[..., 2:] - anchors[..., :2]
+    anchor_centers = anchors[..., :2] + 0.5 * anchor_sides
+    # A box without extent (padding, a clipped sliver) must not yield log(0).
+    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-3)
+    centers = 0.5 * (boxes[..., :2] + boxes[..., 2:])
+    return torch.cat([(centers - anchor_centers) / anchor_sides, torch.log(sides / anchor_sides)], dim=-1)
+
+
+def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """The inverse of :func:`encode`: boxes xyxy from deltas, [..., 4] → [..., 4], in float32."""
+    deltas, anchors = deltas.float(), anchors.float()
+    anchor_sides = anchors[..., 2:] - anchors[..., :2]
+    anchor_centers = anchors[..., :2] + 0.5 * anchor_sides
+    centers = anchor_centers + deltas[..., :2] * anchor_sides
+    half_sides = 0.5 * anchor_sides * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp()
+    return torch.cat([centers - half_sides, centers + half_sides], dim=-1)
+
+
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes cut to their image, [B, D, 4] with sizes [B, 2] (height, width)."""
+    limits = sizes.to(boxes.dtype).flip(-1).repeat(1, 2)[:, None, :]  # [B, 1, 4] as width, height, width, height
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def rescale(boxes: Tensor, sizes: Tensor, new_sizes: Tensor) -> Tensor:
+    """Boxes moved from images of ``sizes`` to the same images at ``new_sizes``, [B, D, 4] with [B, 2] each."""
+    factors = (new_sizes.to(boxes.dtype) / sizes.to(boxes.dtype)).flip(-1).repeat(1, 2)
+    return boxes * factors[:, None, :]

@@ -1,0 +1,66 @@
+"""From raw predictions to final boxes: top-k before decode, class-wise NMS, padding.
+
+Only the best candidates of each level are ever decoded: at 800×1344 with 80 classes that is 5,000 boxes instead of
+201,600 (a score is monotone in its logit, so the choice needs no sigmoid).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from detector import boxes as box_ops
+from detector.config import PredictConfig
+from detector.structures import PADDING, Detections, Predictions
+
+
+def select_candidates(predictions: Predictions, topk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ``topk`` best (anchor, class) pairs of each level: logits [B, M], labels [B, M], anchor indices [B, M]."""
+    num_classes = predictions.cls_logits.shape[-1]
+    logits, places, start = [], [], 0
+    for count in predictions.level_counts:
+        level_logits = predictions.cls_logits[:, start : start + count].flatten(1).float()  # [B, count · K]
+        best, place = level_logits.topk(min(topk, level_logits.shape[1]), dim=1)
+        logits.append(best)
+        places.append(place + start * num_classes)
+        start += count
+    place = torch.cat(places, dim=1)  # [B, M] into [N · K]
+    return torch.cat(logits, dim=1), place % num_classes, place // num_classes
+
+
+def detect(predictions: Predictions, sizes: Tensor, config: PredictConfig) -> Detections:
+    """Final boxes in pixels of the padded input, clipped to ``sizes`` [B, 2] (height, width)."""
+    logits, labels, anchor_index = select_candidates(predictions, config.topk)
+    scores = logits.sigmoid()  # [B, M]
+    deltas = predictions.box_deltas.gather(1, anchor_index[..., None].expand(-1, -1, 4))  # [B, M, 4]
+    boxes = box_ops.clip(box_ops.decode(deltas, predictions.anchors[anchor_index]), sizes)
+    # A box that clipping left without area is no detection.
+    is_kept = (scores > config.score_threshold) & (box_ops.box_area(boxes) > 0)  # [B, M]
+    images = [
+        _suppress(*(part[row][is_kept[row]] for part in (boxes, scores, labels)), config) for row in range(len(scores))
+    ]
+    return _pad(images, boxes)
+
+
+def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: PredictConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Class-wise NMS of one image, best first."""
+    if len(boxes) == 0:
+        return boxes, scores, labels
+    # Classes are moved apart so that one NMS call never compares two of them.
+    offsets = labels.to(boxes.dtype) * (boxes.max() + 1)
+    kept = nms(boxes + offsets[:, None], scores, config.nms_threshold)[: config.max_detections]
+    return boxes[kept], scores[kept], labels[kept]
+
+
+def _pad(images: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> Detections:
+    most = max((len(scores) for _, scores, _ in images), default=0)
+    detections = Detections(
+        boxes=like.new_zeros(len(images), most, 4),
+        scores=like.new_zeros(len(images), most),
+        labels=torch.full((len(images), most), PADDING, dtype=torch.int64, device=like.device),
+    )
+    for row, parts in enumerate(images):
+        for padded, part in zip(detections, parts, strict=True):
+            padded[row, : len(part)] = part
+    return detections
