@@ -1,0 +1,70 @@
+"""Samples to a :class:`~detector.structures.Batch`, and the loader around it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from detector.data.coco import Sample
+from detector.errors import DetectorError
+from detector.structures import PADDING, Batch, Targets
+
+SIZE_DIVISOR = 32  # of the padded sides: the stride of C5
+
+
+def pad_images(images: list[torch.Tensor]) -> torch.Tensor:
+    """Pictures [3, H, W] in one [B, 3, H', W'], zero right and below, both sides multiples of ``SIZE_DIVISOR``."""
+    sides = torch.tensor([image.shape[-2:] for image in images]).amax(dim=0)
+    height, width = (-(-sides // SIZE_DIVISOR) * SIZE_DIVISOR).tolist()
+    padded = torch.zeros(len(images), images[0].shape[0], height, width, dtype=images[0].dtype)
+    for row, image in enumerate(images):
+        padded[row, :, : image.shape[1], : image.shape[2]] = image
+    return padded
+
+
+def collate(samples: list[Sample | DetectorError]) -> Batch | DetectorError:
+    """One batch; if a sample is an error, that error (see ``CocoDataset``)."""
+    for sample in samples:
+        if isinstance(sample, DetectorError):
+            return sample
+    most = max(1, *(len(sample.labels) for sample in samples))
+    boxes = torch.zeros(len(samples), most, 4)
+    labels = torch.full((len(samples), most), PADDING)
+    for row, sample in enumerate(samples):
+        boxes[row, : len(sample.boxes)] = sample.boxes
+        labels[row, : len(sample.labels)] = sample.labels
+    return Batch(
+        images=pad_images([sample.image for sample in samples]),
+        sizes=torch.tensor([sample.image.shape[-2:] for sample in samples]),
+        sizes_original=torch.tensor([sample.size_original for sample in samples]),
+        targets=Targets(boxes, labels),
+        ids=torch.tensor([sample.id for sample in samples]),
+    )
+
+
+def load_batches(dataset: Dataset[Any], batches: Any, workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """The batches of ``dataset`` in the order of a sampler of key lists; raises the error of a broken sample."""
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        worker_init_fn=init_worker,
+    )
+    for batch in loader:
+        if isinstance(batch, DetectorError):
+            raise batch
+        yield batch
+
+
+def init_worker(worker: int) -> None:
+    """What every loader process does first."""
+    # Ctrl-C reaches the whole process group; the main process decides when its workers end, and ends them by SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)

@@ -1,0 +1,78 @@
+"""Which images make up which step: a pure function of (seed, epoch), whatever the number of ranks.
+
+The global order is cut into batches of ``train.batch_size``; ranks and accumulated parts take their share of each.
+Nothing is remembered between steps, so a run continues at any step by starting there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+Key = tuple[int, int]  # (epoch, index): what a data set is indexed by
+
+
+def epoch_batches(is_wide: np.ndarray | None, num_images: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """Image indices of every batch of an epoch, [steps, batch_size].
+
+    Every image comes once; what is missing from the last batch is filled from the beginning of the order. With
+    ``is_wide`` [I] given, batches hold only landscape or only portrait pictures, but for the few made of leftovers.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(num_images)
+    groups = [order] if is_wide is None else [order[is_wide[order]], order[~is_wide[order]]]
+    full = [group[: len(group) // batch_size * batch_size].reshape(-1, batch_size) for group in groups]
+    rest = np.concatenate([group[len(group) // batch_size * batch_size :] for group in groups])
+    short = -len(rest) % batch_size
+    rest = np.concatenate([rest, np.resize(order, short)]).reshape(-1, batch_size)
+    return rng.permutation(np.concatenate([*full, rest]))
+
+
+class TrainBatches:
+    """This rank's parts of every batch from ``start_step`` to ``steps``: ``accumulate`` lists of keys a step."""
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        steps: int,
+        is_wide: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+    ) -> None:
+        self.arguments = (is_wide, num_images, batch_size, seed)
+        self.steps_per_epoch = -(-num_images // batch_size)
+        self.start_step, self.steps = start_step, steps
+        self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
+
+    def __len__(self) -> int:
+        return (self.steps - self.start_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        batches, epoch_of_batches = np.empty((0, 0), dtype=np.int64), -1
+        for step in range(self.start_step, self.steps):
+            epoch, place = divmod(step, self.steps_per_epoch)
+            if epoch != epoch_of_batches:
+                batches, epoch_of_batches = epoch_batches(*self.arguments, epoch), epoch
+            parts = batches[place].reshape(self.world_size, self.accumulate, -1)
+            for part in parts[self.rank]:
+                yield [(epoch, int(index)) for index in part]
+
+
+class EvalBatches:
+    """This rank's batches of a whole data set in order; a rank without images has none."""
+
+    def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, num_images, world_size)
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[start : start + self.batch_size]]

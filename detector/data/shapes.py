@@ -1,0 +1,117 @@
+"""A generated COCO-format data set: shapes over textured clutter. Every picture is a function of (seed, index)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+SIDE = 224  # of a picture, in pixels
+SMALLEST, LARGEST = 12, 150  # side of a shape's box, in pixels
+MOST_HIDDEN = 1 / 3  # of a shape, by those drawn over it
+
+# Corners on the unit circle's square [-1, 1]²; a circle has none.
+POLYGONS: dict[str, np.ndarray | None] = {
+    "circle": None,
+    "square": np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float64),
+    "triangle": np.array([[0, -1], [1, 1], [-1, 1]], dtype=np.float64),
+    "cross": np.array(
+        [[-3, -9], [3, -9], [3, -3], [9, -3], [9, 3], [3, 3], [3, 9], [-3, 9], [-3, 3], [-9, 3], [-9, -3], [-3, -3]],
+        dtype=np.float64,
+    )
+    / 9,
+}
+CLASSES = list(POLYGONS)
+
+
+def write_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
+    """``folder``/images and ``folder``/annotations/{train,val}.json with so many pictures each."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    first = 0
+    for split, count in (("train", train), ("val", val)):
+        images, annotations = [], []
+        for index in range(first, first + count):
+            picture, boxes, labels = make_picture(seed, index)
+            name = f"{split}_{index:05}.jpg"
+            cv2.imwrite(str(folder / "images" / name), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+            images.append({"id": index + 1, "file_name": name, "height": SIDE, "width": SIDE})
+            for (left, top, right, bottom), label in zip(boxes.tolist(), labels, strict=True):
+                width, height = right - left, bottom - top
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": index + 1,
+                        "category_id": label + 1,
+                        "bbox": [left, top, width, height],
+                        "area": width * height,
+                        "iscrowd": 0,
+                    }
+                )
+        categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)]
+        tree = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / "annotations" / f"{split}.json").write_text(json.dumps(tree), encoding="utf-8")
+        first += count
+
+
+def make_picture(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """A picture [SIDE, SIDE, 3] uint8 RGB, the boxes of its shapes [T, 4] xyxy in whole pixels, and their labels."""
+    rng = np.random.default_rng([seed, index])
+    picture = _clutter(rng)
+    shown = np.zeros((0, SIDE, SIDE), dtype=bool)  # what is to be seen of each shape so far
+    areas, boxes, labels = [], [], []
+    for _ in range(int(rng.integers(1, 9))):
+        label = int(rng.integers(len(CLASSES)))
+        mask = _shape(rng, POLYGONS[CLASSES[label]])
+        still_shown = shown & ~mask
+        if np.any(still_shown.sum(axis=(1, 2)) < (1 - MOST_HIDDEN) * np.array(areas)):
+            continue
+        shown = np.concatenate([still_shown, mask[None]])
+        rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+        areas.append(mask.sum())
+        boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        labels.append(label)
+        _paint(rng, picture, mask)
+    return picture, np.array(boxes), labels
+
+
+def _clutter(rng: np.random.Generator) -> np.ndarray:
+    """Clouds of colour, strokes and grain: edges everywhere, none of them a closed shape."""
+    coarse = rng.integers(40, 216, size=(5, 5, 3)).astype(np.uint8)
+    picture = cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    for _ in range(int(rng.integers(10, 30))):
+        start, end = (tuple(int(number) for number in rng.integers(0, SIDE, 2)) for _ in range(2))
+        color = tuple(int(number) for number in rng.integers(0, 256, 3))
+        cv2.line(picture, start, end, color, int(rng.integers(1, 4)), cv2.LINE_AA)
+    grain = rng.normal(0, 12, size=(SIDE, SIDE, 1))
+    return np.clip(picture + grain, 0, 255).astype(np.uint8)
+
+
+def _shape(rng: np.random.Generator, polygon: np.ndarray | None) -> np.ndarray:
+    """A filled shape somewhere in the picture, [SIDE, SIDE] bool; its box has sides of SMALLEST to LARGEST pixels."""
+    size = np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))
+    stretch = np.exp(rng.uniform(-0.25, 0.25, size=2))
+    angle = rng.uniform(-0.35, 0.35)  # radians: a square stays a square to the eye
+    turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    corners = np.stack([np.cos(turns), np.sin(turns)], axis=1) if polygon is None else polygon
+    corners = corners * stretch @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    # The short side may not fall under SMALLEST, nor the long one pass LARGEST.
+    scale = np.clip(size / (high - low).max(), SMALLEST / (high - low).min(), (LARGEST - 2) / (high - low).max())
+    extent = (high - low) * scale
+    corner = rng.uniform(0, SIDE - 1 - extent)
+    mask = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    cv2.fillPoly(mask, [np.round((corners - low) * scale + corner).astype(np.int32)], 1)
+    return mask.astype(bool)
+
+
+def _paint(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> None:
+    """Fill ``mask`` with a colour, now and then striped."""
+    color = rng.integers(0, 256, size=3)
+    picture[mask] = color
+    if rng.random() < 0.3:
+        stripes = np.zeros_like(mask)
+        stripes[:: int(rng.integers(4, 9))] = True
+        picture[mask & stripes] = 255 - color
