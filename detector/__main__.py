@@ -1,0 +1,53 @@
+"""``python -m detector COMMAND`` and the console script ``detector``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from detector.errors import DetectorError
+
+COMMANDS = {
+    "quickstart": "generate a set of shapes, train on it, evaluate, and draw what was found",
+    "train": "train a model from a config",
+    "evaluate": "score a checkpoint, or a COCO results file",
+    "infer": "find objects in a folder of pictures",
+}
+
+INVALID = 2  # exit code for input that a person can mend
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="detector", description="RetinaNet-style detection on feature pyramids.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        commands.add_parser(name, help=summary, add_help=False)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    known = parser.parse_args(arguments[:1])
+    return run_command(known.command, arguments[1:], prog=f"detector {known.command}")
+
+
+def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse and run the command of ``detector.commands.NAME``; errors that a person can mend become one line each."""
+    command = importlib.import_module(f"detector.commands.{name}")
+    parser = argparse.ArgumentParser(
+        prog=prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_arguments(parser)
+    args = parser.parse_intermixed_args(argv)
+    try:
+        return command.run(args)
+    except DetectorError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return INVALID
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

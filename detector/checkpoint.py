@@ -1,0 +1,116 @@
+"""Self-describing checkpoints: plain tensors, numbers and strings, written atomically, read without unpickling code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import detector
+from detector.config import Config, config_from_dict, config_to_dict
+from detector.data.coco import Category
+from detector.errors import ConfigError, WeightsError
+from detector.models import Model, build_model
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, config: Config, categories: list[Category], state: dict[str, Any]) -> None:
+    """Write ``state`` (``model`` and whatever training needs) with all that it takes to use it elsewhere.
+
+    The file stands whole under its name or not at all: a crash leaves the one before.
+    """
+    content = {
+        "format": FORMAT,
+        "config": config_to_dict(config),
+        "categories": [category._asdict() for category in categories],
+        "versions": versions(),
+        **state,
+    }
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU. Raises :class:`~detector.errors.WeightsError` for anything else."""
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise WeightsError(
+            f"{path}: is no checkpoint, or is cut off ({reason}); give a .pt file written by training"
+        ) from None
+    if not isinstance(content, dict) or "format" not in content:
+        raise WeightsError(f"{path}: holds weights, but not of this package's training (no 'format')")
+    if content["format"] != FORMAT:
+        raise WeightsError(
+            f"{path}: has format {content['format']}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    return content
+
+
+def checkpoint_config(content: dict[str, Any], path: str | Path) -> Config:
+    try:
+        return config_from_dict(content["config"], str(path))
+    except ConfigError as error:
+        raise WeightsError(f"{path}: its config is not one of this version: {error}") from None
+
+
+def checkpoint_categories(content: dict[str, Any]) -> list[Category]:
+    return [Category(**category) for category in content["categories"]]
+
+
+def load_model(content: dict[str, Any], path: str | Path) -> Model:
+    """The model of a checkpoint with the weights to predict with: the averaged ones where training kept an average."""
+    config = checkpoint_config(content, path)
+    model = build_model(config.model, len(content["categories"]))
+    load_weights(model, content["ema"] if content.get("ema") else content["model"], path)
+    return model.eval()
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Strictly; a difference is named by its first key."""
+    own = model.state_dict()
+    for name in [*(own.keys() - weights.keys()), *(weights.keys() - own.keys())]:
+        where = "missing from" if name in own else "unknown to the model but in"
+        raise WeightsError(f"{path}: {name} is {where} the checkpoint; it is of another architecture")
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise WeightsError(
+                f"{path}: {name} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model;"
+                " it is of another architecture or class count"
+            )
+    model.load_state_dict(weights)
+
+
+def versions() -> dict[str, str]:
+    # str(): torch's own is a subclass, which weights_only refuses to read.
+    return {
+        "detector": detector.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; not every system lets a folder be opened."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,69 @@
+"""Find objects in pictures: predictions.json and drawings.
+
+tools/infer.py --checkpoint runs/x/best.pt --input pictures/ --output found/
+tools/infer.py --checkpoint runs/x/best.pt --input 'pictures/*.jpg' --output found/ --draw-score 0.5
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+UNREADABLE = 1  # exit code when some pictures could not be read; all others are done
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, help="a .pt file of a run")
+    parser.add_argument("--input", required=True, help="a folder (searched whole), a file, or a quoted pattern")
+    parser.add_argument("--output", required=True, type=Path, help="a new folder for predictions.json and images/")
+    parser.add_argument("--score", type=_probability, help="lowest score in predictions.json (default: the config's)")
+    parser.add_argument(
+        "--draw-score", type=_probability, default=0.4, help="lowest score that is drawn (default: 0.4)"
+    )
+    parser.add_argument("--no-images", action="store_true", help="write predictions.json only")
+    parser.add_argument("--batch-size", type=_count, default=8, help="pictures at once (default: 8)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that read pictures (default: 2)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from detector.errors import ConfigError
+    from detector.inference import find_images, infer_folder
+
+    root, files = find_images(args.input)
+    if (args.output / "predictions.json").exists():
+        raise ConfigError(f"{args.output}: holds predictions already; choose another --output, or remove it")
+
+    import detector
+
+    predictor = detector.load(args.checkpoint, args.device)
+    summary = infer_folder(
+        predictor,
+        root,
+        files,
+        args.output,
+        score=args.score,
+        draw_score=None if args.no_images else args.draw_score,
+        batch_size=args.batch_size,
+        workers=args.workers,
+    )
+    print(f"{summary.found} objects in {len(files) - len(summary.errors)} pictures: {args.output / 'predictions.json'}")
+    for error in summary.errors[:10]:
+        print(f"not read: {error}")
+    if summary.errors:
+        print(f"{len(summary.errors)} of {len(files)} pictures could not be read: {args.output / 'errors.jsonl'}")
+    return UNREADABLE if summary.errors else 0
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value

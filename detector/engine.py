@@ -1,0 +1,344 @@
+"""The training loop and the evaluation loop: explicit, without hooks, and blind to the task."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from detector import distributed
+from detector.checkpoint import load_weights, save_checkpoint
+from detector.config import Config, TrainConfig
+from detector.data.coco import Category, CocoDataset
+from detector.data.collate import load_batches
+from detector.data.sampler import EvalBatches, TrainBatches
+from detector.ema import average_weights
+from detector.errors import NonFiniteError
+from detector.models import Model
+from detector.optim import build_optimizer, lr_factor, scaled_lr, set_lr
+from detector.run import RunFolder
+from detector.tasks import Task
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class TrainingState:
+    """All that a step changes; what ``last.pt`` holds."""
+
+    model: Model
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None
+    step: int = 0  # optimizer steps done
+    best: float = -1.0
+    best_epoch: int = 0
+
+    @classmethod
+    def begin(cls, model: Model, config: TrainConfig, device: torch.device) -> TrainingState:
+        # Losses are sums over some hundred positives here, so the usual first scale of 2^16 would overflow.
+        scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=config.precision == "fp16")
+        ema = average_weights(model, config.ema) if config.ema else None
+        return cls(model, build_optimizer(model, config.optimizer, config.batch_size), scaler, ema)
+
+    @property
+    def evaluated(self) -> Model:
+        """The model to predict with: the average where one is kept."""
+        return self.ema.module if self.ema else self.model
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "ema_updates": int(self.ema.n_averaged) if self.ema else 0,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+        }
+
+    def restore(self, content: dict[str, Any], path: object) -> None:
+        load_weights(self.model, content["model"], str(path))
+        if self.ema and content["ema"]:
+            load_weights(self.ema.module, content["ema"], str(path))
+            self.ema.n_averaged.fill_(content["ema_updates"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scaler.load_state_dict(content["scaler"])
+        self.step, self.best, self.best_epoch = content["step"], content["best"], content["best_epoch"]
+
+
+@dataclass
+class StopRequest:
+    """Ctrl-C or SIGTERM asks for an end after the current step; a second one ends at once."""
+
+    asked: bool = False
+    _previous: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed from several numbers, well mixed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def count_steps(config: TrainConfig, num_images: int) -> tuple[int, int]:
+    """Optimizer steps of the whole run and of one epoch."""
+    per_epoch = -(-num_images // config.batch_size)
+    return config.steps or config.epochs * per_epoch, per_epoch
+
+
+def train(
+    config: Config,
+    task: Task,
+    state: TrainingState,
+    train_data: CocoDataset,
+    val_data: CocoDataset,
+    run: RunFolder,
+    device: torch.device,
+) -> bool:
+    """Train from ``state.step`` to the end; True if it got there, False if a signal asked it to stop (and it saved)."""
+    steps, steps_per_epoch = count_steps(config.train, len(train_data))
+    categories = train_data.annotations.categories
+    world_size, accumulate, batch_size = distributed.world_size(), config.train.accumulate, config.train.batch_size
+    peak_lr = scaled_lr(config.train.optimizer, batch_size)
+    trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+    buffers = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
+    good_buffers = [buffer.clone() for buffer in buffers]
+    network: nn.Module = state.model
+    if world_size > 1:
+        network = DistributedDataParallel(state.model, device_ids=[device] if device.type == "cuda" else None)
+    batches = _train_batches(config, train_data, state.step, steps, device)
+    progress = _Progress(state.step, steps)
+    network.train()
+    started = time.perf_counter()
+
+    with StopRequest() as stop:
+        for step in range(state.step, steps):
+            # Dropout and its like are a function of the step too, so a resumed run draws the same.
+            torch.manual_seed(seed_of(config.seed, step, distributed.rank()))
+            lr = peak_lr * lr_factor(config.train.schedule, step, steps)
+            set_lr(state.optimizer, lr)
+
+            sums = torch.zeros(0)
+            ids: list[int] = []
+            for part in range(accumulate):
+                batch = next(batches)
+                ids += batch.ids.tolist()
+                batch = batch.to(device)
+                # Gradients travel between ranks once a step, with the last part.
+                is_last = part == accumulate - 1
+                with contextlib.nullcontext() if is_last or world_size == 1 else network.no_sync():
+                    with _autocast(config.train, device):
+                        predictions = network(batch.images, batch.sizes)
+                    losses = task.loss(predictions, batch.targets, config.model)
+                    state.scaler.scale(sum(losses.parts.values())).backward()
+                part_sums = torch.stack([*losses.parts.values(), losses.normaliser]).detach().float()
+                sums = part_sums if part == 0 else sums + part_sums
+
+            # One collective carries the loss parts, the normaliser and whether any rank was asked to stop.
+            asked = torch.full((1,), float(stop.asked), device=device)
+            totals = distributed.sum_over_ranks(torch.cat([sums, asked]))
+            normaliser = totals[-2].clamp(min=1)
+            state.scaler.unscale_(state.optimizer)
+            # DDP has averaged over ranks what the loss sums over them.
+            gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+            torch._foreach_mul_(gradients, world_size / normaliser)
+            grad_norm = nn.utils.clip_grad_norm_(trained, config.train.clip_norm or float("inf"))
+            *parts, positives, asked_ranks, norm = torch.cat([totals, grad_norm[None]]).tolist()
+            loss_parts = dict(zip(losses.parts, (part / max(1.0, positives) for part in parts), strict=True))
+            loss = sum(loss_parts.values())
+            if not is_finite(loss) or (not is_finite(norm) and not state.scaler.is_enabled()):
+                # BatchNorm has averaged over this batch already; parameters have not moved yet.
+                torch._foreach_copy_(buffers, good_buffers)
+                save_last(run, config, categories, state)
+                _raise_non_finite(step, lr, loss_parts, norm, ids, run)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+            torch._foreach_copy_(good_buffers, buffers)
+            if state.ema:
+                state.ema.update_parameters(state.model)
+            state.step = step + 1
+
+            seconds = time.perf_counter() - started
+            started += seconds
+            row = {
+                "step": state.step,
+                "epoch": state.step / steps_per_epoch,
+                "images_seen": state.step * batch_size,
+                "loss": loss,
+                **{f"loss_{name}": value for name, value in loss_parts.items()},
+                "lr": lr,
+                "grad_norm": norm,
+                "normaliser": positives,
+                "images_per_second": batch_size / seconds,
+            }
+            if distributed.is_main():
+                run.append(row)
+                progress.show(row, config.train.log_steps)
+
+            if asked_ranks:
+                save_last(run, config, categories, state)
+                return False
+            is_epoch_end = state.step % steps_per_epoch == 0 or state.step == steps
+            epoch = -(-state.step // steps_per_epoch)
+            if state.step == steps or (is_epoch_end and epoch % config.eval.every_epochs == 0):
+                metrics = run_evaluation(state.evaluated, task, val_data, config, device)
+                keep_best(run, config, task, state, categories, metrics, epoch)
+                network.train()
+            if is_epoch_end or state.step % config.train.checkpoint_steps == 0:
+                save_last(run, config, categories, state)
+            started = time.perf_counter()
+    progress.close()
+    return True
+
+
+def is_finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _raise_non_finite(
+    step: int, lr: float, loss_parts: dict[str, float], grad_norm: float, ids: list[int], run: RunFolder
+) -> None:
+    all_ids = [image_id for rank_ids in distributed.gather(ids) for image_id in rank_ids]
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in loss_parts.items())
+    raise NonFiniteError(
+        f"step {step + 1}: the loss or its gradient is not finite (lr {lr:.3g}; {parts}; gradient norm {grad_norm:.4g};"
+        f" image ids {', '.join(map(str, all_ids))}); the state before the step is in {run.last}. A lower"
+        " train.optimizer.lr, a longer train.schedule.warmup_steps or train.clip_norm usually cures it"
+    )
+
+
+def save_last(run: RunFolder, config: Config, categories: list[Category], state: TrainingState) -> None:
+    if distributed.is_main():
+        save_checkpoint(run.last, config, categories, state.content())
+
+
+def keep_best(
+    run: RunFolder,
+    config: Config,
+    task: Task,
+    state: TrainingState,
+    categories: list[Category],
+    metrics: dict[str, Any],
+    epoch: int,
+) -> None:
+    """Write the results of an evaluation, and the model's weights if it is the best so far."""
+    if not distributed.is_main():
+        return
+    if metrics[task.MAIN_METRIC] > state.best:
+        state.best, state.best_epoch = metrics[task.MAIN_METRIC], epoch
+        save_checkpoint(
+            run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": metrics}
+        )
+    images_seen = state.step * config.train.batch_size
+    run.write_results(
+        metrics | {"epoch": epoch, "images_seen": images_seen, "best": state.best, "best_epoch": state.best_epoch}
+    )
+    run.append({"step": state.step, "epoch": epoch, "evaluation": metrics})
+    print(task.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
+
+
+def run_evaluation(model: Model, task: Task, data: CocoDataset, config: Config, device: torch.device) -> dict[str, Any]:
+    """Metrics of ``model`` on ``data``; every rank predicts its share, and all get the same metrics."""
+    model.eval()
+    own_batches = EvalBatches(len(data), config.eval.batch_size, distributed.rank(), distributed.world_size())
+    batches = load_batches(data, own_batches, config.data.workers, pin_memory=device.type == "cuda")
+    hidden = not (distributed.is_main() and sys.stderr.isatty())
+    rows = []
+    for batch in tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden):
+        rows.append(predict_rows(model, task, batch.to(device), config, data.annotations.categories))
+    # Gathered outside the loop: a rank without images takes part all the same.
+    all_rows = [row for rank_rows in distributed.gather(rows) for row in rank_rows]
+    return task.evaluate(all_rows, data.annotations, config)
+
+
+@torch.inference_mode()
+def predict_rows(model: Model, task: Task, batch: Any, config: Config, categories: list[Category]) -> Any:
+    with _autocast(config.train, batch.images.device):
+        predictions = model(batch.images, batch.sizes)
+    return task.to_rows(task.predict(predictions, batch, config.model), batch.ids, categories)
+
+
+def _train_batches(config: Config, data: CocoDataset, start: int, steps: int, device: torch.device) -> Iterator[Any]:
+    sampler = TrainBatches(
+        num_images=len(data),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start,
+        steps=steps,
+        is_wide=(data.annotations.widths >= data.annotations.heights).numpy() if config.data.group_by_aspect else None,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        accumulate=config.train.accumulate,
+    )
+    return load_batches(data, sampler, config.data.workers, pin_memory=device.type == "cuda")
+
+
+def _autocast(config: TrainConfig, device: torch.device) -> Any:
+    dtype = AUTOCAST[config.precision]
+    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
+
+
+class _Progress:
+    """One line that is rewritten on a terminal; a line now and then elsewhere."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.bar = tqdm(
+            initial=step,
+            total=steps,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (distributed.is_main() and sys.stderr.isatty()),
+        )
+        self.steps = steps
+        self.begin_step, self.begin = step, time.perf_counter()
+
+    def show(self, row: dict[str, Any], every: int) -> None:
+        parts = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in row.items() if name.startswith("loss")]
+        text = f"{' '.join(parts)} lr {row['lr']:.2e} {row['images_per_second']:.1f} img/s"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+        if self.bar.disable and (row["step"] % every == 0 or row["step"] == self.steps):
+            done = row["step"] - self.begin_step
+            eta = (time.perf_counter() - self.begin) / done * (self.steps - row["step"])
+            print(
+                f"step {row['step']}/{self.steps} epoch {row['epoch']:.2f} {text} eta {_clock(eta)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

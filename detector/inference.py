@@ -1,0 +1,148 @@
+"""A folder of pictures through a predictor: predictions.json, drawings, and what could not be read."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from detector.data.coco import Sample
+from detector.data.collate import init_worker
+from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.errors import DataError
+from detector.predictor import Prediction, Predictor
+from detector.visualize import draw_boxes
+
+
+class Summary(NamedTuple):
+    found: int  # objects in all pictures
+    errors: list[str]  # one line for each picture that could not be read
+
+
+class _Item(NamedTuple):
+    index: int
+    image: np.ndarray | None  # [H, W, 3], None if it could not be read
+    sample: Sample | None
+    error: str
+
+
+class _Pictures(Dataset[_Item]):
+    def __init__(self, files: list[Path], predictor: Predictor) -> None:
+        self.files = files
+        self.make_sample = predictor.sample
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> _Item:
+        try:
+            image = read_image(self.files[index])
+        except DataError as error:
+            return _Item(index, None, None, str(error))
+        return _Item(index, image, self.make_sample(image, index + 1), "")
+
+
+def find_images(pattern: str) -> tuple[Path, list[Path]]:
+    """The pictures of a folder (searched whole), a file or a glob pattern, sorted, and the folder that they are in."""
+    path = Path(pattern)
+    if path.is_file():
+        return path.parent, [path]
+    if path.is_dir():
+        root, candidates = path, path.rglob("*")
+    elif glob.has_magic(pattern):
+        matches = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207 (may be absolute)
+        fixed = pattern[: min(pattern.index(sign) for sign in "*?[" if sign in pattern)]
+        root, candidates = Path(os.path.dirname(fixed)), iter(matches)  # noqa: PTH120 (Path drops the last slash)
+    else:
+        raise DataError(f"{pattern}: no such file or folder")
+    files = sorted(file for file in candidates if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    if not files:
+        raise DataError(f"{pattern}: has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return root, files
+
+
+def infer_folder(
+    predictor: Predictor,
+    root: Path,
+    files: list[Path],
+    output: Path,
+    score: float | None,
+    draw_score: float | None,
+    batch_size: int,
+    workers: int,
+) -> Summary:
+    """Predict ``files`` and write ``output``; pictures that cannot be read are listed and do not stop the others.
+
+    ``draw_score`` None draws nothing. File names in the output are relative to ``root``.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be made: {error.strerror}") from None
+    loader = DataLoader(
+        _Pictures(files, predictor), batch_size, num_workers=workers, collate_fn=list, worker_init_fn=init_worker
+    )
+    results: list[dict] = []
+    errors: list[dict] = []
+    drawings: list[Future[None]] = []
+    with (
+        ThreadPoolExecutor(max_workers=2) as pool,
+        tqdm(total=len(files), unit="img", disable=not sys.stderr.isatty()) as bar,
+    ):
+        for items in loader:
+            good = [item for item in items if item.image is not None]
+            errors += [{"file": str(files[item.index]), "error": item.error} for item in items if item.image is None]
+            for item, found in zip(good, predictor.predict_samples([item.sample for item in good], score), strict=True):
+                name = files[item.index].relative_to(root)
+                results += to_results(found, item.index + 1, name)
+                if draw_score is not None:
+                    drawings.append(pool.submit(draw, item.image, found, draw_score, output / "images" / name))
+            # Done drawings hold their pictures until they are let go; this also waits when drawing is slower.
+            while len(drawings) > 4 * batch_size:
+                drawings.pop(0).result()
+            bar.update(len(items))
+        for drawing in drawings:
+            drawing.result()
+    if errors:
+        text = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+        (output / "errors.jsonl").write_text(text, encoding="utf-8")
+    partial = output / "predictions.json.partial"
+    partial.write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+    partial.replace(output / "predictions.json")
+    return Summary(len(results), [error["error"] for error in errors])
+
+
+def to_results(found: Prediction, image_id: int, name: Path) -> list[dict]:
+    """COCO results of one picture, with the file's and the classes' names beside the ids."""
+    return [
+        {
+            "image_id": image_id,
+            "file_name": name.as_posix(),
+            "category_id": int(category_id),
+            "category_name": category,
+            "bbox": [round(float(number), 2) for number in (*box[:2], *(box[2:] - box[:2]))],
+            "score": round(float(score), 5),
+        }
+        for box, score, category_id, category in zip(
+            found.boxes, found.scores, found.category_ids, found.names, strict=True
+        )
+    ]
+
+
+def draw(image: np.ndarray, found: Prediction, draw_score: float, path: Path) -> None:
+    """One picture with its boxes, under its own name."""
+    is_drawn = found.scores >= draw_score
+    texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
+    texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        path = path.with_name(path.name + ".jpg")  # x.png and x.jpg may stand side by side
+    draw_boxes(image, found.boxes[is_drawn], found.labels[is_drawn].tolist(), texts).save(path, quality=90)

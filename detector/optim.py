@@ -1,0 +1,47 @@
+"""Optimizer and learning rate, the latter a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from detector.config import OptimizerConfig, ScheduleConfig
+
+
+def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
+    """The peak learning rate for a global batch (linear scaling, Goyal et al. 2017, section 2.1)."""
+    return config.lr * batch_size / config.lr_batch_size
+
+
+def lr_factor(config: ScheduleConfig, step: int, steps: int) -> float:
+    """What the peak rate is multiplied by at ``step`` of ``steps``, 0-based."""
+    warmup_steps = min(config.warmup_steps, steps)
+    warmup = 1.0
+    if step < warmup_steps:
+        warmup = config.warmup_factor + (1 - config.warmup_factor) * step / warmup_steps
+    if config.name == "cosine":
+        return warmup * (1 + math.cos(math.pi * step / steps)) / 2
+    return warmup * config.gamma ** sum(step >= round(milestone * steps) for milestone in config.milestones)
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) -> torch.optim.Optimizer:
+    """SGD or AdamW over the trained parameters, norms and biases in a group of their own."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Weights of convolutions and linear layers are matrices; all that norms and biases have is vectors.
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0},
+    ]
+    lr = scaled_lr(config, batch_size)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr)
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

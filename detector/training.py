@@ -1,0 +1,89 @@
+"""A whole run: what stands around the training loop."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from detector import distributed
+from detector.checkpoint import checkpoint_categories, read_checkpoint
+from detector.config import Config, TrainConfig
+from detector.data.coco import CocoDataset
+from detector.data.transforms import TrainTransform, Transform
+from detector.engine import TrainingState, count_steps, train
+from detector.errors import ConfigError, DataError
+from detector.models import Model, build_model
+from detector.optim import scaled_lr
+from detector.run import RunFolder
+from detector.tasks import get_task
+from detector.weights import load_backbone_weights
+
+
+def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = False) -> bool:
+    """A whole run: open the data, build or resume, train, evaluate; True if it reached the end, False if stopped.
+
+    With ``resume`` the run continues from its ``last.pt``, or begins if there is none. Raises
+    :class:`~detector.errors.DetectorError` for all that a person can mend.
+    """
+    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
+    task = get_task(config)
+    check_sizes(config.train, distributed.world_size())
+    augmented = TrainTransform(config.data.resize, config.data.augment, config.seed)
+    train_data = task.open_split(config.data.train, "train", config.data, augmented)
+    categories = train_data.annotations.categories
+    val_data = task.open_split(config.data.val, "val", config.data, Transform(config.data.resize), categories)
+
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, len(categories))
+    content = read_checkpoint(run.last) if resume and run.last.exists() else None
+    origin = f"resumed from {run.last}"
+    if content is None:
+        origin = load_backbone_weights(model.pyramid.backbone, config.model.backbone)
+    elif checkpoint_categories(content) != categories:
+        raise DataError(
+            f"{run.last}: was trained on {len(content['categories'])} classes, {train_data.annotations.path} has"
+            f" {len(categories)}; resume on the same data, or begin another run with --name"
+        )
+    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    model = model.to(device, memory_format=memory_format)
+    state = TrainingState.begin(model, config.train, device)
+    if content is not None:
+        state.restore(content, run.last)
+    if distributed.is_main():
+        begin_run(run, config, resumed=content is not None, step=state.step, resume=resume)
+        print_plan(config, origin, model, train_data, val_data, device)
+    distributed.barrier()
+    return train(config, task, state, train_data, val_data, run, device)
+
+
+def check_sizes(config: TrainConfig, world_size: int) -> None:
+    if config.batch_size % (world_size * config.accumulate):
+        raise ConfigError(
+            f"train.batch_size: {config.batch_size} images a step cannot be shared by {world_size} ranks in"
+            f" {config.accumulate} parts (train.accumulate); use a multiple of {world_size * config.accumulate}"
+        )
+
+
+def begin_run(run: RunFolder, config: Config, resumed: bool, step: int, resume: bool) -> None:
+    """Make the run's folder, or tidy the one that is continued."""
+    if not (resume and run.path.exists()):
+        run.create()
+    run.forget_after(step if resumed else 0)
+    run.describe(config)
+
+
+def print_plan(
+    config: Config, origin: str, model: Model, train_data: CocoDataset, val_data: CocoDataset, device: torch.device
+) -> None:
+    steps, steps_per_epoch = count_steps(config.train, len(train_data))
+    train, lr = config.train, scaled_lr(config.train.optimizer, config.train.batch_size)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    lines = [
+        f"{origin}; {parameters:,} parameters, {trained:,} trained; {distributed.world_size()} × {device}",
+        *(f"{name}: {data.summary()}" for name, data in (("train", train_data), ("val", val_data))),
+        f"{steps} steps of {train.batch_size} images, {steps_per_epoch} an epoch; peak lr {lr:.3g}"
+        f" ({train.optimizer.lr:.3g} for {train.optimizer.lr_batch_size} images, scaled by {train.batch_size})",
+    ]
+    print("\n".join(lines), file=sys.stderr)
