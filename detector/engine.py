@@ -252,7 +252,7 @@ def keep_best(
     """Write the results of an evaluation, and the model's weights if it is the best so far."""
     if not distributed.is_main():
         return
-    if metrics[task.MAIN_METRIC] > state.best:
+    if state.best_epoch == 0 or metrics[task.MAIN_METRIC] > state.best:
         state.best, state.best_epoch = metrics[task.MAIN_METRIC], epoch
         save_checkpoint(
             run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": metrics}

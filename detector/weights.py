@@ -39,7 +39,8 @@ def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> str:
 
 
 def _read(name: str, source: str) -> dict[str, Tensor]:
-    known = [weight.name for weight in torchvision.models.get_model_weights(name)]
+    has_weights = name in torchvision.models.list_models()
+    known = [weight.name for weight in torchvision.models.get_model_weights(name)] if has_weights else []
     if source in known:
         url = torchvision.models.get_model_weights(name)[source].url
     elif urlparse(source).scheme in ("http", "https", "file"):
@@ -48,7 +49,7 @@ def _read(name: str, source: str) -> dict[str, Tensor]:
         return _load_file(source)
     else:
         raise WeightsError(
-            f"model.backbone.weights: {source} is no file, no URL and no weights of {name} ({one_of(known)})"
+            f"model.backbone.weights: {source} is no file, no URL and no weights of {name} ({one_of(known or ['it has none'])})"
         )
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:

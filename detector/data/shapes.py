@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SIDE = 224  # of a picture, in pixels
+SIDE = 160  # of a picture, in pixels
 SMALLEST, LARGEST = 12, 150  # side of a shape's box, in pixels
 MOST_HIDDEN = 1 / 3  # of a shape, by those drawn over it
 
@@ -62,7 +62,7 @@ def make_picture(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[in
     picture = _clutter(rng)
     shown = np.zeros((0, SIDE, SIDE), dtype=bool)  # what is to be seen of each shape so far
     areas, boxes, labels = [], [], []
-    for _ in range(int(rng.integers(1, 9))):
+    for _ in range(int(rng.integers(1, 7))):
         label = int(rng.integers(len(CLASSES)))
         mask = _shape(rng, POLYGONS[CLASSES[label]])
         still_shown = shown & ~mask
@@ -78,20 +78,20 @@ def make_picture(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[in
 
 
 def _clutter(rng: np.random.Generator) -> np.ndarray:
-    """Clouds of colour, strokes and grain: edges everywhere, none of them a closed shape."""
-    coarse = rng.integers(40, 216, size=(5, 5, 3)).astype(np.uint8)
+    """Clouds, strokes and grain in muted colours: edges everywhere, none of them around a shape."""
+    coarse = (rng.integers(60, 190, size=(5, 5, 1)) + rng.integers(-25, 26, size=(5, 5, 3))).astype(np.uint8)
     picture = cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-    for _ in range(int(rng.integers(10, 30))):
+    for _ in range(int(rng.integers(5, 16))):
         start, end = (tuple(int(number) for number in rng.integers(0, SIDE, 2)) for _ in range(2))
-        color = tuple(int(number) for number in rng.integers(0, 256, 3))
+        color = tuple(int(number) for number in rng.integers(40, 210) + rng.integers(-25, 26, 3))
         cv2.line(picture, start, end, color, int(rng.integers(1, 4)), cv2.LINE_AA)
-    grain = rng.normal(0, 12, size=(SIDE, SIDE, 1))
+    grain = rng.normal(0, 8, size=(SIDE, SIDE, 1))
     return np.clip(picture + grain, 0, 255).astype(np.uint8)
 
 
 def _shape(rng: np.random.Generator, polygon: np.ndarray | None) -> np.ndarray:
     """A filled shape somewhere in the picture, [SIDE, SIDE] bool; its box has sides of SMALLEST to LARGEST pixels."""
-    size = np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST)))
+    size = rng.triangular(SMALLEST, 30, LARGEST)
     stretch = np.exp(rng.uniform(-0.25, 0.25, size=2))
     angle = rng.uniform(-0.35, 0.35)  # radians: a square stays a square to the eye
     turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
@@ -108,10 +108,11 @@ def _shape(rng: np.random.Generator, polygon: np.ndarray | None) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> None:
-    """Fill ``mask`` with a colour, now and then striped."""
-    color = rng.integers(0, 256, size=3)
+    """Fill ``mask`` with a vivid colour, now and then striped."""
+    hue, value = int(rng.integers(180)), int(rng.integers(140, 256))
+    color = cv2.cvtColor(np.array([[[hue, 230, value]]], dtype=np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
     picture[mask] = color
-    if rng.random() < 0.3:
+    if rng.random() < 0.25:
         stripes = np.zeros_like(mask)
         stripes[:: int(rng.integers(4, 9))] = True
         picture[mask & stripes] = 255 - color

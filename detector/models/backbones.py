@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.config import BackboneConfig
@@ -81,11 +82,9 @@ def _probe(body: nn.Module) -> tuple[list[int], list[int]]:
     return [side // feature.shape[-1] for feature in features.values()], [f.shape[1] for f in features.values()]
 
 
-def _resnet(name: str, config: BackboneConfig, finest: int) -> Backbone:
+def _resnet(build: Callable[..., nn.Module], config: BackboneConfig, finest: int) -> Backbone:
     # From random weights, residual branches that begin at zero train better (Goyal et al. 2017, section 5.1).
-    network = torchvision.models.get_model(
-        name, weights=None, norm_layer=NORMS[config.norm], zero_init_residual=config.weights is None
-    )
+    network = build(norm_layer=NORMS[config.norm], zero_init_residual=config.weights is None)
     return Backbone(network, ["layer1", "layer2", "layer3", "layer4"], finest)
 
 
@@ -104,5 +103,11 @@ def build_backbone(config: BackboneConfig, finest: int) -> Backbone:
 BackboneBuilder = Callable[[BackboneConfig, int], Backbone]
 
 BACKBONES: dict[str, BackboneBuilder] = {
-    name: partial(_resnet, name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+    # Half of ResNet-18, for machines without a GPU; torchvision has no weights for it.
+    "resnet10": partial(_resnet, partial(ResNet, BasicBlock, [1, 1, 1, 1])),
+    "resnet18": partial(_resnet, torchvision.models.resnet18),
+    "resnet34": partial(_resnet, torchvision.models.resnet34),
+    "resnet50": partial(_resnet, torchvision.models.resnet50),
+    "resnet101": partial(_resnet, torchvision.models.resnet101),
+    "resnet152": partial(_resnet, torchvision.models.resnet152),
 }

@@ -1,0 +1,34 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from detector.data.shapes import write_shapes
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The same examples in every run: a test that fails today fails tomorrow.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data sets beside the repository, or where DETECTOR_SHARED says (from the repository)."""
+    folder = (REPOSITORY / os.environ.get("DETECTOR_SHARED", "../shared")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"{folder}: no such folder; DETECTOR_SHARED names another one")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated COCO-format set of 12 train and 6 val pictures; a test that changes it works on a copy."""
+    folder = tmp_path_factory.mktemp("shapes")
+    write_shapes(folder, train=12, val=6)
+    return folder

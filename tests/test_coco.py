@@ -1,0 +1,570 @@
+"""COCO-format annotations: what is read, what is refused (and how it is said), and that it is held in flat arrays."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import pickle
+import re
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask
+from pycocotools.coco import COCO
+
+from detector.config import DataConfig, ResizeConfig, SplitConfig
+from detector.data.coco import (
+    Annotations,
+    Category,
+    CocoDataset,
+    Sample,
+    apply_box_policy,
+    open_dataset,
+    read_annotations,
+)
+from detector.data.transforms import Transform
+from detector.errors import DataError
+from detector.structures import IGNORE_REGION
+
+Tree = dict[str, Any]
+
+
+def make_tree() -> Tree:
+    """Two pictures with boxes, one without; the annotations of the first (id 7) are not next to each other."""
+    return {
+        "images": [
+            {"id": 7, "file_name": "a.png", "height": 50, "width": 100},
+            {"id": 3, "file_name": "Ordner/ö 猫.png", "height": 60, "width": 80},
+            {"id": 900000000000, "file_name": "c.png", "height": 20, "width": 30},
+        ],
+        "annotations": [
+            {"id": 11, "image_id": 7, "category_id": 90, "bbox": [1, 2, 10, 20], "area": 150, "iscrowd": 0},
+            {"id": 12, "image_id": 3, "category_id": 2, "bbox": [3.5, 4.25, 5, 6]},
+            {"id": 13, "image_id": 7, "category_id": 5, "bbox": [0, 0, 100, 50], "iscrowd": 1},
+        ],
+        "categories": [{"id": 90, "name": "猫"}, {"id": 2, "name": "b"}, {"id": 5, "name": "a"}],
+    }
+
+
+def write(folder: Path, tree: Any, **options: Any) -> Path:
+    path = folder / "x.json"
+    path.write_text(json.dumps(tree, **options), encoding="utf-8")
+    return path
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        read_annotations(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    assert len(message.splitlines()) == 1
+    return message.removeprefix(str(path))
+
+
+# --- what is read -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_file_by_hand(ascii_only: bool, tmp_path: Path) -> None:
+    notes = read_annotations(write(tmp_path, make_tree(), ensure_ascii=ascii_only))
+    # Labels are places in the list of categories sorted by id: 2 → 0, 5 → 1, 90 → 2.
+    assert notes.categories == [Category(2, "b"), Category(5, "a"), Category(90, "猫")]
+    assert len(notes) == 3
+    assert notes.image_ids.tolist() == [7, 3, 900000000000]
+    assert notes.heights.tolist() == [50, 60, 20]
+    assert notes.widths.tolist() == [100, 80, 30]
+    assert [notes.file_name(index) for index in range(3)] == ["a.png", "Ordner/ö 猫.png", "c.png"]
+    # Sorted by image, in the file's order within one.
+    assert [notes.rows(index) for index in range(3)] == [slice(0, 2), slice(2, 3), slice(3, 3)]
+    assert notes.image_index().tolist() == [0, 0, 1]
+    assert notes.annotation_ids.tolist() == [11, 13, 12]
+    assert notes.labels.tolist() == [2, 1, 0]
+    assert notes.is_crowd.tolist() == [False, True, False]
+    assert notes.boxes_xywh.tolist() == [[1, 2, 10, 20], [0, 0, 100, 50], [3.5, 4.25, 5, 6]]
+    assert notes.areas.tolist() == [150, 5000, 30]  # as annotated, else width · height
+
+
+def test_a_file_without_annotations(tmp_path: Path) -> None:
+    notes = read_annotations(write(tmp_path, make_tree() | {"annotations": []}))
+    assert [notes.rows(index) for index in range(3)] == [slice(0, 0)] * 3
+    assert notes.boxes_xywh.shape == (0, 4)
+    assert notes.image_index().tolist() == []
+
+
+def test_large_annotation_ids_are_kept_exactly(tmp_path: Path) -> None:
+    tree = make_tree()
+    tree["annotations"][0]["id"] = 2**62 + 1
+    assert read_annotations(write(tmp_path, tree)).annotation_ids[0] == 2**62 + 1
+
+
+def rectangle_mask() -> np.ndarray:
+    """Rows 4 to 9 and columns 20 to 39 of the first picture: the box 20, 4, 20, 6."""
+    pixels = np.zeros((50, 100), dtype=np.uint8, order="F")
+    pixels[4:10, 20:40] = 1
+    return pixels
+
+
+def compressed() -> Tree:
+    encoded = mask.encode(rectangle_mask())
+    return encoded | {"counts": encoded["counts"].decode()}
+
+
+# Column by column: 20 columns of 50 and 4 rows before the first run of 6, then 44 from one run to the next.
+RUNS = [20 * 50 + 4, *[6, 44] * 19, 6, 60 * 50 + 40]
+
+SEGMENTATIONS: dict[str, tuple[Any, list[float]]] = {
+    "compressed run lengths": (compressed(), [20, 4, 20, 6]),
+    "run lengths": ({"counts": RUNS, "size": [50, 100]}, [20, 4, 20, 6]),
+    "a polygon": ([[20, 4, 40.5, 5, 30, 10]], [20, 4, 20.5, 6]),
+    "two polygons": ([[20, 4, 40, 5, 30, 10], [1, 30, 2, 31, 3, 45]], [1, 4, 39, 41]),
+}
+
+
+@pytest.mark.parametrize("is_crowd", [0, 1])
+@pytest.mark.parametrize("name", SEGMENTATIONS)
+def test_the_box_of_a_segmentation(name: str, is_crowd: int, tmp_path: Path) -> None:
+    segmentation, box = SEGMENTATIONS[name]
+    tree = make_tree()
+    tree["annotations"] = [
+        {"id": 1, "image_id": 7, "category_id": 5, "segmentation": segmentation, "iscrowd": is_crowd}
+    ]
+    notes = read_annotations(write(tmp_path, tree))
+    assert notes.boxes_xywh.tolist() == [box]
+    assert notes.is_crowd.tolist() == [bool(is_crowd)]
+
+
+def test_real_annotations_equal_those_of_pycocotools(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = shared / "data" / "coco" / "annotations" / "val.json"
+    notes, reference = read_annotations(path), COCO(str(path))
+    capsys.readouterr()
+    assert notes.image_ids.tolist() == [image["id"] for image in reference.dataset["images"]]
+    assert notes.is_crowd.any()
+    for index, image_id in enumerate(notes.image_ids.tolist()):
+        rows, expected = notes.rows(index), reference.imgToAnns[image_id]
+        assert notes.file_name(index) == reference.imgs[image_id]["file_name"]
+        assert notes.annotation_ids[rows].tolist() == [row["id"] for row in expected]
+        assert notes.boxes_xywh[rows].tolist() == [row["bbox"] for row in expected]
+        assert notes.areas[rows].tolist() == [row["area"] for row in expected]
+        assert notes.is_crowd[rows].tolist() == [bool(row["iscrowd"]) for row in expected]
+        ids = [notes.categories[label].id for label in notes.labels[rows].tolist()]
+        assert ids == [row["category_id"] for row in expected]
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def set_key(table: str, place: int, key: str, value: Any) -> Callable[[Tree], object]:
+    return lambda tree: tree[table][place].update({key: value})
+
+
+def drop_key(table: str, place: int, key: str) -> Callable[[Tree], object]:
+    return lambda tree: tree[table][place].pop(key)
+
+
+NAN, INF = float("nan"), float("inf")
+
+REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
+    "image twice": (set_key("images", 1, "id", 7), "image id 7 stands twice: a.png, Ordner/ö 猫.png"),
+    "category twice": (set_key("categories", 1, "id", 90), "category id 90 stands twice: b, 猫"),
+    "unknown image": (set_key("annotations", 1, "image_id", 8), "annotation 12: image_id 8 is not among the images"),
+    "no image id": (drop_key("annotations", 1, "image_id"), "annotation 12: image_id None is not among the images"),
+    "unknown category": (
+        set_key("annotations", 1, "category_id", 1),
+        "annotation 12: category_id 1 is not among the categories (2 b, 5 a, 90 猫)",
+    ),
+    "category id as a boolean": (
+        set_key("annotations", 1, "category_id", True),
+        "annotation 12: category_id True is not among the categories",
+    ),
+    "no annotation id": (drop_key("annotations", 1, "id"), "annotation None: the id must be an integer"),
+    "NaN": (set_key("annotations", 1, "bbox", [NAN, 0, 1, 1]), "annotation 12: bbox [nan, 0, 1, 1] must be four"),
+    "infinite": (set_key("annotations", 1, "bbox", [0, 0, INF, 1]), "annotation 12: bbox [0, 0, inf, 1] must be four"),
+    "past any float": (set_key("annotations", 1, "bbox", [0, 0, 10**400, 1]), "annotation 12: bbox [0, 0, 1000"),
+    "three numbers": (set_key("annotations", 1, "bbox", [1, 2, 3]), "annotation 12: bbox [1, 2, 3] must be four"),
+    "text in a box": (set_key("annotations", 1, "bbox", [1, 2, "3", 4]), "annotation 12: bbox [1, 2, '3', 4] must be"),
+    "box null": (set_key("annotations", 1, "bbox", None), "annotation 12: bbox None must be four finite numbers"),
+    "no box": (drop_key("annotations", 1, "bbox"), "annotation 12: has no bbox, and no segmentation"),
+    "infinite area": (set_key("annotations", 0, "area", INF), "annotation 11: area inf must be a finite number"),
+    "area null": (set_key("annotations", 0, "area", None), "annotation 11: area None must be a finite number"),
+    "no height": (drop_key("images", 0, "height"), "image 7 (a.png): height None, width 100 must be positive integers"),
+    "width 0": (set_key("images", 0, "width", 0), "image 7 (a.png): height 50, width 0 must be positive integers"),
+    "image id as text": (set_key("images", 0, "id", "7"), "image '7': the id must be an integer"),
+    "no file name": (drop_key("images", 0, "file_name"), "image 7: file_name is None"),
+    "empty file name": (set_key("images", 0, "file_name", ""), "image 7: file_name is ''"),
+    "no category name": (drop_key("categories", 0, "name"), "category {'id': 90}: needs an integer id and a name"),
+    "no images": (lambda tree: tree.pop("images"), "has no list of objects 'images'"),
+    "no annotations": (lambda tree: tree.pop("annotations"), "has no list of objects 'annotations'"),
+    "no categories": (lambda tree: tree.pop("categories"), "has no list of objects 'categories'"),
+    "a list of numbers": (lambda tree: tree.update(images=[1]), "has no list of objects 'images'"),
+    "empty images": (lambda tree: tree.update(images=[]), "has no images"),
+    "empty categories": (lambda tree: tree.update(categories=[]), "has no categories"),
+    "half a character": (set_key("images", 0, "file_name", "\ud800.png"), "image 7: file_name"),
+}
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_a_mistake_is_named(mistake: str, tmp_path: Path) -> None:
+    change, message = REFUSED[mistake]
+    tree = make_tree()
+    change(tree)
+    assert error_of(write(tmp_path, tree)).startswith(f": {message}")
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        None,
+        [],
+        [[]],
+        [[1, 2, 3]],
+        "PPYo1",
+        {"size": [50, 100]},
+        {"counts": None, "size": [50, 100]},
+        {"counts": [-5, 10], "size": [50, 100]},
+        {"counts": "PPYo1", "size": [-50, 100]},
+        {"counts": [2**40], "size": [50, 100]},
+    ],
+)
+def test_a_segmentation_that_is_none(segmentation: Any, tmp_path: Path) -> None:
+    tree = make_tree()
+    del tree["annotations"][1]["bbox"]
+    tree["annotations"][1]["segmentation"] = segmentation
+    assert error_of(write(tmp_path, tree)).startswith(": annotation 12: has no bbox, and no segmentation")
+
+
+def test_a_file_cut_short_names_the_line(tmp_path: Path) -> None:
+    text = json.dumps(make_tree(), indent=1)
+    end = text.index('"width": 80')
+    path = tmp_path / "x.json"
+    path.write_text(text[: end + 3])
+    line = text[:end].count("\n") + 1
+    assert line > 10
+    assert error_of(path).startswith(f":{line}: not valid JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", ":1: not valid JSON: "),
+        (b"\n\n{,}", ":3: not valid JSON: "),
+        (b"[1]", ": holds a list; "),
+        (b"null", ": holds a NoneType; "),
+        (b"\xff\xfe\x00", ": not a COCO JSON file: "),
+        (b"[" * 100_000, ": not a COCO JSON file: "),
+        (b'{"images": [' + b"9" * 5000 + b"]}", ": not a COCO JSON file: "),  # Python reads 4300 digits at most
+    ],
+)
+def test_a_file_that_is_no_annotations(data: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(data)
+    assert error_of(path).startswith(message)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    assert error_of(tmp_path / "x.json") == ": cannot be read: No such file or directory"
+    assert error_of(tmp_path) == ": cannot be read: Is a directory"
+
+
+def test_other_classes_than_the_models_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, make_tree())
+    own = [Category(2, "b"), Category(5, "a"), Category(90, "猫")]
+    assert read_annotations(path, own).categories == own
+    for other in (own[:2], [*own[:2], Category(90, "cat")], [*own[:2], Category(91, "猫")]):
+        with pytest.raises(DataError, match=r"has 3 classes \(2 b, 5 a, 90 猫\), the model "):
+            read_annotations(path, other)
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["counts", "size", "id"]), inner, max_size=2)
+    ),
+    max_leaves=8,
+)
+places = st.sampled_from([(table, key) for table, rows in make_tree().items() for key in rows[0]])
+
+
+@settings(max_examples=150)
+@given(place=places, value=values, without_box=st.booleans())
+def test_no_value_ends_in_anything_but_a_data_error(
+    place: tuple[str, str], value: Any, without_box: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    table, key = place
+    tree = make_tree()
+    if without_box and table == "annotations":
+        del tree["annotations"][0]["bbox"]
+        key = "segmentation"
+    tree[table][0][key] = value
+    path = write(tmp_path_factory.getbasetemp(), tree)
+    try:
+        notes = read_annotations(path)
+    except DataError as error:
+        assert str(error).startswith(str(path))
+    else:
+        assert torch.isfinite(notes.boxes_xywh).all()
+        assert torch.isfinite(notes.areas).all()
+
+
+# --- boxes without area or outside ------------------------------------------------------------------------------------
+
+# In a picture 100 wide and 50 high: box, what clip makes of it (xyxy; None: dropped), whether it is at fault.
+BOXES: dict[str, tuple[list[float], list[float] | None, bool]] = {
+    "inside": ([10, 10, 20, 20], [10, 10, 30, 30], False),
+    "the whole picture": ([0, 0, 100, 50], [0, 0, 100, 50], False),
+    "a pixel out": ([-1, -1, 102, 52], [0, 0, 100, 50], False),  # right 101, bottom 51: tolerated, and cut
+    "left": ([-5, 10, 20, 20], [0, 10, 15, 30], True),
+    "above": ([10, -1.5, 20, 20], [10, 0, 30, 18.5], True),
+    "right and below": ([90, 40, 20, 20], [90, 40, 100, 50], True),
+    "right by 1.5": ([10, 10, 91.5, 5], [10, 10, 100, 15], True),
+    "no width": ([10, 10, 0, 5], None, True),
+    "no height": ([10, 10, 5, 0], None, True),
+    "negative width": ([10, 10, -3, 4], None, True),
+    "beside it": ([120, 10, 10, 10], None, True),
+    "beside it by less than a pixel": ([100, 10, 0.5, 10], None, True),
+}
+
+
+def tree_with(boxes: list[list[float]]) -> Tree:
+    annotations = [
+        {"id": 100 + row, "image_id": 7, "category_id": 5, "bbox": box, "iscrowd": row % 2}
+        for row, box in enumerate(boxes)
+    ]
+    return make_tree() | {"annotations": annotations}
+
+
+@pytest.mark.parametrize("name", BOXES)
+def test_a_box_by_each_policy(name: str, tmp_path: Path) -> None:
+    box, clipped, is_invalid = BOXES[name]
+    notes = read_annotations(write(tmp_path, tree_with([box])))
+
+    clip = apply_box_policy(notes, "clip")
+    assert clip.boxes[clip.is_kept].tolist() == ([clipped] if clipped else [])
+    assert (clip.clipped, clip.dropped) == (int(is_invalid and clipped is not None), int(clipped is None))
+
+    drop = apply_box_policy(notes, "drop")
+    assert drop.boxes[drop.is_kept].tolist() == ([] if is_invalid else [clipped])
+    assert (drop.clipped, drop.dropped) == (0, int(is_invalid))
+
+    if is_invalid:
+        fault = "reaches outside its image" if clipped else "has no area"
+        place = f"image 7 (a.png, 100×50), annotation 100: box {[float(side) for side in box]} (xywh) {fault}"
+        assert clip.first_invalid == drop.first_invalid == place
+        with pytest.raises(DataError, match=re.escape(f"{notes.path}: {place}; 1 boxes in the file")):
+            apply_box_policy(notes, "error")
+    else:
+        assert clip.first_invalid is None
+        refused = apply_box_policy(notes, "error")
+        assert refused.boxes[refused.is_kept].tolist() == [clipped]
+
+
+def test_faults_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    notes = read_annotations(write(tmp_path, tree_with([box for box, _, _ in BOXES.values()])))
+    # 12 boxes: 3 right ones, 4 that can be cut, 5 that show nothing. The fourth (id 103) is the first at fault.
+    clip, drop = apply_box_policy(notes, "clip"), apply_box_policy(notes, "drop")
+    assert (int(clip.is_kept.sum()), clip.clipped, clip.dropped) == (7, 4, 5)
+    assert (int(drop.is_kept.sum()), drop.clipped, drop.dropped) == (3, 0, 9)
+    with pytest.raises(DataError, match=r"annotation 103: .* 9 boxes in the file are like this"):
+        apply_box_policy(notes, "error")
+
+
+def test_a_sliver_that_float32_cannot_hold_has_no_area(tmp_path: Path) -> None:
+    # 99 + 1e-6 is 99 in float32, the type that boxes are kept in.
+    notes = read_annotations(write(tmp_path, tree_with([[99, 10, 1e-6, 10]])))
+    assert not apply_box_policy(notes, "clip").is_kept.any()
+
+
+sides = st.floats(-60, 160, width=32) | st.integers(-60, 160)
+
+
+@settings(max_examples=60)
+@given(boxes=st.lists(st.tuples(sides, sides, sides, sides), min_size=1, max_size=8))
+def test_kept_boxes_lie_inside_and_have_an_area(
+    boxes: list[tuple[float, ...]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    notes = read_annotations(write(tmp_path_factory.getbasetemp(), tree_with([list(box) for box in boxes])))
+    for policy in ("clip", "drop"):
+        result = apply_box_policy(notes, policy)
+        kept = result.boxes[result.is_kept]
+        assert (kept >= 0).all()
+        assert (kept <= torch.tensor([100, 50, 100, 50])).all()
+        assert (kept[:, 2:] > kept[:, :2]).all()
+        assert result.dropped == len(boxes) - len(kept)
+
+
+# --- the data set -----------------------------------------------------------------------------------------------------
+
+
+def write_pictures(folder: Path, tree: Tree) -> None:
+    """Pictures of the annotated sizes, each filled with its own gray: 40, 80, 120."""
+    for place, image in enumerate(tree["images"]):
+        path = folder / image["file_name"]
+        path.parent.mkdir(exist_ok=True)
+        pixels = np.full((image["height"], image["width"]), 40 * place + 40, np.uint8)
+        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def same_size() -> Transform:
+    """A picture of 50×100 stays as it is."""
+    return Transform(ResizeConfig(short=[50], long=1000))
+
+
+def make_dataset(folder: Path, tree: Tree, invalid_boxes: str = "error") -> CocoDataset:
+    write_pictures(folder, tree)
+    return CocoDataset(read_annotations(write(folder, tree)), folder, same_size(), invalid_boxes)
+
+
+def sample_of(dataset: CocoDataset, index: int) -> Sample:
+    sample = dataset[0, index]
+    assert isinstance(sample, Sample)
+    return sample
+
+
+def test_samples_by_hand(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, make_tree())
+    assert len(dataset) == 3
+
+    first = sample_of(dataset, 0)
+    assert (first.image.shape, first.image.dtype, first.image.unique().tolist()) == ((3, 50, 100), torch.uint8, [40])
+    assert first.boxes.tolist() == [[1, 2, 11, 22], [0, 0, 100, 50]]
+    assert first.labels.tolist() == [2, IGNORE_REGION]
+    assert (first.id, first.size_original) == (7, (50, 100))
+
+    # 60×80 is resized to a short side of 50, by 5/6: 50×67 (66.67).
+    second = sample_of(dataset, 1)
+    assert (second.image.shape, second.image.unique().tolist()) == ((3, 50, 67), [80])
+    expected = torch.tensor([[3.5 * 67 / 80, 4.25 * 50 / 60, 8.5 * 67 / 80, 10.25 * 50 / 60]])
+    assert torch.allclose(second.boxes, expected)
+    assert (second.id, second.size_original, second.labels.tolist()) == (3, (60, 80), [0])
+
+    empty = sample_of(dataset, 2)
+    assert (empty.boxes.shape, empty.labels.shape, empty.id) == ((0, 4), (0,), 900000000000)
+    assert (empty.boxes.dtype, empty.labels.dtype) == (torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize("name", SEGMENTATIONS)
+def test_a_crowd_is_an_ignore_region(name: str, tmp_path: Path) -> None:
+    segmentation, (left, top, width, height) = SEGMENTATIONS[name]
+    tree = make_tree()
+    tree["annotations"] = [
+        {"id": 1, "image_id": 7, "category_id": 5, "segmentation": segmentation, "iscrowd": 1},
+        {"id": 2, "image_id": 7, "category_id": 5, "segmentation": segmentation, "iscrowd": 0},
+    ]
+    sample = sample_of(make_dataset(tmp_path, tree), 0)
+    assert sample.labels.tolist() == [IGNORE_REGION, 1]
+    assert sample.boxes.tolist() == [[left, top, left + width, top + height]] * 2
+
+
+def test_the_policy_reaches_the_samples(tmp_path: Path) -> None:
+    tree = tree_with([[-5, 10, 20, 20], [10, 10, 20, 20], [5, 5, 0, 5]])
+    with pytest.raises(DataError, match="annotation 100"):
+        make_dataset(tmp_path, tree)
+    clip, drop = make_dataset(tmp_path, tree, "clip"), make_dataset(tmp_path, tree, "drop")
+    assert sample_of(clip, 0).boxes.tolist() == [[0, 10, 15, 30], [10, 10, 30, 30]]
+    assert sample_of(clip, 0).labels.tolist() == [1, IGNORE_REGION]
+    assert sample_of(drop, 0).boxes.tolist() == [[10, 10, 30, 30]]
+    assert sample_of(drop, 0).labels.tolist() == [IGNORE_REGION]
+
+
+def test_the_summary_counts(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, make_tree())
+    assert dataset.summary() == "3 images (1 without boxes), 2 boxes of 3 classes, 1 crowd regions"
+    boxes = [[-5, 10, 20, 20], [10, 10, 20, 20], [5, 5, 0, 5]]  # the second is a crowd
+    text = make_dataset(tmp_path, tree_with(boxes), "clip").summary()
+    expected = "3 images (2 without boxes), 1 boxes of 3 classes, 1 crowd regions; 1 invalid boxes clipped, 1 dropped"
+    assert text.startswith(f"{expected} (first: image 7 (a.png, 100×50), annotation 100: ")
+
+
+def test_another_size_than_annotated_comes_back_as_an_error(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, make_tree())
+    (tmp_path / "a.png").write_bytes((tmp_path / "c.png").read_bytes())
+    error = dataset[0, 0]
+    assert isinstance(error, DataError)
+    assert str(error).startswith(f"{tmp_path / 'a.png'}: the picture is 30×20, its annotation says 100×50; ")
+    assert isinstance(dataset[0, 1], Sample)
+
+
+def test_opening_checks_what_it_can_without_decoding(tmp_path: Path) -> None:
+    tree = make_tree()
+    write_pictures(tmp_path, tree)
+    notes = str(write(tmp_path, tree))
+    split = SplitConfig(annotations=notes, images=str(tmp_path))
+    assert len(open_dataset(split, "val", DataConfig(), same_size())) == 3
+
+    def refusal(split: SplitConfig) -> str:
+        with pytest.raises(DataError) as caught:
+            open_dataset(split, "val", DataConfig(), same_size())
+        return str(caught.value)
+
+    assert refusal(SplitConfig(images=str(tmp_path))).startswith("data.val.annotations is not set; ")
+    assert refusal(SplitConfig(annotations=notes)).startswith("data.val.images is not set; ")
+    nowhere = SplitConfig(annotations=notes, images=str(tmp_path / "nowhere"))
+    assert refusal(nowhere) == f"data.val.images: {tmp_path / 'nowhere'} is no folder"
+    missing = tmp_path / "Ordner" / "ö 猫.png"
+    missing.unlink()
+    assert refusal(split).startswith(f"{missing}: does not exist, but {notes} names it (image 3)")
+
+
+def test_opening_applies_the_configs_policy(tmp_path: Path) -> None:
+    tree = tree_with([[-5, 10, 20, 20]])
+    write_pictures(tmp_path, tree)
+    split = SplitConfig(annotations=str(write(tmp_path, tree)), images=str(tmp_path))
+    assert open_dataset(split, "train", DataConfig(invalid_boxes="clip"), same_size()).clipped == 1
+    with pytest.raises(DataError):
+        open_dataset(split, "train", DataConfig(), same_size())
+
+
+# --- flat arrays ------------------------------------------------------------------------------------------------------
+
+
+class _WithoutTensors(pickle.Pickler):
+    """Pickles everything but tensors: what a forked worker would copy by touching it."""
+
+    def persistent_id(self, value: object) -> str | None:
+        return "tensor" if isinstance(value, torch.Tensor) else None
+
+
+def large_dataset(folder: Path, num_images: int) -> CocoDataset:
+    images = [{"id": row, "file_name": f"{row}.png", "height": 50, "width": 100} for row in range(num_images)]
+    boxes = [
+        {"id": 3 * row + place, "image_id": row, "category_id": 5, "bbox": [1, 2, 3 + place, 4]}
+        for row in range(num_images)
+        for place in range(3)
+    ]
+    tree = make_tree() | {"images": images, "annotations": boxes}
+    return CocoDataset(read_annotations(write(folder, tree)), folder, same_size(), "clip")
+
+
+def test_nothing_but_tensors_grows_with_the_data(tmp_path: Path) -> None:
+    lengths = []
+    for num_images in (2, 2000):
+        buffer = io.BytesIO()
+        _WithoutTensors(buffer).dump(large_dataset(tmp_path, num_images))
+        lengths.append(buffer.tell())
+    assert lengths[0] == lengths[1]
+
+
+def tensors_of(dataset: CocoDataset) -> list[torch.Tensor]:
+    fields = [getattr(dataset.annotations, field.name) for field in dataclasses.fields(Annotations)]
+    return [value for value in [*fields, *vars(dataset).values()] if isinstance(value, torch.Tensor)]
+
+
+def test_spawned_workers_share_the_arrays(tmp_path: Path) -> None:
+    dataset = large_dataset(tmp_path, 2000)
+    tensors = tensors_of(dataset)
+    assert len(tensors) == 13  # 11 of the file, the boxes by the policy and which of them are kept
+    payload = bytes(ForkingPickler.dumps(dataset))
+    assert len(payload) < 16_000  # the boxes alone are 2000 · 3 · 4 · 8 bytes
+    assert all(tensor.is_shared() for tensor in tensors)
+    copy = pickle.loads(payload)
+    copy.boxes[5] = 77
+    assert dataset.boxes[5].tolist() == [77] * 4
+    assert copy.annotations.file_name(1999) == "1999.png"

@@ -1,0 +1,131 @@
+"""Batches: padding by hand, and errors that reach the reader of a loader as themselves."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from detector.config import ResizeConfig
+from detector.data.coco import CocoDataset, Sample, read_annotations
+from detector.data.collate import collate, load_batches, pad_images
+from detector.data.sampler import EvalBatches, Key
+from detector.data.transforms import Transform
+from detector.errors import ConfigError, DataError, DetectorError
+from detector.structures import IGNORE_REGION, Batch
+
+
+def make_sample(height: int, width: int, boxes: list[list[float]], labels: list[int], image_id: int = 0) -> Sample:
+    image = torch.full((3, height, width), image_id + 1, dtype=torch.uint8)
+    return Sample(image, torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels, dtype=torch.int64), (7, 9), image_id)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "padded"),
+    [
+        # The largest side of each direction, up to a multiple of 32.
+        ([(50, 70), (64, 33)], (64, 96)),
+        ([(64, 96)], (64, 96)),
+        ([(65, 97)], (96, 128)),
+        ([(1, 1)], (32, 32)),
+        ([(10, 200), (200, 10)], (224, 224)),
+    ],
+)
+def test_pictures_are_padded_right_and_below(sizes: list[tuple[int, int]], padded: tuple[int, int]) -> None:
+    images = [torch.full((3, *size), 200 + row, dtype=torch.uint8) for row, size in enumerate(sizes)]
+    found = pad_images(images)
+    assert found.shape == (len(sizes), 3, *padded)
+    assert found.dtype == torch.uint8
+    for row, (height, width) in enumerate(sizes):
+        assert torch.equal(found[row, :, :height, :width], images[row])
+        assert found[row].long().sum() == images[row].long().sum()  # all else is 0
+
+
+def test_a_batch_by_hand() -> None:
+    first = make_sample(40, 20, [[1, 2, 3, 4], [5, 6, 7, 8]], [4, IGNORE_REGION], 31)
+    second = make_sample(10, 30, [[9, 9, 10, 10]], [0], 2)
+    batch = collate([first, second, make_sample(8, 8, [], [], 5)])
+    assert isinstance(batch, Batch)
+    assert batch.images.shape == (3, 3, 64, 32)
+    assert batch.sizes.tolist() == [[40, 20], [10, 30], [8, 8]]
+    assert batch.sizes_original.tolist() == [[7, 9]] * 3
+    assert batch.ids.tolist() == [31, 2, 5]
+    assert batch.targets.labels.tolist() == [[4, -2], [0, -1], [-1, -1]]
+    nothing = [0, 0, 0, 0]
+    assert batch.targets.boxes.tolist() == [[[1, 2, 3, 4], [5, 6, 7, 8]], [[9, 9, 10, 10], nothing], [nothing, nothing]]
+    types = (batch.images.dtype, batch.targets.boxes.dtype, batch.targets.labels.dtype, batch.ids.dtype)
+    assert types == (torch.uint8, torch.float32, torch.int64, torch.int64)
+
+
+def test_a_batch_without_boxes_has_one_row_of_padding() -> None:
+    for number in (1, 2):
+        batch = collate([make_sample(8, 8, [], [])] * number)
+        assert isinstance(batch, Batch)
+        assert batch.targets.labels.tolist() == [[-1]] * number
+        assert batch.targets.boxes.tolist() == [[[0, 0, 0, 0]]] * number
+
+
+class Broken(Dataset[Sample | DetectorError]):
+    """Sample 5 is ``error``."""
+
+    def __init__(self, error: DetectorError) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, key: Key) -> Sample | DetectorError:
+        _, index = key
+        return self.error if index == 5 else make_sample(8, 8, [], [], index)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [DataError, ConfigError])
+def test_the_error_of_a_sample_reaches_the_reader_as_itself(kind: type[DetectorError], workers: int) -> None:
+    message = "ordner/ö.jpg: is no picture that can be decoded, or is cut off"
+    ids = []
+    with pytest.raises(DetectorError) as caught:
+        for batch in load_batches(Broken(kind(message)), EvalBatches(8, 2), workers, pin_memory=False):
+            ids += batch.ids.tolist()
+    assert type(caught.value) is kind
+    assert str(caught.value) == message
+    assert ids == [0, 1, 2, 3]  # the batches before it
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_cut_off_stops_the_loader_with_its_name(workers: int, shapes: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shapes, tmp_path / "data"))
+    file = folder / "images" / "val_00014.jpg"
+    file.write_bytes(file.read_bytes()[:2000])
+    notes = read_annotations(folder / "annotations" / "val.json")
+    data = CocoDataset(notes, folder / "images", Transform(ResizeConfig(short=[64], long=64)), "error")
+    with pytest.raises(DataError) as caught:
+        list(load_batches(data, EvalBatches(len(data), 2), workers, pin_memory=False))
+    assert str(caught.value).startswith(f"{file}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+class Signals(Dataset[Sample]):
+    """The id of a sample is 1 in a process that ignores Ctrl-C and ends on SIGTERM."""
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, key: Key) -> Sample:
+        found = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        return make_sample(8, 8, [], [], int(found == (signal.SIG_IGN, signal.SIG_DFL)))
+
+
+def test_workers_leave_ctrl_c_to_the_main_process() -> None:
+    handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for workers, expected in ((2, [1, 1]), (0, [0, 0])):
+            batches = load_batches(Signals(), EvalBatches(2, 1), workers, pin_memory=False)
+            assert [int(batch.ids) for batch in batches] == expected
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

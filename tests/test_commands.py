@@ -1,0 +1,219 @@
+"""The commands as a person types them: results, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detector.__main__ import main, run_command
+from detector.config import load_config
+from detector.run import RunFolder
+from detector.training import fit
+
+FAST = [
+    "model.backbone.name=resnet10",
+    "model.fpn={levels: [3, 4, 5], channels: 16}",
+    "data.resize={short: [64], long: 64}",
+    "data.workers=0",
+    "train.batch_size=4",
+    "train.steps=1",
+    "model.predict.score_threshold=0.0",
+]
+
+
+def data_overrides(folder: Path) -> list[str]:
+    splits = [f"data.{split}.annotations={folder}/annotations/{split}.json" for split in ("train", "val")]
+    return [*splits, f"data.train.images={folder}/images", f"data.val.images={folder}/images"]
+
+
+@pytest.fixture(scope="module")
+def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step: weights of no use, files of the real kind."""
+    path = tmp_path_factory.mktemp("runs") / "run"
+    assert fit(load_config("quickstart.yaml", [*FAST, *data_overrides(shapes)]), RunFolder(path), torch.device("cpu"))
+    return path
+
+
+@pytest.fixture
+def data(shapes: Path, tmp_path: Path) -> Path:
+    """A copy of the generated set, to be spoilt."""
+    return Path(shutil.copytree(shapes, tmp_path / "data"))
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.write_text(json.dumps(tree))
+
+
+def cut(path: Path, keep: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+
+def first_image(data: Path) -> Path:
+    return data / "images" / json.loads((data / "annotations/train.json").read_text())["images"][0]["file_name"]
+
+
+TRAIN_JSON = "annotations/train.json"
+
+# What is done to the data, the overrides given, and what the one line must say.
+MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
+    "unknown key": (lambda data: None, ["model.backbone.nmae=resnet18"], ["model.backbone.nmae", "did you mean 'name'?"]),
+    "wrong type": (lambda data: None, ["train.batch_size=many"], ["train.batch_size", "integer", "'many'"]),
+    "unknown backbone": (lambda data: None, ["model.backbone.name=resnet19"], ["'resnet19'", "resnet18", "resnet152"]),
+    "no weights": (lambda data: None, ["model.backbone={name: resnet18, weights: w.pt}"], ["w.pt", "IMAGENET1K_V1"]),
+    "annotation file missing": (lambda data: (data / TRAIN_JSON).unlink(), [], [TRAIN_JSON, "No such file"]),
+    "annotation file cut off": (lambda data: cut(data / TRAIN_JSON, 0.5), [], [f"{TRAIN_JSON}:1:", "not valid JSON"]),
+    "image folder missing": (lambda data: None, ["data.train.images=nowhere"], ["data.train.images", "nowhere"]),
+    "no data named": (lambda data: None, ["data.train.images=null"], ["data.train.images", "not set"]),
+    "image missing": (lambda data: first_image(data).unlink(), [], ["train_00000.jpg", "does not exist", TRAIN_JSON]),
+    "JPEG cut off": (lambda data: cut(first_image(data), 0.6), [], ["train_00000.jpg", "cut off"]),
+    "unknown image": (
+        lambda data: edit(data / TRAIN_JSON, lambda tree: tree["annotations"][0].update(image_id=999)),
+        [],
+        [TRAIN_JSON, "annotation 1", "999"],
+    ),
+    "box without area": (
+        lambda data: edit(data / TRAIN_JSON, lambda tree: tree["annotations"][0].update(bbox=[5, 5, 0, 9])),
+        [],
+        [TRAIN_JSON, "train_00000.jpg", "annotation 1", "no area", "data.invalid_boxes"],
+    ),
+    "other size": (
+        lambda data: edit(data / TRAIN_JSON, lambda tree: tree["images"][0].update(width=500)),
+        [],
+        ["train_00000.jpg", "500"],
+    ),
+    "val of other classes": (
+        lambda data: edit(data / "annotations/val.json", lambda tree: tree["categories"].append({"id": 9, "name": "x"})),
+        [],
+        ["val.json", "5 classes", "4"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_training_on_a_mistake(mistake: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spoil, overrides, said = MISTAKES[mistake]
+    spoil(data)
+    arguments = ["--config", "quickstart.yaml", "--runs", str(tmp_path / "runs"), *FAST, *data_overrides(data), *overrides]
+    assert run_command("train", [*arguments, "train.steps=3", "--device", "cpu"]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    for words in said:
+        assert words in errors[0]
+
+
+def test_several_config_errors_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("train:\n  epochs: none\n  batch: 4\nsed: 1\n")
+    assert main(["train", "--config", str(path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3
+    assert f"error: {path}:3: train.batch: unknown key; did you mean 'batch_size'?" in errors
+    assert f"error: {path}:4: sed: unknown key; did you mean 'seed'?" in errors
+
+
+def test_evaluate_prints_the_twelve_numbers(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("evaluate", ["--checkpoint", str(run / "best.pt"), "--json", "--device", "cpu"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    saved = json.loads((run / "results.json").read_text())
+    for name in "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split():
+        assert printed[name] == pytest.approx(saved[name], abs=1e-9)
+
+
+def test_evaluate_refuses_another_class_count(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(data / "annotations/val.json", lambda tree: tree["categories"].append({"id": 7, "name": "seven"}))
+    given = ["--annotations", str(data / "annotations/val.json"), "--images", str(data / "images")]
+    assert run_command("evaluate", ["--checkpoint", str(run / "best.pt"), *given, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "has 5 classes" in error
+    assert "the model 4" in error
+    assert "\n" not in error
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", "half"])
+def test_evaluate_refuses_what_is_no_checkpoint(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | str
+) -> None:
+    path = tmp_path / "bad.pt"
+    whole = (run / "best.pt").read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if isinstance(content, str) else content)
+    assert run_command("evaluate", ["--checkpoint", str(path)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert str(path) in error
+    assert "\n" not in error
+
+
+def test_infer_writes_results_drawings_and_errors(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, output = tmp_path / "pictures", tmp_path / "found"
+    (pictures / "deep").mkdir(parents=True)
+    names = sorted(path.name for path in (shapes / "images").glob("val_*.jpg"))
+    for name in names[:3]:
+        shutil.copy(shapes / "images" / name, pictures)
+    Image.fromarray(np.zeros((30, 500), dtype=np.uint8)).save(pictures / "deep" / "größe.png")
+    cut(pictures / names[0], 0.5)
+    (pictures / "empty.jpg").touch()
+    (pictures / "notes.txt").write_text("no picture")
+    arguments = ["--checkpoint", str(run / "best.pt"), "--input", str(pictures), "--output", str(output)]
+    assert run_command("infer", [*arguments, "--draw-score", "0", "--workers", "0", "--device", "cpu"]) == 1
+
+    out = capsys.readouterr().out
+    failed = [json.loads(line)["file"] for line in (output / "errors.jsonl").read_text().splitlines()]
+    assert sorted(failed) == sorted([str(pictures / names[0]), str(pictures / "empty.jpg")])
+    assert all(name in out for name in (names[0], "empty.jpg"))
+    results = json.loads((output / "predictions.json").read_text())
+    assert {row["file_name"] for row in results} == {names[1], names[2], "deep/größe.png"}
+    for row in results:
+        assert row.keys() == {"image_id", "file_name", "category_id", "category_name", "bbox", "score"}
+        assert row["category_id"] in (1, 2, 3, 4)
+        left, top, width, height = row["bbox"]
+        assert left >= 0
+        assert top >= 0
+        wide, high = (500, 30) if row["file_name"] == "deep/größe.png" else (224, 224)
+        assert left + width <= wide + 0.02
+        assert top + height <= high + 0.02
+    drawn = {path.relative_to(output / "images").as_posix() for path in (output / "images").rglob("*.jpg")}
+    assert drawn == {names[1], names[2], "deep/größe.png.jpg"}
+
+    assert run_command("infer", [*arguments, "--device", "cpu"]) == 2  # nothing done is written over
+    assert "choose another --output" in capsys.readouterr().err
+
+
+def test_predictions_of_infer_score_as_evaluate_does(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pattern, truth = str(shapes / "images" / "val_*.jpg"), str(shapes / "annotations/val.json")
+    arguments = ["--checkpoint", str(run / "best.pt"), "--input", pattern, "--output", str(tmp_path / "found")]
+    assert run_command("infer", [*arguments, "--no-images", "--workers", "0", "--device", "cpu"]) == 0
+    assert not (tmp_path / "found/images").exists()
+    capsys.readouterr()
+    results = str(tmp_path / "found/predictions.json")
+    assert run_command("evaluate", ["--annotations", truth, "--results", results, "--json"]) == 0
+    by_file = json.loads(capsys.readouterr().out)
+    assert run_command("evaluate", ["--checkpoint", str(run / "best.pt"), "--json", "--device", "cpu"]) == 0
+    by_model = json.loads(capsys.readouterr().out)
+    # Boxes in the file are rounded to hundredths of a pixel.
+    assert by_file["AR100"] == pytest.approx(by_model["AR100"], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--input", "nowhere", "--output", "out"], "nowhere: no such file or folder"),
+        (["--input", "*.nothing", "--output", "out"], "has no pictures"),
+    ],
+)
+def test_infer_on_a_mistake(run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert run_command("infer", ["--checkpoint", str(run / "best.pt"), *arguments]) == 2
+    assert words in capsys.readouterr().err

@@ -1,0 +1,369 @@
+"""The config: every mistake is one clear line, and what is resolved can be written down and read again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from detector.config import (
+    CONFIG_FOLDERS,
+    AnchorConfig,
+    Config,
+    apply_overrides,
+    config_from_dict,
+    config_to_dict,
+    find_config,
+    load_config,
+    save_config,
+)
+from detector.errors import ConfigError
+
+NAMES = sorted(path.name for path in CONFIG_FOLDERS[0].glob("*.yaml"))
+
+
+def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def error_of(path: Path | str, overrides: tuple[str, ...] = ()) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+# --- what is right ----------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, "")) == Config()
+
+
+def test_values_land_in_their_section_and_nothing_else_moves(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "seed: 7\nmodel: {matcher: {positive: 0.6}}\n"))
+    assert config.seed == 7
+    assert config.model.matcher.positive == 0.6
+    tree, default = config_to_dict(config), config_to_dict(Config())
+    tree["seed"], tree["model"]["matcher"]["positive"] = 0, 0.5
+    assert tree == default
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        Config().model.matcher.positive = 0.9
+
+
+def test_anchor_sizes_by_level_by_hand() -> None:
+    config = AnchorConfig.model_validate({"levels": {3: {"base_size": 20, "ratios": [1, 2, 3]}}})
+    # 4 strides: 4 · 2^5 = 128 px on level 5; an override is in pixels: 20.
+    assert (config.at_level(5).base_size, config.at_level(5).ratios) == (128, [0.5, 1.0, 2.0])
+    assert (config.at_level(3).base_size, config.at_level(3).ratios) == (20, [1.0, 2.0, 3.0])
+    assert config.at_level(3).scales == config.scales
+    assert config.per_cell == 9
+
+
+def test_importing_the_config_imports_no_torch() -> None:
+    code = "import sys, detector.config; print(detector.config.Config().seed, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "False"]
+
+
+# --- the package's own configs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_of_the_package_loads_by_name_from_anywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name) != Config()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_of_the_package_opens_with_its_command(name: str) -> None:
+    text = (CONFIG_FOLDERS[0] / name).read_text(encoding="utf-8")
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    assert text.startswith("# ")
+    assert any(f"--config {name}" in line or "make quickstart" in line for line in head)
+
+
+def test_a_path_goes_before_the_name_of_a_packaged_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_config(NAMES[0]) == CONFIG_FOLDERS[0] / NAMES[0]
+    write(tmp_path, "seed: 5", NAMES[0])
+    assert load_config(NAMES[0]).seed == 5
+
+
+# --- mistakes in a file -----------------------------------------------------------------------------------------------
+
+MISTAKES = {  # text: (line, what follows it)
+    "model:\n  backbone:\n    nmae: resnet18\n": (3, "model.backbone.nmae: unknown key; did you mean 'name'?"),
+    "seed: 1\nzzz: 2\n": (2, "zzz: unknown key; known keys: task, seed, data, model, train, eval"),
+    "model:\n  anchors:\n    levels:\n      3: {ratois: [1]}\n": (
+        4,
+        "model.anchors.levels.3.ratois: unknown key; did you mean 'ratios'?",
+    ),
+    "train:\n  epochs: twelve\n": (2, "train.epochs: input should be a valid integer"),
+    "train:\n  epochs: 1.5\n": (2, "train.epochs: input should be a valid integer"),
+    "train: {epochs: 0}": (1, "train.epochs: input should be greater than or equal to 1; it is 0"),
+    "data:\n\n  augment: {horizontal_flip: 1.5}": (
+        3,
+        "data.augment.horizontal_flip: input should be less than or equal to 1; it is 1.5",
+    ),
+    "model: {loss: {gamma: .nan}}": (1, "model.loss.gamma: input should be a finite number; it is nan"),
+    "train: {clip_norm: .inf}": (1, "train.clip_norm: input should be a finite number; it is inf"),
+    "train:\n  optimizer: {name: sdg}": (2, "train.optimizer.name: input should be 'sgd' or 'adamw'; it is 'sdg'"),
+    "data:\n  resize:\n    short: [800, -1]\n": (
+        3,
+        "data.resize.short.1: input should be greater than or equal to 1; it is -1",
+    ),
+    "data: [1]": (1, "data: input should be a valid dictionary"),
+    "model:\n  fpn: {levels: [3, 5]}": (2, "model.fpn: levels: [3, 5] must be contiguous"),
+    "model: {fpn: {levels: [5, 4, 3]}}": (1, "model.fpn: levels: [5, 4, 3] must be contiguous"),
+    "model: {fpn: {levels: [6, 7]}}": (1, "model.fpn: levels: [6, 7] must be contiguous and begin at 2 to 5"),
+    # 3 ratios × 3 scales = 9 elsewhere; 1 × 3 = 3 here.
+    "model:\n  anchors:\n    levels: {4: {ratios: [1]}}": (
+        2,
+        "model.anchors: levels.4: 3 anchors a cell where the others have 9",
+    ),
+    "model: {fpn: {levels: [3, 4]}, anchors: {levels: {5: {base_size: 9}}}}": (
+        1,
+        "model: anchors.levels: 5 is not in fpn.levels [3, 4]",
+    ),
+    "model: {matcher: {positive: 0.3}}": (1, "model.matcher: negative: 0.4 must not be over positive: 0.3"),
+    "data: {augment: {scale_jitter: [2, 0.5]}}": (1, "data.augment: scale_jitter: the lower bound comes first"),
+    "data: {augment: {scale_jitter: [2]}}": (1, "data.augment.scale_jitter: "),
+    "model: {backbone: {norm: frozen_bn}}": (1, "model.backbone: norm: frozen_bn needs weights"),
+    "model: {backbone: {freeze_at: 2}}": (1, "model.backbone: freeze_at: freezing random weights trains nothing"),
+    "seed: 1\ntrain: {epochs: 1}\nseed: 2\n": (3, "seed: stands twice, first at "),
+    "model:\n  head:\n    prior: 0.1\n    norm: gn\n    prior: 0.2\n": (5, "model.head.prior: stands twice, first at "),
+    "seed: 1\ndata: [\n": (3, "not valid YAML: "),
+    "seed: 1\n\tdata: 2\n": (2, "not valid YAML: "),
+    "? [1, 2]\n: 3\n": (1, "not valid YAML: "),
+    "base: nowhere.yaml": (1, "base: "),
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_is_named_with_its_line(text: str, tmp_path: Path) -> None:
+    line, message = MISTAKES[text]
+    path = write(tmp_path, text)
+    error = error_of(path)
+    assert error.startswith(f"{path}:{line}: {message}")
+    assert len(error.splitlines()) == 1
+
+
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
+    text = "seed: -1\nmodel:\n  matcher: {positive: 2, low_quality: maybe}\ntrain:\n  optimiser: {}\n"
+    path = write(tmp_path, text)
+    places = [line.removeprefix(f"{path}:").split(": ")[:2] for line in error_of(path).splitlines()]
+    assert sorted(places) == [
+        ["1", "seed"],
+        ["3", "model.matcher.low_quality"],
+        ["3", "model.matcher.positive"],
+        ["5", "train.optimiser"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"- 1\n", "holds a list; a config is a mapping of sections"),
+        (b"seed", "holds a str; a config is a mapping of sections"),
+        (b"\xff\xfe\x00", "not UTF-8 text"),
+        (b"seed: 2026-13-40\n", "not valid YAML: month must be in 1..12"),
+    ],
+)
+def test_a_file_that_is_no_config(data: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(data)
+    assert error_of(path).startswith(f"{path}: {message}")
+
+
+def test_an_alias_inside_itself_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: &data {train: *data}\n")
+    assert error_of(path).startswith(f"{path}")
+
+
+def test_a_missing_file_names_the_nearest() -> None:
+    near = "retinanet_r50_fnp.yaml: no such config file; did you mean retinanet_r50_fpn.yaml?"
+    assert error_of("retinanet_r50_fnp.yaml") == near
+    assert error_of("zzz.yaml") == f"zzz.yaml: no such config file; the package has {', '.join(NAMES)}"
+
+
+@pytest.mark.parametrize("missing", [".", ""])
+def test_a_folder_is_no_config(missing: str) -> None:
+    assert "no such config file" in error_of(missing)
+
+
+@settings(max_examples=150)
+@given(text=st.text(st.sampled_from("ab:-[]{}?&*!#|>'\"%@`,<= \n\t10.~\\_"), max_size=40))
+def test_no_text_ends_in_anything_but_a_config_error(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = write(tmp_path_factory.getbasetemp(), text, "any.yaml")
+    try:
+        config = load_config(path)
+    except ConfigError as error:
+        assert str(error).startswith(str(path))
+    else:
+        assert config == Config()
+
+
+# --- base -------------------------------------------------------------------------------------------------------------
+
+
+def test_own_keys_win_over_the_base_key_by_key(tmp_path: Path) -> None:
+    write(tmp_path, "seed: 3\nmodel: {head: {num_convs: 2, norm: gn}, fpn: {levels: [3, 4, 5]}}\n", "base.yaml")
+    own = write(tmp_path, "base: base.yaml\nmodel: {head: {norm: none}, fpn: {levels: [2, 3]}}\n")
+    config = load_config(own)
+    assert (config.seed, config.model.head.num_convs, config.model.head.norm) == (3, 2, "none")
+    assert config.model.fpn.levels == [2, 3]  # a list is one value
+
+
+def test_a_base_is_looked_up_beside_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    write(tmp_path, "seed: 3", "base.yaml")
+    write(tmp_path, "base: base.yaml")
+    assert load_config("../x.yaml").seed == 3
+
+
+def test_mistakes_name_the_file_they_stand_in(tmp_path: Path) -> None:
+    base = write(tmp_path, "seed: 3\nmodel: {head: {num_cnvs: 2}}\n", "base.yaml")
+    own = write(tmp_path, "base: base.yaml\n\nmodel:\n  head: {nrom: gn}\n")
+    assert sorted(error_of(own).splitlines()) == sorted(
+        [
+            f"{base}:2: model.head.num_cnvs: unknown key; did you mean 'num_convs'?",
+            f"{own}:4: model.head.nrom: unknown key; did you mean 'norm'?",
+        ]
+    )
+
+
+def test_a_base_has_no_base(tmp_path: Path) -> None:
+    write(tmp_path, "seed: 1", "first.yaml")
+    base = write(tmp_path, "seed: 2\nbase: first.yaml\n", "base.yaml")
+    own = write(tmp_path, "base: base.yaml\n")
+    expected = f"{base}:2: base: {own} builds on this file; a base has no base itself"
+    assert error_of(own) == expected
+
+
+# --- overrides --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "keys", "value"),
+    [
+        ("model.matcher.positive=0.6", "model.matcher.positive", 0.6),
+        ("train.optimizer.lr=1e-3", "train.optimizer.lr", 0.001),  # PyYAML reads 1e-3 as a string
+        ("train.clip_norm=null", "train.clip_norm", None),
+        ("data.augment.scale_jitter=[0.5, 2]", "data.augment.scale_jitter", [0.5, 2.0]),
+        ("data.train.images=a=b c/ö", "data.train.images", "a=b c/ö"),
+        ("data.resize={short: [64], long: 96}", "data.resize", {"short": [64], "long": 96}),
+        ("model.anchors.levels.4.base_size=30", "model.anchors.levels", {"4": {"base_size": 30.0}}),
+    ],
+)
+def test_an_override_is_read_as_yaml(override: str, keys: str, value: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1\ntrain: {clip_norm: 1.0}\n")
+    for config in (load_config(path, [override]), apply_overrides(load_config(path), [override], "x.pt")):
+        found: Any = config.model_dump(mode="json", exclude_none=value is not None)
+        for key in keys.split("."):
+            found = found[key]
+        assert found == value
+        assert config.seed == 1
+
+
+def test_the_last_override_wins_over_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1\ntrain: {epochs: 3}")
+    config = load_config(path, ["seed=2", "train.epochs=4", "seed=5"])
+    assert (config.seed, config.train.epochs) == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "seed: an override is written key=value"),
+        ("=3", "=3: an override is written key=value"),
+        ("seed=[1", "seed=[1: the value is not valid YAML"),
+        ("seed=2026-13-40", "seed=2026-13-40: the value is not valid YAML"),
+        ("seed.x=1", "seed.x: seed is a value, not a section"),
+        ("train.epochs.x.y=1", "train.epochs.x.y: train.epochs is a value, not a section"),
+        ("model.matcher.positve=1", "model.matcher.positve: unknown key; did you mean 'positive'?"),
+        ("modle.matcher.positive=1", "modle: unknown key; did you mean 'model'?"),
+        ("model.matcher.positive=2", "model.matcher.positive: input should be less than or equal to 1; it is 2"),
+        ("train.epochs=", "train.epochs: input should be a valid integer; it is None"),
+        ("data.augment.scale_jitter=[2, 1]", "data.augment: scale_jitter: the lower bound comes first"),
+    ],
+)
+def test_a_mistake_in_an_override_names_the_command_line(override: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1\ntrain: {epochs: 3}\n")
+    assert error_of(path, (override,)).startswith(f"command line: {message}")
+
+
+def test_a_mistake_in_a_checkpoint_names_it() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_from_dict(config_to_dict(Config()) | {"speed": 1}, "runs/x/last.pt")
+    assert str(caught.value).startswith("runs/x/last.pt: speed: unknown key; did you mean 'seed'?")
+
+
+def test_an_override_leaves_the_other_keys_of_its_level(tmp_path: Path) -> None:
+    # A YAML file has the level as a number, the command line as text.
+    path = write(tmp_path, "model: {anchors: {levels: {3: {base_size: 30, ratios: [1, 2, 3]}}}}")
+    shapes = load_config(path, ["model.anchors.levels.3.base_size=20"]).model.anchors.levels[3]
+    assert (shapes.base_size, shapes.ratios) == (20.0, [1.0, 2.0, 3.0])
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+
+def there_and_back(config: Config, path: Path) -> None:
+    tree = config_to_dict(config)
+    assert yaml.safe_load(yaml.safe_dump(tree)) == tree  # nothing but what YAML and a checkpoint hold
+    assert config_from_dict(tree, "x") == config
+    save_config(config, path)
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resolved_config_is_read_back_equal(name: str, tmp_path: Path) -> None:
+    there_and_back(load_config(name, ["data.train.images='Bilder/ö: #1'"]), tmp_path / "config.yaml")
+
+
+numbers = st.floats(1e-6, 1e6)
+
+
+@settings(max_examples=25)
+@given(
+    lr=numbers,
+    seed=st.integers(0, 2**40),
+    path=st.text(max_size=10),
+    mean=st.lists(st.floats(-300, 300), min_size=3, max_size=3),
+    sizes=st.dictionaries(st.integers(3, 7), numbers),
+    clip_norm=st.none() | numbers,
+)
+def test_any_config_is_read_back_equal(
+    lr: float,
+    seed: int,
+    path: str,
+    mean: list[float],
+    sizes: dict[int, float],
+    clip_norm: float | None,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    tree = {
+        "seed": seed,
+        "data": {"train": {"images": path}},
+        "model": {
+            "normalise": {"mean": mean},
+            "anchors": {"levels": {level: {"base_size": size} for level, size in sizes.items()}},
+        },
+        "train": {"optimizer": {"lr": lr}, "clip_norm": clip_norm},
+    }
+    there_and_back(Config.model_validate(tree), tmp_path_factory.getbasetemp() / "config.yaml")

@@ -1,0 +1,349 @@
+"""The detection task: its loss against a loop, its predictions in the original frame, its rows and scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+from torchvision.models.detection._utils import BoxCoder, Matcher
+from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+
+from detector.anchors import Anchors, level_sizes
+from detector.config import (
+    AnchorConfig,
+    BackboneConfig,
+    Config,
+    FPNConfig,
+    HeadConfig,
+    LossConfig,
+    MatcherConfig,
+    ModelConfig,
+    PredictConfig,
+)
+from detector.data.coco import Category, read_annotations
+from detector.errors import ConfigError
+from detector.losses import BOX_LOSSES, CLASS_LOSSES
+from detector.matching import IGNORE, MATCHERS, match_anchors
+from detector.models import build_model
+from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Predictions, Targets
+from detector.tasks import TASKS, detection, get_task
+
+SIDE, NUM_CLASSES = 64, 3
+
+
+def random_predictions(num_images: int) -> Predictions:
+    levels = [3, 4, 5]
+    anchors, counts = Anchors(AnchorConfig(), levels)(level_sizes(SIDE, SIDE, levels))
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(num_images, len(anchors), NUM_CLASSES, generator=generator) - 2
+    deltas = 0.3 * torch.randn(num_images, len(anchors), 4, generator=generator)
+    return Predictions(logits.requires_grad_(), deltas.requires_grad_(), anchors, counts)
+
+
+def make_targets(*images: list[tuple[list[float], int]]) -> Targets:
+    """Padded targets of images given as (box, label) pairs, with at least one row of padding in each."""
+    most = 1 + max(len(objects) for objects in images)
+    boxes, labels = torch.zeros(len(images), most, 4), torch.full((len(images), most), PADDING)
+    for image, objects in enumerate(images):
+        for row, (box, label) in enumerate(objects):
+            boxes[image, row], labels[image, row] = torch.tensor(box), label
+    return Targets(boxes, labels)
+
+
+OBJECTS = (
+    [([3.0, 5, 30, 33], 0), ([20.0, 8, 60, 50], 2)],
+    [([10.0, 10, 22, 40], 1)],
+    [],
+)
+
+
+def total(losses: detection.Losses) -> Tensor:
+    return torch.stack(list(losses.parts.values())).sum()
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+def naive_box_loss(name: str, deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig) -> Tensor:
+    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+    if name == "giou":
+        return generalized_box_iou_loss(coder.decode_single(deltas, anchors), boxes, reduction="sum")
+    true_deltas = coder.encode_single(boxes, anchors)
+    if name == "l1":
+        return (deltas - true_deltas).abs().sum()
+    return F.smooth_l1_loss(deltas, true_deltas, beta=config.beta, reduction="sum")
+
+
+@pytest.mark.parametrize("box", ["smooth_l1", "l1", "giou"])
+def test_loss_equals_a_loop_with_torchvisions_parts(box: str) -> None:
+    predictions = random_predictions(len(OBJECTS))
+    config = ModelConfig(loss=LossConfig(box=box, alpha=0.3, gamma=1.5, cls_weight=2.0, box_weight=0.5))
+    losses = detection.loss(predictions, make_targets(*OBJECTS), config)
+
+    cls_loss, box_loss, num_positives = torch.zeros(()), torch.zeros(()), 0
+    for image, objects in enumerate(OBJECTS):
+        logits, deltas = predictions.cls_logits[image], predictions.box_deltas[image]
+        is_class = torch.zeros_like(logits)
+        is_counted = torch.ones(len(logits), dtype=torch.bool)
+        if objects:
+            boxes = torch.tensor([box for box, _ in objects])
+            match = Matcher(0.5, 0.4, allow_low_quality_matches=True)(box_iou(boxes, predictions.anchors))
+            is_counted = match != -2
+            for anchor in (match >= 0).nonzero()[:, 0].tolist():
+                target = int(match[anchor])
+                is_class[anchor, objects[target][1]] = 1
+                pair = predictions.anchors[anchor][None], boxes[target][None]
+                box_loss = box_loss + naive_box_loss(box, deltas[anchor][None], *pair, config.loss)
+                num_positives += 1
+        cls_loss = cls_loss + sigmoid_focal_loss(logits[is_counted], is_class[is_counted], 0.3, 1.5, reduction="sum")
+    assert num_positives > 10
+    assert set(losses.parts) == {"cls", "box"}
+    assert losses.normaliser.item() == num_positives
+    assert_close(losses.parts["cls"], 2.0 * cls_loss, rtol=1e-4, atol=1e-4)
+    assert_close(losses.parts["box"], 0.5 * box_loss, rtol=1e-4, atol=1e-4)
+    gradients = torch.autograd.grad(total(losses), [predictions.cls_logits, predictions.box_deltas])
+    expected = torch.autograd.grad(2.0 * cls_loss + 0.5 * box_loss, [predictions.cls_logits, predictions.box_deltas])
+    assert_close(gradients, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("box", BOX_LOSSES)
+@pytest.mark.parametrize("cls", CLASS_LOSSES)
+@pytest.mark.parametrize("matcher", MATCHERS)
+def test_an_image_without_objects_is_a_good_negative(matcher: str, cls: str, box: str) -> None:
+    predictions = random_predictions(1)
+    config = ModelConfig(matcher=MatcherConfig(name=matcher), loss=LossConfig(cls=cls, box=box))
+    losses = detection.loss(predictions, make_targets([]), config)
+    assert losses.normaliser.item() == 0
+    assert losses.parts["cls"].isfinite()
+    assert losses.parts["cls"] > 0
+    assert losses.parts["box"] == 0
+    total(losses).backward()
+    assert (predictions.cls_logits.grad > 0).all()  # every score goes down
+    assert (predictions.box_deltas.grad == 0).all()  # there, so that ranks agree on what has a gradient
+
+
+@pytest.mark.parametrize("objects", [OBJECTS[0], []], ids=["objects", "none"])
+@pytest.mark.parametrize("box", BOX_LOSSES)
+def test_every_parameter_gets_a_finite_gradient(box: str, objects: list[tuple[list[float], int]]) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(
+        backbone=BackboneConfig(name="resnet18"),
+        fpn=FPNConfig(channels=16),
+        head=HeadConfig(num_convs=1),
+        loss=LossConfig(box=box),
+    )
+    model = build_model(config, NUM_CLASSES)
+    images = torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    predictions = model(images, torch.full((2, 2), SIDE))
+    total(detection.loss(predictions, make_targets(objects, []), config)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        if name.startswith("head.box") and not objects:
+            assert (parameter.grad == 0).all(), name
+        elif name.startswith(("head", "pyramid.fpn")):
+            assert (parameter.grad != 0).any(), name
+
+
+def test_anchors_in_a_crowd_take_no_part() -> None:
+    predictions = random_predictions(1)
+    crowd, near = ([0.0, 0, 40, 40], IGNORE_REGION), ([4.0, 4, 20, 20], 1)
+    config = ModelConfig()
+    targets = make_targets([crowd, near])
+    match = match_anchors(predictions.anchors, targets.boxes[0], targets.labels[0], config.matcher)
+    left, top, right, bottom = predictions.anchors.unbind(dim=1)
+    is_inside = (left >= 0) & (top >= 0) & (right <= 40) & (bottom <= 40)
+    assert (is_inside & (match == IGNORE)).any()
+    assert (match >= 0).any()  # the object in the crowd is still learnt
+    losses = detection.loss(predictions, targets, config)
+    assert losses.normaliser == (match >= 0).sum()
+    total(losses).backward()
+    assert (predictions.cls_logits.grad[0, is_inside & (match < 0)] == 0).all()
+    assert ((predictions.cls_logits.grad[0] != 0).all(dim=1) == (match != IGNORE)).all()
+    assert ((predictions.box_deltas.grad[0] != 0).any(dim=1) == (match >= 0)).all()
+
+
+def test_crowds_alone_have_no_positives_and_less_background() -> None:
+    predictions = random_predictions(1)
+    crowd = detection.loss(predictions, make_targets([([0.0, 0, 40, 40], IGNORE_REGION)]), ModelConfig())
+    nothing = detection.loss(predictions, make_targets([]), ModelConfig())
+    assert crowd.normaliser == 0
+    assert crowd.parts["box"] == 0
+    assert 0 < crowd.parts["cls"] < nothing.parts["cls"]
+
+
+@pytest.mark.parametrize("box", BOX_LOSSES)
+def test_parts_of_a_batch_add_up(box: str) -> None:
+    predictions, targets = random_predictions(len(OBJECTS)), make_targets(*OBJECTS)
+    config = ModelConfig(loss=LossConfig(box=box))
+    whole = detection.loss(predictions, targets, config)
+    parts = []
+    for image in (slice(0, 1), slice(1, 3)):
+        own = predictions._replace(cls_logits=predictions.cls_logits[image], box_deltas=predictions.box_deltas[image])
+        parts.append(detection.loss(own, Targets(targets.boxes[image], targets.labels[image]), config))
+    assert whole.normaliser == sum(part.normaliser for part in parts)
+    assert whole.normaliser > 0
+    for name, loss in whole.parts.items():
+        assert_close(loss, sum(part.parts[name] for part in parts))
+
+
+def test_padding_and_the_order_of_objects_change_nothing() -> None:
+    predictions, targets = random_predictions(len(OBJECTS)), make_targets(*OBJECTS)
+    expected = detection.loss(predictions, targets, ModelConfig())
+    padded = Targets(F.pad(targets.boxes, (0, 0, 0, 40)), F.pad(targets.labels, (0, 40), value=PADDING))
+    flipped = Targets(targets.boxes.flip(1), targets.labels.flip(1))
+    for other in (padded, flipped):
+        losses = detection.loss(predictions, other, ModelConfig())
+        assert losses.normaliser == expected.normaliser
+        for name, loss in losses.parts.items():
+            assert_close(loss, expected.parts[name])
+
+
+def test_bf16_predictions_give_float32_losses() -> None:
+    predictions, targets = random_predictions(len(OBJECTS)), make_targets(*OBJECTS)
+    low = predictions._replace(
+        cls_logits=predictions.cls_logits.bfloat16(), box_deltas=predictions.box_deltas.bfloat16()
+    )
+    high = low._replace(cls_logits=low.cls_logits.float(), box_deltas=low.box_deltas.float())
+    losses, expected = (detection.loss(one, targets, ModelConfig()) for one in (low, high))
+    for name, loss in losses.parts.items():
+        assert loss.dtype == torch.float32
+        assert torch.equal(loss, expected.parts[name])
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_found_by_its_name(name: str) -> None:
+    assert get_task(Config(task=name)) is TASKS[name]
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"matcher": {"name": "atsss"}}, r"model\.matcher\.name.*'atsss'.*max_iou"),
+        ({"loss": {"cls": "fokal"}}, r"model\.loss\.cls.*'fokal'.*focal"),
+        ({"loss": {"box": "ciouu"}}, r"model\.loss\.box.*'ciouu'.*smooth_l1.*giou"),
+    ],
+)
+def test_unknown_names_list_the_known_ones(section: dict[str, dict[str, str]], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        get_task(Config.model_validate({"model": section}))
+
+
+def test_unknown_task_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"'detektion'.*detection"):
+        get_task(Config(task="detektion"))
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+
+def make_batch(sizes: list[list[int]], sizes_original: list[list[int]]) -> Batch:
+    num = len(sizes)
+    images = torch.zeros(num, 3, SIDE, SIDE, dtype=torch.uint8)
+    return Batch(
+        images, torch.tensor(sizes), torch.tensor(sizes_original), make_targets(*[[]] * num), torch.arange(num)
+    )
+
+
+def test_predictions_are_in_the_frame_of_the_original_image() -> None:
+    anchors = torch.tensor([[4.0, 6, 20, 22], [30, 30, 60, 60], [50, 2, 58, 8]])
+    logits = torch.tensor([0.9, 0.8, 0.7]).logit()[:, None].expand(2, 3, 1)
+    predictions = Predictions(logits, torch.zeros(2, 3, 4), anchors, [3])
+    batch = make_batch([[40, 64], [64, 56]], [[80, 192], [32, 14]])
+    detections = detection.predict(predictions, batch, ModelConfig(predict=PredictConfig()))
+    # Clipped to 40 · 64, then x · 192 / 64 and y · 80 / 40; clipped to 64 · 56, then x · 14 / 56 and y · 32 / 64.
+    assert_close(detections.boxes[0], torch.tensor([[12.0, 12, 60, 44], [90, 60, 180, 80], [150, 4, 174, 16]]))
+    assert_close(detections.boxes[1], torch.tensor([[1.0, 3, 5, 11], [7.5, 15, 14, 30], [12.5, 1, 14, 4]]))
+    assert_close(detections.scores, torch.tensor([[0.9, 0.8, 0.7]] * 2))
+
+
+def test_no_prediction_passes_its_original_border() -> None:
+    predictions = random_predictions(2)
+    batch = make_batch([[64, 47], [37, 64]], [[479, 353], [1000, 1733]])
+    boxes = detection.predict(predictions, batch, ModelConfig()).boxes
+    assert boxes.shape[1] > 10
+    assert (boxes >= 0).all()
+    for image, (height, width) in enumerate(batch.sizes_original.tolist()):
+        assert (boxes[image] <= torch.tensor([width, height, width, height])).all()
+        assert boxes[image, :, 2].max() == width
+        assert boxes[image, :, 3].max() == height
+
+
+CATEGORIES = [Category(5, "cat"), Category(18, "dog"), Category(90, "owl")]
+
+
+def test_rows_by_hand() -> None:
+    detections = Detections(
+        boxes=torch.tensor([[[1.0, 2, 4, 8], [0, 0, 10, 10]], [[3, 3, 5, 4], [0, 0, 0, 0]]]),
+        scores=torch.tensor([[0.75, 0.5], [0.25, 0.0]]),
+        labels=torch.tensor([[2, 0], [1, PADDING]]),
+    )
+    rows = detection.to_rows(detections, torch.tensor([2**40 + 1, 7]), CATEGORIES)
+    assert rows.dtype == np.float64
+    # image, left, top, width, height, score, category; padding has none
+    assert rows.tolist() == [
+        [2**40 + 1, 1, 2, 3, 6, 0.75, 90],
+        [2**40 + 1, 0, 0, 10, 10, 0.5, 5],
+        [7, 3, 3, 2, 1, 0.25, 18],
+    ]
+
+
+def test_rows_of_nothing() -> None:
+    empty = Detections(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.int64))
+    assert detection.to_rows(empty, torch.tensor([1, 2]), CATEGORIES).shape == (0, 7)
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_scores_of_right_and_wrong_detections(tmp_path: Path) -> None:
+    file = tmp_path / "truth.json"
+    boxes = {11: ([10, 10, 40, 40], 5), 12: ([20, 5, 50, 60], 18), 13: ([0, 0, 30, 30], 90)}
+    file.write_text(
+        json.dumps(
+            {
+                "images": [{"id": id, "file_name": f"{id}.png", "height": 100, "width": 100} for id in boxes],
+                "categories": [category._asdict() for category in CATEGORIES],
+                "annotations": [
+                    {
+                        "id": id,
+                        "image_id": id,
+                        "category_id": category,
+                        "bbox": box,
+                        "area": box[2] * box[3],
+                        "iscrowd": 0,
+                    }
+                    for id, (box, category) in boxes.items()
+                ],
+            }
+        )
+    )
+    truth = read_annotations(file)
+    xywh = torch.tensor([box for box, _ in boxes.values()]).float()[:, None]  # one an image
+    xyxy = torch.cat([xywh[..., :2], xywh[..., :2] + xywh[..., 2:]], dim=-1)
+    right = Detections(xyxy, torch.full((3, 1), 0.9), torch.tensor([[0], [1], [2]]))
+    ids = torch.tensor(list(boxes))
+
+    metrics = detection.evaluate([detection.to_rows(right, ids, truth.categories)], truth, Config())
+    assert metrics[detection.MAIN_METRIC] == pytest.approx(1)
+    # The owl is taken for a dog: no owl is found; scored lower than the dog, the mistake costs the dogs nothing.
+    wrong = right._replace(labels=torch.tensor([[0], [1], [1]]), scores=torch.tensor([[0.9], [0.9], [0.1]]))
+    batches = [detection.to_rows(wrong, ids, truth.categories)[:2], detection.to_rows(wrong, ids, truth.categories)[2:]]
+    metrics = detection.evaluate(batches, truth, Config())
+    assert metrics["AP"] == pytest.approx(2 / 3)
+    assert [row["AP"] for row in metrics["per_class"]] == pytest.approx([1, 1, 0])
+    assert detection.evaluate([], truth, Config())["AP"] == 0
+
+    table = detection.describe(metrics, per_class=True)
+    assert "AP 0.667" in table
+    assert [line.split()[0] for line in table.splitlines()[-3:]] == ["cat", "dog", "owl"]
+    assert "cat" not in detection.describe(metrics, per_class=False)

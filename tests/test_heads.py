@@ -1,0 +1,163 @@
+"""Heads: the order of their outputs, their first scores, their layers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from torchvision.models.detection.retinanet import RetinaNetClassificationHead
+
+from detector.config import AnchorConfig, HeadConfig, ModelConfig
+from detector.models.heads import HEADS, RetinaHead
+
+SIZES = [(3, 4), (2, 2), (1, 1)]
+LEVELS = (3, 4, 5)
+
+
+def make_head(num_classes: int, ratios: list[float] | None = None, channels: int = 16, **head: object) -> RetinaHead:
+    torch.manual_seed(0)
+    anchors = AnchorConfig() if ratios is None else AnchorConfig(ratios=ratios, scales=[1.0])
+    return RetinaHead(ModelConfig(anchors=anchors, head=HeadConfig(**head)), LEVELS, channels, num_classes)
+
+
+def make_pyramid(channels: int = 16, num_images: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(num_images, channels, *size, generator=generator) for size in SIZES]
+
+
+@pytest.mark.parametrize("ratios", [[1.0], [0.5, 1.0], None], ids=["1", "2", "9"])
+@pytest.mark.parametrize("num_classes", [1, 2, 7])
+def test_order_is_level_row_column_anchor_class(num_classes: int, ratios: list[float] | None) -> None:
+    head, pyramid = make_head(num_classes, ratios), make_pyramid()
+    num_anchors = 9 if ratios is None else len(ratios)
+    with torch.no_grad():
+        predictions = head(pyramid)
+        flat = 0
+        for feature, (height, width) in zip(pyramid, SIZES, strict=True):
+            logits, deltas = head.cls_output(head.cls_tower(feature)), head.box_output(head.box_tower(feature))
+            for row in range(height):
+                for column in range(width):
+                    for anchor in range(num_anchors):
+                        own = slice(anchor * num_classes, (anchor + 1) * num_classes)
+                        assert torch.equal(predictions.cls_logits[:, flat], logits[:, own, row, column])
+                        own = slice(anchor * 4, (anchor + 1) * 4)
+                        assert torch.equal(predictions.box_deltas[:, flat], deltas[:, own, row, column])
+                        flat += 1
+    assert predictions.cls_logits.shape == (2, flat, num_classes)
+    assert predictions.box_deltas.shape == (2, flat, 4)
+    assert predictions.level_counts == [height * width * num_anchors for height, width in SIZES]
+
+
+def test_each_prediction_stands_beside_its_anchor() -> None:
+    """A head that repeats its input says of each anchor where it is, in the anchors' order."""
+    head = make_head(2, ratios=[1.0, 4.0], channels=4, num_convs=0)
+    with torch.no_grad():
+        for output in (head.cls_output, head.box_output):
+            output.weight.zero_()
+            output.bias.zero_()
+        for anchor in range(2):
+            head.cls_output.weight[2 * anchor, 3, 1, 1] = 1.0  # class 0 repeats channel 3
+            head.cls_output.bias[2 * anchor + 1] = anchor  # class 1 names the anchor
+            for number in range(4):
+                head.box_output.weight[4 * anchor + number, number, 1, 1] = 1.0
+        pyramid = []
+        for level, (height, width) in zip(LEVELS, SIZES, strict=True):
+            y, x = torch.meshgrid(torch.arange(height) * 2**level, torch.arange(width) * 2**level, indexing="ij")
+            pyramid.append(torch.stack([x, y, torch.full_like(x, level), x + 1000 * y])[None].float())
+        predictions = head(pyramid)
+    anchors = predictions.anchors
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(dim=1)
+    width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(dim=1)
+    level = (width * height).log2() / 2 - 2  # the area is (4 · 2^level)²
+    assert_close(predictions.box_deltas[0, :, :3], torch.stack([x, y, level], dim=1))
+    assert_close(predictions.cls_logits[0, :, 0], x + 1000 * y)
+    assert_close(predictions.cls_logits[0, :, 1], (height > 2 * width).float())  # the second ratio
+
+
+@pytest.mark.parametrize("norm", ["none", "gn"])
+@pytest.mark.parametrize("prior", [0.01, 0.05, 0.3])
+def test_scores_begin_at_the_prior(prior: float, norm: str) -> None:
+    head = make_head(7, prior=prior, norm=norm, channels=32)
+    with torch.no_grad():
+        scores = head(
+            [torch.randn(2, 32, 8, 8), torch.randn(2, 32, 4, 4), torch.randn(2, 32, 2, 2)]
+        ).cls_logits.sigmoid()
+    assert scores.mean().item() == pytest.approx(prior, rel=0.1)
+
+
+def test_equals_torchvision_with_its_weights() -> None:
+    head, pyramid = make_head(7), make_pyramid()
+    reference = RetinaNetClassificationHead(16, 9, 7)
+    with torch.no_grad():
+        tower = [module for module in head.cls_tower if isinstance(module, nn.Conv2d)]
+        for (conv, _), own in zip(reference.conv, tower, strict=True):
+            own.load_state_dict(conv.state_dict())
+        head.cls_output.load_state_dict(reference.cls_logits.state_dict())
+        assert_close(head(pyramid).cls_logits, reference(pyramid))
+
+
+def test_levels_share_the_head_and_images_do_not_mix() -> None:
+    head = make_head(3, norm="gn")
+    feature = make_pyramid()[0]
+    with torch.no_grad():
+        predictions = head([feature] * 3)
+        first, second, third = predictions.cls_logits.split(predictions.level_counts, dim=1)
+        assert torch.equal(first, second)
+        assert torch.equal(first, third)
+        assert_close(head([feature[1:]] * 3).cls_logits, predictions.cls_logits[1:])
+
+
+@pytest.mark.parametrize(
+    ("norm", "layers"), [("none", [nn.Conv2d, nn.ReLU]), ("gn", [nn.Conv2d, nn.GroupNorm, nn.ReLU])]
+)
+@pytest.mark.parametrize("num_convs", [0, 1, 4])
+def test_layers_of_the_towers(num_convs: int, norm: str, layers: list[type[nn.Module]]) -> None:
+    head = make_head(3, num_convs=num_convs, norm=norm)
+    for tower in (head.cls_tower, head.box_tower):
+        assert [type(module) for module in tower] == layers * num_convs
+        # A normalised layer has its own shift.
+        assert all((module.bias is None) == (norm == "gn") for module in tower if isinstance(module, nn.Conv2d))
+        # 32 groups (Wu & He 2018), or as many as divide the channels.
+        assert all(module.num_groups == 16 for module in tower if isinstance(module, nn.GroupNorm))
+    assert head(make_pyramid()).cls_logits.shape == (2, 153, 3)  # 9 · (12 + 4 + 1)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (48, 16), (7, 1)])
+def test_groups_divide_the_channels(channels: int, groups: int) -> None:
+    head = make_head(1, channels=channels, norm="gn", num_convs=1)
+    assert head.cls_tower[1].num_groups == groups
+
+
+@pytest.mark.parametrize("num_convs", [0, 2])
+def test_channels_of_its_own(num_convs: int) -> None:
+    head = make_head(3, channels=16, num_convs=num_convs)
+    wide = RetinaHead(ModelConfig(head=HeadConfig(num_convs=num_convs, channels=24)), LEVELS, 16, 3)
+    assert head.cls_output.in_channels == 16
+    assert wide.cls_output.in_channels == (24 if num_convs else 16)
+    assert wide(make_pyramid()).cls_logits.shape == (2, 153, 3)
+
+
+def test_initial_weights() -> None:
+    head = make_head(80, channels=64)
+    for name, parameter in head.named_parameters():
+        if name.endswith("weight"):
+            assert parameter.std().item() == pytest.approx(0.01, rel=0.1), name
+            assert parameter.mean().item() == pytest.approx(0, abs=1e-3), name
+        elif name == "cls_output.bias":
+            assert_close(parameter.data, torch.full((720,), -math.log(99)))  # log((1 - 0.01) / 0.01)
+        else:
+            assert (parameter == 0).all(), name
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_parameter_of_every_head_is_used(name: str) -> None:
+    head = HEADS[name](ModelConfig(head=HeadConfig(name=name)), LEVELS, 16, 3)
+    output = head(make_pyramid())
+    tensors = [output] if isinstance(output, Tensor) else [output.cls_logits, output.box_deltas]
+    sum(tensor.square().sum() for tensor in tensors).backward()
+    for parameter_name, parameter in head.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert (parameter.grad != 0).any(), parameter_name

@@ -1,0 +1,202 @@
+"""Reading pictures: every kind comes out as [H, W, 3] uint8 RGB in the right frame, and broken ones name their file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from detector.data.images import IMAGE_SUFFIXES, read_annotated_image, read_image
+from detector.errors import DataError
+
+HEIGHT, WIDTH = 32, 48
+ROTATED = 0x0112  # the EXIF tag of the orientation
+COLORS = {(8, 8): (250, 20, 20), (8, 40): (20, 240, 20), (24, 8): (20, 20, 230), (24, 40): (240, 230, 20)}
+
+
+def quarters() -> Image.Image:
+    """Red and green above, blue and yellow below: no two orientations look alike."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    for (row, column), color in COLORS.items():
+        top, left = row // 16 * 16, column // 24 * 24
+        pixels[top : top + 16, left : left + 24] = color
+    return Image.fromarray(pixels)
+
+
+def photo(side: int = 64) -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def with_thumbnail(jpeg: bytes, thumbnail: bytes) -> bytes:
+    """``jpeg`` with another JPEG in its EXIF header, as cameras write it."""
+    exif = b"Exif\0\0" + Image.Exif().tobytes()[6:] + thumbnail
+    return jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+
+
+def distance(first: np.ndarray, second: np.ndarray) -> float:
+    assert first.shape == second.shape
+    return float(np.abs(first.astype(int) - second).max())
+
+
+# --- orientation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation(orientation: int, kind: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ROTATED] = orientation
+    path = tmp_path / f"x.{kind}"
+    quarters().save(path, exif=exif, **({"quality": 95, "subsampling": 0} if kind == "jpeg" else {}))
+    stored, upright = (
+        np.asarray(picture.convert("RGB")) for picture in (Image.open(path), ImageOps.exif_transpose(Image.open(path)))
+    )
+    # 5 to 8 lie on their side: the stored 48×32 is 32×48 upright.
+    assert upright.shape[:2] == ((WIDTH, HEIGHT) if orientation >= 5 else (HEIGHT, WIDTH))
+    assert (distance(stored, upright) > 100) if 1 < orientation < 5 else True
+
+    assert distance(read_image(path), upright) <= 3
+    assert distance(read_annotated_image(path, HEIGHT, WIDTH), stored) <= 3
+    if orientation >= 5:
+        assert distance(read_annotated_image(path, WIDTH, HEIGHT), upright) <= 3
+    else:
+        with pytest.raises(DataError):
+            read_annotated_image(path, WIDTH, HEIGHT)
+
+
+def test_a_size_that_no_frame_has_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    quarters().save(path)
+    with pytest.raises(DataError) as caught:
+        read_annotated_image(path, 32, 49)
+    assert str(caught.value).startswith(f"{path}: the picture is 48×32, its annotation says 49×32; ")
+
+
+# --- kinds of pictures ------------------------------------------------------------------------------------------------
+
+KINDS: dict[str, tuple[str, Callable[[Image.Image], Image.Image], dict[str, Any]]] = {
+    "rgb": ("png", lambda picture: picture, {}),
+    "alpha": ("png", lambda picture: picture.convert("RGBA"), {}),
+    "palette": ("png", lambda picture: picture.quantize(8), {}),
+    "palette with a transparent color": ("png", lambda picture: picture.quantize(8), {"transparency": 0}),
+    "gif": ("gif", lambda picture: picture.quantize(8), {}),
+    "cmyk": ("jpeg", lambda picture: picture.convert("CMYK"), {"quality": 95}),
+    "jpeg": ("jpeg", lambda picture: picture, {"quality": 95}),
+    "progressive": ("jpeg", lambda picture: picture, {"quality": 95, "progressive": True}),
+    "webp": ("webp", lambda picture: picture, {"lossless": True}),
+    "tiff": ("tiff", lambda picture: picture, {"compression": "tiff_lzw"}),
+    "bmp": ("bmp", lambda picture: picture, {}),
+    "ppm": ("ppm", lambda picture: picture, {}),
+    "jpeg 2000": ("jp2", lambda picture: picture, {}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_comes_out_as_rgb(kind: str, tmp_path: Path) -> None:
+    suffix, convert, options = KINDS[kind]
+    path = tmp_path / f"x.{suffix}"
+    convert(quarters()).save(path, **options)
+    assert path.suffix in IMAGE_SUFFIXES
+    for image in (read_image(path), read_annotated_image(path, HEIGHT, WIDTH)):
+        assert (image.shape, image.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
+        assert all(distance(image[place], np.array(color)) <= 4 for place, color in COLORS.items())
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("L", "png"), ("LA", "png"), ("1", "png"), ("L", "jpeg")])
+def test_gray_comes_out_as_three_equal_channels(mode: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"x.{kind}"
+    gray = quarters().convert(mode, dither=Image.Dither.NONE)
+    gray.save(path)
+    image = read_image(path)
+    assert distance(image, np.asarray(gray.convert("RGB"))) <= 2
+    assert image.min() < 60
+    assert image.max() > 200
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_become_8(channels: int, suffix: str, tmp_path: Path) -> None:
+    # 257 · v is v over both bytes: the upper one is v.
+    pixels = np.asarray(quarters())[:, :, :channels]
+    path = tmp_path / f"x.{suffix}"
+    assert cv2.imwrite(str(path), (pixels[:, :, ::-1].astype(np.uint16) * 257).squeeze())
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    assert distance(image, np.broadcast_to(pixels, (HEIGHT, WIDTH, 3))) <= 1
+
+
+# --- broken files -----------------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "jpeg": encode(photo(), "JPEG"),
+    "progressive jpeg": encode(photo(), "JPEG", progressive=True),
+    "gray jpeg": encode(photo().convert("L"), "JPEG"),
+    "jpeg with a thumbnail": with_thumbnail(encode(photo(), "JPEG"), encode(photo(16), "JPEG")),
+    "png": encode(photo(), "PNG"),
+    "palette png": encode(photo().quantize(64), "PNG"),
+}
+
+
+def error_of(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        read_image(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_picture_cut_off_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
+    data, path = BROKEN[kind], tmp_path / "ä picture.jpg"
+    path.write_bytes(data)
+    assert read_image(path).shape == (64, 64, 3)
+    accepted = []
+    for length in [*range(1, len(data) - 64, 61), *range(len(data) - 64, len(data))]:
+        path.write_bytes(data[:length])
+        try:
+            read_image(path)
+            accepted.append(length)
+        except DataError as error:
+            assert str(error).startswith(f"{path}: ")
+    assert accepted == []
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"just some text, whatever its name says\n" * 100, "is no picture"),
+        (b"\xff\xd8\xff\xd9", ""),  # a JPEG's first and last marker, nothing between
+        (bytes(5000), "is no picture"),
+    ],
+)
+def test_a_file_that_is_no_picture(data: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(data)
+    assert error_of(path).startswith(f"{path}: {message}")
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    assert error_of(tmp_path / "x.jpg") == f"{tmp_path / 'x.jpg'}: cannot be read: No such file or directory"
+    assert error_of(tmp_path).startswith(f"{tmp_path}: cannot be read: ")
+
+
+@pytest.mark.parametrize("trailing", [b"\0" * 100, b"\0" * 10_000, b"\0\0\0\x18ftypmp42" + bytes(range(200)) * 50])
+def test_bytes_after_the_end_of_a_jpeg_are_no_fault(trailing: bytes, tmp_path: Path) -> None:
+    # Cameras pad their files, and "motion photos" carry a video behind the picture.
+    path = tmp_path / "x.jpg"
+    path.write_bytes(BROKEN["jpeg"])
+    expected = read_image(path)
+    path.write_bytes(BROKEN["jpeg"] + trailing)
+    assert distance(read_image(path), expected) == 0

@@ -1,0 +1,143 @@
+"""Imports run downwards only, and what is slow to import is imported late."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import detector
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACKAGE = REPOSITORY / "detector"
+
+# From the bottom up: a module imports its own layer and those below. A new module gets its place here.
+LAYERS = [
+    ["structures", "config", "errors", "boxes"],
+    ["anchors", "matching", "losses", "postprocess"],
+    ["data", "models"],
+    ["metrics", "tasks"],
+    ["weights", "checkpoint", "optim", "ema", "distributed", "run"],
+    ["engine", "training", "predictor", "visualize", "inference"],
+    ["commands", "__main__"],
+]
+LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+
+MODULES = {
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imported(source: str) -> Iterator[str]:
+    """Dotted names of all imports, those inside functions too; of ``from a import b`` both ``a`` and ``a.b``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(source: str) -> set[str]:
+    """The package's modules that a source imports; the package itself, for its version, is none of them."""
+    return {name for name in imported(source) if name in MODULES and name != "detector"}
+
+
+def upward(module: str, source: str) -> list[str]:
+    """Imports of modules that stand higher than ``module``."""
+    layer = LAYER_OF[module.split(".")[1]]
+    return sorted(name for name in own_imports(source) if LAYER_OF[name.split(".")[1]] > layer)
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {name.split(".")[1] for name in MODULES if name != "detector"} == set(LAYER_OF)
+
+
+# ``detector/__init__.py`` stands under all and reaches up, late, for ``detector.load``.
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"detector"}))
+def test_imports_run_downwards(module: str) -> None:
+    assert upward(module, MODULES[module].read_text(encoding="utf-8")) == []
+
+
+def test_an_import_upwards_would_be_found() -> None:
+    for line in (
+        "import detector.engine",
+        "from detector.engine import train",
+        "from detector import engine",
+        "def late():\n    from detector.engine import train",
+        "if True:\n    import detector.engine as e",
+    ):
+        assert upward("detector.data.coco", line) == ["detector.engine"]
+        assert upward("detector.commands.train", line) == []
+    assert upward("detector.boxes", "import torch, detector\nfrom detector import __version__") == []
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {name: own_imports(path.read_text(encoding="utf-8")) - {name} for name, path in MODULES.items()}
+    del graph["detector"]
+    order = list(TopologicalSorter(graph).static_order())  # raises CycleError
+    assert order.index("detector.errors") < order.index("detector.config") < order.index("detector.engine")
+
+
+def test_albumentations_is_known_to_one_module() -> None:
+    files = [*MODULES.values(), *sorted((REPOSITORY / "tools").glob("*.py"))]
+    knowing = [
+        file.relative_to(REPOSITORY).as_posix()
+        for file in files
+        if any(name.split(".")[0] == "albumentations" for name in imported(file.read_text(encoding="utf-8")))
+    ]
+    assert knowing == ["detector/data/transforms.py"]
+
+
+# --- what is really imported ------------------------------------------------------------------------------------------
+
+SLOW = {"torch", "torchvision", "albumentations", "cv2", "numpy"}
+
+
+def slow_modules(*arguments: str) -> tuple[set[str], str]:
+    """Those of ``SLOW`` that a run of Python imports, and what it prints."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    names = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "detector" in names
+    return names & SLOW, done.stdout
+
+
+def test_the_package_itself_is_cheap() -> None:
+    slow, printed = slow_modules("-c", "import detector; print(detector.__version__, callable(detector.load))")
+    assert (slow, printed) == (set(), f"{detector.__version__} True\n")
+
+
+def test_slow_modules_would_be_found() -> None:
+    assert slow_modules("-c", "import detector, numpy")[0] == {"numpy"}
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["tools/train.py"],
+        ["tools/evaluate.py"],
+        ["tools/infer.py"],
+        ["-m", "detector"],
+        ["-m", "detector", "quickstart"],
+        ["-m", "detector", "train"],
+        ["-m", "detector", "evaluate"],
+        ["-m", "detector", "infer"],
+    ],
+)
+def test_help_answers_at_once(command: list[str]) -> None:
+    slow, printed = slow_modules(*command, "--help")
+    assert slow == set()
+    assert printed.startswith("usage: ")
+
+
+def test_evaluation_and_inference_do_without_albumentations() -> None:
+    slow, _ = slow_modules("-c", "import detector.engine, detector.training, detector.inference")
+    assert slow == SLOW - {"albumentations"}

@@ -1,0 +1,214 @@
+"""Losses: by hand, against torchvision, gradients, and what every loss of a dict keeps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+
+from detector.boxes import encode
+from detector.config import LossConfig
+from detector.losses import BOX_LOSSES, CLASS_LOSSES, focal_loss, giou_loss, l1_loss, smooth_l1_loss
+
+
+def class_inputs(num_classes: int = 5, spread: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [2, 40, K], labels with many -1, and a mask that leaves some out."""
+    generator = torch.Generator().manual_seed(0)
+    logits = spread * torch.randn(2, 40, num_classes, generator=generator)
+    labels = torch.randint(-3, num_classes, (2, 40), generator=generator).clamp(min=-1)
+    return logits, labels, torch.rand(2, 40, generator=generator) > 0.3
+
+
+def box_inputs(num: int = 30) -> tuple[Tensor, Tensor, Tensor]:
+    """Deltas [2, N, 4], anchors [N, 4] and boxes [2, N, 4] of a size."""
+    generator = torch.Generator().manual_seed(0)
+    corners = 50 * torch.rand(3, num, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 5 + 40 * torch.rand(3, num, 2, generator=generator)], dim=-1)
+    return 0.5 * torch.randn(2, num, 4, generator=generator), boxes[0], boxes[1:]
+
+
+def gradient(loss: Tensor, of: Tensor) -> Tensor:
+    return torch.autograd.grad(loss.sum(), of)[0]
+
+
+# --- focal loss -------------------------------------------------------------------------------------------------------
+
+
+def test_focal_loss_by_hand() -> None:
+    # logit 0: p = 0.5. Right class: 0.25 · 0.5² · log 2; wrong class: 0.75 · 0.5² · log 2.
+    # logit log 3: p = 0.75. Right class: 0.25 · 0.25² · log(4 / 3); wrong class: 0.75 · 0.75² · log 4.
+    low, high = 0.0, math.log(3)
+    right = {low: 0.0625 * math.log(2), high: 0.015625 * math.log(4 / 3)}
+    wrong = {low: 0.1875 * math.log(2), high: 0.421875 * math.log(4)}
+    table = [
+        ([low, low], 0, right[low] + wrong[low]),
+        ([high, low], 0, right[high] + wrong[low]),
+        ([high, low], 1, wrong[high] + right[low]),
+        ([high, high], -1, 2 * wrong[high]),
+    ]
+    for logits, label, expected in table:
+        arguments = torch.tensor([[logits]]), torch.tensor([[label]])
+        counted, left_out = torch.tensor([[True]]), torch.tensor([[False]])
+        assert focal_loss(*arguments, counted, LossConfig()).item() == pytest.approx(expected)
+        assert focal_loss(*arguments, left_out, LossConfig()).item() == 0
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.75, 1.5), (0.1, 5.0)])
+def test_focal_loss_equals_torchvision(alpha: float, gamma: float) -> None:
+    logits, labels, is_counted = class_inputs()
+    logits.requires_grad_()
+    is_class = torch.zeros_like(logits)
+    for image, anchor in (labels >= 0).nonzero().tolist():
+        is_class[image, anchor, labels[image, anchor]] = 1
+    expected = sigmoid_focal_loss(logits[is_counted], is_class[is_counted], alpha, gamma, reduction="sum")
+    loss = focal_loss(logits, labels, is_counted, LossConfig(alpha=alpha, gamma=gamma))
+    assert_close(loss, expected)
+    assert_close(gradient(loss, logits), gradient(expected, logits), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_gradient_equals_differences(gamma: float) -> None:
+    logits, labels, is_counted = class_inputs(num_classes=2, spread=1.0)
+    logits, labels, is_counted = logits[:, :4].double().requires_grad_(), labels[:, :4], is_counted[:, :4]
+    config = LossConfig(gamma=gamma)
+    # The loss itself is float32, hence the wide steps.
+    assert torch.autograd.gradcheck(
+        lambda x: focal_loss(x, labels, is_counted, config), (logits,), eps=1e-2, atol=2e-3, rtol=1e-2
+    )
+
+
+# --- box losses -------------------------------------------------------------------------------------------------------
+
+ANCHOR = torch.tensor([[0.0, 0, 10, 10]])
+
+
+def test_smooth_l1_by_hand() -> None:
+    # The box is its anchor, so the true deltas are 0. Under beta: d² / (2 · beta); over it: |d| - beta / 2.
+    deltas = torch.tensor([[0.05, -0.1, 1.0, -2.0]])
+    # 0.0025 / 0.2 + 0.1 - 0.05 + 1 - 0.05 + 2 - 0.05
+    assert smooth_l1_loss(deltas, ANCHOR, ANCHOR, LossConfig(beta=0.1)).tolist() == pytest.approx([2.9625])
+    # beta 1: 0.00125 + 0.005 + 0.5 + 1.5
+    assert smooth_l1_loss(deltas, ANCHOR, ANCHOR, LossConfig(beta=1.0)).tolist() == pytest.approx([2.00625])
+
+
+def test_l1_by_hand() -> None:
+    box = torch.tensor([[5.0, 0, 25, 10]])  # centre 15 instead of 5, twice as wide: true deltas 1, 0, log 2, 0
+    deltas = torch.tensor([[0.5, 0.25, 0.0, -1.0]])
+    expected = [0.5 + 0.25 + math.log(2) + 1]
+    assert l1_loss(deltas, ANCHOR, box, LossConfig()).tolist() == pytest.approx(expected)
+
+
+def test_giou_loss_by_hand() -> None:
+    # Deltas 0 leave the anchor. Half of it to the right: 50 / 150 shared, the hull is the union.
+    assert giou_loss(torch.zeros(1, 4), ANCHOR, torch.tensor([[5.0, 0, 15, 10]]), LossConfig()).item() == pytest.approx(
+        1 - 1 / 3
+    )
+    # dx 2 moves it by 20: apart from its box, hull 30 · 10, union 200: 1 - (0 - 100 / 300).
+    assert giou_loss(torch.tensor([[2.0, 0, 0, 0]]), ANCHOR, ANCHOR, LossConfig()).item() == pytest.approx(4 / 3)
+
+
+def test_giou_loss_equals_torchvision() -> None:
+    deltas, anchors, boxes = box_inputs()
+    deltas.requires_grad_()
+    loss = giou_loss(deltas, anchors, boxes, LossConfig())
+    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+    decoded = torch.stack([coder.decode_single(image, anchors) for image in deltas])
+    expected = generalized_box_iou_loss(decoded, boxes, reduction="none")
+    assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    assert_close(gradient(loss, deltas), gradient(expected, deltas), rtol=1e-3, atol=1e-4)
+
+
+# --- what every class loss keeps --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_class_loss_is_a_sum_over_counted_anchors(name: str) -> None:
+    logits, labels, is_counted = class_inputs()
+    config, class_loss = LossConfig(cls=name), CLASS_LOSSES[name]
+    whole = class_loss(logits, labels, is_counted, config)
+    assert whole.shape == ()
+    alone = [
+        class_loss(logits[image, anchor][None, None], labels[image, anchor][None, None], torch.tensor([[True]]), config)
+        for image, anchor in is_counted.nonzero().tolist()
+    ]
+    assert len(alone) > 20
+    assert_close(whole, torch.stack(alone).sum())
+
+
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_class_loss_pulls_the_right_way(name: str) -> None:
+    logits, labels, is_counted = class_inputs()
+    logits.requires_grad_()
+    slope = gradient(CLASS_LOSSES[name](logits, labels, is_counted, LossConfig(cls=name)), logits)
+    is_class = labels[..., None] == torch.arange(logits.shape[-1])
+    assert (slope[is_class & is_counted[..., None]] < 0).all()
+    assert (slope[~is_class & is_counted[..., None]] > 0).all()
+    assert (slope[~is_counted] == 0).all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_class_loss_is_finite_for_extreme_logits(name: str, gamma: float) -> None:
+    logits = torch.tensor([[[100.0, -100.0], [-100.0, 100.0], [100.0, 100.0], [-100.0, -100.0]]], requires_grad=True)
+    labels = torch.tensor([[0, 0, -1, -1]])
+    loss = CLASS_LOSSES[name](logits, labels, torch.ones(1, 4).bool(), LossConfig(cls=name, gamma=gamma))
+    assert loss.isfinite()
+    assert loss > 100  # the second and the third are as wrong as can be
+    assert gradient(loss, logits).isfinite().all()
+
+
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_class_loss_of_bf16_logits_runs_in_float32(name: str) -> None:
+    logits, labels, is_counted = class_inputs()
+    config, logits = LossConfig(cls=name), logits.bfloat16()
+    loss = CLASS_LOSSES[name](logits, labels, is_counted, config)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, CLASS_LOSSES[name](logits.float(), labels, is_counted, config))
+
+
+# --- what every box loss keeps ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_box_loss_is_least_at_the_true_deltas(name: str) -> None:
+    deltas, anchors, boxes = box_inputs()
+    config, box_loss = LossConfig(box=name), BOX_LOSSES[name]
+    loss = box_loss(deltas, anchors, boxes, config)
+    assert loss.shape == (2, 30)
+    assert (loss > 1e-3).all()
+    assert_close(box_loss(encode(boxes, anchors), anchors, boxes, config), torch.zeros(2, 30), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_a_step_down_the_gradient_lowers_the_box_loss(name: str) -> None:
+    deltas, anchors, boxes = box_inputs()
+    config, box_loss = LossConfig(box=name), BOX_LOSSES[name]
+    deltas.requires_grad_()
+    loss = box_loss(deltas, anchors, boxes, config)
+    lower = box_loss(deltas - 1e-3 * gradient(loss, deltas), anchors, boxes, config)
+    assert (lower < loss).all()
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_box_loss_is_finite_for_empty_boxes_and_extreme_deltas(name: str) -> None:
+    deltas = torch.tensor([[[0.0] * 4, [100.0] * 4, [-100.0] * 4, [0.0, 0, -100, -100], [0.0, 0, 100, 100]]])
+    deltas.requires_grad_()
+    anchors = torch.tensor([[0.0, 0, 512, 512]]).expand(5, 4)
+    for box in ([256.0, 256, 256, 256], [0.0, 0, 0, 0], [0.0, 0, 512, 512]):  # the anchor's centre, padding, the anchor
+        loss = BOX_LOSSES[name](deltas, anchors, torch.tensor(box).expand(1, 5, 4), LossConfig(box=name))
+        assert loss.isfinite().all()
+        assert gradient(loss, deltas).isfinite().all()
+
+
+@pytest.mark.parametrize("name", BOX_LOSSES)
+def test_box_loss_of_bf16_deltas_runs_in_float32(name: str) -> None:
+    deltas, anchors, boxes = box_inputs()
+    config, deltas = LossConfig(box=name), deltas.bfloat16()
+    loss = BOX_LOSSES[name](deltas, anchors, boxes, config)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, BOX_LOSSES[name](deltas.float(), anchors, boxes, config))

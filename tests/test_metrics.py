@@ -1,0 +1,272 @@
+"""COCO metrics: published numbers, tiny cases by hand, and two backends that agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detector.data.coco import Annotations, read_annotations
+from detector.errors import DataError
+from detector.metrics import METRICS, coco_metrics, read_results
+
+BACKENDS = ["hotcoco", "pycocotools"]
+Box = list[float]
+
+
+def write_json(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def make_truth(folder: Path, boxes: list[tuple[int, Box, int, int]], num_images: int = 2) -> Annotations:
+    """Pictures 10, 20, ... of 1000×1000 named a.jpg, b.jpg, ...; classes 3 and 8; boxes as image, box, class, crowd."""
+    tree = {
+        "images": [
+            {"id": 10 * (row + 1), "file_name": f"{'abc'[row]}.jpg", "height": 1000, "width": 1000}
+            for row in range(num_images)
+        ],
+        "annotations": [
+            {"id": row, "image_id": image, "category_id": category, "bbox": box, "iscrowd": crowd}
+            for row, (image, box, category, crowd) in enumerate(boxes)
+        ],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 8, "name": "dog"}],
+    }
+    return read_annotations(write_json(folder / "truth.json", tree))
+
+
+def make_rows(found: list[tuple[int, Box, float, int]]) -> np.ndarray:
+    """Detections as image, box, score, class."""
+    return np.array([[image, *box, score, category] for image, box, score, category in found]).reshape(-1, 7)
+
+
+# --- published numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def golden(shared: Path) -> tuple[np.ndarray, Annotations, list[float]]:
+    folder = shared / "data" / "cocoeval_golden"
+    truth = read_annotations(folder / "instances_val2014_100.json")
+    rows = read_results(folder / "instances_val2014_fakebbox100_results.json", truth)
+    return rows, truth, json.loads((folder / "info.json").read_text())["expected"]["bbox"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_published_numbers(backend: str, golden: tuple[np.ndarray, Annotations, list[float]]) -> None:
+    rows, truth, expected = golden
+    metrics = coco_metrics(rows, truth, backend, 100)
+    assert [round(metrics[name], 3) for name in METRICS] == expected
+    assert metrics["max_detections"] == 100
+
+
+@pytest.mark.parametrize("max_detections", [1, 5, 100, 300])
+def test_the_backends_agree(max_detections: int, golden: tuple[np.ndarray, Annotations, list[float]]) -> None:
+    one, other = (coco_metrics(*golden[:2], backend, max_detections) for backend in BACKENDS)
+    assert one.keys() == other.keys()
+    for name in METRICS:
+        assert one[name] == pytest.approx(other[name], abs=1e-6)
+    assert len(one["per_class"]) == 80
+    for own, reference in zip(one["per_class"], other["per_class"], strict=True):
+        assert own == pytest.approx(reference, abs=1e-6)
+
+
+def test_the_order_of_detections_does_not_matter(golden: tuple[np.ndarray, Annotations, list[float]]) -> None:
+    rows, truth, _ = golden
+    order = np.random.default_rng(0).permutation(len(rows))
+    one, other = (coco_metrics(some, truth, "hotcoco", 100) for some in (rows, rows[order]))
+    assert all(one[name] == pytest.approx(other[name], abs=2e-3) for name in METRICS)  # equal scores may change places
+
+
+# --- by hand ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_average_precision_by_hand(backend: str, tmp_path: Path) -> None:
+    truth = make_truth(tmp_path, [(10, [0, 0, 10, 10], 3, 0), (10, [50, 0, 10, 10], 3, 0), (20, [0, 0, 10, 10], 3, 0)])
+    rows = make_rows([(10, [0, 0, 10, 10], 0.9, 3), (20, [500, 500, 10, 10], 0.8, 3), (10, [50, 0, 10, 10], 0.7, 3)])
+    metrics = coco_metrics(rows, truth, backend, 100)
+    # By score: right, wrong, right. Precision 1 up to recall 1/3: 34 of 101 points (0.00 to 0.33); 2/3 up to recall
+    # 2/3: 33 points (0.34 to 0.66); 0 after that. All IoU are 1, so every threshold gives the same.
+    expected = (34 * 1 + 33 * 2 / 3) / 101
+    for name in ("AP", "AP50", "AP75", "APs"):
+        assert metrics[name] == pytest.approx(expected, abs=1e-6)
+    # The best one of each picture: 1 of 3 objects; the best ten: 2 of 3.
+    recalls = [metrics[name] for name in ("AR1", "AR10", "AR100", "ARs")]
+    assert recalls == pytest.approx([1 / 3, 2 / 3, 2 / 3, 2 / 3])
+    # 10 × 10 is small; there is nothing else, and no dog.
+    assert [metrics[name] for name in ("APm", "APl", "ARm", "ARl")] == [-1] * 4
+    cat, dog = metrics["per_class"]
+    assert (cat["id"], cat["name"], cat["objects"]) == (3, "cat", 3)
+    assert [cat[name] for name in ("AP", "AP50", "AR")] == pytest.approx([expected, expected, 2 / 3], abs=1e-6)
+    assert dog == {"id": 8, "name": "dog", "objects": 0, "AP": -1, "AP50": -1, "AR": -1}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_average_over_iou_thresholds_by_hand(backend: str, tmp_path: Path) -> None:
+    truth = make_truth(tmp_path, [(10, [0, 0, 200, 100], 8, 0), (20, [0, 0, 50, 40], 3, 0)])
+    # IoU 124 / 200 = 0.62: right at 0.50, 0.55 and 0.60, 3 of 10 thresholds. 40 · 38 / (40 · 50) = 0.76: 6 of 10.
+    rows = make_rows([(10, [0, 0, 124, 100], 0.5, 8), (20, [0, 0, 38, 40], 0.5, 3)])
+    metrics = coco_metrics(rows, truth, backend, 100)
+    expected = {"AP": 0.45, "AP50": 1.0, "AP75": 0.5, "APs": -1, "APm": 0.6, "APl": 0.3, "AR100": 0.45}
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+    assert [row["AP"] for row in metrics["per_class"]] == pytest.approx([0.6, 0.3])
+    assert [row["AP50"] for row in metrics["per_class"]] == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_lies_in_a_crowd_is_not_counted(backend: str, tmp_path: Path) -> None:
+    boxes = [(10, [0, 0, 50, 50], 3, 0), (10, [500, 500, 400, 400], 3, 1)]
+    rows = make_rows([(10, [0, 0, 50, 50], 0.5, 3), (10, [600, 600, 50, 50], 0.9, 3), (10, [700, 700, 60, 60], 0.8, 3)])
+    metrics = coco_metrics(rows, make_truth(tmp_path, boxes), backend, 100)
+    assert metrics["AP"] == pytest.approx(1.0)
+    assert [row["objects"] for row in metrics["per_class"]] == [1, 0]
+    # Without the crowd both are false alarms of a higher score: precision 1/3 at every recall.
+    metrics = coco_metrics(rows, make_truth(tmp_path, boxes[:1]), backend, 100)
+    assert metrics["AP"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sizes_go_by_the_annotated_area(backend: str, tmp_path: Path) -> None:
+    truth = make_truth(tmp_path, [(10, [0, 0, 100, 100], 3, 0)])
+    truth.areas[0] = 500  # a thin mask in a large box
+    metrics = coco_metrics(make_rows([(10, [0, 0, 100, 100], 0.9, 3)]), truth, backend, 100)
+    assert [metrics[name] for name in ("APs", "APm", "APl")] == pytest.approx([1, -1, -1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_without_detections_all_is_0(backend: str, tmp_path: Path) -> None:
+    sides = (10, 50, 200)  # small, medium, large
+    truth = make_truth(tmp_path, [(10, [0, 0, side, side], 3, 0) for side in sides])
+    metrics = coco_metrics(np.empty((0, 7)), truth, backend, 100)
+    assert [metrics[name] for name in METRICS] == [0.0] * 12
+    assert [row["AP"] for row in metrics["per_class"]] == [0, -1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("found", [[], [(10, [0, 0, 9, 9], 0.9, 3)]])
+def test_without_truth_nothing_is_scored(found: list, backend: str, tmp_path: Path) -> None:
+    metrics = coco_metrics(make_rows(found), make_truth(tmp_path, []), backend, 100)
+    assert [metrics[name] for name in METRICS] == [-1.0] * 12
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_more_than_100_detections_count_where_they_are_asked_for(backend: str, tmp_path: Path) -> None:
+    # 150 objects side by side, all found exactly.
+    boxes = [[20.0 * (number % 50), 20.0 * (number // 50), 10.0, 10.0] for number in range(150)]
+    truth = make_truth(tmp_path, [(10, box, 3, 0) for box in boxes])
+    rows = make_rows([(10, box, 0.9 - number / 1000, 3) for number, box in enumerate(boxes)])
+    usual, more = (coco_metrics(rows, truth, backend, number) for number in (100, 200))
+    assert [usual[name] for name in ("AR1", "AR10", "AR100")] == pytest.approx([1 / 150, 10 / 150, 100 / 150])
+    assert [more[name] for name in ("AR1", "AR10", "AR100")] == pytest.approx([1 / 150, 10 / 150, 1])
+    # 67 of 101 recall points (0.00 to 0.66) are reached by 100 of 150.
+    assert [usual["AP"], more["AP"]] == pytest.approx([67 / 101, 1])
+    assert (usual["max_detections"], more["max_detections"]) == (100, 200)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_long_image_ids_are_scored_right_or_refused(backend: str, tmp_path: Path) -> None:
+    # Results are rows of float64, which holds integers exactly up to 2^53.
+    image = {"id": 2**53 + 1, "file_name": "a.jpg", "height": 100, "width": 100}
+    note = {"id": 1, "image_id": image["id"], "category_id": 3, "bbox": [0, 0, 10, 10]}
+    tree = {"images": [image], "annotations": [note], "categories": [{"id": 3, "name": "cat"}]}
+    try:
+        truth = read_annotations(write_json(tmp_path / "truth.json", tree))
+    except DataError as error:
+        assert str(image["id"]) in str(error)
+    else:
+        rows = make_rows([(image["id"], [0, 0, 10, 10], 0.9, 3)])
+        assert coco_metrics(rows, truth, backend, 100)["AP"] == pytest.approx(1)
+
+
+sides = st.sampled_from([5.0, 8.0, 30.0, 40.0, 90.0, 120.0])
+corners = st.sampled_from([0.0, 2.0, 10.0, 33.5])
+images, classes = st.sampled_from([10, 20]), st.sampled_from([3, 8])
+box = st.tuples(corners, corners, sides, sides).map(list)
+
+
+@settings(max_examples=25)
+@given(
+    truth=st.lists(st.tuples(images, box, classes, st.integers(0, 1)), max_size=8),
+    found=st.lists(st.tuples(images, box, st.floats(0.01, 1), classes), max_size=12, unique_by=lambda row: row[2]),
+    max_detections=st.sampled_from([1, 3, 100]),
+)
+def test_the_backends_agree_on_any_small_case(
+    truth: list, found: list, max_detections: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    notes = make_truth(tmp_path_factory.getbasetemp(), truth)
+    one, other = (coco_metrics(make_rows(found), notes, backend, max_detections) for backend in BACKENDS)
+    assert [one[name] for name in METRICS] == pytest.approx([other[name] for name in METRICS], abs=1e-6)
+
+
+# --- results files ----------------------------------------------------------------------------------------------------
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    return {"image_id": 20, "category_id": 8, "bbox": [1, 2, 3.5, 4], "score": 0.25} | changes
+
+
+def results_of(folder: Path, entries: Any) -> np.ndarray:
+    return read_results(write_json(folder / "results.json", entries), make_truth(folder, []))
+
+
+def test_results_by_hand(tmp_path: Path) -> None:
+    rows = results_of(tmp_path, [entry(), entry(image_id=10, category_id=3, score=1)])
+    assert rows.tolist() == [[20, 1, 2, 3.5, 4, 0.25, 8], [10, 1, 2, 3.5, 4, 1, 3]]
+    assert results_of(tmp_path, []).shape == (0, 7)
+
+
+def test_a_file_name_tells_the_picture(tmp_path: Path) -> None:
+    # tools/infer.py numbers the pictures of a folder; 1 and 2 are no ids of the truth, or those of other pictures.
+    entries = [entry(image_id=1, file_name="b.jpg"), entry(image_id=20, file_name="a.jpg"), entry(image_id=20)]
+    assert results_of(tmp_path, entries)[:, 0].tolist() == [20, 10, 20]
+
+
+def refusal(folder: Path, entries: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        results_of(folder, entries)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message.removeprefix(f"{folder / 'results.json'}: ")
+
+
+def test_a_file_name_that_the_truth_has_not_is_refused(tmp_path: Path) -> None:
+    # Its number would pass for the id of another picture.
+    assert refusal(tmp_path, [entry(), entry(image_id=20, file_name="below/b.jpg")]).startswith("entry 1: ")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (7, "needs image_id, category_id, bbox and score; it is 7"),
+        (None, "needs image_id, category_id, bbox and score; it is None"),
+        ("text", "needs image_id, category_id, bbox and score; it is text"),
+        ({"image_id": 20}, "needs image_id, category_id, bbox and score; it is {'image_id': 20}"),
+        (entry(bbox=[1, 2, 3]), "needs image_id, "),
+        (entry(bbox=None), "needs image_id, "),
+        (entry(score="high"), "needs image_id, "),
+        (entry(score=None), ""),
+        (entry(score=float("nan")), "numbers must be finite; it is "),
+        (entry(bbox=[1, 2, float("inf"), 4]), "numbers must be finite; it is "),
+        (entry(bbox=[10**400, 2, 3, 4]), ""),
+        (entry(image_id=30), "image_id 30 is not in "),
+        (entry(category_id=4), "category_id 4 is not in "),
+        (entry(file_name=["a.jpg"]), ""),
+    ],
+)
+def test_a_wrong_entry_is_named(wrong: Any, message: str, tmp_path: Path) -> None:
+    assert refusal(tmp_path, [entry(), wrong]).startswith(f"entry 1: {message}")
+
+
+def test_a_file_that_is_no_results(tmp_path: Path) -> None:
+    assert refusal(tmp_path, {"annotations": []}).startswith("holds a dict; ")
+    truth, path = make_truth(tmp_path, []), tmp_path / "results.json"
+    path.write_text("[1, ")
+    for place, message in ((path, "not valid JSON: "), (tmp_path / "none.json", "cannot be read: No such file")):
+        with pytest.raises(DataError) as caught:
+            read_results(place, truth)
+        assert str(caught.value).startswith(f"{place}: {message}")

@@ -1,0 +1,151 @@
+"""Learning rates by hand, and what the optimizer decays."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from detector.config import OptimizerConfig, ScheduleConfig
+from detector.optim import build_optimizer, lr_factor, scaled_lr, set_lr
+
+OPTIMIZERS = get_args(OptimizerConfig.model_fields["name"].annotation)
+
+
+def make_net() -> nn.Sequential:
+    """A frozen convolution, then one with a bias, a norm and a linear layer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    net[0].requires_grad_(False)
+    return net
+
+
+# --- learning rate ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lr", "lr_batch_size", "batch_size", "expected"),
+    [(0.01, 16, 16, 0.01), (0.01, 16, 2, 0.00125), (0.01, 16, 64, 0.04), (1e-4, 8, 12, 1.5e-4)],
+)
+def test_scaled_lr_by_hand(lr: float, lr_batch_size: int, batch_size: int, expected: float) -> None:
+    assert scaled_lr(OptimizerConfig(lr=lr, lr_batch_size=lr_batch_size), batch_size) == pytest.approx(expected)
+
+
+def factors(steps: int, **schedule: object) -> list[float]:
+    return [lr_factor(ScheduleConfig(**schedule), step, steps) for step in range(steps)]
+
+
+def test_warmup_by_hand() -> None:
+    # 0.1 + 0.9 · step / 4
+    expected = [0.1, 0.325, 0.55, 0.775, 1, 1]
+    assert factors(6, warmup_steps=4, warmup_factor=0.1, milestones=[]) == pytest.approx(expected)
+    # A run shorter than the warm-up: 0.1 + 0.9 · step / 3
+    assert factors(3, warmup_steps=500, warmup_factor=0.1, milestones=[]) == pytest.approx([0.1, 0.4, 0.7])
+    assert factors(3, warmup_steps=0, milestones=[]) == [1, 1, 1]
+
+
+def test_multistep_by_hand() -> None:
+    schedule = {"warmup_steps": 0, "milestones": [0.5, 0.8], "gamma": 0.1}
+    assert factors(10, **schedule) == pytest.approx([1] * 5 + [0.1] * 3 + [0.01] * 2)
+    # Within the warm-up: 0.5 + 0.5 · step / 4, and a tenth of it from step 2 of 4.
+    schedule = {"warmup_steps": 4, "warmup_factor": 0.5, "milestones": [0.5], "gamma": 0.1}
+    assert factors(4, **schedule) == pytest.approx([0.5, 0.625, 0.075, 0.0875])
+
+
+def test_multistep_of_the_reference_schedule() -> None:
+    # RetinaNet, section 4.1: 90,000 steps, a tenth from 60,000 and again from 80,000.
+    config = ScheduleConfig()
+    table = {0: 0.001, 250: 0.5005, 500: 1, 59_999: 1, 60_000: 0.1, 79_999: 0.1, 80_000: 0.01, 89_999: 0.01}
+    assert {step: lr_factor(config, step, 90_000) for step in table} == pytest.approx(table)
+
+
+def test_cosine_by_hand() -> None:
+    # (1 + cos(π · step / 6)) / 2
+    root = math.sqrt(3) / 4
+    expected = [1, 0.5 + root, 0.75, 0.5, 0.25, 0.5 - root]
+    assert factors(6, name="cosine", warmup_steps=0) == pytest.approx(expected)
+    # The warm-up multiplies it: 0.2 + 0.8 · step / 2
+    expected[:2] = [0.2, 0.6 * expected[1]]
+    assert factors(6, name="cosine", warmup_steps=2, warmup_factor=0.2) == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.sampled_from(get_args(ScheduleConfig.model_fields["name"].annotation)),
+    st.integers(1, 300),
+    st.integers(0, 400),
+    st.lists(st.integers(0, 10).map(lambda n: n / 10), max_size=3),
+)
+def test_factor_is_positive_and_falls_after_the_warmup(
+    name: str, steps: int, warmup_steps: int, milestones: list[float]
+) -> None:
+    schedule = factors(steps, name=name, warmup_steps=warmup_steps, milestones=milestones)
+    assert all(0 < factor <= 1 for factor in schedule)
+    after = schedule[warmup_steps:]
+    assert after == sorted(after, reverse=True)
+
+
+# --- optimizer --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay_norm_and_bias", [True, False])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_trained_parameter_is_optimised_once(name: str, decay_norm_and_bias: bool) -> None:
+    net = make_net()
+    config = OptimizerConfig(name=name, lr=0.02, weight_decay=0.3, decay_norm_and_bias=decay_norm_and_bias)
+    optimizer = build_optimizer(net, config, batch_size=8)
+    decay_of = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    vector_decay = 0.3 if decay_norm_and_bias else 0.0
+    assert [decay_of.get(id(parameter)) for parameter in net.parameters()] == [
+        *(None, None),  # frozen
+        *(0.3, vector_decay),  # convolution
+        *(vector_decay, vector_decay),  # norm
+        *(0.3, vector_decay),  # linear
+    ]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.01]  # 0.02 · 8 / 16
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_without_a_gradient_only_decayed_weights_shrink(name: str) -> None:
+    net = make_net()
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    optimizer = build_optimizer(
+        net, OptimizerConfig(name=name, lr=0.1, weight_decay=0.5, decay_norm_and_bias=False), batch_size=16
+    )
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    # w - 0.1 · 0.5 · w
+    for place, (parameter, was) in enumerate(zip(net.parameters(), before, strict=True)):
+        factor = 0.95 if place in (2, 6) else 1.0
+        torch.testing.assert_close(parameter.detach(), factor * was)
+
+
+def test_sgd_by_hand() -> None:
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(net.weight)
+    optimizer = build_optimizer(net, OptimizerConfig(lr=0.1, momentum=0.5, weight_decay=0.0), batch_size=16)
+    weights = []
+    for _ in range(3):
+        net.weight.grad = torch.ones_like(net.weight)
+        optimizer.step()
+        weights.append(net.weight.item())
+    # Velocities 1, 1.5 and 1.75, each times 0.1.
+    assert weights == pytest.approx([0.9, 0.75, 0.575])
+
+
+def test_optimizers_by_name() -> None:
+    kinds = {name: type(build_optimizer(make_net(), OptimizerConfig(name=name), 16)) for name in OPTIMIZERS}
+    assert kinds == {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+
+
+def test_set_lr_reaches_every_group() -> None:
+    optimizer = build_optimizer(make_net(), OptimizerConfig(), 16)
+    set_lr(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]

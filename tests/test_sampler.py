@@ -1,0 +1,157 @@
+"""The order of images: a pure function of (seed, epoch), the same for every way of sharing it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain, product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.data.sampler import EvalBatches, Key, TrainBatches, epoch_batches
+
+sizes = st.integers(1, 60)
+batch_sizes = st.integers(1, 17)
+
+
+def wide_and_tall(num_images: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random(num_images) < 0.6
+
+
+@given(num_images=sizes, batch_size=batch_sizes, grouped=st.booleans(), epoch=st.integers(0, 5))
+def test_every_image_comes_once_but_for_what_fills_the_last(
+    num_images: int, batch_size: int, grouped: bool, epoch: int
+) -> None:
+    is_wide = wide_and_tall(num_images) if grouped else None
+    batches = epoch_batches(is_wide, num_images, batch_size, seed=1, epoch=epoch)
+    steps = -(-num_images // batch_size)
+    assert batches.shape == (steps, batch_size)
+    counts = Counter(batches.ravel().tolist())
+    assert sorted(counts) == list(range(num_images))
+    # What fills the last batch comes from all images in turn: none twice more than another.
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_the_last_batch_is_filled_from_the_beginning() -> None:
+    # One batch of 8 from 5 images: the whole order, and its first three again.
+    batch = epoch_batches(None, 5, 8, seed=0, epoch=0)[0].tolist()
+    assert sorted(batch[:5]) == [0, 1, 2, 3, 4]
+    assert batch[5:] == batch[:3]
+    # Of 2 images, 4 times each.
+    batch = epoch_batches(None, 2, 8, seed=0, epoch=0)[0].tolist()
+    assert batch == batch[:2] * 4
+
+
+def test_batches_are_of_one_aspect_by_hand() -> None:
+    # 10 wide and 7 tall in batches of 4: 2 wide, 1 tall; the rest of 2 + 3 and 3 to fill make 2 more.
+    is_wide = np.array([True] * 10 + [False] * 7)
+    for epoch in range(20):
+        batches = epoch_batches(is_wide, 17, 4, seed=0, epoch=epoch)
+        kinds = Counter({0: "tall", 4: "wide"}.get(count, "mixed") for count in is_wide[batches].sum(axis=1).tolist())
+        assert len(batches) == 5
+        assert kinds["wide"] >= 2
+        assert kinds["tall"] >= 1
+        assert kinds["mixed"] <= 2
+
+
+def test_mixed_batches_come_at_any_step() -> None:
+    # 5 wide and 3 tall in batches of 4: 1 wide, 1 mixed.
+    is_wide = np.array([True] * 5 + [False] * 3)
+    orders = [is_wide[epoch_batches(is_wide, 8, 4, 0, epoch)].sum(axis=1).tolist() for epoch in range(30)]
+    assert sorted(map(tuple, {tuple(order) for order in orders})) == [(1, 4), (4, 1)]
+
+
+def test_without_groups_batches_mix() -> None:
+    is_wide = np.array([True] * 16 + [False] * 16)
+    batches = epoch_batches(None, 32, 8, seed=0, epoch=0)
+    assert all(0 < count < 8 for count in is_wide[batches].sum(axis=1))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    is_wide = wide_and_tall(40)
+    orders = {}
+    for seed, epoch in product((0, 1, 2), (0, 1, 2)):
+        np.random.seed(seed)
+        orders[seed, epoch] = epoch_batches(is_wide, 40, 8, seed, epoch).tolist()
+        np.random.seed(7)
+        assert epoch_batches(is_wide, 40, 8, seed, epoch).tolist() == orders[seed, epoch]
+    assert len({repr(order) for order in orders.values()}) == 9
+
+
+def make(start_step: int = 0, steps: int = 12, rank: int = 0, world_size: int = 1, accumulate: int = 1) -> TrainBatches:
+    """19 images in batches of 8: 3 steps an epoch."""
+    return TrainBatches(19, 8, 5, start_step, steps, wide_and_tall(19), rank, world_size, accumulate)
+
+
+def steps_of(sampler: TrainBatches) -> list[list[Key]]:
+    """The keys of each step: ``accumulate`` parts in one list."""
+    parts = list(sampler)
+    assert len(parts) == len(sampler)
+    starts = range(0, len(parts), sampler.accumulate)
+    return [list(chain(*parts[start : start + sampler.accumulate])) for start in starts]
+
+
+def test_steps_walk_through_the_epochs() -> None:
+    steps = steps_of(make())
+    assert len(steps) == 12
+    for step, keys in enumerate(steps):
+        assert len(keys) == 8
+        assert {epoch for epoch, _ in keys} == {step // 3}
+    for epoch in range(4):
+        of_epoch = [index for keys in steps[3 * epoch : 3 * epoch + 3] for _, index in keys]
+        assert set(of_epoch) == set(range(19))
+        expected = epoch_batches(wide_and_tall(19), 19, 8, seed=5, epoch=epoch)
+        assert of_epoch == expected.ravel().tolist()
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), list(product((1, 2, 4), (1, 2))))
+def test_ranks_and_parts_share_the_same_batches(world_size: int, accumulate: int) -> None:
+    expected = steps_of(make())
+    by_rank = [steps_of(make(rank=rank, world_size=world_size, accumulate=accumulate)) for rank in range(world_size)]
+    for step, keys in enumerate(expected):
+        shares = [own[step] for own in by_rank]
+        assert [len(share) for share in shares] == [8 // world_size] * world_size
+        assert list(chain(*shares)) == keys
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_parts_are_of_equal_size(accumulate: int) -> None:
+    parts = list(make(rank=1, world_size=2, accumulate=accumulate))
+    assert [len(part) for part in parts] == [4 // accumulate] * 12 * accumulate
+
+
+@given(start=st.integers(0, 12), accumulate=st.sampled_from([1, 2, 4]), rank=st.integers(0, 1))
+def test_starting_later_gives_the_rest_of_the_sequence(start: int, accumulate: int, rank: int) -> None:
+    shared = {"rank": rank, "world_size": 2, "accumulate": accumulate}
+    assert list(make(start, **shared)) == list(make(**shared))[start * accumulate :]
+
+
+def test_another_end_changes_nothing_before_it() -> None:
+    assert list(make(steps=5)) == list(make(steps=12))[:5]
+
+
+def test_reading_it_twice_or_at_once_gives_the_same() -> None:
+    sampler = make()
+    first, second = iter(sampler), iter(sampler)
+    interleaved = [(next(first), next(second)) for _ in range(12)]
+    assert [one for one, _ in interleaved] == [other for _, other in interleaved] == list(sampler)
+
+
+@given(num_images=st.integers(0, 30), batch_size=batch_sizes, world_size=st.integers(1, 5))
+def test_ranks_evaluate_every_image_once(num_images: int, batch_size: int, world_size: int) -> None:
+    samplers = [EvalBatches(num_images, batch_size, rank, world_size) for rank in range(world_size)]
+    shares = [list(sampler) for sampler in samplers]
+    assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
+    assert all(1 <= len(batch) <= batch_size for share in shares for batch in share)
+    keys = [key for share in shares for batch in share for key in batch]
+    assert sorted(keys) == [(0, index) for index in range(num_images)]
+    lengths = [sum(map(len, share)) for share in shares]
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_evaluation_goes_in_order_by_hand() -> None:
+    assert list(EvalBatches(5, 2)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
+    assert list(EvalBatches(5, 2, rank=1, world_size=2)) == [[(0, 1), (0, 3)]]
+    assert list(EvalBatches(2, 2, rank=2, world_size=3)) == []

@@ -1,0 +1,209 @@
+"""Whole runs: what a step changes, resuming, killing, two ranks, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models.resnet import BasicBlock, ResNet
+
+import detector
+from detector.config import load_config
+from detector.data.images import read_image
+from detector.errors import ConfigError, NonFiniteError
+from detector.run import RunFolder
+from detector.training import fit
+
+# Small enough for seconds, whole enough to have everything that must survive: momentum, an average, batch norm,
+# augmentation, batches that wrap around an epoch.
+TINY = [
+    "model.backbone={name: resnet10, norm: bn}",
+    "model.fpn={levels: [3, 4, 5], channels: 16}",
+    "model.head={num_convs: 1}",
+    "model.anchors={ratios: [1.0], scales: [1.0]}",
+    "data.resize={short: [64], long: 64}",
+    "data.augment={photometric: 0.5, scale_jitter: [0.7, 1.4]}",
+    "train.optimizer={name: sgd, lr: 0.005, lr_batch_size: 4}",
+    "train.schedule={name: cosine, warmup_steps: 2}",
+    "train.ema=0.9",
+]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tiny(shapes: Path) -> list[str]:
+    """Overrides for a run of seconds on generated pictures (12 to train on, 6 to evaluate)."""
+    splits = [f"data.{split}.annotations={shapes}/annotations/{split}.json" for split in ("train", "val")]
+    return [*TINY, *splits, f"data.train.images={shapes}/images", f"data.val.images={shapes}/images"]
+
+
+def start_training(runs: Path, name: str, overrides: list[str], *flags: str, ranks: int = 1) -> subprocess.Popen[str]:
+    launcher = [sys.executable, "-m", "detector"]
+    if ranks > 1:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+        launcher += ["-m", "detector"]
+    return subprocess.Popen(
+        [*launcher, "train", "--config", "quickstart.yaml", "--runs", str(runs), "--name", name, *flags, *overrides],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def run_training(runs: Path, name: str, overrides: list[str], *flags: str, ranks: int = 1) -> None:
+    process = start_training(runs, name, overrides, *flags, ranks=ranks)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+
+
+def steps_of(run: Path) -> list[dict]:
+    """The rows of metrics.jsonl that are steps, not evaluations."""
+    if not (run / "metrics.jsonl").exists():
+        return []
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [row for row in rows if "loss" in row]
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(steps_of(run)) < step:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"no step {step} within a minute"
+        time.sleep(0.005)
+
+
+def assert_same_tensors(first: object, second: object, place: str = "") -> None:
+    """Bit for bit, through nested dicts and lists."""
+    assert type(first) is type(second), place
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), place
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), place
+        for key in first:
+            assert_same_tensors(first[key], second[key], f"{place}.{key}")
+    elif isinstance(first, list):
+        assert len(first) == len(second), place
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same_tensors(*pair, f"{place}[{index}]")
+    else:
+        assert first == second, place
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, tiny: list[str]) -> None:
+    # 12 pictures in batches of 1: 12 steps an epoch, last.pt after steps 5, 10, 12, 15, 20 and 24.
+    overrides = [*tiny, "train.batch_size=1", "train.epochs=2", "train.checkpoint_steps=5", "data.workers=2"]
+    run_training(tmp_path, "whole", overrides)
+
+    process = start_training(tmp_path, "killed", overrides)
+    wait_for_step(process, tmp_path / "killed", 6)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert torch.load(tmp_path / "killed" / "last.pt", weights_only=True)["step"] in (5, 10)  # amid the first epoch
+    # Another number of workers must not matter.
+    run_training(tmp_path, "killed", [*overrides, "data.workers=0"], "--resume")
+
+    whole, killed = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed"))
+    for part in ("model", "ema", "optimizer", "step", "best"):
+        assert_same_tensors(whole[part], killed[part], part)
+    losses = [[(row["step"], row["loss"]) for row in steps_of(tmp_path / name)] for name in ("whole", "killed")]
+    assert losses[0] == losses[1]  # every step once, in order
+
+
+def test_two_ranks_follow_one_process(tmp_path: Path, tiny: list[str]) -> None:
+    torch.manual_seed(0)
+    torch.save(ResNet(BasicBlock, [1, 1, 1, 1]).state_dict(), tmp_path / "resnet10.pt")
+    frozen = f"model.backbone={{name: resnet10, norm: frozen_bn, weights: {tmp_path}/resnet10.pt}}"
+    overrides = [*tiny, frozen, "train.batch_size=8", "train.steps=20", "data.workers=0", "train.clip_norm=1"]
+    run_training(tmp_path, "one", overrides)
+    run_training(tmp_path, "two", overrides, ranks=2)
+    run_training(tmp_path, "parts", [*overrides, "train.accumulate=4"])
+    one, two, parts = ([row["loss"] for row in steps_of(tmp_path / name)] for name in ("one", "two", "parts"))
+    assert len(one) == 20
+    assert one[0] != pytest.approx(one[-1], rel=0.01)  # it does train
+    assert two == pytest.approx(one, abs=1e-4)
+    assert parts == pytest.approx(one, abs=1e-4)
+    results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert results[0]["AP50"] == pytest.approx(results[1]["AP50"], abs=1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_so(tmp_path: Path, tiny: list[str], number: signal.Signals) -> None:
+    process = start_training(tmp_path, "run", [*tiny, "train.batch_size=4", "train.epochs=500", "data.workers=1"])
+    wait_for_step(process, tmp_path / "run", 2)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "continue with --resume" in stderr
+    assert "Traceback" not in stderr
+    saved = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    assert saved["step"] == steps_of(tmp_path / "run")[-1]["step"] >= 2
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path, tiny: list[str]) -> None:
+    huge = [*tiny, "train.optimizer={name: sgd, lr: 1.0e+25, lr_batch_size: 4}", "train.schedule.warmup_steps=0"]
+    config = load_config("quickstart.yaml", [*huge, "train.batch_size=4", "train.clip_norm=null", "data.workers=0"])
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(NonFiniteError, match=r"step \d+: .*lr .*cls .*box .*image ids \d+, \d+, \d+, \d+") as error:
+        fit(config, run, CPU)
+    assert "\n" not in str(error.value)
+    saved = torch.load(run.last, weights_only=True)
+    assert saved["step"] == len(steps_of(run.path)) >= 1
+    statistics = [tensor for name, tensor in saved["model"].items() if "running" in name]
+    assert statistics
+    assert all(tensor.isfinite().all() for tensor in statistics)
+
+
+def test_an_existing_run_is_not_written_over(tmp_path: Path, tiny: list[str]) -> None:
+    config = load_config("quickstart.yaml", [*tiny, "train.batch_size=4", "train.steps=1", "data.workers=0"])
+    run = RunFolder(tmp_path / "run")
+    assert fit(config, run, CPU)
+    before = {path: path.read_bytes() for path in run.path.iterdir()}
+    with pytest.raises(ConfigError, match="--resume"):
+        fit(config, run, CPU)
+    assert before == {path: path.read_bytes() for path in run.path.iterdir()}
+
+
+def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path, tiny: list[str]) -> None:
+    config = load_config("quickstart.yaml", [*tiny, "train.batch_size=4", "train.accumulate=3"])
+    with pytest.raises(ConfigError, match="multiple of 3"):
+        fit(config, RunFolder(tmp_path / "run"), CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path, tiny: list[str], shapes: Path) -> None:
+    config = load_config("quickstart.yaml", [*tiny, "train.batch_size=5", "train.epochs=2", "data.workers=0"])
+    run = RunFolder(tmp_path / "run")
+    assert fit(config, run, CPU)
+    names = {path.name for path in run.path.iterdir()}
+    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "results.json", "last.pt", "best.pt"}
+    assert load_config(run.path / "config.yaml") == config
+    rows = steps_of(run.path)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]  # ceil(12 / 5) = 3 steps, twice
+    results = json.loads(run.results.read_text())
+    assert results["epoch"] == 2
+    assert results["images_seen"] == 30
+    assert results.keys() >= set("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split())
+
+    # The checkpoint describes itself, and a picture gives the same boxes whatever it comes as.
+    predictor = detector.load(run.best, device="cpu")
+    assert [category.name for category in predictor.categories] == ["circle", "square", "triangle", "cross"]
+    path = next((shapes / "images").glob("val_*.jpg"))
+    array = read_image(path)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    found = predictor.predict([path, Image.fromarray(array), array, tensor], score_threshold=0.0)
+    assert len(found) == 4
+    for other in found[1:]:
+        np.testing.assert_allclose(other.boxes, found[0].boxes, atol=1e-4)
+        assert other.names == found[0].names
+    with pytest.raises(ValueError, match="uint8 RGB"):
+        predictor.predict([array.astype(np.float32)])

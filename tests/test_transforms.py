@@ -1,0 +1,366 @@
+"""Resizing and augmentation: boxes follow their picture, and every draw is a function of (seed, epoch, index)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.config import AugmentConfig, ResizeConfig
+from detector.data.coco import CocoDataset, read_annotations
+from detector.data.collate import load_batches
+from detector.data.sampler import TrainBatches
+from detector.data.transforms import TrainTransform, Transform, Transformed, crop_boxes, resize, target_size
+from detector.structures import IGNORE_REGION, Batch
+
+NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+STILL = AugmentConfig(horizontal_flip=0)
+LIVELY = AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5, scale_jitter=[0.5, 2.0])
+
+
+def size_of(short: int, long: int | None = None) -> ResizeConfig:
+    return ResizeConfig(short=[short], long=long or 10 * short)
+
+
+def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A red, a green and a blue rectangle on black, 100×160, with their boxes and the labels 0, 1, 2."""
+    image = np.zeros((100, 160, 3), np.uint8)
+    boxes = np.array([[10, 15, 50, 45], [100, 5, 150, 40], [60, 60, 90, 95]], np.float32)
+    for channel, (left, top, right, bottom) in enumerate(boxes.astype(int)):
+        image[top:bottom, left:right, channel] = 255
+    return image, boxes, np.arange(3)
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "short", "long", "expected"),
+    [
+        # 800 / 480 = 1.667; 640 · 1.667 = 1066.7 does not pass 1333.
+        (480, 640, 800, 1333, (800, 1067)),
+        (640, 480, 800, 1333, (1067, 800)),
+        # 800 / 500 would make 3200 of 2000: 1333 / 2000 = 0.6665; 500 · 0.6665 = 333.25.
+        (500, 2000, 800, 1333, (333, 1333)),
+        (2000, 500, 800, 1333, (1333, 333)),
+        (800, 1333, 800, 1333, (800, 1333)),
+        (1600, 1600, 800, 1333, (800, 800)),
+        # A long side under the short one is what limits a square.
+        (100, 100, 800, 200, (200, 200)),
+        # 1 · 100 / 1000 = 0.1: no side falls under one pixel.
+        (1, 1000, 50, 100, (1, 100)),
+    ],
+)
+def test_target_size_by_hand(height: int, width: int, short: int, long: int, expected: tuple[int, int]) -> None:
+    assert target_size(height, width, short, long) == expected
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1500), st.integers(1, 2000))
+def test_one_side_meets_its_limit_and_none_passes_it(height: int, width: int, short: int, long: int) -> None:
+    new_height, new_width = target_size(height, width, short, long)
+    new_short, new_long = sorted((new_height, new_width))
+    assert new_short <= short
+    assert new_long <= long
+    assert new_short == short or new_long == long
+    # The same scale on both sides, but for rounding half a pixel and for the smallest size of 1.
+    scale = min(short / min(height, width), long / max(height, width))
+    assert abs(new_height - height * scale) <= 0.5 or new_height == 1
+    assert abs(new_width - width * scale) <= 0.5 or new_width == 1
+
+
+def test_shrinking_averages() -> None:
+    # Every new pixel covers 1 or 2 white columns of 3, so it is 85 or 170, never 0 or 255.
+    stripes = np.zeros((30, 30, 3), np.uint8)
+    stripes[:, ::2] = 255
+    assert np.unique(resize(stripes, 10, 10)).tolist() == [85, 170]
+
+
+def test_growing_interpolates() -> None:
+    edge = np.zeros((4, 2, 3), np.uint8)
+    edge[:, 1] = 200
+    # Centres of the new pixels in the old picture's frame: -0.25, 0.25, 0.75, 1.25.
+    assert resize(edge, 8, 4)[0, :, 0].tolist() == [0, 50, 150, 200]
+
+
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_boxes_are_scaled_with_the_picture_by_hand() -> None:
+    image = np.zeros((480, 640, 3), np.uint8)
+    boxes = np.array([[0, 0, 640, 480], [64, 48, 128, 96]], np.float32)
+    found = Transform(ResizeConfig(short=[400, 800], long=1333))(image, boxes, np.array([4, -2]), epoch=3, index=5)
+    assert found.image.shape == (800, 1067, 3)  # the last size
+    # Factors: 1067 / 640 = 1.667188 across, 800 / 480 = 1.666667 down.
+    expected = [[0, 0, 1067, 800], [106.7, 80, 213.4, 160]]
+    assert np.allclose(found.boxes, expected, atol=1e-4)
+    assert (found.boxes.dtype, found.labels.tolist()) == (np.float32, [4, -2])
+
+
+def test_a_picture_of_the_right_size_stays_as_it_is() -> None:
+    image, boxes, labels = scene()
+    found = Transform(size_of(100))(image, boxes, labels, 0, 0)
+    assert np.array_equal(found.image, image)
+    assert np.array_equal(found.boxes, boxes)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_horizontal_flip_by_hand() -> None:
+    image, boxes, labels = scene()
+    found = TrainTransform(size_of(100), AugmentConfig(horizontal_flip=1), 0)(image, boxes, labels, 0, 0)
+    assert np.array_equal(found.image, image[:, ::-1])
+    # 160 wide: [10, 50] becomes [110, 150].
+    assert np.allclose(found.boxes, [[110, 15, 150, 45], [10, 5, 60, 40], [70, 60, 100, 95]], atol=1e-3)
+    assert found.labels.tolist() == [0, 1, 2]
+
+
+def test_a_vertical_flip_by_hand() -> None:
+    image, boxes, labels = scene()
+    augment = AugmentConfig(horizontal_flip=0, vertical_flip=1)
+    found = TrainTransform(size_of(100), augment, 0)(image, boxes, labels, 0, 0)
+    assert np.array_equal(found.image, image[::-1])
+    # 100 high: [15, 45] becomes [55, 85].
+    assert np.allclose(found.boxes, [[10, 55, 50, 85], [100, 60, 150, 95], [60, 5, 90, 40]], atol=1e-3)
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
+    expected = Transform(size_of(70))(*scene(), 0, 0)
+    found = TrainTransform(size_of(70), STILL, 0)(*scene(), 4, 9)
+    assert np.array_equal(found.image, expected.image)
+    assert np.allclose(found.boxes, expected.boxes, atol=1e-3)
+    assert (found.boxes.dtype, found.labels.dtype) == (np.float32, np.int64)
+
+
+def assert_boxes_bound_their_colors(found: Transformed) -> None:
+    """Label k is the rectangle of channel k: its box ends where its bright pixels do, to 1.5 px."""
+    for channel in range(3):
+        bright = found.image[:, :, channel] > 127
+        rows, columns = np.nonzero(bright.any(axis=1))[0], np.nonzero(bright.any(axis=0))[0]
+        own = found.boxes[found.labels == channel]
+        if len(own) == 0:
+            assert len(rows) == 0
+        elif len(rows) == 0:
+            assert (own[0, 2:] - own[0, :2]).min() < 1  # less than half a pixel is to be seen
+        else:
+            pixels = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            assert np.abs(own[0] - pixels).max() <= 1.5
+
+
+@pytest.mark.parametrize("sizes", [[100], [60, 90, 150]])
+def test_boxes_follow_their_picture(sizes: list[int]) -> None:
+    augment = LIVELY.model_copy(update={"min_visibility": 0.0})
+    transform = TrainTransform(ResizeConfig(short=sizes, long=1000), augment, seed=1)
+    shown = 0
+    for index in range(80):
+        found = transform(*scene(), 0, index)
+        assert_boxes_bound_their_colors(found)
+        assert (found.boxes >= 0).all()
+        assert (found.boxes <= [*found.image.shape[1::-1]] * 2).all()
+        shown += len(found.boxes)
+    assert shown > 160  # of 240
+
+
+def test_all_four_flips_occur() -> None:
+    corners = np.zeros((8, 8, 3), np.uint8)
+    corners[0, 0] = 255
+    transform = TrainTransform(size_of(8), AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5), seed=0)
+    places = [np.argwhere(transform(corners, NO_BOXES, NO_LABELS, 0, index).image[..., 0])[0] for index in range(200)]
+    counts = [sum(tuple(place) == corner for place in places) for corner in ((0, 0), (0, 7), (7, 0), (7, 7))]
+    assert sum(counts) == 200
+    assert min(counts) > 25  # 50 each are expected, with a standard deviation of 6
+
+
+def test_zooming_out_by_hand() -> None:
+    augment = AugmentConfig(horizontal_flip=0, scale_jitter=[0.5, 0.5])
+    found = TrainTransform(size_of(100), augment, 0)(*scene(), 0, 0)
+    assert found.image.shape == (50, 80, 3)
+    assert np.allclose(found.boxes, scene()[1] / 2, atol=1e-3)
+
+
+def test_zooming_in_fills_the_size_with_a_window() -> None:
+    augment = AugmentConfig(horizontal_flip=0, scale_jitter=[2, 2], min_visibility=0)
+    transform = TrainTransform(size_of(100), augment, 0)
+    image = np.zeros((100, 160, 3), np.uint8)
+    image[..., 0] = np.arange(160)  # a pixel tells its column and row
+    image[..., 1] = np.arange(100)[:, None]
+    corners = set()
+    for index in range(40):
+        found = transform(image, np.array([[0, 0, 160, 100]], np.float32), np.array([7]), 0, index)
+        assert found.image.shape == (100, 160, 3)
+        assert np.allclose(found.boxes, [[0, 0, 160, 100]], atol=1e-3)
+        columns, rows = found.image[..., 0], found.image[..., 1]
+        assert columns.max() - columns.min() == 79  # half of 160
+        assert rows.max() - rows.min() == 49
+        corners.add((int(columns.min()), int(rows.min())))
+    assert len(corners) > 30
+    assert max(left for left, _ in corners) <= 80
+    assert max(top for _, top in corners) <= 50
+
+
+def test_jitter_stays_in_its_range_and_uses_all_of_it() -> None:
+    augment = AugmentConfig(horizontal_flip=0, scale_jitter=[0.25, 1.0])
+    transform = TrainTransform(size_of(100), augment, 0)
+    heights = [transform(*scene(), 0, index).image.shape[0] for index in range(200)]
+    assert min(heights) >= 25
+    assert max(heights) <= 100
+    assert min(heights) < 30
+    assert max(heights) > 90
+    # Uniform in the logarithm: half of them under 50, the geometric middle of 25 and 100.
+    assert 70 < sum(height < 50 for height in heights) < 130
+
+
+def test_every_size_is_drawn_and_evaluation_takes_the_last() -> None:
+    config = ResizeConfig(short=[50, 100, 75], long=1000)
+    transform = TrainTransform(config, STILL, 0)
+    assert {transform(*scene(), 0, index).image.shape[0] for index in range(40)} == {50, 75, 100}
+    assert Transform(config)(*scene(), 0, 0).image.shape[0] == 75
+
+
+def test_colors_change_and_boxes_do_not() -> None:
+    image, boxes, labels = scene()
+    image = image // 2 + 60
+    augment = AugmentConfig(horizontal_flip=0, photometric=1)
+    transform = TrainTransform(size_of(100), augment, 0)
+    means = []
+    for index in range(20):
+        found = transform(image, boxes, labels, 0, index)
+        assert found.image.dtype == np.uint8
+        assert np.allclose(found.boxes, boxes, atol=1e-3)
+        means.append(found.image.mean())
+    assert np.std(means) > 2
+    still = TrainTransform(size_of(100), STILL, 0)(image, boxes, labels, 0, 0)
+    assert np.array_equal(still.image, image)
+
+
+def test_a_picture_without_boxes() -> None:
+    for index in range(10):
+        found = TrainTransform(size_of(100), LIVELY, 0)(scene()[0], NO_BOXES, NO_LABELS, 0, index)
+        assert (found.boxes.shape, found.boxes.dtype) == ((0, 4), np.float32)
+        assert (found.labels.shape, found.labels.dtype) == ((0,), np.int64)
+
+
+def test_the_input_is_left_as_it_was() -> None:
+    image, boxes, labels = scene()
+    for index in range(10):
+        TrainTransform(size_of(100), LIVELY, 0)(image, boxes, labels, 0, index)
+    for before, after in zip(scene(), (image, boxes, labels), strict=True):
+        assert np.array_equal(before, after)
+
+
+# --- what a crop leaves of a box --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("box", "cut", "visible"),
+    [
+        # The window is 40 wide and 30 high, from (100, 200).
+        ([110, 210, 120, 220], [10, 10, 20, 20], 1.0),
+        ([90, 210, 110, 220], [0, 10, 10, 20], 0.5),
+        ([135, 225, 155, 245], [35, 25, 40, 30], 25 / 400),  # 5 × 5 of 20 × 20
+        ([60, 200, 101, 210], [0, 0, 1, 10], 10 / 410),
+        ([0, 0, 1000, 1000], [0, 0, 40, 30], 1200 / 1_000_000),
+        ([60, 200, 100, 210], None, 0.0),  # ends where the window begins
+        ([300, 300, 310, 310], None, 0.0),
+    ],
+)
+def test_a_crop_by_hand(box: list[float], cut: list[float] | None, visible: float) -> None:
+    for min_visibility in (0.0, 0.0005, 0.02, 0.05, 0.3, 0.75, 1.0):
+        for label in (3, IGNORE_REGION):
+            found, labels = crop_boxes(
+                np.array([box], np.float32), np.array([label]), (200, 100, 30, 40), min_visibility
+            )
+            assert found.tolist() == ([cut] if cut else [])
+            assert labels.tolist() == ([IGNORE_REGION if visible < min_visibility else label] if cut else [])
+
+
+def test_a_crop_keeps_rows_together() -> None:
+    boxes = np.array([[0, 0, 5, 5], [12, 12, 18, 18], [15, 15, 100, 100], [90, 0, 95, 5]], np.float32)
+    found, labels = crop_boxes(boxes, np.array([1, 2, 3, 4]), (10, 10, 10, 10), 0.5)
+    # The third shows 5 × 5 of 85 × 85.
+    assert found.tolist() == [[2, 2, 8, 8], [5, 5, 10, 10]]
+    assert labels.tolist() == [2, IGNORE_REGION]
+
+
+def test_a_window_that_shows_little_of_a_box_makes_it_an_ignore_region() -> None:
+    # Zoomed by 4, the window is 40 × 25 of 160 × 100: never a quarter of the box.
+    box, label = np.array([[0, 0, 160, 100]], np.float32), np.array([3])
+    for min_visibility, expected in ((0.25, IGNORE_REGION), (0.05, 3)):
+        augment = AugmentConfig(horizontal_flip=0, scale_jitter=[4, 4], min_visibility=min_visibility)
+        found = TrainTransform(size_of(100), augment, 0)(scene()[0], box, label, 0, 0)
+        assert found.labels.tolist() == [expected]
+        assert np.allclose(found.boxes, [[0, 0, 160, 100]], atol=1e-3)
+
+
+# --- randomness is a function of (seed, epoch, index) -----------------------------------------------------------------
+
+EVERYTHING = LIVELY.model_copy(update={"photometric": 0.5})
+
+
+def draw(seed: int, epoch: int, index: int, transform: TrainTransform | None = None) -> bytes:
+    transform = transform or TrainTransform(ResizeConfig(short=[60, 90], long=1000), EVERYTHING, seed)
+    found = transform(*scene(), epoch, index)
+    return b"".join([repr(found.image.shape).encode(), *(part.tobytes() for part in found)])
+
+
+def test_the_same_draw_whatever_came_before() -> None:
+    used = TrainTransform(ResizeConfig(short=[60, 90], long=1000), EVERYTHING, 5)
+    expected = draw(5, 1, 2)
+    np.random.seed(0)
+    for index in range(7):
+        draw(5, 3, index, used)
+    np.random.seed(99)
+    torch.manual_seed(99)
+    assert draw(5, 1, 2, used) == expected == draw(5, 1, 2)
+
+
+def test_other_draws_for_another_seed_epoch_or_index() -> None:
+    draws = [draw(seed, epoch, index) for seed in (0, 1) for epoch in (0, 1) for index in (0, 1, 2)]
+    assert len(set(draws)) == 12
+
+
+def batches_of(folder: Path, workers: int) -> list[Batch]:
+    notes = read_annotations(folder / "annotations" / "train.json")
+    transform = TrainTransform(ResizeConfig(short=[96, 128], long=256), EVERYTHING, seed=3)
+    data = CocoDataset(notes, folder / "images", transform, "error")
+    sampler = TrainBatches(len(data), batch_size=4, seed=3, start_step=0, steps=5)  # 3 steps an epoch
+    return list(load_batches(data, sampler, workers, pin_memory=False))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 4 on a machine of 2 cores
+@pytest.mark.parametrize("workers", [2, 4])
+def test_batches_are_the_same_with_any_number_of_workers(workers: int, shapes: Path) -> None:
+    expected, found = batches_of(shapes, 0), batches_of(shapes, workers)
+    assert len(expected) == len(found) == 5
+    for one, other in zip(expected, found, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.targets.boxes, other.targets.boxes)
+        assert torch.equal(one.targets.labels, other.targets.labels)
+        assert torch.equal(one.ids, other.ids)
+        assert torch.equal(one.sizes, other.sizes)
+    assert len({batch.images.float().mean().item() for batch in found}) == 5  # no batch comes twice
+
+
+def test_nothing_is_asked_of_the_internet() -> None:
+    # albumentations looks up its newest version when it is imported, unless it is told not to.
+    code = """
+import os, socket, sys
+os.environ.pop("NO_ALBUMENTATIONS_UPDATE", None)
+asked = []
+def refuse(*arguments, **options):
+    asked.append(arguments)
+    raise OSError("no network in this test")
+socket.getaddrinfo = socket.create_connection = refuse
+from detector.config import AugmentConfig, ResizeConfig
+from detector.data.transforms import TrainTransform
+TrainTransform(ResizeConfig(), AugmentConfig(), 0)
+print("albumentations" in sys.modules, asked)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True []"
