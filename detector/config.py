@@ -340,7 +340,7 @@ def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
         places: _Places = {(): str(path)}
         if node is not None:
             _note_places(node, (), path, places)
-        tree = yaml.safe_load(text) or {}
+        tree = _text_keys(yaml.safe_load(text) or {})
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -348,6 +348,8 @@ def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid YAML: an alias stands inside what it names") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -367,6 +369,11 @@ def _note_places(node: yaml.Node, keys: tuple[str, ...], path: Path, places: _Pl
             _note_places(value_node, below, path, places)
 
 
+def _text_keys(tree: Any) -> Any:
+    """Levels are numbers in YAML and text on the command line: text everywhere, so that they are the same key."""
+    return {str(key): _text_keys(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
 def _merge(base: _Tree, own: _Tree) -> _Tree:
     merged = dict(base)
     for key, value in own.items():
@@ -381,7 +388,7 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
         raise ConfigError(f"command line: {override}: an override is written key=value, as in train.epochs=12")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"command line: {override}: the value is not valid YAML; quote it") from None
     keys = dotted.split(".")
     for depth, key in enumerate(keys[:-1]):
@@ -392,6 +399,8 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
             raise ConfigError(f"command line: {dotted}: {'.'.join(keys[: depth + 1])} is a value, not a section")
         tree = child
     tree[keys[-1]] = value
+    for end in range(1, len(keys)):
+        places.setdefault(tuple(keys[:end]), "command line")
     places[tuple(keys)] = "command line"
 
 

@@ -126,10 +126,13 @@ def read_results(path: str | Path, truth: Annotations) -> np.ndarray:
     for place, entry in enumerate(entries):
         try:
             rows[place] = [entry["image_id"], *entry["bbox"], entry["score"], entry["category_id"]]
-        except (TypeError, KeyError, ValueError):
+        except (TypeError, KeyError, ValueError, OverflowError):
             message = f"{path}: entry {place}: needs image_id, category_id, bbox and score; it is {str(entry)[:120]}"
             raise DataError(message) from None
-        rows[place, 0] = id_of_name.get(entry.get("file_name"), entry["image_id"])
+        if "file_name" in entry:
+            if str(entry["file_name"]) not in id_of_name:
+                raise DataError(f"{path}: entry {place}: file_name {entry['file_name']!r} is not in {truth.path}")
+            rows[place, 0] = id_of_name[entry["file_name"]]
         if rows[place, 0] not in known_images:
             raise DataError(f"{path}: entry {place}: image_id {entry['image_id']} is not in {truth.path}")
         if entry["category_id"] not in known_categories:

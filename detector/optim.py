@@ -38,8 +38,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) 
     ]
     lr = scaled_lr(config, batch_size)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

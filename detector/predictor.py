@@ -57,8 +57,9 @@ class Predictor:
     ) -> list[Prediction]:
         """What is in each picture: a path, a PIL image, an array [H, W, 3] or a tensor [3, H, W], both uint8 RGB.
 
-        Paths and PIL images are read upright (EXIF). ``score_threshold`` raises the config's own. Raises
-        :class:`~detector.errors.DataError` for a file that cannot be read, ValueError for an array of another kind.
+        Paths and PIL images are read upright (EXIF). ``score_threshold`` leaves out more than the config's own does.
+        Raises :class:`~detector.errors.DataError` for a file that cannot be read, ValueError for an array of another
+        kind.
         """
         if isinstance(images, str | Path | Image.Image):
             raise TypeError("predict takes a list of pictures; wrap a single one: predict([picture])")
@@ -108,7 +109,10 @@ def as_array(image: Picture) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):  # 16 bits a pixel: PIL would clip them to 255, a path is read by its high byte
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return np.asarray(upright.convert("RGB"))
     array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         kind = "tensor [3, H, W]" if isinstance(image, Tensor) else "array [H, W, 3]"

@@ -49,7 +49,8 @@ def _read(name: str, source: str) -> dict[str, Tensor]:
         return _load_file(source)
     else:
         raise WeightsError(
-            f"model.backbone.weights: {source} is no file, no URL and no weights of {name} ({one_of(known or ['it has none'])})"
+            f"model.backbone.weights: {source} is no file, no URL and no weights of {name}"
+            f" ({one_of(known or ['it has none'])})"
         )
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:

@@ -191,13 +191,14 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "past any float": (set_key("annotations", 1, "bbox", [0, 0, 10**400, 1]), "annotation 12: bbox [0, 0, 1000"),
     "three numbers": (set_key("annotations", 1, "bbox", [1, 2, 3]), "annotation 12: bbox [1, 2, 3] must be four"),
     "text in a box": (set_key("annotations", 1, "bbox", [1, 2, "3", 4]), "annotation 12: bbox [1, 2, '3', 4] must be"),
-    "box null": (set_key("annotations", 1, "bbox", None), "annotation 12: bbox None must be four finite numbers"),
+    "box null": (set_key("annotations", 1, "bbox", None), "annotation 12: has no bbox, and no segmentation"),
     "no box": (drop_key("annotations", 1, "bbox"), "annotation 12: has no bbox, and no segmentation"),
     "infinite area": (set_key("annotations", 0, "area", INF), "annotation 11: area inf must be a finite number"),
     "area null": (set_key("annotations", 0, "area", None), "annotation 11: area None must be a finite number"),
     "no height": (drop_key("images", 0, "height"), "image 7 (a.png): height None, width 100 must be positive integers"),
     "width 0": (set_key("images", 0, "width", 0), "image 7 (a.png): height 50, width 0 must be positive integers"),
     "image id as text": (set_key("images", 0, "id", "7"), "image '7': the id must be an integer"),
+    "image id as a boolean": (set_key("images", 0, "id", True), "image True: the id must be an integer"),
     "no file name": (drop_key("images", 0, "file_name"), "image 7: file_name is None"),
     "empty file name": (set_key("images", 0, "file_name", ""), "image 7: file_name is ''"),
     "no category name": (drop_key("categories", 0, "name"), "category {'id': 90}: needs an integer id and a name"),
@@ -517,7 +518,7 @@ def test_opening_applies_the_configs_policy(tmp_path: Path) -> None:
     tree = tree_with([[-5, 10, 20, 20]])
     write_pictures(tmp_path, tree)
     split = SplitConfig(annotations=str(write(tmp_path, tree)), images=str(tmp_path))
-    assert open_dataset(split, "train", DataConfig(invalid_boxes="clip"), same_size()).clipped == 1
+    assert open_dataset(split, "train", DataConfig(invalid_boxes="clip"), same_size()).checked.clipped == 1
     with pytest.raises(DataError):
         open_dataset(split, "train", DataConfig(), same_size())
 

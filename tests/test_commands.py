@@ -14,6 +14,7 @@ from PIL import Image
 
 from detector.__main__ import main, run_command
 from detector.config import load_config
+from detector.data.shapes import SIDE
 from detector.run import RunFolder
 from detector.training import fit
 
@@ -65,7 +66,11 @@ TRAIN_JSON = "annotations/train.json"
 
 # What is done to the data, the overrides given, and what the one line must say.
 MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
-    "unknown key": (lambda data: None, ["model.backbone.nmae=resnet18"], ["model.backbone.nmae", "did you mean 'name'?"]),
+    "unknown key": (
+        lambda data: None,
+        ["model.backbone.nmae=resnet18"],
+        ["model.backbone.nmae", "did you mean 'name'?"],
+    ),
     "wrong type": (lambda data: None, ["train.batch_size=many"], ["train.batch_size", "integer", "'many'"]),
     "unknown backbone": (lambda data: None, ["model.backbone.name=resnet19"], ["'resnet19'", "resnet18", "resnet152"]),
     "no weights": (lambda data: None, ["model.backbone={name: resnet18, weights: w.pt}"], ["w.pt", "IMAGENET1K_V1"]),
@@ -91,7 +96,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["train_00000.jpg", "500"],
     ),
     "val of other classes": (
-        lambda data: edit(data / "annotations/val.json", lambda tree: tree["categories"].append({"id": 9, "name": "x"})),
+        lambda data: edit(
+            data / "annotations/val.json", lambda tree: tree["categories"].append({"id": 9, "name": "x"})
+        ),
         [],
         ["val.json", "5 classes", "4"],
     ),
@@ -102,7 +109,15 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
 def test_training_on_a_mistake(mistake: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil, overrides, said = MISTAKES[mistake]
     spoil(data)
-    arguments = ["--config", "quickstart.yaml", "--runs", str(tmp_path / "runs"), *FAST, *data_overrides(data), *overrides]
+    arguments = [
+        "--config",
+        "quickstart.yaml",
+        "--runs",
+        str(tmp_path / "runs"),
+        *FAST,
+        *data_overrides(data),
+        *overrides,
+    ]
     assert run_command("train", [*arguments, "train.steps=3", "--device", "cpu"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -124,7 +139,7 @@ def test_evaluate_prints_the_twelve_numbers(run: Path, capsys: pytest.CaptureFix
     assert run_command("evaluate", ["--checkpoint", str(run / "best.pt"), "--json", "--device", "cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
     saved = json.loads((run / "results.json").read_text())
-    for name in "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split():
+    for name in ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]:
         assert printed[name] == pytest.approx(saved[name], abs=1e-9)
 
 
@@ -180,7 +195,7 @@ def test_infer_writes_results_drawings_and_errors(
         left, top, width, height = row["bbox"]
         assert left >= 0
         assert top >= 0
-        wide, high = (500, 30) if row["file_name"] == "deep/größe.png" else (224, 224)
+        wide, high = (500, 30) if row["file_name"] == "deep/größe.png" else (SIDE, SIDE)
         assert left + width <= wide + 0.02
         assert top + height <= high + 0.02
     drawn = {path.relative_to(output / "images").as_posix() for path in (output / "images").rglob("*.jpg")}

@@ -238,11 +238,12 @@ def test_a_base_is_looked_up_beside_its_file(tmp_path: Path, monkeypatch: pytest
 
 def test_mistakes_name_the_file_they_stand_in(tmp_path: Path) -> None:
     base = write(tmp_path, "seed: 3\nmodel: {head: {num_cnvs: 2}}\n", "base.yaml")
-    own = write(tmp_path, "base: base.yaml\n\nmodel:\n  head: {nrom: gn}\n")
+    own = write(tmp_path, "base: base.yaml\n\nmodel:\n  head: {nrom: gn}\nseed: -1\n")
     assert sorted(error_of(own).splitlines()) == sorted(
         [
             f"{base}:2: model.head.num_cnvs: unknown key; did you mean 'num_convs'?",
             f"{own}:4: model.head.nrom: unknown key; did you mean 'norm'?",
+            f"{own}:5: seed: input should be greater than or equal to 0; it is -1",
         ]
     )
 

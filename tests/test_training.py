@@ -192,7 +192,9 @@ def test_what_a_run_leaves_behind(tmp_path: Path, tiny: list[str], shapes: Path)
     results = json.loads(run.results.read_text())
     assert results["epoch"] == 2
     assert results["images_seen"] == 30
-    assert results.keys() >= set("AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split())
+    assert results.keys() >= set(
+        ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+    )
 
     # The checkpoint describes itself, and a picture gives the same boxes whatever it comes as.
     predictor = detector.load(run.best, device="cpu")

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-TRAIN_PICTURES, VAL_PICTURES, DRAWN = 1000, 200, 24
+TRAIN_PICTURES, VAL_PICTURES, DRAWN = 4000, 200, 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

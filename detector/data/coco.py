@@ -7,7 +7,6 @@ reference count), spawned ones get it through shared memory.
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -104,7 +103,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a COCO JSON file: {error}") from None
     if not isinstance(tree, dict):
         raise DataError(
@@ -138,11 +137,12 @@ def _images(path: Path, tree: dict[str, Any]) -> dict[int, tuple[int, int, str]]
     images: dict[int, tuple[int, int, str]] = {}
     for row in tree["images"]:
         image_id, height, width, name = (row.get(key) for key in ("id", "height", "width", "file_name"))
-        if not _is_int(image_id):
-            raise DataError(f"{path}: image {image_id!r}: the id must be an integer")
+        # COCO results are tables of float64, which hold integers up to 2^53.
+        if not _is_int(image_id) or abs(image_id) > 2**53:
+            raise DataError(f"{path}: image {image_id!r}: the id must be an integer of at most 2^53")
         if image_id in images:
             raise DataError(f"{path}: image id {image_id} stands twice: {images[image_id][2]}, {name}")
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name or not _is_text(name):
             raise DataError(f"{path}: image {image_id}: file_name is {name!r}")
         if not (_is_int(height) and _is_int(width) and 0 < height < 2**31 and 0 < width < 2**31):
             raise DataError(
@@ -173,14 +173,18 @@ def _annotations(
             raise DataError(
                 f"{where}: category_id {row.get('category_id')!r} is not among the categories ({_names(categories)})"
             )
-        height, width, _ = images[image]
-        box = row["bbox"] if "bbox" in row else _box_of_segmentation(row.get("segmentation"), height, width, where)
+        box = row.get("bbox")
+        if box is None:
+            box = _box_of_segmentation(row.get("segmentation"), where)
         if not _is_box(box):
             raise DataError(f"{where}: bbox {box!r} must be four finite numbers: left, top, width, height")
         area = row.get("area", box[2] * box[3])
         if not _is_number(area):
             raise DataError(f"{where}: area {area!r} must be a finite number")
-        rows.append((index_of[image], row["id"], *box, label_of[row["category_id"]], area, bool(row.get("iscrowd", 0))))
+        is_crowd = row.get("iscrowd", 0)
+        if is_crowd not in (0, 1):
+            raise DataError(f"{where}: iscrowd {is_crowd!r} must be 0 or 1")
+        rows.append((index_of[image], row["id"], *box, label_of[row["category_id"]], area, is_crowd))
 
     columns = np.array(rows, dtype=np.float64).reshape(-1, 9)
     columns = columns[np.argsort(columns[:, 0], kind="stable")]
@@ -207,17 +211,20 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
+def _is_text(value: str) -> bool:
+    """JSON can escape half of a surrogate pair, which is no character of any file name."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 and math.isfinite(value)
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(_is_number(number) for number in value)
 
 
-def _box_of_segmentation(segmentation: Any, height: int, width: int, where: str) -> list[float]:
+def _box_of_segmentation(segmentation: Any, where: str) -> list[float]:
     """The box around polygons or a run-length mask, for annotations (crowds, mostly) that have no bbox."""
     from pycocotools import mask
 
@@ -227,14 +234,14 @@ def _box_of_segmentation(segmentation: Any, height: int, width: int, where: str)
             (left, top), (right, bottom) = polygons.min(axis=0), polygons.max(axis=0)
             return [float(left), float(top), float(right - left), float(bottom - top)]
         if isinstance(segmentation["counts"], list):
-            segmentation = mask.frPyObjects(segmentation, height, width)
+            segmentation = mask.frPyObjects(segmentation, *segmentation["size"])
         return [float(number) for number in mask.toBbox(segmentation)]
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise DataError(f"{where}: has no bbox, and no segmentation to take it from") from None
 
 
 @dataclass(frozen=True)
-class BoxPolicy:
+class CheckedBoxes:
     """What ``data.invalid_boxes`` did to a data set."""
 
     boxes: Tensor  # [M, 4] float32 xyxy in the original frame
@@ -244,18 +251,18 @@ class BoxPolicy:
     first_invalid: str | None  # where the first one stands
 
 
-def apply_box_policy(annotations: Annotations, policy: str) -> BoxPolicy:
+def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
     """Boxes as xyxy, with those that have no area or reach outside their image refused, clipped or dropped.
 
     ``error`` raises for the first of them; ``clip`` cuts boxes to the image and drops what has no area then; ``drop``
-    drops every one of them. A pixel of tolerance at the borders is no fault: annotation tools round.
+    drops every one of them. Up to a pixel outside is no fault (annotation tools round); that is cut without a word.
     """
     boxes = annotations.boxes_xywh.clone()
     boxes[:, 2:] += boxes[:, :2]
     image = annotations.image_index()
     limits = torch.stack([annotations.widths, annotations.heights], dim=1)[image].repeat(1, 2).double()  # [M, 4]
     inside = torch.minimum(boxes.clamp(min=0), limits)
-    is_empty = ((inside[:, 2:] - inside[:, :2]) <= 0).any(dim=1)
+    is_empty = (inside.float()[:, 2:] <= inside.float()[:, :2]).any(dim=1)
     is_outside = ((boxes - inside).abs() > 1).any(dim=1)
     is_invalid = is_empty | is_outside
     first_invalid = None
@@ -274,7 +281,7 @@ def apply_box_policy(annotations: Annotations, policy: str) -> BoxPolicy:
                 " correct them, or set data.invalid_boxes to clip or drop"
             )
     is_dropped = is_empty if policy == "clip" else is_invalid
-    return BoxPolicy(
+    return CheckedBoxes(
         boxes=inside.float(),
         is_kept=~is_dropped,
         clipped=int((is_invalid & ~is_dropped).sum()),
@@ -295,23 +302,25 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         self.annotations = annotations
         self.images = images
         self.transform = transform
-        policy = apply_box_policy(annotations, invalid_boxes)
-        self.clipped, self.dropped, self.first_invalid = policy.clipped, policy.dropped, policy.first_invalid
-        self.boxes, self.is_kept = policy.boxes, policy.is_kept
+        self.checked = apply_box_policy(annotations, invalid_boxes)
 
     def __len__(self) -> int:
         return len(self.annotations)
 
     def summary(self) -> str:
         """A line of counts for the start of a run."""
-        notes = self.annotations
-        boxes = int((self.is_kept & ~notes.is_crowd).sum())
-        empty = int((notes.first.diff() == 0).sum())
-        text = f"{len(notes):,} images ({empty:,} without boxes), {boxes:,} boxes of {len(notes.categories)} classes"
-        if crowds := int((self.is_kept & notes.is_crowd).sum()):
+        annotations, checked = self.annotations, self.checked
+        boxes = int((checked.is_kept & ~annotations.is_crowd).sum())
+        crowds = int((checked.is_kept & annotations.is_crowd).sum())
+        empty = int((annotations.first.diff() == 0).sum())
+        text = (
+            f"{len(self):,} images ({empty:,} without boxes), {boxes:,} boxes of {len(annotations.categories)} classes"
+        )
+        if crowds:
             text += f", {crowds:,} crowd regions"
-        if self.clipped or self.dropped:
-            text += f"; {self.clipped:,} invalid boxes clipped, {self.dropped:,} dropped (first: {self.first_invalid})"
+        if checked.first_invalid:
+            text += f"; {checked.clipped:,} invalid boxes clipped, {checked.dropped:,} dropped"
+            text += f" (first: {checked.first_invalid})"
         return text
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | DetectorError:
@@ -322,20 +331,20 @@ class CocoDataset(Dataset[Sample | DetectorError]):
             return error
 
     def _sample(self, epoch: int, index: int) -> Sample:
-        notes = self.annotations
-        height, width = int(notes.heights[index]), int(notes.widths[index])
-        image = read_annotated_image(self.images / notes.file_name(index), height, width)
-        rows = notes.rows(index)
-        is_kept = self.is_kept[rows]
-        boxes = self.boxes[rows][is_kept].numpy()
-        labels = torch.where(notes.is_crowd[rows], IGNORE_REGION, notes.labels[rows])[is_kept].numpy()
+        annotations = self.annotations
+        height, width = int(annotations.heights[index]), int(annotations.widths[index])
+        image = read_annotated_image(self.images / annotations.file_name(index), height, width)
+        rows = annotations.rows(index)
+        is_kept = self.checked.is_kept[rows]
+        boxes = self.checked.boxes[rows][is_kept].numpy()
+        labels = torch.where(annotations.is_crowd[rows], IGNORE_REGION, annotations.labels[rows])[is_kept].numpy()
         image, boxes, labels = self.transform(image, boxes, labels, epoch, index)
         return Sample(
             image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
             boxes=torch.from_numpy(boxes),
             labels=torch.from_numpy(labels),
             size_original=(height, width),
-            id=int(notes.image_ids[index]),
+            id=int(annotations.image_ids[index]),
         )
 
 

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -67,4 +68,5 @@ def init_worker(worker: int) -> None:
     # Ctrl-C reaches the whole process group; the main process decides when its workers end, and ends them by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    torch.set_num_threads(1)
+    # Workers are the parallelism; threads inside each of them only fight for the cores.
+    cv2.setNumThreads(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SIDE = 160  # of a picture, in pixels
+SIDE = 192  # of a picture, in pixels
 SMALLEST, LARGEST = 12, 150  # side of a shape's box, in pixels
 MOST_HIDDEN = 1 / 3  # of a shape, by those drawn over it
 
@@ -62,7 +62,7 @@ def make_picture(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[in
     picture = _clutter(rng)
     shown = np.zeros((0, SIDE, SIDE), dtype=bool)  # what is to be seen of each shape so far
     areas, boxes, labels = [], [], []
-    for _ in range(int(rng.integers(1, 7))):
+    for _ in range(int(rng.integers(4, 15))):
         label = int(rng.integers(len(CLASSES)))
         mask = _shape(rng, POLYGONS[CLASSES[label]])
         still_shown = shown & ~mask
@@ -91,7 +91,7 @@ def _clutter(rng: np.random.Generator) -> np.ndarray:
 
 def _shape(rng: np.random.Generator, polygon: np.ndarray | None) -> np.ndarray:
     """A filled shape somewhere in the picture, [SIDE, SIDE] bool; its box has sides of SMALLEST to LARGEST pixels."""
-    size = rng.triangular(SMALLEST, 30, LARGEST)
+    size = rng.triangular(SMALLEST, 24, LARGEST)
     stretch = np.exp(rng.uniform(-0.25, 0.25, size=2))
     angle = rng.uniform(-0.35, 0.35)  # radians: a square stays a square to the eye
     turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
