@@ -246,7 +246,8 @@ class TrainConfig(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are evaluated and kept
     channels_last: bool = True
     checkpoint_steps: Count = 1000  # last.pt is written this often, and at every epoch's end
-    log_steps: Count = 20  # steps between two lines on a terminal that shows no progress bar
+    log_steps: Count = 20  # steps between two lines of progress where there is no terminal to show a bar
+    tensorboard: bool = False  # write the numbers of metrics.jsonl for TensorBoard too (extra: log)
 
 
 class EvalConfig(Section):

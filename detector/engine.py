@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import sys
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
@@ -43,6 +44,7 @@ class TrainingState:
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
     step: int = 0  # optimizer steps done
+    evaluated_step: int = 0  # the last one that was evaluated
     best: float = -1.0
     best_epoch: int = 0
 
@@ -66,6 +68,7 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "step": self.step,
+            "evaluated_step": self.evaluated_step,
             "best": self.best,
             "best_epoch": self.best_epoch,
         }
@@ -77,7 +80,8 @@ class TrainingState:
             self.ema.n_averaged.fill_(content["ema_updates"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
-        self.step, self.best, self.best_epoch = content["step"], content["best"], content["best_epoch"]
+        self.step, self.evaluated_step = content["step"], content["evaluated_step"]
+        self.best, self.best_epoch = content["best"], content["best_epoch"]
 
 
 @dataclass
@@ -134,18 +138,30 @@ def train(
     if world_size > 1:
         network = DistributedDataParallel(state.model, device_ids=[device] if device.type == "cuda" else None)
     batches = _train_batches(config, train_data, state.step, steps, device)
-    progress = _Progress(state.step, steps)
-    network.train()
-    started = time.perf_counter()
 
-    with StopRequest() as stop:
-        for step in range(state.step, steps):
+    def ends_epoch(step: int) -> bool:
+        return step > 0 and (step % steps_per_epoch == 0 or step == steps)
+
+    with StopRequest() as stop, contextlib.closing(_Progress(state.step, steps)) as progress:
+        while True:
+            # Evaluation comes first in the loop: a run that was stopped before it resumes with it.
+            epoch = -(-state.step // steps_per_epoch)
+            is_due = ends_epoch(state.step) and (epoch % config.eval.every_epochs == 0 or state.step == steps)
+            if is_due and state.evaluated_step < state.step:
+                metrics = run_evaluation(state.evaluated, task, val_data, config, device)
+                keep_best(run, config, task, state, categories, metrics, epoch)
+                save_last(run, config, categories, state)
+            if state.step == steps:
+                return True
+
+            started = time.perf_counter()
+            network.train()
             # Dropout and its like are a function of the step too, so a resumed run draws the same.
-            torch.manual_seed(seed_of(config.seed, step, distributed.rank()))
-            lr = peak_lr * lr_factor(config.train.schedule, step, steps)
+            torch.manual_seed(seed_of(config.seed, state.step, distributed.rank()))
+            lr = peak_lr * lr_factor(config.train.schedule, state.step, steps)
             set_lr(state.optimizer, lr)
 
-            sums = torch.zeros(0)
+            part_sums: list[Tensor] = []
             ids: list[int] = []
             for part in range(accumulate):
                 batch = next(batches)
@@ -158,12 +174,11 @@ def train(
                         predictions = network(batch.images, batch.sizes)
                     losses = task.loss(predictions, batch.targets, config.model)
                     state.scaler.scale(sum(losses.parts.values())).backward()
-                part_sums = torch.stack([*losses.parts.values(), losses.normaliser]).detach().float()
-                sums = part_sums if part == 0 else sums + part_sums
+                part_sums.append(torch.stack([*losses.parts.values(), losses.normaliser]).detach().float())
 
             # One collective carries the loss parts, the normaliser and whether any rank was asked to stop.
             asked = torch.full((1,), float(stop.asked), device=device)
-            totals = distributed.sum_over_ranks(torch.cat([sums, asked]))
+            totals = distributed.sum_over_ranks(torch.cat([torch.stack(part_sums).sum(dim=0), asked]))
             normaliser = totals[-2].clamp(min=1)
             state.scaler.unscale_(state.optimizer)
             # DDP has averaged over ranks what the loss sums over them.
@@ -173,21 +188,21 @@ def train(
             *parts, positives, asked_ranks, norm = torch.cat([totals, grad_norm[None]]).tolist()
             loss_parts = dict(zip(losses.parts, (part / max(1.0, positives) for part in parts), strict=True))
             loss = sum(loss_parts.values())
-            if not is_finite(loss) or (not is_finite(norm) and not state.scaler.is_enabled()):
+            # Half precision's scaler meets infinite gradients now and then; it skips the step and lowers its scale.
+            if not math.isfinite(loss) or (not math.isfinite(norm) and not state.scaler.is_enabled()):
                 # BatchNorm has averaged over this batch already; parameters have not moved yet.
                 torch._foreach_copy_(buffers, good_buffers)
                 save_last(run, config, categories, state)
-                _raise_non_finite(step, lr, loss_parts, norm, ids, run)
+                _raise_non_finite(state.step + 1, lr, loss_parts, norm, ids, run)
             state.scaler.step(state.optimizer)
             state.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
             torch._foreach_copy_(good_buffers, buffers)
             if state.ema:
                 state.ema.update_parameters(state.model)
-            state.step = step + 1
+            state.step += 1
 
             seconds = time.perf_counter() - started
-            started += seconds
             row = {
                 "step": state.step,
                 "epoch": state.step / steps_per_epoch,
@@ -195,7 +210,7 @@ def train(
                 "loss": loss,
                 **{f"loss_{name}": value for name, value in loss_parts.items()},
                 "lr": lr,
-                "grad_norm": norm,
+                "grad_norm": norm if math.isfinite(norm) else None,
                 "normaliser": positives,
                 "images_per_second": batch_size / seconds,
             }
@@ -206,21 +221,8 @@ def train(
             if asked_ranks:
                 save_last(run, config, categories, state)
                 return False
-            is_epoch_end = state.step % steps_per_epoch == 0 or state.step == steps
-            epoch = -(-state.step // steps_per_epoch)
-            if state.step == steps or (is_epoch_end and epoch % config.eval.every_epochs == 0):
-                metrics = run_evaluation(state.evaluated, task, val_data, config, device)
-                keep_best(run, config, task, state, categories, metrics, epoch)
-                network.train()
-            if is_epoch_end or state.step % config.train.checkpoint_steps == 0:
+            if ends_epoch(state.step) or state.step % config.train.checkpoint_steps == 0:
                 save_last(run, config, categories, state)
-            started = time.perf_counter()
-    progress.close()
-    return True
-
-
-def is_finite(value: float) -> bool:
-    return value - value == 0
 
 
 def _raise_non_finite(
@@ -229,7 +231,7 @@ def _raise_non_finite(
     all_ids = [image_id for rank_ids in distributed.gather(ids) for image_id in rank_ids]
     parts = ", ".join(f"{name} {value:.4g}" for name, value in loss_parts.items())
     raise NonFiniteError(
-        f"step {step + 1}: the loss or its gradient is not finite (lr {lr:.3g}; {parts}; gradient norm {grad_norm:.4g};"
+        f"step {step}: the loss or its gradient is not finite (lr {lr:.3g}; {parts}; gradient norm {grad_norm:.4g};"
         f" image ids {', '.join(map(str, all_ids))}); the state before the step is in {run.last}. A lower"
         " train.optimizer.lr, a longer train.schedule.warmup_steps or train.clip_norm usually cures it"
     )
@@ -250,6 +252,7 @@ def keep_best(
     epoch: int,
 ) -> None:
     """Write the results of an evaluation, and the model's weights if it is the best so far."""
+    state.evaluated_step = state.step
     if not distributed.is_main():
         return
     if state.best_epoch == 0 or metrics[task.MAIN_METRIC] > state.best:

@@ -25,6 +25,7 @@ class RunFolder:
         self.best = path / "best.pt"
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
+        self.board: Any = None  # a SummaryWriter, where append should write for TensorBoard too
 
     def create(self) -> None:
         """A new folder; one that exists is never written over."""
@@ -53,6 +54,13 @@ class RunFolder:
         """One line of metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self.board:
+            numbers = {"train": row} | {key: value for key, value in row.items() if isinstance(value, dict)}
+            for section, values in numbers.items():
+                for key, value in values.items():
+                    if isinstance(value, int | float) and key != "step":
+                        self.board.add_scalar(f"{section}/{key}", value, row["step"])
+            self.board.flush()
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps that a resumed run will do again, and a line that a kill cut short."""
@@ -74,3 +82,12 @@ class RunFolder:
         partial = self.results.with_suffix(".partial")
         partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         partial.replace(self.results)
+
+
+def tensorboard_writer() -> Any:
+    """TensorBoard's ``SummaryWriter``, from the extra ``log``."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("train.tensorboard: TensorBoard is not installed; pip install 'detector[log]'") from None
+    return SummaryWriter

@@ -8,14 +8,14 @@ import torch
 
 from detector import distributed
 from detector.checkpoint import checkpoint_categories, read_checkpoint
-from detector.config import Config, TrainConfig
+from detector.config import Config
 from detector.data.coco import CocoDataset
 from detector.data.transforms import TrainTransform, Transform
 from detector.engine import TrainingState, count_steps, train
 from detector.errors import ConfigError, DataError
 from detector.models import Model, build_model
 from detector.optim import scaled_lr
-from detector.run import RunFolder
+from detector.run import RunFolder, tensorboard_writer
 from detector.tasks import get_task
 from detector.weights import load_backbone_weights
 
@@ -28,7 +28,7 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     """
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     task = get_task(config)
-    check_sizes(config.train, distributed.world_size())
+    check_ranks(config, distributed.world_size(), device)
     augmented = TrainTransform(config.data.resize, config.data.augment, config.seed)
     train_data = task.open_split(config.data.train, "train", config.data, augmented)
     categories = train_data.annotations.categories
@@ -57,20 +57,27 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     return train(config, task, state, train_data, val_data, run, device)
 
 
-def check_sizes(config: TrainConfig, world_size: int) -> None:
-    if config.batch_size % (world_size * config.accumulate):
+def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
+    """Refuse what the ranks cannot do together."""
+    parts = world_size * config.train.accumulate
+    if config.train.batch_size % parts:
         raise ConfigError(
-            f"train.batch_size: {config.batch_size} images a step cannot be shared by {world_size} ranks in"
-            f" {config.accumulate} parts (train.accumulate); use a multiple of {world_size * config.accumulate}"
+            f"train.batch_size: {config.train.batch_size} images a step cannot be shared by {world_size} ranks in"
+            f" {config.train.accumulate} parts (train.accumulate); use a multiple of {parts}"
         )
+    if config.model.backbone.norm == "sync_bn" and device.type == "cpu" and world_size > 1:
+        raise ConfigError("model.backbone.norm: sync_bn works across GPUs only; use bn or frozen_bn on CPUs")
 
 
 def begin_run(run: RunFolder, config: Config, resumed: bool, step: int, resume: bool) -> None:
     """Make the run's folder, or tidy the one that is continued."""
+    writer = tensorboard_writer() if config.train.tensorboard else None
     if not (resume and run.path.exists()):
         run.create()
     run.forget_after(step if resumed else 0)
     run.describe(config)
+    if writer:
+        run.board = writer(str(run.path), purge_step=step + 1)
 
 
 def print_plan(

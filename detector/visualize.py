@@ -36,6 +36,16 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], text
     return canvas
 
 
+def contact_sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Pictures of one size side by side, row by row."""
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
+    for place, picture in enumerate(pictures):
+        row, column = divmod(place, columns)
+        sheet.paste(picture, (column * width, row * height))
+    return sheet
+
+
 def _draw_label(
     draw: ImageDraw.ImageDraw, text: str, left: int, top: int, color: tuple[int, int, int], font: ImageFont.FreeTypeFont
 ) -> None:

@@ -70,7 +70,9 @@ def test_empty_boxes_overlap_nothing() -> None:
     assert box_ops.pairwise_iou(empty, empty).item() == 0
     assert box_ops.pairwise_iou(empty, torch.tensor([[0.0, 0, 10, 10]])).item() == 0
     empty.requires_grad_()
-    box_ops.giou(empty, empty.detach()).sum().backward()
+    giou = box_ops.giou(empty, empty.detach())
+    assert giou.item() == 0
+    giou.sum().backward()
     assert empty.grad is not None
     assert empty.grad.isfinite().all()
 

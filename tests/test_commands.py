@@ -15,6 +15,7 @@ from PIL import Image
 from detector.__main__ import main, run_command
 from detector.config import load_config
 from detector.data.shapes import SIDE
+from detector.metrics import METRICS
 from detector.run import RunFolder
 from detector.training import fit
 
@@ -139,8 +140,19 @@ def test_evaluate_prints_the_twelve_numbers(run: Path, capsys: pytest.CaptureFix
     assert run_command("evaluate", ["--checkpoint", str(run / "best.pt"), "--json", "--device", "cpu"]) == 0
     printed = json.loads(capsys.readouterr().out)
     saved = json.loads((run / "results.json").read_text())
-    for name in ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]:
+    for name in METRICS:
         assert printed[name] == pytest.approx(saved[name], abs=1e-9)
+
+
+def test_both_backends_agree_on_a_models_detections(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for backend in ("hotcoco", "pycocotools"):
+        arguments = ["--checkpoint", str(run / "best.pt"), "--json", "--device", "cpu", f"eval.backend={backend}"]
+        assert run_command("evaluate", [*arguments, "model.predict.max_detections=300"]) == 0
+        printed.append(json.loads(capsys.readouterr().out))
+    assert printed[0]["AR100"] > 0  # hundreds of detections of nothing find something
+    assert printed[0] == pytest.approx(printed[1], abs=1e-6)
+    assert printed[0]["max_detections"] == 300
 
 
 def test_evaluate_refuses_another_class_count(

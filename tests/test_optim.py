@@ -52,6 +52,9 @@ def test_warmup_by_hand() -> None:
 def test_multistep_by_hand() -> None:
     schedule = {"warmup_steps": 0, "milestones": [0.5, 0.8], "gamma": 0.1}
     assert factors(10, **schedule) == pytest.approx([1] * 5 + [0.1] * 3 + [0.01] * 2)
+    # 0.29 · 100 is 28.999999999999996 in floating point.
+    schedule = {"warmup_steps": 0, "milestones": [0.29], "gamma": 0.5}
+    assert factors(100, **schedule) == [1] * 29 + [0.5] * 71
     # Within the warm-up: 0.5 + 0.5 · step / 4, and a tenth of it from step 2 of 4.
     schedule = {"warmup_steps": 4, "warmup_factor": 0.5, "milestones": [0.5], "gamma": 0.1}
     assert factors(4, **schedule) == pytest.approx([0.5, 0.625, 0.075, 0.0875])

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-TRAIN_PICTURES, VAL_PICTURES, DRAWN = 4000, 200, 24
+TRAIN_PICTURES, VAL_PICTURES, DRAWN = 4600, 200, 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     import torch
+    from PIL import Image
 
     import detector
     from detector.config import load_config
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from detector.inference import infer_folder
     from detector.run import RunFolder
     from detector.training import fit
+    from detector.visualize import contact_sheet
 
     began = time.perf_counter()
     folder = args.runs / args.name
@@ -55,11 +57,14 @@ def run(args: argparse.Namespace) -> int:
         detector.load(run_folder.best, "cpu"), files[0].parent, files, drawn, None, 0.4, batch_size=8, workers=0
     )
 
+    drawings = [Image.open(path) for path in sorted((drawn / "images").iterdir())]
+    contact_sheet(drawings[:8], columns=4).save(drawn / "overview.jpg", quality=85)
+
     results = json.loads(run_folder.results.read_text())
     print(
         f"\nbox AP {results['AP']:.3f} (AP50 {results['AP50']:.3f}) on {VAL_PICTURES} pictures never trained on,"
         f" after {time.perf_counter() - began:.0f} s\n"
-        f"  pictures    {drawn / 'images'}\n"
+        f"  pictures    {drawn / 'overview.jpg'}, {drawn / 'images'}\n"
         f"  metrics     {run_folder.results}, {run_folder.metrics}\n"
         f"  checkpoint  {run_folder.best}\n"
         "next:\n"
