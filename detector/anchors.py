@@ -5,13 +5,15 @@ Native order: level, then row, then column, then ratio, then scale (ratio-major 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from detector.config import AnchorConfig
 
 
-def level_sizes(height: int, width: int, levels: list[int]) -> list[tuple[int, int]]:
+def level_sizes(height: int, width: int, levels: Sequence[int]) -> list[tuple[int, int]]:
     """Height and width of each level's feature map for an input of ``height`` × ``width`` pixels.
 
     Level l has stride 2^l, and every stride-2 step of the network rounds up.
@@ -33,9 +35,9 @@ def cell_anchors(base_size: float, ratios: list[float], scales: list[float]) -> 
 class Anchors(nn.Module):
     """The anchors of a pyramid; the cells' shapes are buffers, so they follow the model's device."""
 
-    def __init__(self, config: AnchorConfig, levels: list[int]) -> None:
+    def __init__(self, config: AnchorConfig, levels: Sequence[int]) -> None:
         super().__init__()
-        self.levels = levels
+        self.levels = tuple(levels)
         self.offset = config.offset
         for level in levels:
             shape = config.at_level(level)

@@ -1,7 +1,7 @@
 """Box geometry: overlaps, the delta coding, clipping and rescaling.
 
-Boxes are xyxy in pixels, continuous coordinates: a box [0, 0, 10, 10] covers 10×10 pixels. Everything broadcasts over
-leading dimensions and runs in float32.
+Boxes are xyxy in pixels, continuous coordinates: a box [0, 0, 10, 10] covers 10×10 pixels. Dimensions that
+are not named are leading ones, and broadcast.
 """
 
 from __future__ import annotations

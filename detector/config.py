@@ -112,7 +112,7 @@ class AnchorShapes(Section):
 
 
 class LevelAnchors(Section):
-    base_size: Positive
+    base_size: Positive  # in pixels
     ratios: list[Positive]
     scales: list[Positive]
 
@@ -124,7 +124,7 @@ class AnchorConfig(Section):
     ratios: Annotated[list[Positive], Field(min_length=1)] = [0.5, 1.0, 2.0]
     scales: Annotated[list[Positive], Field(min_length=1)] = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)]
     offset: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the centre from the cell's corner, in strides
-    levels: dict[int, AnchorShapes] = {}  # overrides by level; base_size is in pixels here
+    levels: dict[int, AnchorShapes] = {}  # overrides by level
 
     @model_validator(mode="after")
     def _same_count(self) -> AnchorConfig:
@@ -145,7 +145,7 @@ class AnchorConfig(Section):
     def at_level(self, level: int) -> LevelAnchors:
         own = self.levels.get(level, AnchorShapes())
         return LevelAnchors(
-            base_size=own.base_size or self.base_size * 2**level,
+            base_size=(own.base_size or self.base_size) * 2**level,
             ratios=own.ratios or self.ratios,
             scales=own.scales or self.scales,
         )
@@ -161,7 +161,7 @@ class HeadConfig(Section):
 
 class MatcherConfig(Section):
     name: str = "max_iou"  # a key of detector.matching.MATCHERS
-    positive: Probability = 0.5
+    positive: Annotated[float, Field(gt=0, le=1)] = 0.5
     negative: Probability = 0.4
     low_quality: bool = True
     ignore_cover: Probability = 0.5  # share of an anchor inside a crowd region from which it is ignored

@@ -9,20 +9,33 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from detector.errors import ConfigError
+
 
 def is_launched_distributed() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name, or the first GPU, or the CPU. Raises ConfigError for one that is not here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"--device {name}: there is no such device here; use cpu, or leave it out") from None
+    return device
+
+
 def start(device_name: str | None = None) -> torch.device:
     """Join the process group if ``torchrun`` started this process; returns the device of this rank."""
-    use_cuda = torch.cuda.is_available() if device_name is None else device_name.startswith("cuda")
-    if not is_launched_distributed():
-        return torch.device(device_name or ("cuda" if use_cuda else "cpu"))
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if use_cuda else torch.device("cpu")
-    if use_cuda:
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if use_cuda else "gloo")
+    device = choose_device(device_name)
+    if is_launched_distributed():
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 
 

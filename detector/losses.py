@@ -29,7 +29,9 @@ def focal_loss(logits: Tensor, labels: Tensor, is_counted: Tensor, config: LossC
     # With the logit turned so that being right is positive, p_t = sigmoid(turned), and both classes share one formula.
     turned = torch.where(is_class, logits, -logits)
     alpha = torch.where(is_class, config.alpha, 1 - config.alpha)
-    loss = -alpha * torch.sigmoid(-turned) ** config.gamma * F.logsigmoid(turned)
+    # (1 - p_t)^gamma by its logarithm: a power of 0 has an infinite gradient for gamma < 1.
+    modulation = torch.exp(config.gamma * F.logsigmoid(-turned))
+    loss = -alpha * modulation * F.logsigmoid(turned)
     return (loss * is_counted[..., None]).sum()
 
 

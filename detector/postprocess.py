@@ -47,9 +47,10 @@ def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: PredictConf
     """Class-wise NMS of one image, best first."""
     if len(boxes) == 0:
         return boxes, scores, labels
-    # Classes are moved apart so that one NMS call never compares two of them.
-    offsets = labels.to(boxes.dtype) * (boxes.max() + 1)
-    kept = nms(boxes + offsets[:, None], scores, config.nms_threshold)[: config.max_detections]
+    # Classes are moved apart so that one NMS call never compares two of them; in float64, because a thousand classes
+    # away float32 rounds to eighths of a pixel.
+    apart = boxes.double() + (labels * (boxes.max().double() + 1))[:, None]
+    kept = nms(apart, scores.double(), config.nms_threshold)[: config.max_detections]
     return boxes[kept], scores[kept], labels[kept]
 
 

@@ -17,6 +17,7 @@ from detector.data.coco import Category, Sample
 from detector.data.collate import collate
 from detector.data.images import read_image
 from detector.data.transforms import Transform
+from detector.distributed import choose_device
 from detector.models import Model
 from detector.tasks import get_task
 
@@ -49,8 +50,8 @@ class Predictor:
         """Raises :class:`~detector.errors.WeightsError` for a file that is missing or is no checkpoint."""
         torch.set_flush_denormal(True)
         content = read_checkpoint(path)
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(load_model(content, path), checkpoint_config(content, path), checkpoint_categories(content), chosen)
+        config, categories = checkpoint_config(content, path), checkpoint_categories(content)
+        return cls(load_model(content, path), config, categories, choose_device(device))
 
     def predict(
         self, images: Sequence[Picture], score_threshold: float | None = None, batch_size: int = 8

@@ -6,11 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 from detector.data.shapes import write_shapes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The tensors of tests are small: threads that wait for each other cost more than they bring.
+torch.set_num_threads(1)
 
 # The same examples in every run: a test that fails today fails tomorrow.
 settings.register_profile("repeatable", deadline=None, derandomize=True)

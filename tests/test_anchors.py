@@ -123,7 +123,7 @@ def test_overrides_of_one_level() -> None:
         ratios=[1.0, 4.0],
         scales=[1.0, 2.0],
         levels={
-            4: AnchorShapes(base_size=10),
+            4: AnchorShapes(base_size=0.625),
             5: AnchorShapes(ratios=[1.0, 0.25], scales=[1.0, 3.0]),
             6: AnchorShapes(ratios=[1.0], scales=[1.0, 2.0, 3.0, 4.0]),
         },
@@ -132,7 +132,7 @@ def test_overrides_of_one_level() -> None:
     assert counts == [4, 4, 4, 4]
     sides = (anchors[:, 2:] - anchors[:, :2]).tolist()
     assert sides[:4] == [[32, 32], [64, 64], [16, 64], [32, 128]]  # 4 · 8
-    assert sides[4:8] == [[10, 10], [20, 20], [5, 20], [10, 40]]  # base_size in pixels
+    assert sides[4:8] == [[10, 10], [20, 20], [5, 20], [10, 40]]  # 0.625 · 16
     assert sides[8:12] == [[128, 128], [384, 384], [256, 64], [768, 192]]  # 4 · 32
     assert sides[12:] == [[256, 256], [512, 512], [768, 768], [1024, 1024]]  # 4 · 64
 

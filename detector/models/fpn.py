@@ -22,14 +22,14 @@ class FPN(nn.Module):
         self.p6_from = config.p6_from
         channels = config.channels
         channels_of = dict(zip(in_levels, in_channels, strict=True))
-        # Finest first, as the features come. P5 without a place in the output is still made where P6 is built on it.
         lateral_levels = [level for level in in_levels if level >= self.levels[0]]
         self.lateral = nn.ModuleList(nn.Conv2d(channels_of[level], channels, 1) for level in lateral_levels)
-        outputs = {level for level in lateral_levels if level in self.levels}
-        if 6 in self.levels and config.p6_from == "p5":
-            outputs.add(5)
         self.output = nn.ModuleDict(
-            {f"p{level}": nn.Conv2d(channels, channels, 3, padding=1) for level in sorted(outputs)}
+            {
+                f"p{level}": nn.Conv2d(channels, channels, 3, padding=1)
+                for level in lateral_levels
+                if level in self.levels
+            }
         )
         coarse_in = channels if config.p6_from == "p5" else channels_of[5]
         for level in (6, 7):
@@ -47,7 +47,8 @@ class FPN(nn.Module):
             lateral(feature) for lateral, feature in zip(self.lateral, features[-len(self.lateral) :], strict=True)
         ]
         for index in reversed(range(len(merged) - 1)):
-            merged[index] = merged[index] + upsample_to(merged[index + 1], merged[index])
+            size = merged[index].shape[-2:]  # cell i takes from cell i // 2, also where the size is odd
+            merged[index] = merged[index] + F.interpolate(merged[index + 1], size=size, mode="nearest")
 
         levels = range(6 - len(merged), 6)
         pyramid = {
@@ -60,13 +61,3 @@ class FPN(nn.Module):
         if 7 in self.levels:
             pyramid[7] = self.output["p7"](F.relu(pyramid[6]))
         return [pyramid[level] for level in self.levels]
-
-
-def upsample_to(coarse: Tensor, fine: Tensor) -> Tensor:
-    """``coarse`` doubled by nearest neighbour and cut to ``fine``'s size.
-
-    Doubling and cutting maps cell i to i // 2 whatever the size; resizing straight to an odd size goes through a
-    rounded ratio.
-    """
-    height, width = fine.shape[-2:]
-    return F.interpolate(coarse, scale_factor=2.0, mode="nearest")[..., :height, :width]

@@ -26,7 +26,7 @@ class RetinaHead(nn.Module):
         out_channels = channels if head.num_convs else in_channels
         self.cls_output = nn.Conv2d(out_channels, anchors.per_cell * num_classes, 3, padding=1)
         self.box_output = nn.Conv2d(out_channels, anchors.per_cell * 4, 3, padding=1)
-        self.anchors = Anchors(anchors, list(levels))
+        self.anchors = Anchors(anchors, levels)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
