@@ -31,7 +31,7 @@ def save_checkpoint(path: Path, config: Config, categories: list[Category], stat
         "versions": versions(),
         **state,
     }
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         torch.save(content, file)
         file.flush()

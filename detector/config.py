@@ -301,7 +301,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if base is not None:
         base_path = path.parent / str(base)
         if not base_path.is_file():
-            raise ConfigError(f"{places[('base',)]}: base: {base_path} does not exist")
+            try:
+                base_path = find_config(str(base))
+            except ConfigError as error:
+                raise ConfigError(f"{places[('base',)]}: base: {error}") from None
         base_tree, base_places = _read_yaml(base_path)
         if "base" in base_tree:
             raise ConfigError(f"{base_places[('base',)]}: base: {path} builds on this file; a base has no base itself")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,7 +34,10 @@ def start(device_name: str | None = None) -> torch.device:
     device = choose_device(device_name)
     if is_launched_distributed():
         if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local_rank >= num_gpus:
+                raise ConfigError(f"--nproc-per-node: rank {local_rank} has no GPU, there are {num_gpus} here")
+            device = torch.device("cuda", local_rank)
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
@@ -61,6 +65,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors of every rank with the main rank's."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def gather(value: Any) -> list[Any]:

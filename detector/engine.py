@@ -26,7 +26,7 @@ from detector.data.coco import Category, CocoDataset
 from detector.data.collate import load_batches
 from detector.data.sampler import EvalBatches, TrainBatches
 from detector.ema import average_weights
-from detector.errors import NonFiniteError
+from detector.errors import DetectorError, NonFiniteError
 from detector.models import Model
 from detector.optim import build_optimizer, lr_factor, scaled_lr, set_lr
 from detector.run import RunFolder
@@ -43,17 +43,19 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: AveragedModel | None
+    num_images: int  # of the training data: with the batch size, it decides which pictures make a step
     step: int = 0  # optimizer steps done
     evaluated_step: int = 0  # the last one that was evaluated
+    train_seconds: float = 0.0  # spent in steps, reading included and evaluation not
     best: float = -1.0
     best_epoch: int = 0
 
     @classmethod
-    def begin(cls, model: Model, config: TrainConfig, device: torch.device) -> TrainingState:
+    def begin(cls, model: Model, config: TrainConfig, num_images: int, device: torch.device) -> TrainingState:
         # Losses are sums over some hundred positives here, so the usual first scale of 2^16 would overflow.
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=config.precision == "fp16")
         ema = average_weights(model, config.ema) if config.ema else None
-        return cls(model, build_optimizer(model, config.optimizer, config.batch_size), scaler, ema)
+        return cls(model, build_optimizer(model, config.optimizer, config.batch_size), scaler, ema, num_images)
 
     @property
     def evaluated(self) -> Model:
@@ -67,8 +69,10 @@ class TrainingState:
             "ema_updates": int(self.ema.n_averaged) if self.ema else 0,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "num_images": self.num_images,
             "step": self.step,
             "evaluated_step": self.evaluated_step,
+            "train_seconds": self.train_seconds,
             "best": self.best,
             "best_epoch": self.best_epoch,
         }
@@ -80,8 +84,8 @@ class TrainingState:
             self.ema.n_averaged.fill_(content["ema_updates"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.scaler.load_state_dict(content["scaler"])
-        self.step, self.evaluated_step = content["step"], content["evaluated_step"]
-        self.best, self.best_epoch = content["best"], content["best_epoch"]
+        for name in ("step", "evaluated_step", "train_seconds", "best", "best_epoch"):
+            setattr(self, name, content[name])
 
 
 @dataclass
@@ -164,7 +168,13 @@ def train(
             part_sums: list[Tensor] = []
             ids: list[int] = []
             for part in range(accumulate):
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                except DetectorError:
+                    # A broken picture ends the run on the rank that met it; all ranks hold the same state to save.
+                    torch._foreach_copy_(buffers, good_buffers)
+                    save_checkpoint(run.last, config, categories, state.content())
+                    raise
                 ids += batch.ids.tolist()
                 batch = batch.to(device)
                 # Gradients travel between ranks once a step, with the last part.
@@ -188,8 +198,10 @@ def train(
             *parts, positives, asked_ranks, norm = torch.cat([totals, grad_norm[None]]).tolist()
             loss_parts = dict(zip(losses.parts, (part / max(1.0, positives) for part in parts), strict=True))
             loss = sum(loss_parts.values())
-            # Half precision's scaler meets infinite gradients now and then; it skips the step and lowers its scale.
-            if not math.isfinite(loss) or (not math.isfinite(norm) and not state.scaler.is_enabled()):
+            # Half precision's scaler meets infinite gradients now and then: it skips the step and halves its scale.
+            # Once the scale is used up, they were no accident.
+            is_skipped = state.scaler.is_enabled() and not math.isfinite(norm) and state.scaler.get_scale() > 1
+            if not math.isfinite(loss) or not (math.isfinite(norm) or is_skipped):
                 # BatchNorm has averaged over this batch already; parameters have not moved yet.
                 torch._foreach_copy_(buffers, good_buffers)
                 save_last(run, config, categories, state)
@@ -203,6 +215,7 @@ def train(
             state.step += 1
 
             seconds = time.perf_counter() - started
+            state.train_seconds += seconds
             row = {
                 "step": state.step,
                 "epoch": state.step / steps_per_epoch,
@@ -260,17 +273,23 @@ def keep_best(
         save_checkpoint(
             run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": metrics}
         )
-    images_seen = state.step * config.train.batch_size
-    run.write_results(
-        metrics | {"epoch": epoch, "images_seen": images_seen, "best": state.best, "best_epoch": state.best_epoch}
-    )
+    results = {
+        "epoch": epoch,
+        "images_seen": state.step * config.train.batch_size,
+        "train_seconds": round(state.train_seconds, 1),
+        "best": state.best,
+        "best_epoch": state.best_epoch,
+    }
+    run.write_results(metrics | results)
     run.append({"step": state.step, "epoch": epoch, "evaluation": metrics})
     print(task.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
 
 
 def run_evaluation(model: Model, task: Task, data: CocoDataset, config: Config, device: torch.device) -> dict[str, Any]:
-    """Metrics of ``model`` on ``data``; every rank predicts its share, and all get the same metrics."""
+    """Metrics of ``model`` on ``data``: every rank predicts its share, the main one scores; the others get none."""
     model.eval()
+    # Each rank has its own running statistics; the checkpoint will hold the main one's.
+    distributed.copy_from_main(model.buffers())
     own_batches = EvalBatches(len(data), config.eval.batch_size, distributed.rank(), distributed.world_size())
     batches = load_batches(data, own_batches, config.data.workers, pin_memory=device.type == "cuda")
     hidden = not (distributed.is_main() and sys.stderr.isatty())
@@ -279,7 +298,7 @@ def run_evaluation(model: Model, task: Task, data: CocoDataset, config: Config, 
         rows.append(predict_rows(model, task, batch.to(device), config, data.annotations.categories))
     # Gathered outside the loop: a rank without images takes part all the same.
     all_rows = [row for rank_rows in distributed.gather(rows) for row in rank_rows]
-    return task.evaluate(all_rows, data.annotations, config)
+    return task.evaluate(all_rows, data.annotations, config) if distributed.is_main() else {}
 
 
 @torch.inference_mode()

@@ -93,31 +93,41 @@ def infer_folder(
     results: list[dict] = []
     errors: list[dict] = []
     drawings: list[Future[None]] = []
-    with (
-        ThreadPoolExecutor(max_workers=2) as pool,
-        tqdm(total=len(files), unit="img", disable=not sys.stderr.isatty()) as bar,
-    ):
-        for items in loader:
-            good = [item for item in items if item.image is not None]
-            errors += [{"file": str(files[item.index]), "error": item.error} for item in items if item.image is None]
-            for item, found in zip(good, predictor.predict_samples([item.sample for item in good], score), strict=True):
-                name = files[item.index].relative_to(root)
-                results += to_results(found, item.index + 1, name)
-                if draw_score is not None:
-                    drawings.append(pool.submit(draw, item.image, found, draw_score, output / "images" / name))
-            # Done drawings hold their pictures until they are let go; this also waits when drawing is slower.
-            while len(drawings) > 4 * batch_size:
-                drawings.pop(0).result()
-            bar.update(len(items))
-        for drawing in drawings:
-            drawing.result()
+    try:
+        with (
+            ThreadPoolExecutor(max_workers=2) as pool,
+            tqdm(total=len(files), unit="img", disable=not sys.stderr.isatty()) as bar,
+        ):
+            for items in loader:
+                good = [item for item in items if item.image is not None]
+                errors += [{"file": str(files[item.index]), "error": item.error} for item in items if not item.sample]
+                found_in = predictor.predict_samples([item.sample for item in good], score)
+                for item, found in zip(good, found_in, strict=True):
+                    name = files[item.index].relative_to(root)
+                    results += to_results(found, item.index + 1, name)
+                    if draw_score is not None:
+                        drawings.append(pool.submit(draw, item.image, found, draw_score, output / "images" / name))
+                # Drawings hold their pictures until they are done; this also waits when drawing is slower.
+                while len(drawings) > 4 * batch_size:
+                    drawings.pop(0).result()
+                bar.update(len(items))
+            for drawing in drawings:
+                drawing.result()
+    except BaseException:
+        # What was found so far is kept, under a name that says that it is not all.
+        _write_json(output / "predictions.partial.json", results)
+        raise
     if errors:
         text = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
         (output / "errors.jsonl").write_text(text, encoding="utf-8")
-    partial = output / "predictions.json.partial"
-    partial.write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
-    partial.replace(output / "predictions.json")
+    _write_json(output / "predictions.json", results)
     return Summary(len(results), [error["error"] for error in errors])
+
+
+def _write_json(path: Path, value: object) -> None:
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    unfinished.replace(path)
 
 
 def to_results(found: Prediction, image_id: int, name: Path) -> list[dict]:
@@ -142,7 +152,11 @@ def draw(image: np.ndarray, found: Prediction, draw_score: float, path: Path) ->
     is_drawn = found.scores >= draw_score
     texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
     texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         path = path.with_name(path.name + ".jpg")  # x.png and x.jpg may stand side by side
-    draw_boxes(image, found.boxes[is_drawn], found.labels[is_drawn].tolist(), texts).save(path, quality=90)
+    drawing = draw_boxes(image, found.boxes[is_drawn], found.labels[is_drawn].tolist(), texts)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawing.save(path, quality=90)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None

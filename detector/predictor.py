@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model, read_checkpoint
-from detector.config import Config
+from detector.config import Config, apply_overrides
 from detector.data.coco import Category, Sample
 from detector.data.collate import collate
 from detector.data.images import read_image
@@ -46,21 +46,23 @@ class Predictor:
         self.transform = Transform(config.data.resize)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | None = None) -> Predictor:
-        """Raises :class:`~detector.errors.WeightsError` for a file that is missing or is no checkpoint."""
+    def from_checkpoint(cls, path: str | Path, device: str | None = None, overrides: Sequence[str] = ()) -> Predictor:
+        """With ``key=value`` overrides of the checkpoint's config, such as ``model.predict.max_detections=300``.
+
+        Raises :class:`~detector.errors.WeightsError` for a file that is missing or is no checkpoint.
+        """
         torch.set_flush_denormal(True)
         content = read_checkpoint(path)
-        config, categories = checkpoint_config(content, path), checkpoint_categories(content)
-        return cls(load_model(content, path), config, categories, choose_device(device))
+        config = apply_overrides(checkpoint_config(content, path), overrides, source=str(path))
+        return cls(load_model(content, path), config, checkpoint_categories(content), choose_device(device))
 
     def predict(
         self, images: Sequence[Picture], score_threshold: float | None = None, batch_size: int = 8
     ) -> list[Prediction]:
         """What is in each picture: a path, a PIL image, an array [H, W, 3] or a tensor [3, H, W], both uint8 RGB.
 
-        Paths and PIL images are read upright (EXIF). ``score_threshold`` leaves out more than the config's own does.
-        Raises :class:`~detector.errors.DataError` for a file that cannot be read, ValueError for an array of another
-        kind.
+        Paths and PIL images are read upright (EXIF). ``score_threshold`` stands in for the config's own. Raises
+        :class:`~detector.errors.DataError` for a file that cannot be read, ValueError for an array of another kind.
         """
         if isinstance(images, str | Path | Image.Image):
             raise TypeError("predict takes a list of pictures; wrap a single one: predict([picture])")
@@ -84,14 +86,17 @@ class Predictor:
         """What is in each sample, computed as one batch."""
         if not samples:
             return []
+        config = self.config.model
+        if score_threshold is not None:
+            limits = config.predict.model_copy(update={"score_threshold": score_threshold})
+            config = config.model_copy(update={"predict": limits})
         batch = collate(samples).to(self.device)
         predictions = self.model(batch.images, batch.sizes)
-        boxes, scores, labels = (
-            part.cpu().numpy() for part in self.task.predict(predictions, batch, self.config.model)
-        )
+        detections = self.task.predict(predictions, batch, config)
+        boxes, scores, labels = (part.cpu().numpy() for part in detections)
         found = []
         for row in range(len(samples)):
-            is_kept = (labels[row] >= 0) & (scores[row] >= (score_threshold or 0))
+            is_kept = labels[row] >= 0
             own = labels[row][is_kept]
             found.append(
                 Prediction(

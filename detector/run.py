@@ -27,14 +27,14 @@ class RunFolder:
         self.results = path / "results.json"
         self.board: Any = None  # a SummaryWriter, where append should write for TensorBoard too
 
+    def check_free(self) -> None:
+        """A run is never written over."""
+        if self.path.exists():
+            raise ConfigError(f"{self.path}: the run exists; continue it with --resume, or choose another --name")
+
     def create(self) -> None:
-        """A new folder; one that exists is never written over."""
         try:
             self.path.mkdir(parents=True)
-        except FileExistsError:
-            raise ConfigError(
-                f"{self.path}: the run exists; continue it with --resume, or choose another --name"
-            ) from None
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot be made: {error.strerror}") from None
 
@@ -89,5 +89,5 @@ def tensorboard_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ConfigError("train.tensorboard: TensorBoard is not installed; pip install 'detector[log]'") from None
+        raise ConfigError("train.tensorboard: TensorBoard is not installed; pip install tensorboard") from None
     return SummaryWriter

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 
 from detector import distributed
 from detector.checkpoint import checkpoint_categories, read_checkpoint
-from detector.config import Config
+from detector.config import Config, config_to_dict
 from detector.data.coco import CocoDataset
 from detector.data.transforms import TrainTransform, Transform
 from detector.engine import TrainingState, count_steps, train
@@ -29,6 +30,10 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     task = get_task(config)
     check_ranks(config, distributed.world_size(), device)
+    writer = tensorboard_writer() if config.train.tensorboard else None
+    if not resume:
+        run.check_free()
+    distributed.barrier()  # no rank makes the folder before all have looked
     augmented = TrainTransform(config.data.resize, config.data.augment, config.seed)
     train_data = task.open_split(config.data.train, "train", config.data, augmented)
     categories = train_data.annotations.categories
@@ -40,18 +45,17 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     origin = f"resumed from {run.last}"
     if content is None:
         origin = load_backbone_weights(model.pyramid.backbone, config.model.backbone)
-    elif checkpoint_categories(content) != categories:
-        raise DataError(
-            f"{run.last}: was trained on {len(content['categories'])} classes, {train_data.annotations.path} has"
-            f" {len(categories)}; resume on the same data, or begin another run with --name"
-        )
+    else:
+        check_resumable(content, config, train_data, run)
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
-    state = TrainingState.begin(model, config.train, device)
+    state = TrainingState.begin(model, config.train, len(train_data), device)
     if content is not None:
         state.restore(content, run.last)
     if distributed.is_main():
-        begin_run(run, config, resumed=content is not None, step=state.step, resume=resume)
+        begin_run(run, config, state.step, resume)
+        if writer:
+            run.board = writer(str(run.path), purge_step=state.step + 1)
         print_plan(config, origin, model, train_data, val_data, device)
     distributed.barrier()
     return train(config, task, state, train_data, val_data, run, device)
@@ -69,15 +73,43 @@ def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
         raise ConfigError("model.backbone.norm: sync_bn works across GPUs only; use bn or frozen_bn on CPUs")
 
 
-def begin_run(run: RunFolder, config: Config, resumed: bool, step: int, resume: bool) -> None:
-    """Make the run's folder, or tidy the one that is continued."""
-    writer = tensorboard_writer() if config.train.tensorboard else None
+# What a resumed run must have in common with the run that it continues: all that decides which pictures make a step,
+# and what is in the optimizer's state.
+KEPT = ("task", "seed", "model", "data.resize", "data.augment", "data.invalid_boxes", "data.group_by_aspect")
+KEPT += ("train.batch_size", "train.optimizer", "train.precision", "train.ema")
+
+
+def check_resumable(content: dict[str, Any], config: Config, train_data: CocoDataset, run: RunFolder) -> None:
+    """Refuse to continue a run on other data or with another config, which would not be the same run."""
+    remedy = "resume with the same, or begin another run with --name"
+    categories = train_data.annotations.categories
+    if checkpoint_categories(content) != categories:
+        raise DataError(
+            f"{run.last}: was trained on {len(content['categories'])} classes, {train_data.annotations.path} has"
+            f" {len(categories)}; {remedy}"
+        )
+    if content["num_images"] != len(train_data):
+        raise DataError(
+            f"{run.last}: was trained on {content['num_images']} images, {train_data.annotations.path} has"
+            f" {len(train_data)}; {remedy}"
+        )
+    for key in KEPT:
+        old, new = content["config"], config_to_dict(config)
+        for part in key.split("."):
+            old, new = old[part], new[part]
+        if old != new:
+            raise ConfigError(f"{run.last}: {key} was {old}, is {new}; {remedy}")
+    steps, _ = count_steps(config.train, len(train_data))
+    if content["step"] > steps:
+        raise ConfigError(f"{run.last}: has done {content['step']} steps, the config asks for {steps}; ask for more")
+
+
+def begin_run(run: RunFolder, config: Config, step: int, resume: bool) -> None:
+    """Make the run's folder, or tidy the one that is continued at ``step``."""
     if not (resume and run.path.exists()):
         run.create()
-    run.forget_after(step if resumed else 0)
+    run.forget_after(step)
     run.describe(config)
-    if writer:
-        run.board = writer(str(run.path), purge_step=step + 1)
 
 
 def print_plan(

@@ -46,26 +46,30 @@ def _read(name: str, source: str) -> dict[str, Tensor]:
     elif urlparse(source).scheme in ("http", "https", "file"):
         url = source
     elif Path(source).is_file():
-        return _load_file(source)
+        return _load_file(Path(source))
     else:
         raise WeightsError(
             f"model.backbone.weights: {source} is no file, no URL and no weights of {name}"
             f" ({one_of(known or ['it has none'])})"
         )
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True)
-    except (URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise WeightsError(
-            f"model.backbone.weights: {url} cannot be downloaded ({reason}); download it elsewhere and put it into"
-            f" {folder}, or set model.backbone.weights to a path"
-        ) from None
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not cached.exists():
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(cached))
+        except (URLError, OSError) as error:
+            raise WeightsError(
+                f"model.backbone.weights: {url} cannot be downloaded ({getattr(error, 'reason', error)}); download it"
+                f" elsewhere and put it into {cached.parent}, or set model.backbone.weights to a path"
+            ) from None
+    return _load_file(cached)
 
 
-def _load_file(path: str) -> dict[str, Tensor]:
+def _load_file(path: Path) -> dict[str, Tensor]:
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
         raise WeightsError(f"{path}: is no file of tensors, or is cut off") from None
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):

@@ -23,7 +23,6 @@ from pycocotools.coco import COCO
 
 from detector.config import DataConfig, ResizeConfig, SplitConfig
 from detector.data.coco import (
-    Annotations,
     Category,
     CocoDataset,
     Sample,
@@ -554,7 +553,8 @@ def test_nothing_but_tensors_grows_with_the_data(tmp_path: Path) -> None:
 
 
 def tensors_of(dataset: CocoDataset) -> list[torch.Tensor]:
-    fields = [getattr(dataset.annotations, field.name) for field in dataclasses.fields(Annotations)]
+    parts = (dataset.annotations, dataset.checked)
+    fields = [getattr(part, field.name) for part in parts for field in dataclasses.fields(part)]
     return [value for value in [*fields, *vars(dataset).values()] if isinstance(value, torch.Tensor)]
 
 
@@ -566,6 +566,6 @@ def test_spawned_workers_share_the_arrays(tmp_path: Path) -> None:
     assert len(payload) < 16_000  # the boxes alone are 2000 · 3 · 4 · 8 bytes
     assert all(tensor.is_shared() for tensor in tensors)
     copy = pickle.loads(payload)
-    copy.boxes[5] = 77
-    assert dataset.boxes[5].tolist() == [77] * 4
+    copy.checked.boxes[5] = 77
+    assert dataset.checked.boxes[5].tolist() == [77] * 4
     assert copy.annotations.file_name(1999) == "1999.png"

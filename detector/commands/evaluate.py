@@ -10,6 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detector.config import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,21 +37,19 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("command line: --results needs --annotations to be scored against")
 
     from detector import distributed
+    from detector.tasks import get_task
 
     try:
-        metrics, text = _score_results(args) if args.results else _score_checkpoint(args)
+        metrics, config = _score_results(args) if args.results else _score_checkpoint(args)
         if distributed.is_main():
-            print(
-                json.dumps({name: value for name, value in metrics.items() if name != "per_class"})
-                if args.json
-                else text
-            )
+            numbers = {name: value for name, value in metrics.items() if name != "per_class"}
+            print(json.dumps(numbers) if args.json else get_task(config).describe(metrics, config.eval.per_class))
         return 0
     finally:
         distributed.stop()
 
 
-def _score_results(args: argparse.Namespace) -> tuple[dict, str]:
+def _score_results(args: argparse.Namespace) -> tuple[dict, Config]:
     from detector.config import Config, apply_overrides
     from detector.data.coco import read_annotations
     from detector.metrics import read_results
@@ -56,10 +58,10 @@ def _score_results(args: argparse.Namespace) -> tuple[dict, str]:
     config = apply_overrides(Config(), args.overrides, source=args.results)
     truth = read_annotations(args.annotations)
     metrics = detection.evaluate([read_results(args.results, truth)], truth, config)
-    return metrics, detection.describe(metrics, config.eval.per_class)
+    return metrics, config
 
 
-def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, str]:
+def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, Config]:
     import torch
 
     from detector import distributed
@@ -78,7 +80,8 @@ def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, str]:
     )
     task = get_task(config)
     data = task.open_split(split, "val", config.data, Transform(config.data.resize), checkpoint_categories(content))
-    print(f"{args.checkpoint} on {split.annotations}: {data.summary()}", file=sys.stderr)
+    if distributed.is_main():
+        print(f"{args.checkpoint} on {split.annotations}: {data.summary()}", file=sys.stderr)
     model = load_model(content, args.checkpoint).to(device)
     metrics = run_evaluation(model, task, data, config, device)
-    return metrics, task.describe(metrics, config.eval.per_class)
+    return metrics, config

@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-images", action="store_true", help="write predictions.json only")
     parser.add_argument("--batch-size", type=_count, default=8, help="pictures at once (default: 8)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that read pictures (default: 2)")
+    parser.add_argument("--workers", type=_workers, default=2, help="processes that read pictures (default: 2)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as model.predict.max_detections=300")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     if (args.output / "predictions.json").exists():
         raise ConfigError(f"{args.output}: holds predictions already; choose another --output, or remove it")
 
-    import detector
+    from detector.predictor import Predictor
 
-    predictor = detector.load(args.checkpoint, args.device)
+    predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides)
     summary = infer_folder(
         predictor,
         root,
@@ -59,6 +60,13 @@ def _probability(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _workers(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is less than 0")
     return value
 
 

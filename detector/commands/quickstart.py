@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from detector.commands.train import RESUMABLE
+
 TRAIN_PICTURES, VAL_PICTURES, DRAWN = 4600, 200, 24
 
 
@@ -28,7 +30,6 @@ def run(args: argparse.Namespace) -> int:
     import detector
     from detector.config import load_config
     from detector.data.shapes import write_shapes
-    from detector.errors import ConfigError
     from detector.inference import infer_folder
     from detector.run import RunFolder
     from detector.training import fit
@@ -37,20 +38,19 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     folder = args.runs / args.name
     data = args.runs / f"{args.name}_data"
-    if folder.exists():
-        raise ConfigError(f"{folder}: the run exists; remove it, or choose another --name")
     paths = [f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images")]
     places = [data / "annotations" / "train.json", data / "images", data / "annotations" / "val.json", data / "images"]
     generated = [f"{path}={json.dumps(str(place))}" for path, place in zip(paths, places, strict=True)]
     config = load_config("quickstart.yaml", [*generated, *args.overrides])
 
-    print(f"generating {TRAIN_PICTURES} + {VAL_PICTURES} pictures in {data}", file=sys.stderr)
-    write_shapes(data, TRAIN_PICTURES, VAL_PICTURES, config.seed)
+    # Called again after an interruption it continues; called again after its end it shows the results again.
+    if not (data / "annotations" / "val.json").exists():
+        print(f"generating {TRAIN_PICTURES} + {VAL_PICTURES} pictures in {data}", file=sys.stderr)
+        write_shapes(data, TRAIN_PICTURES, VAL_PICTURES, config.seed)
     run_folder = RunFolder(folder)
-    finished = fit(config, run_folder, torch.device("cpu"))
-    if not finished:
-        print(f"stopped; remove {folder} to begin again", file=sys.stderr)
-        return 75
+    if not fit(config, run_folder, torch.device("cpu"), resume=True):
+        print("stopped; everything is saved, the same command continues", file=sys.stderr)
+        return RESUMABLE
     files = sorted((data / "images").glob("val_*.jpg"))[:DRAWN]
     drawn = folder / "found"
     infer_folder(
@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     drawings = [Image.open(path) for path in sorted((drawn / "images").iterdir())]
     contact_sheet(drawings[:8], columns=4).save(drawn / "overview.jpg", quality=85)
 
+    program = sys.argv[0] if Path(sys.argv[0]).name == "detector" else f"{sys.executable} -m detector"
     results = json.loads(run_folder.results.read_text())
     print(
         f"\nbox AP {results['AP']:.3f} (AP50 {results['AP50']:.3f}) on {VAL_PICTURES} pictures never trained on,"
@@ -68,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
         f"  metrics     {run_folder.results}, {run_folder.metrics}\n"
         f"  checkpoint  {run_folder.best}\n"
         "next:\n"
-        f"  detector evaluate --checkpoint {run_folder.best}\n"
-        f"  detector infer --checkpoint {run_folder.best} --input YOUR_PICTURES/ --output found/\n"
-        "  detector train --config retinanet_r18_fpn.yaml data.train.annotations=train.json data.train.images=images/"
+        f"  {program} evaluate --checkpoint {run_folder.best}\n"
+        f"  {program} infer --checkpoint {run_folder.best} --input YOUR_PICTURES/ --output found/\n"
+        f"  {program} train --config retinanet_r18_fpn.yaml data.train.annotations=train.json data.train.images=images/"
         " data.val.annotations=val.json data.val.images=images/"
     )
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -65,8 +66,9 @@ def load_batches(dataset: Dataset[Any], batches: Any, workers: int, pin_memory: 
 
 def init_worker(worker: int) -> None:
     """What every loader process does first."""
-    # Ctrl-C reaches the whole process group; the main process decides when its workers end, and ends them by SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, and torchrun when it stops, signal the whole process group. The main process decides when its workers end
+    # (it finishes a step and saves first), so they leave the group; it ends them by SIGTERM.
+    os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Workers are the parallelism; threads inside each of them only fight for the cores.
     cv2.setNumThreads(0)

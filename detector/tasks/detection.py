@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from detector import boxes as box_ops
-from detector.config import Config, DataConfig, ModelConfig, SplitConfig
-from detector.data.coco import Annotations, Category, CocoDataset, open_dataset
-from detector.data.transforms import Transform
+from detector.config import Config, ModelConfig
+from detector.data.coco import Annotations, Category, open_dataset
 from detector.errors import ConfigError, one_of
 from detector.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.matching import IGNORE, MATCHERS
@@ -21,6 +20,9 @@ from detector.postprocess import detect
 from detector.structures import Batch, Detections, Predictions, Targets
 
 MAIN_METRIC = "AP"  # what decides which checkpoint is the best
+
+
+open_split = open_dataset  # the COCO-format data set of data.train or data.val
 
 
 class Losses(NamedTuple):
@@ -39,13 +41,6 @@ def check(config: ModelConfig) -> None:
     ):
         if name not in known:
             raise ConfigError(f"model.{key}: unknown name {name!r}; use {one_of(known)}")
-
-
-def open_split(
-    split: SplitConfig, name: str, config: DataConfig, transform: Transform, categories: list[Category] | None = None
-) -> CocoDataset:
-    """The COCO-format data set of ``data.train`` or ``data.val``."""
-    return open_dataset(split, name, config, transform, categories)
 
 
 def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Losses:
