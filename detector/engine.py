@@ -132,7 +132,7 @@ def train(
 ) -> bool:
     """Train from ``state.step`` to the end; True if it got there, False if a signal asked it to stop (and it saved)."""
     steps, steps_per_epoch = count_steps(config.train, len(train_data))
-    categories = train_data.annotations.categories
+    categories = train_data.categories
     world_size, accumulate, batch_size = distributed.world_size(), config.train.accumulate, config.train.batch_size
     peak_lr = scaled_lr(config.train.optimizer, batch_size)
     trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
@@ -295,7 +295,7 @@ def run_evaluation(model: Model, task: Task, data: CocoDataset, config: Config, 
     hidden = not (distributed.is_main() and sys.stderr.isatty())
     rows = []
     for batch in tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden):
-        rows.append(predict_rows(model, task, batch.to(device), config, data.annotations.categories))
+        rows.append(predict_rows(model, task, batch.to(device), config, data.categories))
     # Gathered outside the loop: a rank without images takes part all the same.
     all_rows = [row for rank_rows in distributed.gather(rows) for row in rank_rows]
     return task.evaluate(all_rows, data.annotations, config) if distributed.is_main() else {}
@@ -315,7 +315,7 @@ def _train_batches(config: Config, data: CocoDataset, start: int, steps: int, de
         seed=config.seed,
         start_step=start,
         steps=steps,
-        is_wide=(data.annotations.widths >= data.annotations.heights).numpy() if config.data.group_by_aspect else None,
+        is_wide=data.is_wide if config.data.group_by_aspect else None,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         accumulate=config.train.accumulate,

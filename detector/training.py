@@ -36,7 +36,7 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     distributed.barrier()  # no rank makes the folder before all have looked
     augmented = TrainTransform(config.data.resize, config.data.augment, config.seed)
     train_data = task.open_split(config.data.train, "train", config.data, augmented)
-    categories = train_data.annotations.categories
+    categories = train_data.categories
     val_data = task.open_split(config.data.val, "val", config.data, Transform(config.data.resize), categories)
 
     torch.manual_seed(config.seed)
@@ -82,7 +82,7 @@ KEPT += ("train.batch_size", "train.optimizer", "train.precision", "train.ema")
 def check_resumable(content: dict[str, Any], config: Config, train_data: CocoDataset, run: RunFolder) -> None:
     """Refuse to continue a run on other data or with another config, which would not be the same run."""
     remedy = "resume with the same, or begin another run with --name"
-    categories = train_data.annotations.categories
+    categories = train_data.categories
     if checkpoint_categories(content) != categories:
         raise DataError(
             f"{run.last}: was trained on {len(content['categories'])} classes, {train_data.annotations.path} has"

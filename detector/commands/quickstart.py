@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 from detector.commands.train import RESUMABLE
@@ -35,7 +34,6 @@ def run(args: argparse.Namespace) -> int:
     from detector.training import fit
     from detector.visualize import contact_sheet
 
-    began = time.perf_counter()
     folder = args.runs / args.name
     data = args.runs / f"{args.name}_data"
     paths = [f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images")]
@@ -64,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     results = json.loads(run_folder.results.read_text())
     print(
         f"\nbox AP {results['AP']:.3f} (AP50 {results['AP50']:.3f}) on {VAL_PICTURES} pictures never trained on,"
-        f" after {time.perf_counter() - began:.0f} s\n"
+        f" after {results['train_seconds']:.0f} s of training\n"
         f"  pictures    {drawn / 'overview.jpg'}, {drawn / 'images'}\n"
         f"  metrics     {run_folder.results}, {run_folder.metrics}\n"
         f"  checkpoint  {run_folder.best}\n"

@@ -307,6 +307,15 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     def __len__(self) -> int:
         return len(self.annotations)
 
+    @property
+    def categories(self) -> list[Category]:
+        return self.annotations.categories
+
+    @property
+    def is_wide(self) -> np.ndarray:
+        """Whether each picture is at least as wide as high, [I] bool."""
+        return (self.annotations.widths >= self.annotations.heights).numpy()
+
     def summary(self) -> str:
         """A line of counts for the start of a run."""
         annotations, checked = self.annotations, self.checked
