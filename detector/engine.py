@@ -282,7 +282,8 @@ def keep_best(
     }
     run.write_results(metrics | results)
     run.append({"step": state.step, "epoch": epoch, "evaluation": metrics})
-    print(task.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
+    # Not print: that would write into the progress bar's line.
+    tqdm.write(task.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
 
 
 def run_evaluation(model: Model, task: Task, data: CocoDataset, config: Config, device: torch.device) -> dict[str, Any]:

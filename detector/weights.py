@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 from urllib.error import URLError
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 import torch
 import torchvision
@@ -41,12 +41,13 @@ def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> str:
 def _read(name: str, source: str) -> dict[str, Tensor]:
     has_weights = name in torchvision.models.list_models()
     known = [weight.name for weight in torchvision.models.get_model_weights(name)] if has_weights else []
+    path = Path(unquote(urlparse(source).path)) if source.startswith("file://") else Path(source)
     if source in known:
         url = torchvision.models.get_model_weights(name)[source].url
-    elif urlparse(source).scheme in ("http", "https", "file"):
+    elif urlparse(source).scheme in ("http", "https"):
         url = source
-    elif Path(source).is_file():
-        return _load_file(Path(source))
+    elif path.is_file():
+        return _load_file(path)
     else:
         raise WeightsError(
             f"model.backbone.weights: {source} is no file, no URL and no weights of {name}"

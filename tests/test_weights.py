@@ -1,0 +1,123 @@
+"""Backbone weights: by name, path and URL, all of them or an error that says what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+
+from detector.config import BackboneConfig
+from detector.errors import WeightsError
+from detector.models.backbones import Backbone, build_backbone
+from detector.weights import load_backbone_weights
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and no network: a download fails, as it does without one."""
+
+    def refuse(url: str, target: str) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    return tmp_path / "hub" / "checkpoints"
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    return torchvision.models.resnet18().state_dict()
+
+
+def load(source: str | None, norm: str = "bn") -> tuple[Backbone, str]:
+    config = BackboneConfig(name="resnet18", norm=norm, weights=source)
+    backbone = build_backbone(config, finest=3)
+    return backbone, load_backbone_weights(backbone, config)
+
+
+def assert_loaded(backbone: Backbone, weights: dict[str, torch.Tensor]) -> None:
+    own = backbone.body.state_dict()
+    assert len(own) > 80
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in own.items())
+
+
+# ResNet-18 has 122 tensors, 2 of them of its classifier; frozen norms have no count of batches (20 of them).
+@pytest.mark.parametrize(("norm", "count"), [("bn", "120 of 120"), ("frozen_bn", "100 of 100")])
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_a_file_fills_the_whole_backbone(
+    tmp_path: Path, weights: dict[str, torch.Tensor], prefix: str, norm: str, count: str
+) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(weights, path)
+    backbone, line = load(f"{prefix}{path}", norm)
+    assert_loaded(backbone, weights)
+    assert line == f"backbone resnet18: {count} tensors from {prefix}{path}"
+
+
+def test_a_name_is_taken_from_the_cache(hub: Path, weights: dict[str, torch.Tensor]) -> None:
+    hub.mkdir(parents=True)
+    torch.save(weights, hub / "resnet18-f37072fd.pth")  # what torchvision's IMAGENET1K_V1 is called there
+    assert_loaded(load("IMAGENET1K_V1")[0], weights)
+
+
+def test_a_url_is_downloaded_once(hub: Path, weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(url: str, target: str) -> None:
+        asked.append(url)
+        torch.save(weights, target)
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        assert_loaded(load("https://example.org/some/w.pth")[0], weights)
+    assert asked == ["https://example.org/some/w.pth"]
+
+
+@pytest.mark.parametrize("source", ["IMAGENET1K_V1", "https://example.org/w.pth"])
+def test_without_a_network_it_says_what_to_put_where(hub: Path, source: str) -> None:
+    with pytest.raises(WeightsError, match=r"https://.*no network.*put it into") as error:
+        load(source)
+    assert str(hub) in str(error.value)
+
+
+def test_random_weights_are_said(hub: Path) -> None:
+    assert load(None)[1] == "backbone resnet18: random weights"
+
+
+@pytest.mark.parametrize("source", ["w.pth", "file:///nowhere/w.pth", "IMAGENET1K_V9"])
+def test_what_is_nowhere_lists_what_there_is(hub: Path, source: str) -> None:
+    with pytest.raises(WeightsError, match=r"is no file, no URL and no weights of resnet18.*IMAGENET1K_V1"):
+        load(source)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path, weights: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "w.pth"
+    missing = {name: tensor for name, tensor in weights.items() if name != "layer3.0.conv1.weight"}
+    other_shape = weights | {"conv1.weight": torch.zeros(64, 4, 7, 7)}
+    for state, words in (
+        (missing, "layer3.0.conv1.weight is missing"),
+        (other_shape, "conv1.weight has another shape"),
+    ):
+        torch.save(state, path)
+        with pytest.raises(WeightsError, match=words):
+            load(str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", "half", "a list"])
+def test_a_broken_file_is_refused_in_one_line(
+    tmp_path: Path, weights: dict[str, torch.Tensor], content: bytes | str
+) -> None:
+    path = tmp_path / "w.pth"
+    torch.save([1, 2] if content == "a list" else weights, path)
+    if content == "half":
+        content = path.read_bytes()[: path.stat().st_size // 2]
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    with pytest.raises(WeightsError) as error:
+        load(str(path))
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
