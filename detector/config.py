@@ -7,16 +7,17 @@ with line numbers, applies ``key=value`` overrides, and reports every error of i
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from detector.errors import ConfigError
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -31,8 +32,9 @@ class Section(BaseModel):
 class SplitConfig(Section):
     """One data set on disk."""
 
-    annotations: str | None = None  # a COCO JSON file
-    images: str | None = None  # the folder that its file names are relative to
+    # Detection: a COCO JSON file. Classification: a CSV file of paths and labels, or null for a folder a class.
+    annotations: str | None = None
+    images: str | None = None  # the folder that file names are relative to, or that holds a folder a class
 
 
 class ResizeConfig(Section):
@@ -48,11 +50,14 @@ class AugmentConfig(Section):
 
     horizontal_flip: Probability = 0.5
     vertical_flip: Probability = 0.0  # cells, satellites: pictures without an upright
-    photometric: Probability = 0.0  # probability of brightness, contrast, saturation and hue jitter
+    photometric: Probability = 0.0  # probability of brightness and contrast jitter, of saturation and hue in RGB
     scale_jitter: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = (
         None  # e.g. [0.5, 2.0]; over 1 crops
     )
     min_visibility: Probability = 0.25  # a box that a crop leaves less of becomes an ignore region
+    # Two pictures in one, by shares drawn from Beta(α, α); this is α, 0 = never. With both, each takes half of them.
+    mixup: Annotated[float, Field(ge=0)] = 0.0  # blended (Zhang et al. 2018)
+    cutmix: Annotated[float, Field(ge=0)] = 0.0  # a window of the other (Yun et al. 2019)
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -61,11 +66,32 @@ class AugmentConfig(Section):
         return self
 
 
+class CropConfig(Section):
+    """Classification: every picture becomes ``size`` × ``size``."""
+
+    size: Count = 224
+    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.08, 1.0]  # of the area: training crops
+    ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [3 / 4, 4 / 3]  # width / height of them
+    eval_share: Share = 0.875  # of the short side: the square in the middle that evaluation and inference see
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CropConfig:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if low > high:
+                raise ValueError(f"{name}: the lower bound comes first; it is [{low}, {high}]")
+        return self
+
+
 class DataConfig(Section):
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
+    val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of each class of data.train, held back as data.val
+    classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those that data.train has, by name
+    # Null: all equal. balanced: each class in inverse proportion to its pictures. Or a weight by class, others 1.
+    class_weights: Literal["balanced"] | dict[str, Positive] | None = None
     resize: ResizeConfig = ResizeConfig()
+    crop: CropConfig = CropConfig()
     augment: AugmentConfig = AugmentConfig()
     group_by_aspect: bool = True  # batches of portrait or of landscape pictures, so that they pad little
     workers: Annotated[int, Field(ge=0)] = 2  # processes that load, a rank
@@ -74,20 +100,28 @@ class DataConfig(Section):
 # --- model ------------------------------------------------------------------------------------------------------------
 
 
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 class BackboneConfig(Section):
-    name: str = "resnet50"  # a key of detector.models.backbones.BACKBONES
+    name: str = "resnet50"  # a key of detector.models.backbones.BACKBONES, or timm:NAME
     weights: str | None = None  # torchvision's name (IMAGENET1K_V1), a path, a URL; null = random
-    norm: Literal["bn", "frozen_bn", "sync_bn"] = "bn"
+    norm: Literal["bn", "frozen_bn", "sync_bn"] = "bn"  # what the network's batch norms become
     freeze_at: Literal[0, 2, 3, 4, 5] = 0  # the stem and the stages up to this level are not trained; 2 = stem and C2
 
+
+class PyramidConfig(Section):
+    """Several networks side by side in place of ``model.backbone``, each with its own FPN on the same pictures."""
+
+    # A name alone is a network of random weights; with more to say, it is a section such as model.backbone.
+    branches: list[Annotated[BackboneConfig, BeforeValidator(_named)]] = []
+    fuse: Literal["sum", "mean", "concat"] = "sum"  # level by level; concat with a 1×1 convolution to fpn.channels
+
     @model_validator(mode="after")
-    def _frozen_statistics_of_something(self) -> BackboneConfig:
-        if self.weights is None and self.norm == "frozen_bn":
-            raise ValueError(
-                "norm: frozen_bn needs weights (its statistics never change); use norm: bn for random weights"
-            )
-        if self.weights is None and self.freeze_at > 0:
-            raise ValueError("freeze_at: freezing random weights trains nothing; set weights, or freeze_at: 0")
+    def _several(self) -> PyramidConfig:
+        if len(self.branches) == 1:
+            raise ValueError("branches: there is only one; a single network is model.backbone")
         return self
 
 
@@ -95,6 +129,10 @@ class FPNConfig(Section):
     levels: Annotated[list[Annotated[int, Field(ge=2, le=7)]], Field(min_length=1)] = [3, 4, 5, 6, 7]
     channels: Count = 256
     p6_from: Literal["c5", "p5"] = "c5"
+    norm: Literal["none", "bn", "gn"] = "none"  # of lateral and output convolutions
+    activation: Literal["none", "relu", "silu"] = "none"  # of lateral and output convolutions
+    upsample: Literal["nearest", "bilinear", "deconv"] = "nearest"
+    output_conv: bool = True  # the 3×3 convolution after merging, against the aliasing of upsampling
 
     @model_validator(mode="after")
     def _contiguous(self) -> FPNConfig:
@@ -153,10 +191,16 @@ class AnchorConfig(Section):
 
 class HeadConfig(Section):
     name: str = "retina"  # a key of detector.models.heads.HEADS
+    # retina
     num_convs: Annotated[int, Field(ge=0)] = 4
     channels: Count | None = None  # null: as many as the pyramid
     norm: Literal["none", "gn"] = "none"
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # initial score of every class (RetinaNet, section 4.1)
+    # pooled
+    pool: Literal["avg", "max", "gem"] = "avg"  # each level to one vector; gem: generalised mean
+    fuse: Literal["mean", "concat", "learned"] = "concat"  # the levels' vectors; learned: a weighted mean
+    hidden: list[Count] = []  # widths of fully connected layers before the last one
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before every fully connected layer
 
 
 class MatcherConfig(Section):
@@ -181,6 +225,7 @@ class LossConfig(Section):
     box: str = "smooth_l1"  # a key of detector.losses.BOX_LOSSES
     beta: Positive = 0.1  # smooth L1: where it turns from square to linear
     box_weight: Annotated[float, Field(ge=0)] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # classification
 
 
 class PredictConfig(Section):
@@ -188,30 +233,73 @@ class PredictConfig(Section):
     score_threshold: Probability = 0.05
     nms_threshold: Probability = 0.5
     max_detections: Count = 100
+    classes: Count = 5  # classification: so many of the best are written for each picture
+
+
+IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 class NormaliseConfig(Section):
-    """Per channel, RGB, of values 0..255; the default is ImageNet's."""
+    """Per channel, of values 0..255 (16-bit values count 1/257 each).
 
-    mean: Annotated[list[float], Field(min_length=3, max_length=3)] = [123.675, 116.28, 103.53]
-    std: Annotated[list[Positive], Field(min_length=3, max_length=3)] = [58.395, 57.12, 57.375]
+    Null is ImageNet's, RGB; for other than three channels, the mean of its three for each.
+    """
+
+    mean: list[float] | None = None
+    std: list[Positive] | None = None
 
 
 class ModelConfig(Section):
+    in_channels: Count = 3  # 1: gray; others: pictures must have exactly as many
     normalise: NormaliseConfig = NormaliseConfig()
-    backbone: BackboneConfig = BackboneConfig()
+    backbone: BackboneConfig | None = BackboneConfig()  # null where pyramid.branches stand in for it
+    pyramid: PyramidConfig = PyramidConfig()
     fpn: FPNConfig = FPNConfig()
     anchors: AnchorConfig = AnchorConfig()
     head: HeadConfig = HeadConfig()
     matcher: MatcherConfig = MatcherConfig()
     loss: LossConfig = LossConfig()
     predict: PredictConfig = PredictConfig()
+    multi_label: bool = False  # classification: any number of labels a picture, each with its own score
+
+    @model_validator(mode="before")
+    @classmethod
+    def _branches_in_place_of_one(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("pyramid"), dict) and tree["pyramid"].get("branches"):
+            if tree.get("backbone") is not None:
+                raise ValueError("backbone: pyramid.branches name the networks; set backbone: null, or remove branches")
+            return tree | {"backbone": None}
+        return tree
 
     @model_validator(mode="after")
-    def _overrides_of_real_levels(self) -> ModelConfig:
+    def _consistent(self) -> ModelConfig:
         if unknown := sorted(set(self.anchors.levels) - set(self.fpn.levels)):
             raise ValueError(f"anchors.levels: {unknown[0]} is not in fpn.levels {self.fpn.levels}")
+        if not self.backbones:
+            raise ValueError("backbone: is null, and pyramid.branches names no network; give one of them")
+        for name, values in (("mean", self.normalise.mean), ("std", self.normalise.std)):
+            if values is not None and len(values) != self.in_channels:
+                raise ValueError(f"normalise.{name}: {len(values)} values for {self.in_channels} in_channels")
+        if self.head.name == "classic" and self.backbone is None:
+            raise ValueError("head.name: classic is one network's own classifier; with pyramid.branches use pooled")
         return self
+
+    @property
+    def backbones(self) -> list[BackboneConfig]:
+        """The network, or those side by side."""
+        return [self.backbone] if self.backbone else self.pyramid.branches
+
+    @property
+    def mean(self) -> list[float]:
+        return self.normalise.mean or _for_channels(IMAGENET_MEAN, self.in_channels)
+
+    @property
+    def std(self) -> list[float]:
+        return self.normalise.std or _for_channels(IMAGENET_STD, self.in_channels)
+
+
+def _for_channels(values: list[float], in_channels: int) -> list[float]:
+    return values if in_channels == 3 else [sum(values) / 3] * in_channels
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -410,17 +498,54 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
 
 def _validate(tree: _Tree, places: _Places) -> Config:
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         lines = [_explain(detail, places) for detail in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+    lines = [
+        f"{_where(tuple(key.split('.')), places)}has no effect here, it is for {user}; remove it"
+        for key, user in _without_effect(config)
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return config
+
+
+# What only one task or one head reads.
+_DETECTION = ("data.invalid_boxes", "data.resize", "data.augment.scale_jitter", "data.augment.min_visibility")
+_DETECTION += ("model.anchors", "model.matcher", "model.loss.cls", "model.loss.alpha", "model.loss.gamma")
+_DETECTION += ("model.loss.cls_weight", "model.loss.box", "model.loss.beta", "model.loss.box_weight")
+_DETECTION += tuple(f"model.predict.{key}" for key in PredictConfig.model_fields if key != "classes")
+_CLASSIFICATION = ("data.val_share", "data.classes", "data.class_weights", "data.crop", "data.augment.mixup")
+_CLASSIFICATION += ("data.augment.cutmix", "model.loss.label_smoothing", "model.predict.classes", "model.multi_label")
+_USERS = dict.fromkeys(_DETECTION, ("task", "detection")) | dict.fromkeys(_CLASSIFICATION, ("task", "classification"))
+_USERS |= {f"model.head.{key}": ("head", "retina") for key in ("num_convs", "channels", "norm", "prior")}
+_USERS |= {f"model.head.{key}": ("head", "pooled") for key in ("pool", "fuse", "hidden", "dropout")}
+
+
+def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
+    """Keys that differ from their defaults although nothing of this config reads them, and what would."""
+    chosen = {"task": config.task, "head": config.model.head.name}
+    own, default = config_to_dict(config), config_to_dict(Config())
+    for key, (kind, name) in _USERS.items():
+        values, defaults = own, default
+        for part in key.split("."):
+            values, defaults = values[part], defaults[part]
+        if chosen[kind] != name and values != defaults:
+            yield key, f"{kind} {name}"
+    if config.model.head.name == "classic" and own["model"]["fpn"] != default["model"]["fpn"]:
+        yield "model.fpn", "heads on a pyramid"
+
+
+def _where(keys: tuple[str, ...], places: _Places) -> str:
+    place = next(places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in places or end == 0)
+    return f"{place}: {'.'.join(keys)}: " if keys else f"{place}: "
 
 
 def _explain(detail: Any, places: _Places) -> str:
     """One line of an error: where, which key, what is wrong, what to do."""
     keys = tuple(str(key) for key in detail["loc"])
-    place = next(places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in places or end == 0)
-    where = f"{place}: {'.'.join(keys)}: " if keys else f"{place}: "
+    where = _where(keys, places)
     if detail["type"] == "extra_forbidden":
         known = list(_section_at(keys[:-1]).model_fields)
         near = difflib.get_close_matches(keys[-1], known, n=1)

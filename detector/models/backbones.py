@@ -1,68 +1,103 @@
 """Backbones: a normalised image to features such as C3–C5, fine to coarse.
 
 A backbone is a module with ``levels`` (such as (3, 4, 5)), ``channels`` (of each) and ``forward(x) -> list[Tensor]``.
-Channels and strides are probed by running the network once on the meta device, never typed in.
+Strides, channels and what leads to a level are probed by running the network without data (on the meta device), never
+typed in.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import difflib
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torch.func import functional_call
 from torchvision.models.feature_extraction import create_feature_extractor
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from torchvision.ops import FrozenBatchNorm2d
 
 from detector.config import BackboneConfig
 from detector.errors import ConfigError, one_of
+from detector.models.vgg import CONFIGURATIONS, build_vgg
 
-NORMS: dict[str, type[nn.Module]] = {
-    "frozen_bn": FrozenBatchNorm2d,
-    "bn": nn.BatchNorm2d,
-    "sync_bn": nn.SyncBatchNorm,
-}
+TIMM = "timm:"  # what names of timm's networks begin with
+LEVEL_OF_STRIDE = {4: 2, 8: 3, 16: 4, 32: 5}
+PROBE_SIDES = (128, 192)  # height and width: 2:3, which no number of channels has with a feature map's side
+
+
+class Feature(NamedTuple):
+    """A feature map as probing finds it."""
+
+    stride: int
+    channels: int
+    is_channels_last: bool  # [B, H, W, C], as Swin has it
 
 
 class Backbone(nn.Module):
     """A classification network that returns the outputs of its stages.
 
-    ``nodes`` names the outputs of its stages, fine to coarse; those finer than level ``finest`` are not returned.
-    Parameters keep the network's own names, so that its published weights load into ``body``.
+    ``body`` takes pictures and returns a feature map of each stage, fine to coarse, in a list or a dict; a vector after
+    them is what the network classifies by. Parameters of ``body`` keep the network's own names, so that its published
+    weights load into it. Levels finer than ``finest`` are not returned.
     """
 
-    def __init__(self, network: nn.Module, nodes: list[str], finest: int) -> None:
+    def __init__(self, body: nn.Module, in_channels: int, finest: int) -> None:
         super().__init__()
-        self.body = create_feature_extractor(network, nodes)
-        strides, widths = _probe(self.body)
-        if not set(strides) >= {4, 8, 16, 32}:
-            raise ConfigError(
-                f"model.backbone.name: its stages have strides {strides}; a pyramid needs 4, 8, 16 and 32"
-            )
-        self.node_of_level = {stride.bit_length() - 1: node for stride, node in zip(strides, nodes, strict=True)}
-        self.levels = tuple(level for level in self.node_of_level if level >= finest)
-        self.channels = tuple(widths[nodes.index(self.node_of_level[level])] for level in self.levels)
+        self.body = body
+        self.in_channels = in_channels
+        outputs = self._probe()
+        features = [_as_feature(output) for output in outputs]
+        strides = [feature.stride if feature else 0 for feature in features]
+        if not set(strides) >= set(LEVEL_OF_STRIDE):
+            raise _without_strides([stride for stride in strides if stride])
+        self.place_of_level = {level: strides.index(stride) for stride, level in LEVEL_OF_STRIDE.items()}
+        self.is_channels_last = [bool(feature and feature.is_channels_last) for feature in features]
+        self.levels = tuple(level for level in self.place_of_level if level >= finest)
+        self.channels = tuple(features[self.place_of_level[level]].channels for level in self.levels)
+        self.vector_channels = outputs[-1].shape[1] if outputs[-1].ndim == 2 else None
         self.frozen: list[nn.Module] = []
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] → [B, channels_l, ceil(H / 2^l), ceil(W / 2^l)] of each level, fine to coarse."""
-        features = self.body(images)
-        return [features[self.node_of_level[level]] for level in self.levels]
+        """[B, C, H, W] → [B, channels_l, ceil(H / 2^l), ceil(W / 2^l)] of each level, fine to coarse."""
+        stages = self.stages(images)
+        return [stages[level] for level in self.levels]
+
+    def stages(self, images: Tensor) -> dict[int, Tensor]:
+        """All of C2 to C5."""
+        outputs = _listed(self.body(images))
+        return {
+            level: outputs[place].permute(0, 3, 1, 2) if self.is_channels_last[place] else outputs[place]
+            for level, place in self.place_of_level.items()
+        }
+
+    def vector(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, vector_channels], where the body ends in one."""
+        return _listed(self.body(images))[-1]
 
     def freeze(self, freeze_at: int) -> None:
         """Stop training all that leads to C<freeze_at>, running statistics included; 0 freezes nothing."""
         if freeze_at == 0:
             return
-        *nodes, output = self.body.graph.nodes
-        last = nodes.index(output.args[0][self.node_of_level[freeze_at]])
-        targets = dict.fromkeys(node.target for node in nodes[: last + 1] if node.op == "call_module")
-        self.frozen = [self.body.get_submodule(target) for target in targets]
-        for module in self.frozen:
-            module.requires_grad_(False)
+        parameters = {
+            name: torch.empty_like(parameter, device="meta", requires_grad=True)
+            for name, parameter in self.body.named_parameters()
+        }
+        feature = self._probe(parameters)[self.place_of_level[freeze_at]]
+        gradients = torch.autograd.grad(feature.sum(), list(parameters.values()), allow_unused=True)
+        for name, gradient in zip(parameters, gradients, strict=True):
+            if gradient is not None:
+                self.body.get_parameter(name).requires_grad_(False)
+        # A part whose every parameter stands still does so altogether: its statistics and its dropout too.
+        for module in self.body.modules():
+            own = [parameter.requires_grad for parameter in module.parameters()]
+            if own and not any(own):
+                self.frozen.append(module)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -78,44 +113,210 @@ class Backbone(nn.Module):
         # The body is a traced graph, and a copy of one forgets whether it was training.
         return copied.train(self.training)
 
-
-def _probe(body: nn.Module) -> tuple[list[int], list[int]]:
-    """Stride and channels of each output, from one run without data."""
-    side = 128
-    meta = {name: tensor.to("meta") for name, tensor in (*body.named_parameters(), *body.named_buffers())}
-    training = body.training
-    with torch.no_grad():
-        features = functional_call(body.eval(), meta, torch.empty(1, 3, side, side, device="meta"))
-    body.train(training)
-    return [side // feature.shape[-1] for feature in features.values()], [f.shape[1] for f in features.values()]
+    def _probe(self, parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
+        """The body's outputs for a picture of ``PROBE_SIDES``, as it predicts, without data."""
+        training = self.body.training
+        outputs = _listed(_run_without_data(self.body.eval(), self.in_channels, parameters))
+        self.body.train(training)
+        return outputs
 
 
-def _resnet(build: Callable[..., nn.Module], config: BackboneConfig, finest: int) -> Backbone:
-    # From random weights, residual branches that begin at zero train better (Goyal et al. 2017, section 5.1).
-    network = build(norm_layer=NORMS[config.norm], zero_init_residual=config.weights is None)
-    return Backbone(network, ["layer1", "layer2", "layer3", "layer4"], finest)
+def _run_without_data(network: nn.Module, in_channels: int, parameters: dict[str, Tensor] | None = None) -> Any:
+    tensors = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    picture = torch.empty(1, in_channels, *PROBE_SIDES, device="meta")
+    return functional_call(network, tensors | (parameters or {}), picture)
 
 
-def build_backbone(config: BackboneConfig, finest: int) -> Backbone:
+def _listed(outputs: dict[str, Tensor] | list[Tensor]) -> list[Tensor]:
+    return list(outputs.values()) if isinstance(outputs, dict) else outputs
+
+
+def _without_strides(strides: Sequence[int]) -> ConfigError:
+    return ConfigError(
+        f"model.backbone.name: its stages have strides {sorted(set(strides))}; a pyramid needs 4, 8, 16 and 32"
+    )
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """The names that may have been meant."""
+    near = [other for other in known if other.startswith(name)][:6]
+    return one_of(near or difflib.get_close_matches(name, known, n=6, cutoff=0.0))
+
+
+def _as_feature(output: Tensor) -> Feature | None:
+    """Stride, channels and layout, or None for what is no map of the picture (a vector, an adaptive pooling)."""
+    if output.ndim != 4:
+        return None
+    _, first, second, third = output.shape
+    for height, width, channels, is_channels_last in ((second, third, first, False), (first, second, third, True)):
+        stride = PROBE_SIDES[0] // height
+        if (height * stride, width * stride) == PROBE_SIDES:
+            return Feature(stride, channels, is_channels_last)
+    return None
+
+
+# --- torchvision's networks and VGG -----------------------------------------------------------------------------------
+
+
+class Network(NamedTuple):
+    """A classification network, and the part of it whose children follow each other."""
+
+    build: Callable[[], nn.Module]
+    stages: str  # a module's name; empty: the network itself
+
+
+def build_backbone(config: BackboneConfig, in_channels: int, finest: int, with_vector: bool = False) -> Backbone:
     """The backbone that the config names, with random weights, returning its levels from ``finest`` (2 to 5) up to C5.
 
-    Raises :class:`~detector.errors.ConfigError` for an unknown name.
+    ``with_vector``: its body ends in what the network's last linear layer classifies by. Raises
+    :class:`~detector.errors.ConfigError` for an unknown name, and for one without the strides 4 to 32.
     """
-    if config.name not in BACKBONES:
-        raise ConfigError(f"model.backbone.name: unknown backbone {config.name!r}; use {one_of(BACKBONES)}")
-    backbone = BACKBONES[config.name](config, finest)
+    if config.name.startswith(TIMM):
+        if with_vector:
+            raise ConfigError(f"model.head.name: classic takes torchvision's networks, not {config.name}; use pooled")
+        body = _timm_body(config, in_channels)
+    elif config.name in BACKBONES:
+        body = _body(BACKBONES[config.name], config, in_channels, with_vector)
+    else:
+        raise ConfigError(f"model.backbone.name: unknown backbone {config.name!r}; use {_near(config.name, BACKBONES)}")
+    backbone = Backbone(body, in_channels, finest)
     backbone.freeze(config.freeze_at)
     return backbone
 
 
-BackboneBuilder = Callable[[BackboneConfig, int], Backbone]
+def _body(known: Network, config: BackboneConfig, in_channels: int, with_vector: bool) -> nn.Module:
+    network = known.build()
+    if config.weights is None:
+        _begin_residuals_at_zero(network)
+    if in_channels != 3:
+        _take_channels(network, in_channels)
+    network = _with_norm(network, config)
+    nodes = _last_of_each_stride(network, known.stages, in_channels)
+    if with_vector:
+        last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+        network.set_submodule(last, nn.Identity())
+        nodes.append(last)
+    return create_feature_extractor(network, nodes)
 
-BACKBONES: dict[str, BackboneBuilder] = {
+
+def _last_of_each_stride(network: nn.Module, stages: str, in_channels: int) -> list[str]:
+    """Names of the children of ``stages`` after which the feature map shrinks, or ends."""
+    name_of_stride: dict[int, str] = {}
+
+    def note(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
+        if feature := _as_feature(output):
+            name_of_stride[feature.stride] = f"{stages}.{name}".removeprefix(".")
+
+    children = network.get_submodule(stages).named_children()
+    handles = [child.register_forward_hook(partial(note, name)) for name, child in children]
+    with torch.no_grad():
+        _run_without_data(network.eval(), in_channels)
+    network.train()
+    for handle in handles:
+        handle.remove()
+    return list(name_of_stride.values())
+
+
+def _begin_residuals_at_zero(network: nn.Module) -> None:
+    """From random weights, residual branches that begin at zero train better (Goyal et al. 2017, section 5.1)."""
+    for module in network.modules():
+        if isinstance(module, BasicBlock):
+            nn.init.zeros_(module.bn2.weight)
+        elif isinstance(module, Bottleneck):
+            nn.init.zeros_(module.bn3.weight)
+
+
+@torch.no_grad()
+def _take_channels(network: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution by one of ``in_channels`` whose output is as large."""
+    name, first = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
+    stem = nn.Conv2d(
+        in_channels,
+        first.out_channels,
+        first.kernel_size,
+        first.stride,
+        first.padding,
+        bias=first.bias is not None,
+    )
+    stem.weight.normal_().mul_(first.weight.std() * math.sqrt(first.in_channels / in_channels))
+    if first.bias is not None:
+        stem.bias.copy_(first.bias)
+    network.set_submodule(name, stem)
+
+
+def _with_norm(network: nn.Module, config: BackboneConfig) -> nn.Module:
+    if config.norm == "bn":
+        return network
+    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        raise ConfigError(f"model.backbone.norm: {config.name} has no batch norm to be {config.norm}; use bn")
+    if config.norm == "sync_bn":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for name, module in norms:
+        network.set_submodule(name, FrozenBatchNorm2d(module.num_features, module.eps))
+    return network
+
+
+# --- timm -------------------------------------------------------------------------------------------------------------
+
+
+def _timm_body(config: BackboneConfig, in_channels: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigError(f"model.backbone.name: {config.name} needs timm; pip install timm") from None
+    name = config.name.removeprefix(TIMM)
+    if not timm.is_model(name):
+        raise ConfigError(f"model.backbone.name: timm has no {name!r}; use {_near(name, timm.list_models())}")
+    try:
+        body = timm.create_model(name, pretrained=False, features_only=True, in_chans=in_channels)
+    except (RuntimeError, AttributeError, TypeError) as error:
+        raise ConfigError(f"model.backbone.name: timm does not give {name}'s features ({error})") from None
+    if not set(strides := body.feature_info.reduction()) >= set(LEVEL_OF_STRIDE):
+        raise _without_strides(strides)
+    try:
+        _run_without_data(body, in_channels)
+    except AssertionError as error:
+        raise ConfigError(f"model.backbone.name: {config.name} takes pictures of one size only ({error})") from None
+    if config.norm != "bn" and not any(isinstance(module, nn.BatchNorm2d) for module in body.modules()):
+        raise ConfigError(f"model.backbone.norm: {config.name} has no batch norm to be {config.norm}; use bn")
+    # timm's norms hold activations, so its own functions must convert them.
+    if config.norm == "sync_bn":
+        return timm.layers.convert_sync_batchnorm(body)
+    return timm.layers.freeze_batch_norm_2d(body) if config.norm == "frozen_bn" else body
+
+
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
+def _torchvision(name: str, stages: str) -> Network:
+    return Network(partial(torchvision.models.get_model, name, weights=None), stages)
+
+
+_RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"]
+_RESNETS += ["resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"]
+_FEATURES = ["convnext_tiny", "convnext_small", "convnext_base", "convnext_large"]
+_FEATURES += ["swin_t", "swin_s", "swin_b", "swin_v2_t", "swin_v2_s", "swin_v2_b"]
+_FEATURES += [f"efficientnet_b{size}" for size in range(8)]
+_FEATURES += ["efficientnet_v2_s", "efficientnet_v2_m", "efficientnet_v2_l"]
+_FEATURES += ["mobilenet_v3_small", "mobilenet_v3_large"]
+_FEATURES += ["densenet121", "densenet161", "densenet169", "densenet201"]
+_REGNETS = ["400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf"]
+
+BACKBONES: dict[str, Network] = {
+    **{name: Network(partial(build_vgg, table, False), "features") for name, table in CONFIGURATIONS.items()},
+    **{
+        f"{name}_bn": Network(partial(build_vgg, table, True), "features")
+        for name, table in CONFIGURATIONS.items()
+        if not table.lrn
+    },
     # Half of ResNet-18, for machines without a GPU; torchvision has no weights for it.
-    "resnet10": partial(_resnet, partial(ResNet, BasicBlock, [1, 1, 1, 1])),
-    "resnet18": partial(_resnet, torchvision.models.resnet18),
-    "resnet34": partial(_resnet, torchvision.models.resnet34),
-    "resnet50": partial(_resnet, torchvision.models.resnet50),
-    "resnet101": partial(_resnet, torchvision.models.resnet101),
-    "resnet152": partial(_resnet, torchvision.models.resnet152),
+    "resnet10": Network(partial(ResNet, BasicBlock, [1, 1, 1, 1]), ""),
+    **{name: _torchvision(name, "") for name in _RESNETS},
+    **{name: _torchvision(name, "features") for name in _FEATURES},
+    **{
+        f"regnet_{kind}_{size}": _torchvision(f"regnet_{kind}_{size}", "trunk_output")
+        for kind in "xy"
+        for size in _REGNETS
+    },
 }

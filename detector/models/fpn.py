@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,13 +23,16 @@ class FPN(nn.Module):
         self.levels = tuple(config.levels)
         self.channels = config.channels
         self.p6_from = config.p6_from
+        self.upsample = config.upsample
         channels = config.channels
         channels_of = dict(zip(in_levels, in_channels, strict=True))
         lateral_levels = [level for level in in_levels if level >= self.levels[0]]
-        self.lateral = nn.ModuleList(nn.Conv2d(channels_of[level], channels, 1) for level in lateral_levels)
+        self.lateral = nn.ModuleList(_convolution(channels_of[level], 1, config) for level in lateral_levels)
+        if config.upsample == "deconv":
+            self.deconv = nn.ModuleList(nn.ConvTranspose2d(channels, channels, 2, stride=2) for _ in lateral_levels[1:])
         self.output = nn.ModuleDict(
             {
-                f"p{level}": nn.Conv2d(channels, channels, 3, padding=1)
+                f"p{level}": _convolution(channels, 3, config) if config.output_conv else nn.Identity()
                 for level in lateral_levels
                 if level in self.levels
             }
@@ -39,6 +45,14 @@ class FPN(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_uniform_(module.weight, a=1)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.ConvTranspose2d):
+                # It begins as nearest does: every channel copied to its 2×2 cells.
+                with torch.no_grad():
+                    module.weight.copy_(
+                        torch.eye(channels, device=module.weight.device)[:, :, None, None].expand(-1, -1, 2, 2)
+                    )
                 nn.init.zeros_(module.bias)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -47,8 +61,7 @@ class FPN(nn.Module):
             lateral(feature) for lateral, feature in zip(self.lateral, features[-len(self.lateral) :], strict=True)
         ]
         for index in reversed(range(len(merged) - 1)):
-            size = merged[index].shape[-2:]  # cell i takes from cell i // 2, also where the size is odd
-            merged[index] = merged[index] + F.interpolate(merged[index + 1], size=size, mode="nearest")
+            merged[index] = merged[index] + self._upsampled(merged[index + 1], merged[index].shape[-2:], index)
 
         levels = range(6 - len(merged), 6)
         pyramid = {
@@ -61,3 +74,31 @@ class FPN(nn.Module):
         if 7 in self.levels:
             pyramid[7] = self.output["p7"](F.relu(pyramid[6]))
         return [pyramid[level] for level in self.levels]
+
+    def _upsampled(self, coarse: Tensor, size: torch.Size, index: int) -> Tensor:
+        """``coarse`` at twice its size, fitted to ``size``: where that is odd, networks round up or down."""
+        if self.upsample == "nearest":
+            return F.interpolate(coarse, size=size, mode="nearest")  # cell i takes from cell i // 2
+        if self.upsample == "deconv":
+            doubled = self.deconv[index](coarse)
+        else:
+            doubled = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
+        missing = [max(0, size[1] - doubled.shape[3]), max(0, size[0] - doubled.shape[2])]
+        return F.pad(doubled, (0, missing[0], 0, missing[1]), mode="replicate")[..., : size[0], : size[1]]
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def _convolution(in_channels: int, kernel: int, config: FPNConfig) -> nn.Module:
+    """A convolution to the pyramid's width, with the norm and activation that the config asks for."""
+    channels = config.channels
+    convolution = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=config.norm == "none")
+    layers: list[nn.Module] = [convolution]
+    if config.norm == "bn":
+        layers.append(nn.BatchNorm2d(channels))
+    elif config.norm == "gn":
+        layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
+    if config.activation != "none":
+        layers.append(ACTIVATIONS[config.activation]())
+    return nn.Sequential(*layers) if len(layers) > 1 else convolution

@@ -1,4 +1,4 @@
-"""Prediction heads on a pyramid."""
+"""Heads: what a pyramid's levels, or a network's last vector, become."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from detector.structures import Predictions
 
 class RetinaHead(nn.Module):
     """Class and box subnets, shared by all levels (RetinaNet, section 4)."""
+
+    by_class = ("cls_output.weight", "cls_output.bias")  # tensors whose rows are classes, once an anchor
 
     def __init__(self, config: ModelConfig, levels: tuple[int, ...], in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -44,6 +46,57 @@ class RetinaHead(nn.Module):
         return Predictions(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), anchors, level_counts)
 
 
+class PooledHead(nn.Module):
+    """Every level pooled to a vector, the vectors fused, and classified."""
+
+    by_class = ("classifier.weight", "classifier.bias")
+
+    def __init__(self, config: ModelConfig, levels: tuple[int, ...], in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        head = config.head
+        self.pool, self.fuse = head.pool, head.fuse
+        if head.pool == "gem":
+            self.power = nn.Parameter(torch.tensor(3.0))
+        if head.fuse == "learned":
+            self.level_weights = nn.Parameter(torch.zeros(len(levels)))  # before softmax
+        width = in_channels * (len(levels) if head.fuse == "concat" else 1)
+        layers: list[nn.Module] = []
+        for hidden in head.hidden:
+            layers += [nn.Dropout(head.dropout), nn.Linear(width, hidden), nn.ReLU(inplace=True)]
+            width = hidden
+        self.hidden = nn.Sequential(*layers, nn.Dropout(head.dropout))
+        self.classifier = nn.Linear(width, num_classes)
+
+    def forward(self, pyramid: list[Tensor]) -> Tensor:
+        """Pyramid levels [B, C, H_l, W_l] → logits [B, K]."""
+        vectors = torch.stack([self._pooled(feature) for feature in pyramid], dim=1)  # [B, L, C]
+        if self.fuse == "concat":
+            fused = vectors.flatten(1)
+        elif self.fuse == "learned":
+            fused = (vectors * self.level_weights.softmax(0)[:, None]).sum(dim=1)
+        else:
+            fused = vectors.mean(dim=1)
+        return self.classifier(self.hidden(fused))
+
+    def _pooled(self, feature: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, C]."""
+        if self.pool == "max":
+            return feature.amax(dim=(2, 3))
+        if self.pool == "gem":
+            # Of what is positive; power 1 is the average, ∞ the maximum (Radenović et al. 2018, section 3.2).
+            return feature.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power)
+        return feature.mean(dim=(2, 3))
+
+
+class ClassicHead(nn.Linear):
+    """A network's own last layer: its vector [B, C] → logits [B, K]."""
+
+    by_class = ("weight", "bias")
+
+    def __init__(self, config: ModelConfig, levels: tuple[int, ...], in_channels: int, num_classes: int) -> None:
+        super().__init__(in_channels, num_classes)
+
+
 def _tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index in range(num_convs):
@@ -63,4 +116,6 @@ Head = Callable[[ModelConfig, tuple[int, ...], int, int], nn.Module]
 
 HEADS: dict[str, Head] = {
     "retina": RetinaHead,
+    "pooled": PooledHead,
+    "classic": ClassicHead,
 }

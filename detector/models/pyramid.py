@@ -1,10 +1,12 @@
-"""A pyramid: backbone and FPN."""
+"""What a head stands on: backbone and FPN, several of them fused, or a network without a pyramid."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.config import ModelConfig
+from detector.config import BackboneConfig, ModelConfig
 from detector.models.backbones import build_backbone
 from detector.models.fpn import FPN
 
@@ -12,12 +14,55 @@ from detector.models.fpn import FPN
 class Pyramid(nn.Module):
     """Normalised images to feature maps of one width, one a level."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, backbone: BackboneConfig, config: ModelConfig) -> None:
         super().__init__()
-        self.backbone = build_backbone(config.backbone, finest=config.fpn.levels[0])
+        self.backbone = build_backbone(backbone, config.in_channels, finest=config.fpn.levels[0])
         self.fpn = FPN(self.backbone.levels, self.backbone.channels, config.fpn)
         self.levels, self.channels = self.fpn.levels, self.fpn.channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, 3, H, W] → [B, channels, ceil(H / 2^l), ceil(W / 2^l)] of each level, fine to coarse."""
+        """[B, C, H, W] → [B, channels, ceil(H / 2^l), ceil(W / 2^l)] of each level, fine to coarse."""
         return self.fpn(self.backbone(images))
+
+
+class FusedPyramid(nn.Module):
+    """Several pyramids on the same images, fused level by level by ``sum``, ``mean`` or ``concat`` + 1×1."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(Pyramid(branch, config) for branch in config.backbones)
+        self.levels, self.channels = self.branches[0].levels, self.branches[0].channels
+        self.fuse = config.pyramid.fuse
+        if self.fuse == "concat":
+            width = len(self.branches) * self.channels
+            self.merge = nn.ModuleList(nn.Conv2d(width, self.channels, 1) for _ in self.levels)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """As :meth:`Pyramid.forward`, of images padded to multiples of 32: networks round odd sizes up or down."""
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % 32, 0, -height % 32))
+        levels = zip(*(branch(images) for branch in self.branches), strict=True)
+        if self.fuse == "concat":
+            return [merge(torch.cat(level, dim=1)) for merge, level in zip(self.merge, levels, strict=True)]
+        share = 1 / len(self.branches) if self.fuse == "mean" else 1
+        return [sum(level) * share for level in levels]
+
+
+class Trunk(nn.Module):
+    """A network up to its last linear layer, in place of a pyramid: what a classic classifier stands on."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.backbone = build_backbone(config.backbones[0], config.in_channels, finest=2, with_vector=True)
+        self.levels, self.channels = (), self.backbone.vector_channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, channels]."""
+        return self.backbone.vector(images)
+
+
+def build_pyramid(config: ModelConfig) -> Pyramid | FusedPyramid | Trunk:
+    """What the config's head stands on."""
+    if config.head.name == "classic":
+        return Trunk(config)
+    return Pyramid(config.backbone, config) if config.backbone else FusedPyramid(config)
