@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model from a config",
     "evaluate": "score a checkpoint, or a COCO results file",
     "infer": "find objects in a folder of pictures",
+    "summary": "show what a model costs: parameters, multiply-adds, memory, time",
 }
 
 INVALID = 2  # exit code for input that a person can mend

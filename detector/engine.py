@@ -22,7 +22,7 @@ from tqdm import tqdm
 from detector import distributed
 from detector.checkpoint import load_weights, save_checkpoint
 from detector.config import Config, TrainConfig
-from detector.data.coco import Category, CocoDataset
+from detector.data.coco import Category
 from detector.data.collate import load_batches
 from detector.data.sampler import EvalBatches, TrainBatches
 from detector.ema import average_weights
@@ -30,7 +30,7 @@ from detector.errors import DetectorError, NonFiniteError
 from detector.models import Model
 from detector.optim import build_optimizer, lr_factor, scaled_lr, set_lr
 from detector.run import RunFolder
-from detector.tasks import Task
+from detector.tasks import Data, Task
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -125,8 +125,8 @@ def train(
     config: Config,
     task: Task,
     state: TrainingState,
-    train_data: CocoDataset,
-    val_data: CocoDataset,
+    train_data: Data,
+    val_data: Data,
     run: RunFolder,
     device: torch.device,
 ) -> bool:
@@ -181,22 +181,22 @@ def train(
                 is_last = part == accumulate - 1
                 with contextlib.nullcontext() if is_last or world_size == 1 else network.no_sync():
                     with _autocast(config.train, device):
-                        predictions = network(batch.images, batch.sizes)
-                    losses = task.loss(predictions, batch.targets, config.model)
+                        output = network(batch.images, batch.sizes)
+                    losses = task.loss(output, batch.targets, config.model)
                     state.scaler.scale(sum(losses.parts.values())).backward()
                 part_sums.append(torch.stack([*losses.parts.values(), losses.normaliser]).detach().float())
 
             # One collective carries the loss parts, the normaliser and whether any rank was asked to stop.
             asked = torch.full((1,), float(stop.asked), device=device)
             totals = distributed.sum_over_ranks(torch.cat([torch.stack(part_sums).sum(dim=0), asked]))
-            normaliser = totals[-2].clamp(min=1)
+            normaliser = torch.where(totals[-2] > 0, totals[-2], 1)  # nothing to find in any picture: no division
             state.scaler.unscale_(state.optimizer)
             # DDP has averaged over ranks what the loss sums over them.
             gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
             torch._foreach_mul_(gradients, world_size / normaliser)
             grad_norm = nn.utils.clip_grad_norm_(trained, config.train.clip_norm or float("inf"))
-            *parts, positives, asked_ranks, norm = torch.cat([totals, grad_norm[None]]).tolist()
-            loss_parts = dict(zip(losses.parts, (part / max(1.0, positives) for part in parts), strict=True))
+            *parts, divisor, asked_ranks, norm = torch.cat([totals, grad_norm[None]]).tolist()
+            loss_parts = dict(zip(losses.parts, (part / (divisor or 1.0) for part in parts), strict=True))
             loss = sum(loss_parts.values())
             # Half precision's scaler meets infinite gradients now and then: it skips the step and halves its scale.
             # Once the scale is used up, they were no accident.
@@ -224,7 +224,7 @@ def train(
                 **{f"loss_{name}": value for name, value in loss_parts.items()},
                 "lr": lr,
                 "grad_norm": norm if math.isfinite(norm) else None,
-                "normaliser": positives,
+                "normaliser": divisor,
                 "images_per_second": batch_size / seconds,
             }
             if distributed.is_main():
@@ -268,8 +268,9 @@ def keep_best(
     state.evaluated_step = state.step
     if not distributed.is_main():
         return
-    if state.best_epoch == 0 or metrics[task.MAIN_METRIC] > state.best:
-        state.best, state.best_epoch = metrics[task.MAIN_METRIC], epoch
+    score = metrics[task.main_metric(config)]
+    if state.best_epoch == 0 or score > state.best:
+        state.best, state.best_epoch = score, epoch
         save_checkpoint(
             run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": metrics}
         )
@@ -281,12 +282,14 @@ def keep_best(
         "best_epoch": state.best_epoch,
     }
     run.write_results(metrics | results)
-    run.append({"step": state.step, "epoch": epoch, "evaluation": metrics})
+    task.write_report(metrics, run.path)
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    run.append({"step": state.step, "epoch": epoch, "evaluation": numbers})
     # Not print: that would write into the progress bar's line.
     tqdm.write(task.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
 
 
-def run_evaluation(model: Model, task: Task, data: CocoDataset, config: Config, device: torch.device) -> dict[str, Any]:
+def run_evaluation(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> dict[str, Any]:
     """Metrics of ``model`` on ``data``: every rank predicts its share, the main one scores; the others get none."""
     model.eval()
     # Each rank has its own running statistics; the checkpoint will hold the main one's.
@@ -299,17 +302,17 @@ def run_evaluation(model: Model, task: Task, data: CocoDataset, config: Config, 
         rows.append(predict_rows(model, task, batch.to(device), config, data.categories))
     # Gathered outside the loop: a rank without images takes part all the same.
     all_rows = [row for rank_rows in distributed.gather(rows) for row in rank_rows]
-    return task.evaluate(all_rows, data.annotations, config) if distributed.is_main() else {}
+    return task.evaluate(all_rows, data.truth, config) if distributed.is_main() else {}
 
 
 @torch.inference_mode()
 def predict_rows(model: Model, task: Task, batch: Any, config: Config, categories: list[Category]) -> Any:
     with _autocast(config.train, batch.images.device):
-        predictions = model(batch.images, batch.sizes)
-    return task.to_rows(task.predict(predictions, batch, config.model), batch.ids, categories)
+        output = model(batch.images, batch.sizes)
+    return task.to_rows(task.predict(output, batch, config.model), batch.ids, categories)
 
 
-def _train_batches(config: Config, data: CocoDataset, start: int, steps: int, device: torch.device) -> Iterator[Any]:
+def _train_batches(config: Config, data: Data, start: int, steps: int, device: torch.device) -> Iterator[Any]:
     sampler = TrainBatches(
         num_images=len(data),
         batch_size=config.train.batch_size,

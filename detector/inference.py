@@ -1,4 +1,4 @@
-"""A folder of pictures through a predictor: predictions.json, drawings, and what could not be read."""
+"""A folder of pictures through a predictor: predictions, drawings, and what could not be read."""
 
 from __future__ import annotations
 
@@ -8,46 +8,46 @@ import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from detector.data.coco import Sample
 from detector.data.collate import init_worker
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.errors import DataError
-from detector.predictor import Prediction, Predictor
-from detector.visualize import draw_boxes
+from detector.predictor import Predictor
+from detector.tasks import Task
 
 
 class Summary(NamedTuple):
-    found: int  # objects in all pictures
+    found: str  # in all pictures, such as "12 objects"
+    path: Path  # of the predictions
     errors: list[str]  # one line for each picture that could not be read
 
 
 class _Item(NamedTuple):
     index: int
-    image: np.ndarray | None  # [H, W, 3], None if it could not be read
-    sample: Sample | None
+    image: np.ndarray | None  # [H, W, C], None if it could not be read
+    sample: Any
     error: str
 
 
 class _Pictures(Dataset[_Item]):
     def __init__(self, files: list[Path], predictor: Predictor) -> None:
         self.files = files
-        self.make_sample = predictor.sample
+        self.task, self.config = predictor.task, predictor.config
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> _Item:
         try:
-            image = read_image(self.files[index])
+            image = read_image(self.files[index], self.config.model.in_channels)
         except DataError as error:
             return _Item(index, None, None, str(error))
-        return _Item(index, image, self.make_sample(image, index + 1), "")
+        return _Item(index, image, self.task.make_sample(image, index + 1, self.config), "")
 
 
 def find_images(pattern: str) -> tuple[Path, list[Path]]:
@@ -90,6 +90,7 @@ def infer_folder(
     loader = DataLoader(
         _Pictures(files, predictor), batch_size, num_workers=workers, collate_fn=list, worker_init_fn=init_worker
     )
+    task, path = predictor.task, output / predictor.task.RESULTS
     results: list[dict] = []
     errors: list[dict] = []
     drawings: list[Future[None]] = []
@@ -104,9 +105,11 @@ def infer_folder(
                 found_in = predictor.predict_samples([item.sample for item in good], score)
                 for item, found in zip(good, found_in, strict=True):
                     name = files[item.index].relative_to(root)
-                    results += to_results(found, item.index + 1, name)
+                    results += task.to_results(found, item.index + 1, name)
                     if draw_score is not None:
-                        drawings.append(pool.submit(draw, item.image, found, draw_score, output / "images" / name))
+                        drawings.append(
+                            pool.submit(_draw, task, item.image, found, draw_score, output / "images" / name)
+                        )
                 # Drawings hold their pictures until they are done; this also waits when drawing is slower.
                 while len(drawings) > 4 * batch_size:
                     drawings.pop(0).result()
@@ -115,46 +118,26 @@ def infer_folder(
                 drawing.result()
     except BaseException:
         # What was found so far is kept, under a name that says that it is not all.
-        _write_json(output / "predictions.partial.json", results)
+        _write(task, results, path.with_suffix(f".partial{path.suffix}"))
         raise
     if errors:
         text = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
         (output / "errors.jsonl").write_text(text, encoding="utf-8")
-    _write_json(output / "predictions.json", results)
-    return Summary(len(results), [error["error"] for error in errors])
+    _write(task, results, path)
+    return Summary(task.describe_results(results), path, [error["error"] for error in errors])
 
 
-def _write_json(path: Path, value: object) -> None:
+def _write(task: Task, results: list[dict], path: Path) -> None:
     unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    task.write_results(results, unfinished)
     unfinished.replace(path)
 
 
-def to_results(found: Prediction, image_id: int, name: Path) -> list[dict]:
-    """COCO results of one picture, with the file's and the classes' names beside the ids."""
-    return [
-        {
-            "image_id": image_id,
-            "file_name": name.as_posix(),
-            "category_id": int(category_id),
-            "category_name": category,
-            "bbox": [round(float(number), 2) for number in (*box[:2], *(box[2:] - box[:2]))],
-            "score": round(float(score), 5),
-        }
-        for box, score, category_id, category in zip(
-            found.boxes, found.scores, found.category_ids, found.names, strict=True
-        )
-    ]
-
-
-def draw(image: np.ndarray, found: Prediction, draw_score: float, path: Path) -> None:
-    """One picture with its boxes, under its own name."""
-    is_drawn = found.scores >= draw_score
-    texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
-    texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
+def _draw(task: Task, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
+    """One picture with what was found in it, under its own name."""
+    drawing = task.draw(image, found, draw_score)
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         path = path.with_name(path.name + ".jpg")  # x.png and x.jpg may stand side by side
-    drawing = draw_boxes(image, found.boxes[is_drawn], found.labels[is_drawn].tolist(), texts)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.save(path, quality=90)

@@ -1,7 +1,8 @@
 """The four things that flow through the package.
 
 ``data`` → :class:`Batch` → ``Model`` → :class:`Predictions` → ``tasks.detection.loss`` (training) or
-``tasks.detection.predict`` → :class:`Detections` → evaluation and writers.
+``tasks.detection.predict`` → :class:`Detections` → evaluation and writers. For classification, targets are
+:class:`ClassTargets`, the model's output logits [B, K], and predictions scores [B, K].
 
 Dimension key, the same in every module:
 B images, L levels, A anchors a cell, N anchors in all levels, K classes, T targets an image (padded), M candidates,
@@ -30,17 +31,27 @@ class Targets(NamedTuple):
         return Targets(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
+class ClassTargets(NamedTuple):
+    """Classes of a batch's pictures."""
+
+    shares: Tensor  # [B, K] float32: 1 for a picture's class (or classes), less where two pictures are mixed
+    weights: Tensor  # [B, K] float32: of each class in the loss
+
+    def to(self, device: torch.device) -> ClassTargets:
+        return ClassTargets(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
 class Batch(NamedTuple):
     """What a loader yields and a model takes."""
 
-    images: Tensor  # [B, 3, H, W] uint8 RGB, padded right and below; the model normalises
+    images: Tensor  # [B, C, H, W] uint8 or uint16, RGB if C is 3, padded right and below; the model normalises
     sizes: Tensor  # [B, 2] int64 height, width before padding
     sizes_original: Tensor  # [B, 2] int64 height, width of the file
-    targets: Targets
+    targets: Targets | ClassTargets
     ids: Tensor  # [B] int64 image ids of the data set
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(part.to(device) if isinstance(part, Targets) else _move(part, device) for part in self))
+        return Batch(*(_move(part, device) if isinstance(part, Tensor) else part.to(device) for part in self))
 
 
 class Predictions(NamedTuple):
@@ -50,6 +61,13 @@ class Predictions(NamedTuple):
     box_deltas: Tensor  # [B, N, 4]
     anchors: Tensor  # [N, 4]
     level_counts: list[int]  # anchors of each level; their sum is N
+
+
+class Losses(NamedTuple):
+    """Weighted sums over a batch, and what the engine divides them by once it is summed over all ranks and parts."""
+
+    parts: dict[str, Tensor]
+    normaliser: Tensor
 
 
 class Detections(NamedTuple):

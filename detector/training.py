@@ -3,50 +3,57 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from detector import distributed
-from detector.checkpoint import checkpoint_categories, read_checkpoint
-from detector.config import Config, config_to_dict
-from detector.data.coco import CocoDataset
-from detector.data.transforms import TrainTransform, Transform
+from detector.checkpoint import checkpoint_categories, checkpoint_config, read_checkpoint
+from detector.config import BackboneConfig, Config, config_to_dict
+from detector.data.coco import Category
 from detector.engine import TrainingState, count_steps, train
-from detector.errors import ConfigError, DataError
+from detector.errors import ConfigError, DataError, WeightsError
 from detector.models import Model, build_model
+from detector.models.backbones import Backbone
 from detector.optim import scaled_lr
 from detector.run import RunFolder, tensorboard_writer
-from detector.tasks import get_task
+from detector.tasks import Data, get_task
+from detector.transfer import transfer
 from detector.weights import load_backbone_weights
 
 
-def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = False) -> bool:
+def fit(
+    config: Config, run: RunFolder, device: torch.device, resume: bool = False, init_from: Path | None = None
+) -> bool:
     """A whole run: open the data, build or resume, train, evaluate; True if it reached the end, False if stopped.
 
-    With ``resume`` the run continues from its ``last.pt``, or begins if there is none. Raises
+    With ``resume`` the run continues from its ``last.pt``, or begins if there is none. It begins from the weights that
+    the config names or, in place of them, from what fits of the checkpoint ``init_from``. Raises
     :class:`~detector.errors.DetectorError` for all that a person can mend.
     """
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     task = get_task(config)
     check_ranks(config, distributed.world_size(), device)
+    check_frozen(config, init_from)
     writer = tensorboard_writer() if config.train.tensorboard else None
     if not resume:
         run.check_free()
     distributed.barrier()  # no rank makes the folder before all have looked
-    augmented = TrainTransform(config.data.resize, config.data.augment, config.seed)
-    train_data = task.open_split(config.data.train, "train", config.data, augmented)
+    content = read_checkpoint(run.last) if resume and run.last.exists() else None
+    if content is not None:
+        check_config(content, config, run)
+    train_data = task.open_split(config, "train")
     categories = train_data.categories
-    val_data = task.open_split(config.data.val, "val", config.data, Transform(config.data.resize), categories)
+    val_data = task.open_split(config, "val", categories)
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(categories))
-    content = read_checkpoint(run.last) if resume and run.last.exists() else None
-    origin = f"resumed from {run.last}"
     if content is None:
-        origin = load_backbone_weights(model.pyramid.backbone, config.model.backbone)
+        origins, report = load_start(model, config, categories, init_from)
     else:
-        check_resumable(content, config, train_data, run)
+        check_data(content, config, train_data, run)
+        origins, report = [f"resumed from {run.last}"], None
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
     state = TrainingState.begin(model, config.train, len(train_data), device)
@@ -54,11 +61,48 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
         state.restore(content, run.last)
     if distributed.is_main():
         begin_run(run, config, state.step, resume)
+        if report:
+            (run.path / "transfer.txt").write_text(report, encoding="utf-8")
         if writer:
             run.board = writer(str(run.path), purge_step=state.step + 1)
-        print_plan(config, origin, model, train_data, val_data, device)
+        print_plan(config, origins, model, train_data, val_data, device)
     distributed.barrier()
     return train(config, task, state, train_data, val_data, run, device)
+
+
+def load_start(
+    model: Model, config: Config, categories: list[Category], init_from: Path | None
+) -> tuple[list[str], str | None]:
+    """Fill a new model with the weights that it begins from; lines that say what came from where, and a full report."""
+    if init_from is None:
+        backbones = [module for module in model.modules() if isinstance(module, Backbone)]
+        pairs = zip(backbones, config.model.backbones, strict=True)
+        return [load_backbone_weights(backbone, section) for backbone, section in pairs], None
+    content = read_checkpoint(init_from)
+    outcome = transfer(model, categories, content, init_from)
+    counts_on_weights = any(_is_frozen(section) or section.weights for section in config.model.backbones)
+    random = [name for name in outcome.begun if ".backbone." in name]
+    if random and counts_on_weights:
+        raise WeightsError(
+            f"{init_from}: {random[0]} and {len(random) - 1} more tensors of the backbone are not in it"
+            f" ({outcome.begun[random[0]]}), and would stay random; use the checkpoint's model.backbone"
+        )
+    return [f"from {init_from} ({content['config']['task']}): {outcome.summary()}"], outcome.report()
+
+
+def check_frozen(config: Config, init_from: Path | None) -> None:
+    """Refuse to freeze what is random."""
+    for section in config.model.backbones:
+        if _is_frozen(section) and section.weights is None and init_from is None:
+            key = "norm: frozen_bn" if section.norm == "frozen_bn" else f"freeze_at: {section.freeze_at}"
+            raise ConfigError(
+                f"model.backbone.{key} freezes random weights of {section.name}, which trains nothing; set weights,"
+                " give --init-from, or use norm: bn and freeze_at: 0"
+            )
+
+
+def _is_frozen(section: BackboneConfig) -> bool:
+    return section.norm == "frozen_bn" or section.freeze_at > 0
 
 
 def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
@@ -69,36 +113,43 @@ def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
             f"train.batch_size: {config.train.batch_size} images a step cannot be shared by {world_size} ranks in"
             f" {config.train.accumulate} parts (train.accumulate); use a multiple of {parts}"
         )
-    if config.model.backbone.norm == "sync_bn" and device.type == "cpu" and world_size > 1:
+    is_synchronised = any(section.norm == "sync_bn" for section in config.model.backbones)
+    if is_synchronised and device.type == "cpu" and world_size > 1:
         raise ConfigError("model.backbone.norm: sync_bn works across GPUs only; use bn or frozen_bn on CPUs")
 
 
 # What a resumed run must have in common with the run that it continues: all that decides which pictures make a step,
 # and what is in the optimizer's state.
-KEPT = ("task", "seed", "model", "data.resize", "data.augment", "data.invalid_boxes", "data.group_by_aspect")
-KEPT += ("train.batch_size", "train.optimizer", "train.precision", "train.ema")
+KEPT = ("task", "seed", "model", "data.resize", "data.crop", "data.augment", "data.invalid_boxes", "data.val_share")
+KEPT += ("data.class_weights", "data.group_by_aspect", "train.batch_size", "train.optimizer", "train.precision")
+KEPT += ("train.ema",)
+_REMEDY = "resume with the same, or begin another run with --name"
 
 
-def check_resumable(content: dict[str, Any], config: Config, train_data: CocoDataset, run: RunFolder) -> None:
-    """Refuse to continue a run on other data or with another config, which would not be the same run."""
-    remedy = "resume with the same, or begin another run with --name"
-    categories = train_data.categories
-    if checkpoint_categories(content) != categories:
-        raise DataError(
-            f"{run.last}: was trained on {len(content['categories'])} classes, {train_data.annotations.path} has"
-            f" {len(categories)}; {remedy}"
-        )
-    if content["num_images"] != len(train_data):
-        raise DataError(
-            f"{run.last}: was trained on {content['num_images']} images, {train_data.annotations.path} has"
-            f" {len(train_data)}; {remedy}"
-        )
+def check_config(content: dict[str, Any], config: Config, run: RunFolder) -> None:
+    """Refuse to continue a run with another config, which would not be the same run."""
     for key in KEPT:
-        old, new = content["config"], config_to_dict(config)
+        old, new = config_to_dict(checkpoint_config(content, run.last)), config_to_dict(config)
         for part in key.split("."):
             old, new = old[part], new[part]
         if old != new:
+            remedy = f"{_REMEDY} (--init-from starts a task from the other's weights)" if key == "task" else _REMEDY
             raise ConfigError(f"{run.last}: {key} was {old}, is {new}; {remedy}")
+
+
+def check_data(content: dict[str, Any], config: Config, train_data: Data, run: RunFolder) -> None:
+    """Refuse to continue a run on other data."""
+    categories = train_data.categories
+    if checkpoint_categories(content) != categories:
+        raise DataError(
+            f"{run.last}: was trained on {len(content['categories'])} classes, {train_data.source} has"
+            f" {len(categories)}; {_REMEDY}"
+        )
+    if content["num_images"] != len(train_data):
+        raise DataError(
+            f"{run.last}: was trained on {content['num_images']} images, {train_data.source} has"
+            f" {len(train_data)}; {_REMEDY}"
+        )
     steps, _ = count_steps(config.train, len(train_data))
     if content["step"] > steps:
         raise ConfigError(f"{run.last}: has done {content['step']} steps, the config asks for {steps}; ask for more")
@@ -113,14 +164,15 @@ def begin_run(run: RunFolder, config: Config, step: int, resume: bool) -> None:
 
 
 def print_plan(
-    config: Config, origin: str, model: Model, train_data: CocoDataset, val_data: CocoDataset, device: torch.device
+    config: Config, origins: list[str], model: Model, train_data: Data, val_data: Data, device: torch.device
 ) -> None:
     steps, steps_per_epoch = count_steps(config.train, len(train_data))
     train, lr = config.train, scaled_lr(config.train.optimizer, config.train.batch_size)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     lines = [
-        f"{origin}; {parameters:,} parameters, {trained:,} trained; {distributed.world_size()} × {device}",
+        *origins,
+        f"{parameters:,} parameters, {trained:,} trained; {distributed.world_size()} × {device}",
         *(f"{name}: {data.summary()}" for name, data in (("train", train_data), ("val", val_data))),
         f"{steps} steps of {train.batch_size} images, {steps_per_epoch} an epoch; peak lr {lr:.3g}"
         f" ({train.optimizer.lr:.3g} for {train.optimizer.lr_batch_size} images, scaled by {train.batch_size})",

@@ -1,4 +1,4 @@
-"""Boxes drawn on pictures."""
+"""Boxes and classes drawn on pictures, and the picture of a confusion matrix."""
 
 from __future__ import annotations
 
@@ -19,11 +19,8 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> Image.Image:
-    """``image`` [H, W, 3] RGB with boxes [D, 4] xyxy and their texts, best first; lines and letters grow with it."""
-    canvas = Image.fromarray(image)
-    factor = max(1.0, SMALLEST / max(canvas.size))
-    if factor > 1:
-        canvas = canvas.resize([round(side * factor) for side in canvas.size], Image.Resampling.BICUBIC)
+    """``image`` [H, W, C] with boxes [D, 4] xyxy and their texts, best first; lines and letters grow with it."""
+    canvas, factor = _canvas(image)
     draw = ImageDraw.Draw(canvas)
     line = max(2, round(max(canvas.size) / 350))
     font = _font(max(11, round(max(canvas.size) / 55)))
@@ -33,6 +30,46 @@ def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], text
         left, top, right, bottom = (round(float(side)) for side in box)
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=line)
         _draw_label(draw, text, left, top, color, font)
+    return canvas
+
+
+def draw_lines(image: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> Image.Image:
+    """``image`` [H, W, C] with a text a class in its corner, one under the other."""
+    canvas, _ = _canvas(image)
+    draw = ImageDraw.Draw(canvas)
+    font = _font(max(11, round(max(canvas.size) / 30)))
+    top = 0
+    for label, text in zip(labels, texts, strict=True):
+        top = _draw_plate(draw, text, 0, top, class_color(label), font)
+    return canvas
+
+
+def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """``confusion`` [K, K], true by predicted class: the darker a cell, the larger its share of the true class."""
+    num_classes = len(names)
+    side = max(6, min(72, 1200 // num_classes))  # of a cell, in pixels
+    font = _font(max(9, min(18, side // 3)))
+    has_names, has_counts = side >= 12, side >= 30
+    wide = max(round(font.getlength(name)) for name in names) + 12 if has_names else 12
+    margin = wide + 28  # left and on top: the axis's title, then the names
+    canvas = Image.new("RGB", (margin + num_classes * side + 16,) * 2, "white")
+    draw = ImageDraw.Draw(canvas)
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    for row, column in np.ndindex(num_classes, num_classes):
+        left, top = margin + column * side, margin + row * side
+        color = tuple(round(255 + (deep - 255) * share[row, column]) for deep in (8, 69, 148))
+        draw.rectangle((left, top, left + side - 1, top + side - 1), fill=color, outline=(225, 225, 225))
+        if has_counts and confusion[row, column]:
+            ink = "white" if share[row, column] > 0.5 else "black"
+            draw.text((left + side / 2, top + side / 2), str(confusion[row, column]), ink, font, anchor="mm")
+    middle = margin + num_classes * side / 2
+    title = _font(15)
+    draw.text((middle, 14), "predicted", "black", title, anchor="mm")
+    _draw_upright(canvas, "true", 14, round(middle), title)
+    for place, name in enumerate(names if has_names else []):
+        center = margin + place * side + side // 2
+        draw.text((margin - 6, center), name, "black", font, anchor="rm")
+        _draw_upright(canvas, name, center, margin - 6, font, above=True)
     return canvas
 
 
@@ -46,18 +83,56 @@ def contact_sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     return sheet
 
 
+def _canvas(image: np.ndarray) -> tuple[Image.Image, float]:
+    """``image`` [H, W, C] in 8-bit RGB, enlarged where it is small, and the factor."""
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    # Of other channels than RGB, the first three are shown, or the first one in gray.
+    image = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1].repeat(3, axis=2)
+    canvas = Image.fromarray(np.ascontiguousarray(image))
+    factor = max(1.0, SMALLEST / max(canvas.size))
+    if factor > 1:
+        canvas = canvas.resize([round(side * factor) for side in canvas.size], Image.Resampling.BICUBIC)
+    return canvas, factor
+
+
+def _draw_upright(
+    canvas: Image.Image, text: str, center: int, bottom: int, font: ImageFont.FreeTypeFont, above: bool = False
+) -> None:
+    """``text`` read from below, its middle at x ``center``; its end or, not ``above``, its middle at y ``bottom``."""
+    left, top, right, low = font.getbbox(text)
+    plate = Image.new("RGB", (round(right - left) + 2, round(low - top) + 2), "white")
+    ImageDraw.Draw(plate).text((1 - left, 1 - top), text, "black", font)
+    turned = plate.rotate(90, expand=True)
+    y = bottom - turned.height if above else bottom - turned.height // 2
+    canvas.paste(turned, (center - turned.width // 2, y))
+
+
 def _draw_label(
     draw: ImageDraw.ImageDraw, text: str, left: int, top: int, color: tuple[int, int, int], font: ImageFont.FreeTypeFont
 ) -> None:
     """``text`` on a plate of ``color`` above the point, or below it where the picture ends."""
+    width, height, _ = _plate_size(draw, text, font)
+    left = max(0, min(left, draw.im.size[0] - width))
+    _draw_plate(draw, text, left, top - height if top >= height else top, color, font)
+
+
+def _plate_size(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int, int]:
+    """Width, height and margin of a plate around ``text``."""
     width, height = draw.textbbox((0, 0), text, font=font, anchor="lt")[2:]
     margin = max(1, height // 5)
-    plate_width, plate_height = width + 2 * margin, height + 2 * margin
-    left = max(0, min(left, draw.im.size[0] - plate_width))
-    top = top - plate_height if top >= plate_height else top
-    draw.rectangle((left, top, left + plate_width, top + plate_height), fill=color)
+    return width + 2 * margin, height + 2 * margin, margin
+
+
+def _draw_plate(
+    draw: ImageDraw.ImageDraw, text: str, left: int, top: int, color: tuple[int, int, int], font: ImageFont.FreeTypeFont
+) -> int:
+    """``text`` on a plate of ``color`` with this corner; returns where the plate ends."""
+    width, height, margin = _plate_size(draw, text, font)
+    draw.rectangle((left, top, left + width, top + height), fill=color)
     is_dark = np.dot(color, (0.299, 0.587, 0.114)) < 140
     draw.text((left + margin, top + margin), text, fill="white" if is_dark else "black", font=font, anchor="lt")
+    return top + height
 
 
 @lru_cache(maxsize=32)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detector.config import BackboneConfig
 from detector.errors import WeightsError, one_of
-from detector.models.backbones import Backbone
+from detector.models.backbones import TIMM, Backbone
 
 
 def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> str:
@@ -26,6 +26,12 @@ def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> str:
     if config.weights is None:
         return f"backbone {config.name}: random weights"
     weights = _read(config.name, config.weights)
+    if config.name.startswith(TIMM):
+        # timm names the stages of a backbone stages_0 where the whole network, which weights are of, has stages.0.
+        own_name = {name.replace(".", "_"): name for name in own}
+        weights = {own_name.get(name.replace(".", "_"), name): tensor for name, tensor in weights.items()}
+    if backbone.in_channels != 3:
+        weights = {name: _inflated(tensor, own.get(name)) for name, tensor in weights.items()}
     fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
     # BatchNorm's count of batches is in no file older than it, and nothing reads it.
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
@@ -35,7 +41,17 @@ def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> str:
             f"{config.weights}: {missing[0]} {fault} ({len(missing)} of {len(own)}); not weights of {config.name}"
         )
     backbone.body.load_state_dict(fitting, strict=False)
-    return f"backbone {config.name}: {len(fitting)} of {len(own)} tensors from {config.weights}"
+    counts = {name: parameter.numel() for name, parameter in backbone.body.named_parameters()}
+    loaded = sum(count for name, count in counts.items() if name in fitting)
+    return f"backbone {config.name}: {loaded:,} of {sum(counts.values()):,} parameters from {config.weights}"
+
+
+def _inflated(tensor: Tensor, own: Tensor | None) -> Tensor:
+    """The first convolution for other than three channels: each gets the mean of the three, and all give as much."""
+    if own is None or tensor.ndim != 4 or tensor.shape[1] != 3 or own.shape[1] == 3:
+        return tensor
+    in_channels = own.shape[1]
+    return tensor.mean(dim=1, keepdim=True).expand(-1, in_channels, -1, -1) * (3 / in_channels)
 
 
 def _read(name: str, source: str) -> dict[str, Tensor]:
@@ -73,6 +89,8 @@ def _load_file(path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
         raise WeightsError(f"{path}: is no file of tensors, or is cut off") from None
+    if isinstance(weights, dict) and "format" in weights:
+        raise WeightsError(f"{path}: is a checkpoint of training; start from it with --init-from instead")
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise WeightsError(f"{path}: is no state dict (names to tensors)")
     return weights

@@ -18,12 +18,12 @@ PACKAGE = REPOSITORY / "detector"
 
 # From the bottom up: a module imports its own layer and those below. A new module gets its place here.
 LAYERS = [
-    ["structures", "config", "errors", "boxes"],
+    ["structures", "config", "errors", "boxes", "visualize"],
     ["anchors", "matching", "losses", "postprocess"],
     ["data", "models"],
-    ["metrics", "tasks"],
-    ["weights", "checkpoint", "optim", "ema", "distributed", "run"],
-    ["engine", "training", "predictor", "visualize", "inference"],
+    ["metrics", "class_metrics", "tasks"],
+    ["weights", "checkpoint", "transfer", "optim", "ema", "distributed", "run"],
+    ["engine", "training", "predictor", "inference", "summary"],
     ["commands", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
@@ -125,11 +125,13 @@ def test_slow_modules_would_be_found() -> None:
         ["tools/train.py"],
         ["tools/evaluate.py"],
         ["tools/infer.py"],
+        ["tools/summary.py"],
         ["-m", "detector"],
         ["-m", "detector", "quickstart"],
         ["-m", "detector", "train"],
         ["-m", "detector", "evaluate"],
         ["-m", "detector", "infer"],
+        ["-m", "detector", "summary"],
     ],
 )
 def test_help_answers_at_once(command: list[str]) -> None:

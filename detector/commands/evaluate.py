@@ -1,7 +1,8 @@
-"""Score a checkpoint on annotated pictures, or a COCO results file.
+"""Score a checkpoint on annotated or labelled pictures, or a COCO results file.
 
 tools/evaluate.py --checkpoint runs/x/best.pt
 tools/evaluate.py --checkpoint runs/x/best.pt --annotations val.json --images images/
+tools/evaluate.py --checkpoint runs/classifier/best.pt --images folders/ --output scores/
 tools/evaluate.py --annotations val.json --results results.json
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,8 +21,13 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="a .pt file of a run; its own val data is used unless others are given")
     parser.add_argument("--results", help="a COCO results file to score instead of a model")
-    parser.add_argument("--annotations", help="a COCO JSON file")
-    parser.add_argument("--images", help="the folder of its pictures")
+    parser.add_argument("--annotations", help="a COCO JSON file; for a classifier, a CSV file of paths and labels")
+    parser.add_argument(
+        "--images", help="the folder of its pictures; for a classifier, alone, a folder of class folders"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="a folder for results.json, and of a classifier the confusion matrix"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
@@ -42,7 +49,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         metrics, config = _score_results(args) if args.results else _score_checkpoint(args)
         if distributed.is_main():
-            numbers = {name: value for name, value in metrics.items() if name != "per_class"}
+            if args.output:
+                args.output.mkdir(parents=True, exist_ok=True)
+                (args.output / "results.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+                get_task(config).write_report(metrics, args.output)
+            numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
             print(json.dumps(numbers) if args.json else get_task(config).describe(metrics, config.eval.per_class))
         return 0
     finally:
@@ -66,22 +77,23 @@ def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, Config]:
 
     from detector import distributed
     from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model, read_checkpoint
-    from detector.config import SplitConfig, apply_overrides
-    from detector.data.transforms import Transform
+    from detector.config import apply_overrides
     from detector.engine import run_evaluation
     from detector.tasks import get_task
 
     torch.set_flush_denormal(True)
     device = distributed.start(args.device)
     content = read_checkpoint(args.checkpoint)
-    config = apply_overrides(checkpoint_config(content, args.checkpoint), args.overrides, source=args.checkpoint)
-    split = SplitConfig(
-        annotations=args.annotations or config.data.val.annotations, images=args.images or config.data.val.images
-    )
+    overrides = list(args.overrides)
+    for key in ("annotations", "images"):
+        if getattr(args, key):
+            # Data of their own are not a part held back.
+            overrides += [f"data.val.{key}={json.dumps(getattr(args, key))}", "data.val_share=null"]
+    config = apply_overrides(checkpoint_config(content, args.checkpoint), overrides, source=args.checkpoint)
     task = get_task(config)
-    data = task.open_split(split, "val", config.data, Transform(config.data.resize), checkpoint_categories(content))
+    data = task.open_split(config, "val", checkpoint_categories(content))
     if distributed.is_main():
-        print(f"{args.checkpoint} on {split.annotations}: {data.summary()}", file=sys.stderr)
+        print(f"{args.checkpoint} on {data.source}: {data.summary()}", file=sys.stderr)
     model = load_model(content, args.checkpoint).to(device)
     metrics = run_evaluation(model, task, data, config, device)
     return metrics, config

@@ -1,4 +1,4 @@
-"""Find objects in pictures: predictions.json and drawings.
+"""Find objects in pictures, or classify them: predictions.json or predictions.csv, and drawings.
 
 tools/infer.py --checkpoint runs/x/best.pt --input pictures/ --output found/
 tools/infer.py --checkpoint runs/x/best.pt --input 'pictures/*.jpg' --output found/ --draw-score 0.5
@@ -15,12 +15,14 @@ UNREADABLE = 1  # exit code when some pictures could not be read; all others are
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a .pt file of a run")
     parser.add_argument("--input", required=True, help="a folder (searched whole), a file, or a quoted pattern")
-    parser.add_argument("--output", required=True, type=Path, help="a new folder for predictions.json and images/")
-    parser.add_argument("--score", type=_probability, help="lowest score in predictions.json (default: the config's)")
+    parser.add_argument("--output", required=True, type=Path, help="a new folder for the predictions and images/")
+    parser.add_argument(
+        "--score", type=_probability, help="lowest score of an object in predictions.json (default: the config's)"
+    )
     parser.add_argument(
         "--draw-score", type=_probability, default=0.4, help="lowest score that is drawn (default: 0.4)"
     )
-    parser.add_argument("--no-images", action="store_true", help="write predictions.json only")
+    parser.add_argument("--no-images", action="store_true", help="write the predictions only")
     parser.add_argument("--batch-size", type=_count, default=8, help="pictures at once (default: 8)")
     parser.add_argument("--workers", type=_workers, default=2, help="processes that read pictures (default: 2)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
@@ -32,12 +34,15 @@ def run(args: argparse.Namespace) -> int:
     from detector.inference import find_images, infer_folder
 
     root, files = find_images(args.input)
-    if (args.output / "predictions.json").exists():
-        raise ConfigError(f"{args.output}: holds predictions already; choose another --output, or remove it")
+    for path in args.output.glob("predictions.*"):
+        if ".partial" not in path.name:
+            raise ConfigError(f"{args.output}: holds predictions already; choose another --output, or remove it")
 
     from detector.predictor import Predictor
 
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides)
+    if args.score is not None:
+        predictor.task.with_threshold(predictor.config.model, args.score)  # refused before any work is done
     summary = infer_folder(
         predictor,
         root,
@@ -48,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         workers=args.workers,
     )
-    print(f"{summary.found} objects in {len(files) - len(summary.errors)} pictures: {args.output / 'predictions.json'}")
+    print(f"{summary.found} in {len(files) - len(summary.errors)} pictures: {summary.path}")
     for error in summary.errors[:10]:
         print(f"not read: {error}")
     if summary.errors:

@@ -1,6 +1,7 @@
 """Train a model from a config.
 
 tools/train.py --config retinanet_r50_fpn.yaml data.train.annotations=train.json data.train.images=images/ ...
+tools/train.py --config classify_r50_fpn.yaml --init-from runs/detector/best.pt data.train.images=folders/ ...
 torchrun --nproc-per-node 8 tools/train.py --config retinanet_r50_fpn.yaml
 """
 
@@ -18,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="the run's folder is runs/NAME (default: the config's name)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are (default: runs)")
     parser.add_argument("--resume", action="store_true", help="continue the run from its last.pt, or begin it")
+    parser.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin with what fits of another run's checkpoint, of any task and classes, in place of backbone weights",
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as train.batch_size=8")
 
@@ -34,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         device = distributed.start(args.device)
-        finished = fit(config, run_folder, device, resume=args.resume)
+        finished = fit(config, run_folder, device, resume=args.resume, init_from=args.init_from)
         if distributed.is_main():
             outcome = "finished" if finished else "stopped; everything is saved, continue with --resume"
             print(f"{outcome}: {run_folder.path}", file=sys.stderr)

@@ -34,7 +34,7 @@ class Category(NamedTuple):
 class Sample(NamedTuple):
     """One picture with its boxes, as a loader's workers hand it to ``collate``."""
 
-    image: Tensor  # [3, H, W] uint8 RGB
+    image: Tensor  # [C, H, W] uint8 or uint16
     boxes: Tensor  # [T, 4] float32, xyxy in pixels of ``image``
     labels: Tensor  # [T] int64
     size_original: tuple[int, int]  # height, width of the file
@@ -298,10 +298,13 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     worker's traceback).
     """
 
-    def __init__(self, annotations: Annotations, images: Path, transform: Transform, invalid_boxes: str) -> None:
+    def __init__(
+        self, annotations: Annotations, images: Path, transform: Transform, invalid_boxes: str, channels: int = 3
+    ) -> None:
         self.annotations = annotations
         self.images = images
         self.transform = transform
+        self.channels = channels
         self.checked = apply_box_policy(annotations, invalid_boxes)
 
     def __len__(self) -> int:
@@ -310,6 +313,15 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     @property
     def categories(self) -> list[Category]:
         return self.annotations.categories
+
+    @property
+    def truth(self) -> Annotations:
+        """What predictions are scored against."""
+        return self.annotations
+
+    @property
+    def source(self) -> Path:
+        return self.annotations.path
 
     @property
     def is_wide(self) -> np.ndarray:
@@ -342,7 +354,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     def _sample(self, epoch: int, index: int) -> Sample:
         annotations = self.annotations
         height, width = int(annotations.heights[index]), int(annotations.widths[index])
-        image = read_annotated_image(self.images / annotations.file_name(index), height, width)
+        image = read_annotated_image(self.images / annotations.file_name(index), height, width, self.channels)
         rows = annotations.rows(index)
         is_kept = self.checked.is_kept[rows]
         boxes = self.checked.boxes[rows][is_kept].numpy()
@@ -358,7 +370,12 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
 
 def open_dataset(
-    split: SplitConfig, name: str, config: DataConfig, transform: Transform, categories: list[Category] | None = None
+    split: SplitConfig,
+    name: str,
+    config: DataConfig,
+    transform: Transform,
+    categories: list[Category] | None = None,
+    channels: int = 3,
 ) -> CocoDataset:
     """The data set of ``data.train`` or ``data.val`` (``name``), checked as far as it can be without decoding."""
     for key in ("annotations", "images"):
@@ -375,4 +392,4 @@ def open_dataset(
                 f"{file}: does not exist, but {annotations.path} names it (image {int(annotations.image_ids[index])});"
                 f" check data.{name}.images, or remove the image from the annotations"
             )
-    return CocoDataset(annotations, images, transform, config.invalid_boxes)
+    return CocoDataset(annotations, images, transform, config.invalid_boxes, channels)

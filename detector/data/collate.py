@@ -12,40 +12,57 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detector.data.coco import Sample
+from detector.data.folder import ClassSample
 from detector.errors import DetectorError
-from detector.structures import PADDING, Batch, Targets
+from detector.structures import PADDING, Batch, ClassTargets, Targets
 
 SIZE_DIVISOR = 32  # of the padded sides: the stride of C5
 
 
-def pad_images(images: list[torch.Tensor]) -> torch.Tensor:
-    """Pictures [3, H, W] in one [B, 3, H', W'], zero right and below, both sides multiples of ``SIZE_DIVISOR``."""
+def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch.Tensor:
+    """Pictures [C, H, W] in one [B, C, H', W'], zero right and below, both sides multiples of ``divisor``."""
     sides = torch.tensor([image.shape[-2:] for image in images]).amax(dim=0)
-    height, width = (-(-sides // SIZE_DIVISOR) * SIZE_DIVISOR).tolist()
+    height, width = (-(-sides // divisor) * divisor).tolist()
+    if any(image.dtype == torch.uint16 for image in images):  # 8 bits among them: 255 becomes 65535
+        images = [image if image.dtype == torch.uint16 else image.to(torch.uint16) * 257 for image in images]
     padded = torch.zeros(len(images), images[0].shape[0], height, width, dtype=images[0].dtype)
     for row, image in enumerate(images):
         padded[row, :, : image.shape[1], : image.shape[2]] = image
     return padded
 
 
-def collate(samples: list[Sample | DetectorError]) -> Batch | DetectorError:
+def collate(samples: list[Sample | ClassSample | DetectorError]) -> Batch | DetectorError:
     """One batch; if a sample is an error, that error (see ``CocoDataset``)."""
     for sample in samples:
         if isinstance(sample, DetectorError):
             return sample
+    is_class = isinstance(samples[0], ClassSample)
+    targets = _class_targets(samples) if is_class else _box_targets(samples)
+    return Batch(
+        # Pictures of classes all have the config's size, which a network was trained on: nothing is added to it.
+        images=pad_images([sample.image for sample in samples], divisor=1 if is_class else SIZE_DIVISOR),
+        sizes=torch.tensor([sample.image.shape[-2:] for sample in samples]),
+        sizes_original=torch.tensor([sample.size_original for sample in samples]),
+        targets=targets,
+        ids=torch.tensor([sample.id for sample in samples]),
+    )
+
+
+def _class_targets(samples: list[ClassSample]) -> ClassTargets:
+    return ClassTargets(
+        torch.stack([sample.shares for sample in samples]), torch.stack([sample.weights for sample in samples])
+    )
+
+
+def _box_targets(samples: list[Sample]) -> Targets:
+    """Padded to the same number of boxes a picture."""
     most = max(1, *(len(sample.labels) for sample in samples))
     boxes = torch.zeros(len(samples), most, 4)
     labels = torch.full((len(samples), most), PADDING)
     for row, sample in enumerate(samples):
         boxes[row, : len(sample.boxes)] = sample.boxes
         labels[row, : len(sample.labels)] = sample.labels
-    return Batch(
-        images=pad_images([sample.image for sample in samples]),
-        sizes=torch.tensor([sample.image.shape[-2:] for sample in samples]),
-        sizes_original=torch.tensor([sample.size_original for sample in samples]),
-        targets=Targets(boxes, labels),
-        ids=torch.tensor([sample.id for sample in samples]),
-    )
+    return Targets(boxes, labels)
 
 
 def load_batches(dataset: Dataset[Any], batches: Any, workers: int, pin_memory: bool) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Resizing and augmentation of a picture and its boxes.
+"""Resizing and augmentation of a picture, with its boxes or for its class.
 
 Every draw comes from (seed, epoch, index), so a sample is the same with any number of workers, ranks or restarts. This
 is the only module that knows albumentations.
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from detector.config import AugmentConfig, ResizeConfig
+from detector.config import AugmentConfig, CropConfig, ResizeConfig
 from detector.structures import IGNORE_REGION
 
 
 class Transformed(NamedTuple):
-    image: np.ndarray  # [H, W, 3] uint8
+    image: np.ndarray  # [H, W, C] uint8 or uint16
     boxes: np.ndarray  # [T, 4] float32 xyxy
     labels: np.ndarray  # [T] int64
 
@@ -34,7 +34,8 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.shape[:2] == (height, width):
         return image
     shrinks = height < image.shape[0] or width < image.shape[1]
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return resized.reshape(height, width, -1)  # OpenCV drops the axis of a single channel
 
 
 class Transform:
@@ -52,28 +53,14 @@ class Transform:
 class TrainTransform(Transform):
     """Size and scale jitter with crop, then flips and colours, in this order."""
 
-    def __init__(self, config: ResizeConfig, augment: AugmentConfig, seed: int) -> None:
-        # Without this, importing albumentations asks a registry on the internet for its newest version. It is slow to
-        # import, and evaluation and inference do without it.
-        os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-        import albumentations as A
-
+    def __init__(self, config: ResizeConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
         super().__init__(config)
         self.augment = augment
         self.seed = seed
-        self.compose = A.Compose(
-            [
-                A.HorizontalFlip(p=augment.horizontal_flip),
-                A.VerticalFlip(p=augment.vertical_flip),
-                A.ColorJitter(
-                    brightness=(0.7, 1.3),
-                    contrast=(0.7, 1.3),
-                    saturation=(0.7, 1.3),
-                    hue=(-0.03, 0.03),
-                    p=augment.photometric,
-                ),
-            ],
-            bbox_params=A.BboxParams("pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True),
+        library = _albumentations()
+        self.compose = library.Compose(
+            _flips_and_colors(augment, channels),
+            bbox_params=library.BboxParams("pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True),
         )
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
@@ -83,9 +70,12 @@ class TrainTransform(Transform):
         # One generator for all children, or horizontal and vertical flip would always coincide.
         self.compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
         # Labels would come back as floats: pass row numbers and index our own.
-        flipped: dict[str, Any] = self.compose(image=image, bboxes=boxes, rows=np.arange(len(boxes)))
+        flipped: dict[str, Any] = self.compose(
+            image=_as_8_bits_or_float(image), bboxes=boxes, rows=np.arange(len(boxes))
+        )
         rows = np.asarray(flipped["rows"], dtype=np.int64)
-        return Transformed(flipped["image"], np.asarray(flipped["bboxes"], np.float32).reshape(-1, 4), labels[rows])
+        boxes = np.asarray(flipped["bboxes"], np.float32).reshape(-1, 4)
+        return Transformed(_with_depth_of(image, flipped["image"]), boxes, labels[rows])
 
     def _rescale_and_crop(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
@@ -110,6 +100,88 @@ class TrainTransform(Transform):
         image = image[top : top + window_height, left : left + window_width]
         factors = np.array([width / window_width, height / window_height] * 2, dtype=np.float32)
         return Transformed(resize(image, height, width), boxes * factors, labels)
+
+
+class ClassTransform:
+    """Evaluation and inference of classes: the square in the middle."""
+
+    def __init__(self, config: CropConfig) -> None:
+        self.config = config
+
+    def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
+        """[H, W, C] → [size, size, C]."""
+        size = self.config.size
+        short = max(size, round(size / self.config.eval_share))
+        image = resize(image, *target_size(*image.shape[:2], short, long=short * max(image.shape)))
+        top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+        return image[top : top + size, left : left + size]
+
+
+class TrainClassTransform(ClassTransform):
+    """A window of random size and shape, then flips and colours (Szegedy et al. 2015, section 6)."""
+
+    def __init__(self, config: CropConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
+        super().__init__(config)
+        self.seed = seed
+        library = _albumentations()
+        window = library.RandomResizedCrop(
+            (config.size, config.size), tuple(config.scale), tuple(config.ratio), area_for_downscale="image"
+        )
+        self.compose = library.Compose([window, *_flips_and_colors(augment, channels)])
+
+    def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
+        self.compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+        return _with_depth_of(image, self.compose(image=_as_8_bits_or_float(image))["image"])
+
+
+def mix(
+    image: np.ndarray, other: np.ndarray, augment: AugmentConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Two pictures [H, W, C] of one size in one, and the first one's share of it."""
+    is_blended = rng.random() < 0.5 if augment.mixup and augment.cutmix else augment.mixup > 0
+    alpha = augment.mixup if is_blended else augment.cutmix
+    share = float(rng.beta(alpha, alpha))
+    if is_blended:
+        return np.rint(share * image + (1 - share) * other).astype(image.dtype), share
+    height, width = image.shape[:2]
+    sides = np.sqrt(1 - share) * np.array([height, width]) / 2
+    center = rng.uniform(0, [height, width])
+    top, left = np.rint(np.maximum(center - sides, 0)).astype(int)
+    bottom, right = np.rint(np.minimum(center + sides, [height, width])).astype(int)
+    mixed = image.copy()
+    mixed[top:bottom, left:right] = other[top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _albumentations() -> Any:
+    """The library. It is slow to import, and evaluation and inference do without it."""
+    # Without this, importing it asks a registry on the internet for its newest version.
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+    import albumentations
+
+    return albumentations
+
+
+def _flips_and_colors(augment: AugmentConfig, channels: int) -> list[Any]:
+    library = _albumentations()
+    if channels == 3:
+        limits = (0.7, 1.3)
+        colors = library.ColorJitter(limits, limits, limits, hue=(-0.03, 0.03), p=augment.photometric)
+    else:  # saturation and hue are of RGB
+        colors = library.RandomBrightnessContrast((-0.3, 0.3), (-0.3, 0.3), p=augment.photometric)
+    return [library.HorizontalFlip(p=augment.horizontal_flip), library.VerticalFlip(p=augment.vertical_flip), colors]
+
+
+def _as_8_bits_or_float(image: np.ndarray) -> np.ndarray:
+    """16 bits as float32 in [0, 1], which holds them exactly: colours are changed in 8 bits or in floats only."""
+    return image if image.dtype == np.uint8 else image.astype(np.float32) / 65535
+
+
+def _with_depth_of(original: np.ndarray, image: np.ndarray) -> np.ndarray:
+    if image.dtype != original.dtype:
+        image = np.rint(image * 65535).clip(0, 65535).astype(np.uint16)
+    return image.reshape(*image.shape[:2], -1)
 
 
 def crop_boxes(

@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
-from detector.config import Config
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from detector.config import Config, ModelConfig
+from detector.data.coco import Category
 from detector.errors import ConfigError, one_of
-from detector.tasks import detection
+from detector.structures import Batch, Losses
+from detector.tasks import classification, detection
 
-Task = ModuleType  # with MAIN_METRIC, check, open_split, loss, predict, to_rows, evaluate, describe
 
-TASKS: dict[str, Task] = {
-    "detection": detection,
-}
+class Data(Protocol):
+    """A split: samples by (epoch, index) that ``collate`` makes batches of."""
+
+    categories: list[Category]
+    is_wide: np.ndarray | None  # [I] bool: which pictures are at least as wide as high; None where all are alike
+    source: Path  # what it was read from, for messages
+    truth: Any  # what the task scores predictions against
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: tuple[int, int]) -> Any: ...
+
+    def summary(self) -> str: ...
+
+
+class Task(Protocol):
+    """What a module of this package has. ``Output`` stands for what its heads return."""
+
+    PARTS: Mapping[str, Collection[str]]  # the names that a key of the model's config may have
+    RESULTS: str  # the file that inference writes
+
+    # Training and evaluation: batch by batch.
+    def main_metric(self, config: Config) -> str: ...
+    def open_split(self, config: Config, name: str, categories: list[Category] | None = None) -> Data: ...
+    def loss(self, output: Any, targets: Any, config: ModelConfig) -> Losses: ...
+    def predict(self, output: Any, batch: Batch, config: ModelConfig) -> Any: ...
+    def to_rows(self, predictions: Any, ids: Tensor, categories: Sequence[Category]) -> np.ndarray: ...
+    def evaluate(self, rows: Sequence[np.ndarray], truth: Any, config: Config) -> dict[str, Any]: ...
+    def describe(self, metrics: dict[str, Any], per_class: bool) -> str: ...
+    def write_report(self, metrics: dict[str, Any], folder: Path) -> None: ...
+
+    # Inference: picture by picture.
+    def make_sample(self, image: np.ndarray, image_id: int, config: Config) -> Any: ...
+    def with_threshold(self, config: ModelConfig, score: float) -> ModelConfig: ...
+    def to_predictions(self, predictions: Any, categories: Sequence[Category], config: ModelConfig) -> list[Any]: ...
+    def to_results(self, found: Any, image_id: int, name: Path) -> list[dict[str, Any]]: ...
+    def write_results(self, results: Sequence[dict[str, Any]], path: Path) -> None: ...
+    def describe_results(self, results: Sequence[dict[str, Any]]) -> str: ...
+    def draw(self, image: np.ndarray, found: Any, draw_score: float) -> Image.Image: ...
 
 
 def get_task(config: Config) -> Task:
@@ -20,5 +63,15 @@ def get_task(config: Config) -> Task:
     if config.task not in TASKS:
         raise ConfigError(f"task: unknown task {config.task!r}; use {one_of(TASKS)}")
     task = TASKS[config.task]
-    task.check(config.model)
+    for key, known in task.PARTS.items():
+        section, field = key.split(".")
+        name = getattr(getattr(config.model, section), field)
+        if name not in known:
+            raise ConfigError(f"model.{key}: {name!r} is not known to task {config.task}; use {one_of(known)}")
     return task
+
+
+TASKS: dict[str, Task] = {
+    "detection": detection,
+    "classification": classification,
+}

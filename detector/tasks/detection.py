@@ -2,45 +2,62 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from detector import boxes as box_ops
 from detector.config import Config, ModelConfig
-from detector.data.coco import Annotations, Category, open_dataset
-from detector.errors import ConfigError, one_of
+from detector.data.coco import Annotations, Category, CocoDataset, Sample, open_dataset
+from detector.data.transforms import TrainTransform, Transform
 from detector.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.matching import IGNORE, MATCHERS
 from detector.metrics import METRICS, coco_metrics
 from detector.postprocess import detect
-from detector.structures import Batch, Detections, Predictions, Targets
+from detector.structures import Batch, Detections, Losses, Predictions, Targets
+from detector.visualize import draw_boxes
 
-MAIN_METRIC = "AP"  # what decides which checkpoint is the best
-
-
-open_split = open_dataset  # the COCO-format data set of data.train or data.val
-
-
-class Losses(NamedTuple):
-    """Weighted sums over a batch, and what the engine divides them by once it is summed over all ranks and parts."""
-
-    parts: dict[str, Tensor]
-    normaliser: Tensor
+PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
+RESULTS = "predictions.json"
 
 
-def check(config: ModelConfig) -> None:
-    """Refuse names that no dict of parts has."""
-    for key, name, known in (
-        ("matcher.name", config.matcher.name, MATCHERS),
-        ("loss.cls", config.loss.cls, CLASS_LOSSES),
-        ("loss.box", config.loss.box, BOX_LOSSES),
-    ):
-        if name not in known:
-            raise ConfigError(f"model.{key}: unknown name {name!r}; use {one_of(known)}")
+class Prediction(NamedTuple):
+    """What was found in one picture, best first; boxes in its own pixels."""
+
+    boxes: np.ndarray  # [D, 4] float32 xyxy
+    scores: np.ndarray  # [D] float32
+    labels: np.ndarray  # [D] int64, 0..K-1
+    category_ids: np.ndarray  # [D] int64, the training set's own ids
+    names: list[str]  # [D]
+
+
+def main_metric(config: Config) -> str:
+    """What decides which checkpoint is the best."""
+    return "AP"
+
+
+def open_split(config: Config, name: str, categories: list[Category] | None = None) -> CocoDataset:
+    """The COCO-format data set of ``data.train`` (augmented) or ``data.val``, with ``categories`` where given."""
+    data, channels = config.data, config.model.in_channels
+    if name == "train":
+        transform: Transform = TrainTransform(data.resize, data.augment, config.seed, channels)
+    else:
+        transform = Transform(data.resize)
+    return open_dataset(getattr(data, name), name, data, transform, categories, channels)
+
+
+def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
+    """A picture [H, W, C] as the model wants it, without targets."""
+    no_boxes, no_labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
+    resized = Transform(config.data.resize)(image, no_boxes, no_labels, epoch=0, index=0)
+    pixels = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+    return Sample(pixels, torch.from_numpy(resized.boxes), torch.from_numpy(resized.labels), image.shape[:2], image_id)
 
 
 def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Losses:
@@ -106,3 +123,66 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
             for row in metrics["per_class"]
         ]
     return "\n".join(lines)
+
+
+def write_report(metrics: dict[str, Any], folder: Path) -> None:
+    """Nothing: results.json has it all."""
+
+
+# --- single pictures --------------------------------------------------------------------------------------------------
+
+
+def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
+    """The config with another lowest score."""
+    return config.model_copy(update={"predict": config.predict.model_copy(update={"score_threshold": score})})
+
+
+def to_predictions(detections: Detections, categories: Sequence[Category], config: ModelConfig) -> list[Prediction]:
+    """What was found in each picture, without the padding."""
+    found = []
+    for boxes, scores, labels in zip(*(part.cpu().numpy() for part in detections), strict=True):
+        is_kept = labels >= 0
+        own = labels[is_kept]
+        found.append(
+            Prediction(
+                boxes=boxes[is_kept],
+                scores=scores[is_kept],
+                labels=own,
+                category_ids=np.array([categories[label].id for label in own], dtype=np.int64),
+                names=[categories[label].name for label in own],
+            )
+        )
+    return found
+
+
+def to_results(found: Prediction, image_id: int, name: Path) -> list[dict[str, Any]]:
+    """COCO results of one picture, with the file's and the classes' names beside the ids."""
+    return [
+        {
+            "image_id": image_id,
+            "file_name": name.as_posix(),
+            "category_id": int(category_id),
+            "category_name": category,
+            "bbox": [round(float(number), 2) for number in (*box[:2], *(box[2:] - box[:2]))],
+            "score": round(float(score), 5),
+        }
+        for box, score, category_id, category in zip(
+            found.boxes, found.scores, found.category_ids, found.names, strict=True
+        )
+    ]
+
+
+def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    path.write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+
+
+def describe_results(results: Sequence[dict[str, Any]]) -> str:
+    return f"{len(results)} objects"
+
+
+def draw(image: np.ndarray, found: Prediction, draw_score: float) -> Image.Image:
+    """The picture with the boxes that score at least ``draw_score``."""
+    is_drawn = found.scores >= draw_score
+    texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
+    texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
+    return draw_boxes(image, found.boxes[is_drawn], found.labels[is_drawn].tolist(), texts)

@@ -1,0 +1,194 @@
+"""Show what a model costs: parameters, multiply-adds, memory, the size of every level, and, if asked, time.
+
+tools/summary.py --config retinanet_r50_fpn.yaml
+tools/summary.py --config retinanet_r50_fpn.yaml --size 640 640 model.fpn.channels=128
+tools/summary.py --compare retinanet_r18_fpn.yaml retinanet_r50_fpn.yaml --time
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detector.config import Config
+    from detector.summary import Latency, Level, Summary
+
+SIDES = (32, 65_535)  # pixels: the stride of C5, and what a JPEG can have
+RUNS = 10
+
+Row = tuple[str, list[str]]  # a label, and a cell for each model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="a YAML file, or the name of one in configs/")
+    parser.add_argument("--compare", nargs="+", metavar="CONFIG", help="several of them, side by side")
+    parser.add_argument(
+        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the picture (default: the config's own, padded)"
+    )
+    parser.add_argument("--classes", type=int, help="how many (default: data.classes, or those of COCO or ImageNet)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--time", action="store_true", help="measure the time of a forward pass, too")
+    parser.add_argument("--runs", type=int, help=f"with --time: how often (default: {RUNS})")
+    parser.add_argument("--device", help="with --time: cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as model.fpn.channels=64"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from detector.config import load_config
+
+    check_arguments(args)
+    names = args.compare or [args.config]
+    configs = [load_config(name, args.overrides) for name in names]
+    size = tuple(args.size) if args.size else None
+    summaries = [
+        summarise_config(name, config, args.classes, size) for name, config in zip(names, configs, strict=True)
+    ]
+    latencies, note = time_models(configs, summaries, args.device, args.runs or RUNS) if args.time else ([], "")
+    if args.json:
+        objects = as_objects(names, summaries, latencies)
+        print(json.dumps(objects if args.compare else objects[0]))
+    else:
+        print(format_rows(table(names, summaries, latencies)), note, sep="\n" if note else "")
+    return 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what contradicts itself or has no effect."""
+    from detector.errors import ConfigError
+
+    if bool(args.config) == bool(args.compare):
+        raise ConfigError("command line: give either --config or --compare")
+    # An override that follows --compare is taken for one more config.
+    mistaken = [name for name in args.compare or [] if "=" in name and not Path(name).is_file()]
+    if args.compare and (args.overrides or mistaken):
+        override = (args.overrides + mistaken)[0]
+        raise ConfigError(f"command line: {override}: --compare takes configs as they are; overrides need --config")
+    if args.size and not all(SIDES[0] <= side <= SIDES[1] for side in args.size):
+        height, width = args.size
+        raise ConfigError(f"command line: --size {height} {width}: a side has {SIDES[0]} to {SIDES[1]:,} pixels")
+    for name, value in (("classes", args.classes), ("runs", args.runs)):
+        if value is not None and value < 1:
+            raise ConfigError(f"command line: --{name} {value}: must be at least 1")
+    for name, value in (("runs", args.runs), ("device", args.device)):
+        if value is not None and not args.time:
+            raise ConfigError(f"command line: --{name} has no effect without --time; add it, or remove --{name}")
+
+
+def summarise_config(name: str, config: Config, classes: int | None, size: tuple[int, int] | None) -> Summary:
+    """The cost of one config's model; an error says which config it is of."""
+    from detector.errors import ConfigError
+    from detector.summary import default_classes, default_size, summarise
+    from detector.tasks import get_task
+
+    try:
+        get_task(config)
+        return summarise(config.model, classes or default_classes(config), size or default_size(config))
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def time_models(
+    configs: Sequence[Config], summaries: Sequence[Summary], device_name: str | None, runs: int
+) -> tuple[list[Latency], str]:
+    """The latency of each model, and a line that says what was measured."""
+    import torch
+
+    from detector.distributed import choose_device
+    from detector.models import build_model
+    from detector.summary import measure_latencies
+
+    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
+    device = choose_device(device_name)
+    models = [build_model(config.model, own.classes) for config, own in zip(configs, summaries, strict=True)]
+    pictures = [
+        torch.randint(
+            256, (1, own.in_channels, *own.size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        )
+        for own in summaries
+    ]
+    place = (
+        f"{device} (threads: {torch.get_num_threads()})" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    )
+    note = (
+        f"latency: Model.forward alone, without reading, resizing or post-processing; one picture in float32 on {place},"
+        f" median and quartiles of {runs} runs"
+    )
+    return measure_latencies(models, pictures, device, runs), note
+
+
+def as_objects(
+    names: Sequence[str], summaries: Sequence[Summary], latencies: Sequence[Latency] = ()
+) -> list[dict[str, Any]]:
+    """What ``--json`` prints of each model; MB are 10^6 bytes."""
+    objects: list[dict[str, Any]] = [
+        {
+            "config": name,
+            "classes": own.classes,
+            "parameters": own.parameters,
+            "trainable_parameters": own.trainable_parameters,
+            "macs": own.macs,
+            "activation_mb": own.activation_bytes / 1e6,
+            "size": list(own.size),
+            "levels": {
+                key: {part: value for part, value in level._asdict().items() if value is not None}
+                for key, level in own.levels.items()
+            },
+            "anchors": own.anchors,
+        }
+        for name, own in zip(names, summaries, strict=True)
+    ]
+    for entry, latency in zip(objects, latencies, strict=False):  # none of them, or one of each
+        entry["latency_ms"] = latency.median
+        entry["latency_spread_ms"] = [latency.low, latency.high]
+        entry["latency_ratio"] = latency.median / latencies[0].median
+    return objects
+
+
+def table(names: Sequence[str], summaries: Sequence[Summary], latencies: Sequence[Latency] = ()) -> list[Row]:
+    """What is shown on a terminal: a column for each model."""
+    rows: list[Row] = [
+        ("", list(names)),
+        ("input", [f"{own.in_channels} × {own.size[0]} × {own.size[1]}" for own in summaries]),
+        ("classes", [f"{own.classes:,}" for own in summaries]),
+        ("parameters", [f"{human(own.parameters)}  ({own.parameters:,})" for own in summaries]),
+        ("  trainable", [f"{human(own.trainable_parameters)}  ({own.trainable_parameters:,})" for own in summaries]),
+        ("multiply-adds", [human(own.macs) for own in summaries]),
+        ("activations", [f"{human(own.activation_bytes)}B" for own in summaries]),
+        ("anchors", [f"{own.anchors:,}" if own.anchors else "–" for own in summaries]),
+    ]
+    if latencies:
+        rows.append(("latency", [f"{own.median:.1f} ms  ({own.low:.1f} – {own.high:.1f})" for own in latencies]))
+    if len(latencies) > 1:
+        rows.append(("  to the first", [f"× {own.median / latencies[0].median:.2f}" for own in latencies]))
+    # Networks in the order given, C2 to C5 of each; then the pyramids' levels from the finest of all.
+    levels = {key: level for own in summaries for key, level in own.levels.items()}
+    for key in sorted(levels, key=lambda key: key if key[-2] == "P" else ""):
+        cells = [format_level(own.levels[key]) if key in own.levels else "–" for own in summaries]
+        rows.append((f"{key}  stride {levels[key].stride}", cells))
+    return rows
+
+
+def format_level(level: Level) -> str:
+    anchors = f"  anchors {level.anchors:>9,}" if level.anchors else ""
+    return f"{level.channels:>4} × {level.height:>3} × {level.width:>3}{anchors}"
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+    """Lines of left-aligned columns."""
+    lines = [[label, *cells] for label, cells in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("   ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def human(number: int) -> str:
+    """``"34.0 M"``: one decimal, and a prefix of a power of 1000."""
+    for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.1f} {prefix}"
+    return f"{number} "

@@ -1,0 +1,305 @@
+"""Pictures with classes: a folder a class, or a CSV file of paths and labels."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from detector.config import AugmentConfig, Config
+from detector.data.coco import Category
+from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.transforms import ClassTransform, TrainClassTransform, mix
+from detector.errors import ConfigError, DataError, DetectorError, one_of
+
+
+class ClassSample(NamedTuple):
+    """One picture with its class, as a loader's workers hand it to ``collate``."""
+
+    image: Tensor  # [C, H, W] uint8 or uint16
+    shares: Tensor  # [K] float32, see ClassTargets
+    weights: Tensor  # [K] float32
+    size_original: tuple[int, int]  # height, width of the file
+    id: int
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures and their labels as columns: I pictures, M labels sorted by picture. Forked workers share the arrays."""
+
+    source: Path  # the folder or CSV file that says so
+    root: Path
+    categories: list[Category]
+    files: np.ndarray  # [I] UTF-8 bytes, relative to root
+    first: np.ndarray  # [I + 1] int64; picture i has labels[first[i]:first[i + 1]]
+    labels: np.ndarray  # [M] int64, 0..K-1
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def file(self, index: int) -> Path:
+        return self.root / self.files[index].decode()
+
+    def labels_of(self, index: int) -> np.ndarray:
+        return self.labels[self.first[index] : self.first[index + 1]]
+
+    def counts(self) -> np.ndarray:
+        """Pictures of each class, [K]."""
+        return np.bincount(self.labels, minlength=len(self.categories))
+
+    def select(self, indices: np.ndarray) -> Labelled:
+        """Some of the pictures."""
+        labels = [self.labels_of(index) for index in indices]
+        return Labelled(
+            self.source,
+            self.root,
+            self.categories,
+            self.files[indices],
+            np.cumsum([0, *map(len, labels)]),
+            np.concatenate([np.empty(0, dtype=np.int64), *labels]),
+        )
+
+
+def read_folders(root: Path, classes: Sequence[str] | None) -> Labelled:
+    """A folder of class folders, each searched whole; without ``classes`` their names are the classes.
+
+    Raises :class:`~detector.errors.DataError` for a class without pictures.
+    """
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise DataError(f"{root}: has no class folders; put the pictures of each class into a folder of its name")
+    names = list(classes) if classes is not None else [folder.name for folder in folders]
+    files: list[str] = []
+    labels: list[int] = []
+    for folder in folders:
+        label = _label_of(folder.name, names, f"{folder}: the folder's name")
+        own = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        if not own:
+            raise DataError(f"{folder}: the class folder has no pictures; fill it or remove it")
+        files += [path.relative_to(root).as_posix() for path in own]
+        labels += [label] * len(own)
+    return _labelled(root, root, names, files, [[label] for label in labels])
+
+
+def read_csv(path: Path, root: Path, classes: Sequence[str] | None, multi_label: bool) -> Labelled:
+    """A CSV file with a header: the path of a picture (relative to ``root``), then its label.
+
+    With ``multi_label`` a row may have several, in cells of their own or separated by ``;`` in one, or none. Raises
+    :class:`~detector.errors.DataError` with the line for all that is wrong.
+    """
+    files: list[str] = []
+    texts: list[list[str]] = []
+    for line, cells in _csv_rows(path):
+        name, *rest = cells
+        found = [text.strip() for cell in rest for text in (cell.split(";") if multi_label else [cell]) if text.strip()]
+        if not multi_label and len(found) != 1:
+            fault = "has no label" if not found else f"has {len(found)} labels ({', '.join(found[:4])})"
+            raise DataError(
+                f"{path}:{line}: {name} {fault}; give one, or set model.multi_label=true for several or none"
+            )
+        if not (root / name).is_file():
+            raise DataError(f"{path}:{line}: {root / name} does not exist; paths are relative to {root}")
+        for text in found:
+            if classes is not None:
+                _label_of(text, classes, f"{path}:{line}: label")
+        files.append(name)
+        texts.append(found)
+    if not files:
+        raise DataError(f"{path}: has no rows below its header")
+    names = list(classes) if classes is not None else sorted({text for row in texts for text in row})
+    if not names:
+        raise DataError(f"{path}: has no label in any row")
+    label_of = {name: label for label, name in enumerate(names)}
+    return _labelled(path, root, names, files, [sorted({label_of[text] for text in row}) for row in texts])
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of each row below the header."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            if len(header) < 2 or header[0].strip().lower() not in ("path", "file", "file_name", "filename", "image"):
+                raise DataError(f"{path}:1: the header is {','.join(header)!r}; the first row must be path,label")
+            for cells in reader:
+                if cells:
+                    yield reader.line_num, cells
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is no CSV file in UTF-8: {error}") from None
+
+
+def _label_of(name: str, names: Sequence[str], where: str) -> int:
+    if name in names:
+        return names.index(name)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"they are {one_of(names[:10])}{', …' if len(names) > 10 else ''}"
+    raise DataError(f"{where} {name!r} is not among the {len(names)} classes; {hint}")
+
+
+def _labelled(source: Path, root: Path, names: Iterable[str], files: list[str], labels: list[list[int]]) -> Labelled:
+    return Labelled(
+        source=source,
+        root=root,
+        categories=[Category(label, name) for label, name in enumerate(names)],
+        files=np.array([file.encode() for file in files]),
+        first=np.cumsum([0, *map(len, labels)]),
+        labels=np.array([label for row in labels for label in row], dtype=np.int64),
+    )
+
+
+def hold_back(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
+    """The pictures to train on and those held back: ``share`` of each class, drawn by ``seed``.
+
+    A picture of several classes counts for its first. Raises :class:`~detector.errors.DataError` for a class that has
+    too few pictures to share.
+    """
+    rng = np.random.default_rng(seed)
+    is_held = np.zeros(len(labelled), dtype=bool)
+    first_label = np.array([own[0] if len(own := labelled.labels_of(index)) else -1 for index in range(len(labelled))])
+    for label in np.unique(first_label):
+        members = np.flatnonzero(first_label == label)
+        count = round(share * len(members))
+        if label >= 0 and not 0 < count < len(members):
+            raise DataError(
+                f"{labelled.source}: class {labelled.categories[label].name!r} has {len(members)} pictures, of which"
+                f" data.val_share={share} would hold back {count}; add pictures or change the share"
+            )
+        is_held[rng.permutation(members)[:count]] = True
+    return labelled.select(np.flatnonzero(~is_held)), labelled.select(np.flatnonzero(is_held))
+
+
+class ClassDataset(Dataset[ClassSample | DetectorError]):
+    """Labelled pictures, transformed; with ``augment``, now and then mixed with another.
+
+    Indexed by (epoch, index): what happens to a sample depends on these and the seed alone, its partner in a mix
+    included. A broken picture comes back as the error itself (see ``CocoDataset``).
+    """
+
+    is_wide = None  # all pictures become squares
+
+    def __init__(
+        self,
+        labelled: Labelled,
+        transform: ClassTransform,
+        weights: np.ndarray,
+        channels: int,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.labelled = labelled
+        self.transform = transform
+        self.weights = torch.from_numpy(weights.astype(np.float32))
+        self.channels = channels
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    @property
+    def categories(self) -> list[Category]:
+        return self.labelled.categories
+
+    @property
+    def truth(self) -> Labelled:
+        """What predictions are scored against."""
+        return self.labelled
+
+    @property
+    def source(self) -> Path:
+        return self.labelled.source
+
+    def summary(self) -> str:
+        """A line of counts for the start of a run."""
+        counts = self.labelled.counts()
+        text = f"{len(self):,} pictures of {len(self.categories)} classes, {counts.min():,} to {counts.max():,} each"
+        if unlabelled := int((np.diff(self.labelled.first) == 0).sum()):
+            text += f"; {unlabelled:,} without a label"
+        return text
+
+    def __getitem__(self, key: tuple[int, int]) -> ClassSample | DetectorError:
+        epoch, index = key
+        try:
+            return self._sample(epoch, index)
+        except DetectorError as error:
+            return error
+
+    def _sample(self, epoch: int, index: int) -> ClassSample:
+        image, shares, size = self._read(epoch, index)
+        if self.augment and (self.augment.mixup or self.augment.cutmix):
+            # Another stream than that of the transform, which has the first three numbers.
+            rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 1]))
+            other, other_shares, _ = self._read(epoch, int(rng.integers(len(self))))
+            if other.dtype != image.dtype:  # 8 bits and 16: 255 becomes 65535
+                image, other = (a if a.dtype == np.uint16 else a.astype(np.uint16) * 257 for a in (image, other))
+            image, share = mix(image, other, self.augment, rng)
+            shares = share * shares + (1 - share) * other_shares
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return ClassSample(pixels, shares, self.weights, size, index)
+
+    def _read(self, epoch: int, index: int) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
+        """Picture, shares of the classes, and the file's height and width."""
+        image = read_image(self.labelled.file(index), self.channels)
+        shares = torch.zeros(len(self.categories))
+        shares[self.labelled.labels_of(index)] = 1
+        return self.transform(image, epoch, index), shares, image.shape[:2]
+
+
+def open_classes(config: Config, name: str, categories: list[Category] | None = None) -> ClassDataset:
+    """The data set of ``data.train`` (augmented) or ``data.val``, with the classes of ``categories`` where given."""
+    data, channels = config.data, config.model.in_channels
+    classes = [category.name for category in categories] if categories is not None else data.classes
+    if data.val_share is None:
+        labelled = _read_split(config, name, classes)
+    else:
+        for key in ("annotations", "images"):
+            if getattr(data.val, key) is not None:
+                raise ConfigError(f"data.val_share: holds back a part of data.train; data.val.{key} is given too")
+        train, val = hold_back(_read_split(config, "train", classes), data.val_share, config.seed)
+        labelled = val if name == "val" else train
+    if name == "val":
+        return ClassDataset(labelled, ClassTransform(data.crop), np.ones(len(labelled.categories)), channels)
+    transform = TrainClassTransform(data.crop, data.augment, config.seed, channels)
+    weights = _class_weights(config, labelled)
+    return ClassDataset(labelled, transform, weights, channels, data.augment, config.seed)
+
+
+def _read_split(config: Config, name: str, classes: Sequence[str] | None) -> Labelled:
+    split = getattr(config.data, name)
+    if split.images is None:
+        remedy = "; or data.val_share=0.2 holds back a part of data.train" if name == "val" else ""
+        raise DataError(f"data.{name}.images is not set; give it in the config or as data.{name}.images=DIR{remedy}")
+    root = Path(split.images)
+    if not root.is_dir():
+        raise DataError(f"data.{name}.images: {root} is no folder")
+    if split.annotations is not None:
+        labelled = read_csv(Path(split.annotations), root, classes, config.model.multi_label)
+    else:
+        labelled = read_folders(root, classes)
+    if name == "train" and (missing := np.flatnonzero(labelled.counts() == 0)).size:
+        raise DataError(
+            f"{labelled.source}: has no picture of class {labelled.categories[missing[0]].name!r};"
+            " add some, or remove it from data.classes"
+        )
+    return labelled
+
+
+def _class_weights(config: Config, labelled: Labelled) -> np.ndarray:
+    """The weight of each class in the loss, [K]."""
+    given = config.data.class_weights
+    names = [category.name for category in labelled.categories]
+    if given == "balanced":
+        return len(labelled) / (len(names) * labelled.counts())
+    for name in given or {}:
+        _label_of(name, names, "data.class_weights:")
+    return np.array([(given or {}).get(name, 1.0) for name in names])

@@ -1,0 +1,160 @@
+"""Classification: its data, what the loss is, how logits become classes, and how classes are scored."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from detector.class_metrics import multi_label_metrics, single_label_metrics
+from detector.config import Config, ModelConfig
+from detector.data.coco import Category
+from detector.data.folder import ClassDataset, ClassSample, Labelled, open_classes
+from detector.data.transforms import ClassTransform
+from detector.errors import ConfigError
+from detector.structures import Batch, ClassTargets, Losses
+from detector.visualize import draw_confusion, draw_lines
+
+PARTS = {"head.name": ("pooled", "classic")}
+RESULTS = "predictions.csv"
+
+
+class ClassPrediction(NamedTuple):
+    """The best classes of one picture, best first."""
+
+    scores: np.ndarray  # [D] float32
+    labels: np.ndarray  # [D] int64, 0..K-1
+    names: list[str]  # [D]
+
+
+def main_metric(config: Config) -> str:
+    """What decides which checkpoint is the best."""
+    return "mAP" if config.model.multi_label else "top1"
+
+
+def open_split(config: Config, name: str, categories: list[Category] | None = None) -> ClassDataset:
+    return open_classes(config, name, categories)
+
+
+def make_sample(image: np.ndarray, image_id: int, config: Config) -> ClassSample:
+    """A picture [H, W, C] as the model wants it, without a class."""
+    pixels = ClassTransform(config.data.crop)(image, epoch=0, index=0)
+    nothing = torch.zeros(0)
+    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return ClassSample(tensor, nothing, nothing, image.shape[:2], image_id)
+
+
+def loss(logits: Tensor, targets: ClassTargets, config: ModelConfig) -> Losses:
+    """Cross entropy, or with ``multi_label`` binary cross entropy, of smoothed shares; classes by their weights."""
+    shares, weights, smoothing = targets.shares, targets.weights, config.loss.label_smoothing
+    logits = logits.float()
+    if config.multi_label:
+        shares = shares * (1 - smoothing) + smoothing / 2
+        total = F.binary_cross_entropy_with_logits(logits, shares, weights, reduction="sum")
+        return Losses({"cls": total}, weights.sum())
+    smoothed = shares * (1 - smoothing) + smoothing / logits.shape[1]
+    return Losses({"cls": -(weights * smoothed * logits.log_softmax(dim=1)).sum()}, (weights * shares).sum())
+
+
+def predict(logits: Tensor, batch: Batch, config: ModelConfig) -> Tensor:
+    """Scores [B, K]: they sum to 1, or with ``multi_label`` each stands for itself."""
+    return logits.float().sigmoid() if config.multi_label else logits.float().softmax(dim=1)
+
+
+def to_rows(scores: Tensor, ids: Tensor, categories: Sequence[Category]) -> np.ndarray:
+    """An array [B, 1 + K]: picture, scores."""
+    return torch.cat([ids[:, None].double(), scores.double()], dim=1).cpu().numpy()
+
+
+def evaluate(rows: Sequence[np.ndarray], truth: Labelled, config: Config) -> dict[str, Any]:
+    """Metrics of batches of scores; every picture of ``truth`` must be among them."""
+    table = np.concatenate(rows)
+    scores = np.empty((len(truth), len(truth.categories)))
+    scores[table[:, 0].astype(np.int64)] = table[:, 1:]
+    if config.model.multi_label:
+        is_true = np.zeros(scores.shape, dtype=bool)
+        is_true[np.repeat(np.arange(len(truth)), np.diff(truth.first)), truth.labels] = True
+        return multi_label_metrics(scores, is_true, truth.categories)
+    return single_label_metrics(scores, truth.labels, truth.categories)
+
+
+def describe(metrics: dict[str, Any], per_class: bool) -> str:
+    """The metrics as a table for a terminal."""
+    numbers = [f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float)]
+    lines = ["  ".join(numbers)]
+    if per_class:
+        columns = [name for name in ("precision", "recall", "f1", "AP") if name in metrics["per_class"][0]]
+        width = max(len(row["name"]) for row in metrics["per_class"])
+        lines.append(f"{'class':<{width}}   images  " + "  ".join(f"{name:>9}" for name in columns))
+        for row in metrics["per_class"]:
+            cells = "  ".join(f"{row[name]:9.3f}" for name in columns)
+            lines.append(f"{row['name']:<{width}}  {row['images']:7d}  {cells}")
+    return "\n".join(lines)
+
+
+def write_report(metrics: dict[str, Any], folder: Path) -> None:
+    """``confusion.csv`` (a row a true class, a column a predicted one) and ``confusion.png``."""
+    if "confusion" not in metrics:
+        return
+    names = [row["name"] for row in metrics["per_class"]]
+    with (folder / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *names])
+        writer.writerows([name, *row] for name, row in zip(names, metrics["confusion"], strict=True))
+    draw_confusion(np.array(metrics["confusion"]), names).save(folder / "confusion.png")
+
+
+# --- single pictures --------------------------------------------------------------------------------------------------
+
+
+def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
+    raise ConfigError(
+        "score: a lowest score is for detection; of classification, the model.predict.classes best are given"
+    )
+
+
+def to_predictions(scores: Tensor, categories: Sequence[Category], config: ModelConfig) -> list[ClassPrediction]:
+    """The ``predict.classes`` best classes of each picture."""
+    best = scores.topk(min(config.predict.classes, len(categories)), dim=1)
+    values, labels = best.values.cpu().numpy(), best.indices.cpu().numpy()
+    return [
+        ClassPrediction(value, label, [categories[place].name for place in label])
+        for value, label in zip(values, labels, strict=True)
+    ]
+
+
+def to_results(found: ClassPrediction, image_id: int, name: Path) -> list[dict[str, Any]]:
+    """The row of a picture in ``predictions.csv``."""
+    row: dict[str, Any] = {"path": name.as_posix()}
+    for place, (label, score) in enumerate(zip(found.names, found.scores, strict=True), start=1):
+        suffix = "" if place == 1 else f"_{place}"
+        row |= {f"label{suffix}": label, f"score{suffix}": round(float(score), 5)}
+    return [row]
+
+
+def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(results[0]) if results else ["path", "label", "score"])
+        writer.writeheader()
+        writer.writerows(results)
+
+
+def describe_results(results: Sequence[dict[str, Any]]) -> str:
+    counts = Counter(row["label"] for row in results).most_common()
+    return ", ".join(f"{name} {count}" for name, count in counts[:10]) + (", …" if len(counts) > 10 else "")
+
+
+def draw(image: np.ndarray, found: ClassPrediction, draw_score: float) -> Image.Image:
+    """The picture under the classes that score at least ``draw_score``, and the best one anyway."""
+    is_drawn = [place == 0 or score >= draw_score for place, score in enumerate(found.scores)]
+    texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
+    shown = [(label, text) for label, text, is_kept in zip(found.labels, texts, is_drawn, strict=True) if is_kept]
+    return draw_lines(image, [int(label) for label, _ in shown], [text for _, text in shown])
