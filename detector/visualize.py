@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 SMALLEST = 480  # long side of a drawing; smaller pictures are enlarged, or no letter on them could be read
 
@@ -74,12 +74,12 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures of one size side by side, row by row."""
+    """Pictures side by side, row by row, each fitted to the size of the first."""
     width, height = pictures[0].size
     sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
     for place, picture in enumerate(pictures):
         row, column = divmod(place, columns)
-        sheet.paste(picture, (column * width, row * height))
+        sheet.paste(ImageOps.pad(picture, (width, height), color="white"), (column * width, row * height))
     return sheet
 
 

@@ -1,6 +1,7 @@
-"""See it work: generate a set of shapes, train on it from random weights, evaluate, and draw what was found.
+"""See it work: generate shapes, train on them from random weights, evaluate, and draw what was found.
 
 detector quickstart
+detector quickstart --task classification
 """
 
 from __future__ import annotations
@@ -8,15 +9,39 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 from detector.commands.train import RESUMABLE
 
-TRAIN_PICTURES, VAL_PICTURES, DRAWN = 4600, 200, 24
+
+class Plan(NamedTuple):
+    """What a task's quickstart generates and trains."""
+
+    config: str
+    pictures: tuple[int, int]  # to train on and to evaluate on
+    own_data: str  # how the next command names a person's own data
+
+
+PLANS = {
+    "detection": Plan(
+        "quickstart.yaml",
+        (4600, 200),
+        "retinanet_r18_fpn.yaml data.train.annotations=train.json data.train.images=images/"
+        " data.val.annotations=val.json data.val.images=images/",
+    ),
+    "classification": Plan(
+        "classify_quickstart.yaml",
+        (400, 100),
+        "classify_r50_fpn.yaml data.train.images=CLASS_FOLDERS/ data.val_share=0.2",
+    ),
+}
+DRAWN = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--task", choices=PLANS, default="detection", help="detection (default) or classification")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are (default: runs)")
-    parser.add_argument("--name", default="quickstart", help="the run's folder is runs/NAME (default: quickstart)")
+    parser.add_argument("--name", help="the run's folder is runs/NAME (default: the config's name)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as train.epochs=4")
 
 
@@ -28,48 +53,69 @@ def run(args: argparse.Namespace) -> int:
 
     import detector
     from detector.config import load_config
-    from detector.data.shapes import write_shapes
     from detector.inference import infer_folder
     from detector.run import RunFolder
+    from detector.tasks import get_task
     from detector.training import fit
     from detector.visualize import contact_sheet
 
-    folder = args.runs / args.name
-    data = args.runs / f"{args.name}_data"
-    paths = [f"data.{split}.{key}" for split in ("train", "val") for key in ("annotations", "images")]
-    places = [data / "annotations" / "train.json", data / "images", data / "annotations" / "val.json", data / "images"]
-    generated = [f"{path}={json.dumps(str(place))}" for path, place in zip(paths, places, strict=True)]
-    config = load_config("quickstart.yaml", [*generated, *args.overrides])
+    plan = PLANS[args.task]
+    name = args.name or Path(plan.config).stem
+    folder, data = args.runs / name, args.runs / f"{name}_data"
+    splits = _splits(args.task, data)
+    generated = [f"data.{key}={json.dumps(str(path))}" for key, path in splits.items()]
+    config = load_config(plan.config, [*generated, *args.overrides])
 
     # Called again after an interruption it continues; called again after its end it shows the results again.
-    if not (data / "annotations" / "val.json").exists():
-        print(f"generating {TRAIN_PICTURES} + {VAL_PICTURES} pictures in {data}", file=sys.stderr)
-        write_shapes(data, TRAIN_PICTURES, VAL_PICTURES, config.seed)
+    if not (data / "complete").exists():
+        print(f"generating {plan.pictures[0]} + {plan.pictures[1]} pictures in {data}", file=sys.stderr)
+        _generate(args.task, data, plan.pictures, config.seed)
+        (data / "complete").touch()
     run_folder = RunFolder(folder)
     if not fit(config, run_folder, torch.device("cpu"), resume=True):
         print("stopped; everything is saved, the same command continues", file=sys.stderr)
         return RESUMABLE
-    files = sorted((data / "images").glob("val_*.jpg"))[:DRAWN]
+    files = sorted(path for path in splits["val.images"].rglob("*") if path.is_file() and "train_" not in path.name)
+    files = files[:: max(1, len(files) // DRAWN)][:DRAWN]
     drawn = folder / "found"
     infer_folder(
-        detector.load(run_folder.best, "cpu"), files[0].parent, files, drawn, None, 0.4, batch_size=8, workers=0
+        detector.load(run_folder.best, "cpu"), splits["val.images"], files, drawn, None, 0.4, batch_size=8, workers=0
     )
 
-    drawings = [Image.open(path) for path in sorted((drawn / "images").iterdir())]
-    contact_sheet(drawings[:8], columns=4).save(drawn / "overview.jpg", quality=85)
+    drawings = [Image.open(path) for path in sorted((drawn / "images").rglob("*.jpg"))]
+    contact_sheet(drawings[:: len(drawings) // 8][:8], columns=4).save(drawn / "overview.jpg", quality=85)
 
     program = sys.argv[0] if Path(sys.argv[0]).name == "detector" else f"{sys.executable} -m detector"
     results = json.loads(run_folder.results.read_text())
+    metric = get_task(config).main_metric(config)
     print(
-        f"\nbox AP {results['AP']:.3f} (AP50 {results['AP50']:.3f}) on {VAL_PICTURES} pictures never trained on,"
-        f" after {results['train_seconds']:.0f} s of training\n"
+        f"\n{metric} {results[metric]:.3f} on data never trained on, after {results['train_seconds']:.0f} s of training\n"
         f"  pictures    {drawn / 'overview.jpg'}, {drawn / 'images'}\n"
         f"  metrics     {run_folder.results}, {run_folder.metrics}\n"
         f"  checkpoint  {run_folder.best}\n"
         "next:\n"
         f"  {program} evaluate --checkpoint {run_folder.best}\n"
         f"  {program} infer --checkpoint {run_folder.best} --input YOUR_PICTURES/ --output found/\n"
-        f"  {program} train --config retinanet_r18_fpn.yaml data.train.annotations=train.json data.train.images=images/"
-        " data.val.annotations=val.json data.val.images=images/"
+        f"  {program} train --config {plan.own_data}"
     )
     return 0
+
+
+def _splits(task: str, data: Path) -> dict[str, Path]:
+    """Where the generated data lies, by key of the config."""
+    if task == "classification":
+        return {"train.images": data / "train", "val.images": data / "val"}
+    images, annotations = data / "images", data / "annotations"
+    return {
+        "train.images": images,
+        "train.annotations": annotations / "train.json",
+        "val.images": images,
+        "val.annotations": annotations / "val.json",
+    }
+
+
+def _generate(task: str, data: Path, pictures: tuple[int, int], seed: int) -> None:
+    from detector.data.shapes import write_class_shapes, write_shapes
+
+    write = write_class_shapes if task == "classification" else write_shapes
+    write(data, *pictures, seed)

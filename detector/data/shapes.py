@@ -1,4 +1,4 @@
-"""A generated COCO-format data set: shapes over textured clutter. Every picture is a function of (seed, index)."""
+"""Generated data: shapes over textured clutter, in COCO format or a folder a class, a function of (seed, index)."""
 
 from __future__ import annotations
 
@@ -53,6 +53,22 @@ def write_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
         categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)]
         tree = {"images": images, "annotations": annotations, "categories": categories}
         (folder / "annotations" / f"{split}.json").write_text(json.dumps(tree), encoding="utf-8")
+        first += count
+
+
+def write_class_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
+    """``folder``/{train,val}/CLASS/ with every shape of so many pictures cut out, a tenth of its size around it."""
+    first = 0
+    for split, count in (("train", train), ("val", val)):
+        for name in CLASSES:
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+        for index in range(first, first + count):
+            picture, boxes, labels = make_picture(seed, index)
+            for number, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+                margin = np.tile((box[2:] - box[:2]) // 10 + 1, 2) * [-1, -1, 1, 1]
+                left, top, right, bottom = (box + margin).clip(0, SIDE)
+                file = folder / split / CLASSES[label] / f"{index:05}_{number:02}.png"
+                cv2.imwrite(str(file), picture[top:bottom, left:right, ::-1])
         first += count
 
 
