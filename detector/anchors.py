@@ -21,15 +21,17 @@ def level_sizes(height: int, width: int, levels: Sequence[int]) -> list[tuple[in
     return [(-(-height // 2**level), -(-width // 2**level)) for level in levels]
 
 
-def cell_anchors(base_size: float, ratios: list[float], scales: list[float]) -> Tensor:
+def cell_anchors(base_size: float, ratios: list[float], scales: list[float], rounded: bool = False) -> Tensor:
     """The anchors of one cell around the origin, [A, 4], ratio-major.
 
-    An anchor of ratio r (height / width) and scale s covers (base_size · s)² pixels (RetinaNet, section 4).
+    An anchor of ratio r (height / width) and scale s covers (base_size · s)² pixels (RetinaNet, section 4); with
+    ``rounded``, about as many.
     """
     size = base_size * torch.tensor(scales, dtype=torch.float64)[None, :]  # [1, S]
     root = torch.tensor(ratios, dtype=torch.float64).sqrt()[:, None]  # [R, 1]
     half_width, half_height = (size / root / 2).flatten(), (size * root / 2).flatten()
-    return torch.stack([-half_width, -half_height, half_width, half_height], dim=1).float()
+    cells = torch.stack([-half_width, -half_height, half_width, half_height], dim=1).float()
+    return cells.round() if rounded else cells
 
 
 class Anchors(nn.Module):
@@ -39,23 +41,30 @@ class Anchors(nn.Module):
         super().__init__()
         self.levels = tuple(levels)
         self.offset = config.offset
+        self.has_exact_strides = config.strides == "exact"
         for level in levels:
             shape = config.at_level(level)
-            cells = cell_anchors(shape.base_size, shape.ratios, shape.scales)
+            cells = cell_anchors(shape.base_size, shape.ratios, shape.scales, config.rounded)
             # Not saved: they are a function of the config, which a checkpoint carries anyway.
             self.register_buffer(f"p{level}", cells, persistent=False)
         self.per_cell = config.per_cell
 
     def forward(self, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[int]]:
         """Anchors [N, 4] for feature maps of the given sizes, and how many of them belong to each level."""
-        per_level = [self._at_level(level, *size) for level, size in zip(self.levels, sizes, strict=True)]
+        # Pictures are padded to whole cells of the finest level, so its size tells theirs.
+        picture = [side * 2 ** self.levels[0] for side in sizes[0]]
+        per_level = []
+        for level, size in zip(self.levels, sizes, strict=True):
+            strides = [2**level] * 2 if self.has_exact_strides else [p // s for p, s in zip(picture, size, strict=True)]
+            per_level.append(self._at_level(level, size, strides))
         return torch.cat(per_level), [len(anchors) for anchors in per_level]
 
-    def _at_level(self, level: int, height: int, width: int) -> Tensor:
+    def _at_level(self, level: int, size: tuple[int, int], strides: list[int]) -> Tensor:
         cells = self.get_buffer(f"p{level}")  # [A, 4]
-        stride = 2**level
-        rows = (torch.arange(height, device=cells.device) + self.offset) * stride
-        columns = (torch.arange(width, device=cells.device) + self.offset) * stride
+        rows, columns = (
+            (torch.arange(side, device=cells.device) + self.offset) * stride
+            for side, stride in zip(size, strides, strict=True)
+        )
         y, x = torch.meshgrid(rows.to(cells.dtype), columns.to(cells.dtype), indexing="ij")
         centers = torch.stack([x, y, x, y], dim=-1)  # [H, W, 4]
         return (centers[:, :, None, :] + cells).reshape(-1, 4)

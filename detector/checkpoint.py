@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import detector
 from detector.config import Config, config_from_dict, config_to_dict
 from detector.data.coco import Category
 from detector.errors import ConfigError, WeightsError
+from detector.files import read_file
 from detector.models import Model, build_model
 
 FORMAT = 1
@@ -42,16 +42,11 @@ def save_checkpoint(path: Path, config: Config, categories: list[Category], stat
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU. Raises :class:`~detector.errors.WeightsError` for anything else."""
-    path = Path(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().partition("\n")[0][:120]
-        raise WeightsError(
-            f"{path}: is no checkpoint, or is cut off ({reason}); give a .pt file written by training"
-        ) from None
+    return check_format(read_file(Path(path)), path)
+
+
+def check_format(content: Any, path: str | Path) -> dict[str, Any]:
+    """``content`` if it is of this package and version."""
     if not isinstance(content, dict) or "format" not in content:
         raise WeightsError(f"{path}: holds weights, but not of this package's training (no 'format')")
     if content["format"] != FORMAT:
@@ -82,8 +77,13 @@ def load_model(content: dict[str, Any], path: str | Path) -> Model:
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> None:
     """Strictly; a difference is named by its first key."""
-    own = model.state_dict()
-    for name in [*(own.keys() - weights.keys()), *(weights.keys() - own.keys())]:
+    compare_weights(model.state_dict(), weights, path)
+    model.load_state_dict(weights)
+
+
+def compare_weights(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Refuse ``weights`` that are not of the names and shapes of a model's ``own``."""
+    for name in sorted(own.keys() ^ weights.keys()):
         where = "missing from" if name in own else "unknown to the model but in"
         raise WeightsError(f"{path}: {name} is {where} the checkpoint; it is of another architecture")
     for name, tensor in weights.items():
@@ -92,7 +92,6 @@ def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path:
                 f"{path}: {name} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model;"
                 " it is of another architecture or class count"
             )
-    model.load_state_dict(weights)
 
 
 def versions() -> dict[str, str]:

@@ -43,6 +43,8 @@ class ResizeConfig(Section):
     # Several: one is drawn for each training image; evaluation and inference use the last.
     short: Annotated[list[Count], Field(min_length=1)] = [800]
     long: Count = 1333
+    rounding: Literal["nearest", "down"] = "nearest"  # of the sides to whole pixels; torchvision has down
+    interpolation: Literal["area", "bilinear"] = "area"  # when it shrinks; area does not alias
 
 
 class AugmentConfig(Section):
@@ -109,6 +111,8 @@ class BackboneConfig(Section):
     weights: str | None = None  # torchvision's name (IMAGENET1K_V1), a path, a URL; null = random
     norm: Literal["bn", "frozen_bn", "sync_bn"] = "bn"  # what the network's batch norms become
     freeze_at: Literal[0, 2, 3, 4, 5] = 0  # the stem and the stages up to this level are not trained; 2 = stem and C2
+    norm_eps: Annotated[float, Field(ge=0)] | None = None  # of batch norms; null: the network's own
+    stride_in_1x1: bool = False  # ResNet: a block shrinks in its 1×1 convolution, as Microsoft's, not in its 3×3
 
 
 class PyramidConfig(Section):
@@ -122,6 +126,8 @@ class PyramidConfig(Section):
     def _several(self) -> PyramidConfig:
         if len(self.branches) == 1:
             raise ValueError("branches: there is only one; a single network is model.backbone")
+        if not self.branches and self.fuse != "sum":
+            raise ValueError(f"fuse: {self.fuse} has no effect without branches; remove it, or name some")
         return self
 
 
@@ -129,6 +135,7 @@ class FPNConfig(Section):
     levels: Annotated[list[Annotated[int, Field(ge=2, le=7)]], Field(min_length=1)] = [3, 4, 5, 6, 7]
     channels: Count = 256
     p6_from: Literal["c5", "p5"] = "c5"
+    relu_before_p7: bool = True
     norm: Literal["none", "bn", "gn"] = "none"  # of lateral and output convolutions
     activation: Literal["none", "relu", "silu"] = "none"  # of lateral and output convolutions
     upsample: Literal["nearest", "bilinear", "deconv"] = "nearest"
@@ -162,6 +169,10 @@ class AnchorConfig(Section):
     ratios: Annotated[list[Positive], Field(min_length=1)] = [0.5, 1.0, 2.0]
     scales: Annotated[list[Positive], Field(min_length=1)] = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)]
     offset: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the centre from the cell's corner, in strides
+    rounded: bool = False  # a cell's corners to whole pixels, as torchvision has them
+    # Level l has stride 2^l; or, as in torchvision, the padded picture's side // the level's, which is less where P6
+    # and P7 were rounded up.
+    strides: Literal["exact", "from_size"] = "exact"
     levels: dict[int, AnchorShapes] = {}  # overrides by level
 
     @model_validator(mode="after")
@@ -233,6 +244,8 @@ class PredictConfig(Section):
     score_threshold: Probability = 0.05
     nms_threshold: Probability = 0.5
     max_detections: Count = 100
+    clip: Literal["before_nms", "after_nms"] = "before_nms"  # boxes to the picture
+    keep_empty: bool = False  # boxes of which the picture shows nothing, as torchvision does
     classes: Count = 5  # classification: so many of the best are written for each picture
 
 
@@ -250,6 +263,9 @@ class NormaliseConfig(Section):
 
 
 class ModelConfig(Section):
+    # A checkpoint of this package, torchvision, Detectron2 or MMDetection to begin with: a path, a URL, or a name of
+    # torchvision's such as RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1. What fits is taken, classes by name.
+    weights: str | None = None
     in_channels: Count = 3  # 1: gray; others: pictures must have exactly as many
     normalise: NormaliseConfig = NormaliseConfig()
     backbone: BackboneConfig | None = BackboneConfig()  # null where pyramid.branches stand in for it
@@ -265,11 +281,13 @@ class ModelConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _branches_in_place_of_one(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and isinstance(tree.get("pyramid"), dict) and tree["pyramid"].get("branches"):
-            if tree.get("backbone") is not None:
-                raise ValueError("backbone: pyramid.branches name the networks; set backbone: null, or remove branches")
-            return tree | {"backbone": None}
-        return tree
+        pyramid = tree.get("pyramid") if isinstance(tree, dict) else None
+        branches = pyramid.get("branches") if isinstance(pyramid, dict) else getattr(pyramid, "branches", None)
+        if not branches:
+            return tree
+        if tree.get("backbone") is not None:
+            raise ValueError("backbone: pyramid.branches name the networks; set backbone: null, or remove branches")
+        return tree | {"backbone": None}
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelConfig:
@@ -409,7 +427,15 @@ def config_from_dict(tree: _Tree, source: str) -> Config:
 
 def apply_overrides(config: Config, overrides: Sequence[str], source: str) -> Config:
     """``config`` (of a checkpoint ``source``) with ``key=value`` overrides."""
-    tree, places = config_to_dict(config), {(): source}
+    return overlay(config_to_dict(config), source, None, overrides)
+
+
+def overlay(tree: _Tree, source: str, path: str | None, overrides: Sequence[str]) -> Config:
+    """``tree`` (of ``source``) with a YAML file and ``key=value`` overrides on top of it."""
+    places: _Places = {(): source}
+    if path is not None:
+        own_tree, own_places = _read_yaml(find_config(path))
+        tree, places = _merge(tree, own_tree), places | own_places
     for override in overrides:
         _apply_override(tree, places, override)
     return _validate(tree, places)
@@ -512,7 +538,14 @@ def _validate(tree: _Tree, places: _Places) -> Config:
 
 
 # What only one task or one head reads.
-_DETECTION = ("data.invalid_boxes", "data.resize", "data.augment.scale_jitter", "data.augment.min_visibility")
+_DETECTION = (
+    "data.group_by_aspect",
+    "eval.backend",
+    "data.invalid_boxes",
+    "data.resize",
+    "data.augment.scale_jitter",
+    "data.augment.min_visibility",
+)
 _DETECTION += ("model.anchors", "model.matcher", "model.loss.cls", "model.loss.alpha", "model.loss.gamma")
 _DETECTION += ("model.loss.cls_weight", "model.loss.box", "model.loss.beta", "model.loss.box_weight")
 _DETECTION += tuple(f"model.predict.{key}" for key in PredictConfig.model_fields if key != "classes")
@@ -523,6 +556,9 @@ _USERS |= {f"model.head.{key}": ("head", "retina") for key in ("num_convs", "cha
 _USERS |= {f"model.head.{key}": ("head", "pooled") for key in ("pool", "fuse", "hidden", "dropout")}
 
 
+_KNOWN = {"task": ("detection", "classification"), "head": ("retina", "pooled", "classic")}
+
+
 def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
     """Keys that differ from their defaults although nothing of this config reads them, and what would."""
     chosen = {"task": config.task, "head": config.model.head.name}
@@ -531,7 +567,7 @@ def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
         values, defaults = own, default
         for part in key.split("."):
             values, defaults = values[part], defaults[part]
-        if chosen[kind] != name and values != defaults:
+        if chosen[kind] in _KNOWN[kind] and chosen[kind] != name and values != defaults:
             yield key, f"{kind} {name}"
     if config.model.head.name == "classic" and own["model"]["fpn"] != default["model"]["fpn"]:
         yield "model.fpn", "heads on a pyramid"
@@ -560,8 +596,13 @@ def _section_at(keys: tuple[str, ...]) -> type[Section]:
     section: type[Section] = Config
     for key in keys:
         if key in section.model_fields:
-            annotation = section.model_fields[key].annotation
-            candidates = [annotation, *get_args(annotation)]
-            nested = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, Section)]
-            section = nested[0] if nested else section
+            section = next(_sections_in(section.model_fields[key].annotation), section)
     return section
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """Those of a type such as ``list[Annotated[BackboneConfig, ...]]`` or ``BackboneConfig | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)

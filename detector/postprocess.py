@@ -34,13 +34,26 @@ def detect(predictions: Predictions, sizes: Tensor, config: PredictConfig) -> De
     logits, labels, anchor_index = select_candidates(predictions, config.topk)
     scores = logits.sigmoid()  # [B, M]
     deltas = predictions.box_deltas.gather(1, anchor_index[..., None].expand(-1, -1, 4))  # [B, M, 4]
-    boxes = box_ops.clip(box_ops.decode(deltas, predictions.anchors[anchor_index]), sizes)
-    # A box that clipping left without area is no detection.
-    is_kept = (scores > config.score_threshold) & (box_ops.box_area(boxes) > 0)  # [B, M]
+    boxes = box_ops.decode(deltas, predictions.anchors[anchor_index])
+    is_kept = scores > config.score_threshold  # [B, M]
+    if config.clip == "before_nms":
+        boxes = box_ops.clip(boxes, sizes)
+        is_kept &= _is_detection(boxes, config)
     images = [
         _suppress(*(part[row][is_kept[row]] for part in (boxes, scores, labels)), config) for row in range(len(scores))
     ]
+    detections = _pad(images, boxes)
+    if config.clip == "before_nms":
+        return detections
+    boxes = box_ops.clip(detections.boxes, sizes)
+    is_kept = (detections.labels != PADDING) & _is_detection(boxes, config)
+    images = [tuple(part[row][is_kept[row]] for part in (boxes, *detections[1:])) for row in range(len(boxes))]
     return _pad(images, boxes)
+
+
+def _is_detection(boxes: Tensor, config: PredictConfig) -> Tensor:
+    """A box that clipping left without area is none."""
+    return (box_ops.box_area(boxes) > 0) | config.keep_empty
 
 
 def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: PredictConfig) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,12 +11,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model, read_checkpoint
+from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model
 from detector.config import Config, apply_overrides
 from detector.data.coco import Category
 from detector.data.collate import collate
 from detector.data.images import read_image
 from detector.distributed import choose_device
+from detector.interchange import open_checkpoint
 from detector.models import Model
 from detector.tasks import get_task
 
@@ -35,12 +36,13 @@ class Predictor:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str | None = None, overrides: Sequence[str] = ()) -> Predictor:
-        """With ``key=value`` overrides of the checkpoint's config, such as ``model.predict.max_detections=300``.
+        """Of a checkpoint of this package, torchvision, Detectron2 or MMDetection: a path, a URL or torchvision's name.
 
-        Raises :class:`~detector.errors.WeightsError` for a file that is missing or is no checkpoint.
+        ``key=value`` overrides change its config, such as ``model.predict.max_detections=300``. Raises
+        :class:`~detector.errors.WeightsError` for a file that is missing or is no checkpoint.
         """
         torch.set_flush_denormal(True)
-        content = read_checkpoint(path)
+        content = open_checkpoint(path)
         config = apply_overrides(checkpoint_config(content, path), overrides, source=str(path))
         return cls(load_model(content, path), config, checkpoint_categories(content), choose_device(device))
 

@@ -90,7 +90,7 @@ def summarise(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> S
     sizes = torch.empty(1, 2, dtype=torch.int64, device="meta")
     try:
         macs, levels = _trace(model, config, images, sizes)
-        activation_bytes = _count_activations(model, images, sizes)
+        activation_bytes = count_activations(model, images, sizes)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"size {size[0]} × {size[1]}: the model takes no such picture ({reason})") from None
@@ -161,8 +161,8 @@ def _named_backbones(model: Model, config: ModelConfig) -> dict[str, Backbone]:
     return {name: branch.backbone for name, branch in zip(unique, model.pyramid.branches, strict=True)}
 
 
-def _count_activations(model: Model, images: Tensor, sizes: Tensor) -> int:
-    """Bytes of what autograd keeps of a training step's forward pass, parameters and buffers apart."""
+def count_activations(model: Model, images: Tensor, sizes: Tensor) -> int:
+    """Bytes that autograd keeps of a training step's forward pass, parameters and buffers apart; on the meta device."""
     model.train()
     for module in model.modules():
         # Batch norm refuses to train on one value a channel, as C5 of a small picture has; without data it keeps the

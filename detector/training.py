@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from detector.config import BackboneConfig, Config, config_to_dict
 from detector.data.coco import Category
 from detector.engine import TrainingState, count_steps, train
 from detector.errors import ConfigError, DataError, WeightsError
+from detector.interchange import open_checkpoint
 from detector.models import Model, build_model
 from detector.models.backbones import Backbone
 from detector.optim import scaled_lr
@@ -23,19 +23,17 @@ from detector.transfer import transfer
 from detector.weights import load_backbone_weights
 
 
-def fit(
-    config: Config, run: RunFolder, device: torch.device, resume: bool = False, init_from: Path | None = None
-) -> bool:
+def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = False) -> bool:
     """A whole run: open the data, build or resume, train, evaluate; True if it reached the end, False if stopped.
 
     With ``resume`` the run continues from its ``last.pt``, or begins if there is none. It begins from the weights that
-    the config names or, in place of them, from what fits of the checkpoint ``init_from``. Raises
+    the config names for the backbone or, in place of them, from what fits of the checkpoint ``model.weights``. Raises
     :class:`~detector.errors.DetectorError` for all that a person can mend.
     """
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     task = get_task(config)
     check_ranks(config, distributed.world_size(), device)
-    check_frozen(config, init_from)
+    check_frozen(config)
     writer = tensorboard_writer() if config.train.tensorboard else None
     if not resume:
         run.check_free()
@@ -50,7 +48,7 @@ def fit(
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(categories))
     if content is None:
-        origins, report = load_start(model, config, categories, init_from)
+        origins, report = load_start(model, config, categories)
     else:
         check_data(content, config, train_data, run)
         origins, report = [f"resumed from {run.last}"], None
@@ -70,34 +68,33 @@ def fit(
     return train(config, task, state, train_data, val_data, run, device)
 
 
-def load_start(
-    model: Model, config: Config, categories: list[Category], init_from: Path | None
-) -> tuple[list[str], str | None]:
+def load_start(model: Model, config: Config, categories: list[Category]) -> tuple[list[str], str | None]:
     """Fill a new model with the weights that it begins from; lines that say what came from where, and a full report."""
-    if init_from is None:
+    source = config.model.weights
+    if source is None:
         backbones = [module for module in model.modules() if isinstance(module, Backbone)]
         pairs = zip(backbones, config.model.backbones, strict=True)
         return [load_backbone_weights(backbone, section) for backbone, section in pairs], None
-    content = read_checkpoint(init_from)
-    outcome = transfer(model, categories, content, init_from)
+    content = open_checkpoint(source)
+    outcome = transfer(model, categories, content, source)
     counts_on_weights = any(_is_frozen(section) or section.weights for section in config.model.backbones)
     random = [name for name in outcome.begun if ".backbone." in name]
     if random and counts_on_weights:
         raise WeightsError(
-            f"{init_from}: {random[0]} and {len(random) - 1} more tensors of the backbone are not in it"
+            f"{source}: {random[0]} and {len(random) - 1} more tensors of the backbone are not in it"
             f" ({outcome.begun[random[0]]}), and would stay random; use the checkpoint's model.backbone"
         )
-    return [f"from {init_from} ({content['config']['task']}): {outcome.summary()}"], outcome.report()
+    return [f"from {source} ({content['config']['task']}): {outcome.summary()}"], outcome.report()
 
 
-def check_frozen(config: Config, init_from: Path | None) -> None:
+def check_frozen(config: Config) -> None:
     """Refuse to freeze what is random."""
     for section in config.model.backbones:
-        if _is_frozen(section) and section.weights is None and init_from is None:
+        if _is_frozen(section) and section.weights is None and config.model.weights is None:
             key = "norm: frozen_bn" if section.norm == "frozen_bn" else f"freeze_at: {section.freeze_at}"
             raise ConfigError(
                 f"model.backbone.{key} freezes random weights of {section.name}, which trains nothing; set weights,"
-                " give --init-from, or use norm: bn and freeze_at: 0"
+                " give model.weights or --init-from, or use norm: bn and freeze_at: 0"
             )
 
 

@@ -43,7 +43,7 @@ class Transfer(NamedTuple):
 
 
 @torch.no_grad()
-def transfer(model: Model, categories: list[Category], content: dict[str, Any], path: Path) -> Transfer:
+def transfer(model: Model, categories: list[Category], content: dict[str, Any], path: str | Path) -> Transfer:
     """Copy into ``model`` what fits of a checkpoint's ``content``: by name and shape, rows of classes by class name.
 
     Raises :class:`~detector.errors.WeightsError` if nothing of the pyramid fits, and if a part of a backbone would stay

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import pickle
-from pathlib import Path
-from urllib.error import URLError
-from urllib.parse import unquote, urlparse
-
-import torch
 import torchvision
 from torch import Tensor
 
 from detector.config import BackboneConfig
 from detector.errors import WeightsError, one_of
+from detector.files import is_state_dict, read_file, resolve
 from detector.models.backbones import TIMM, Backbone
 
 
@@ -55,42 +50,51 @@ def _inflated(tensor: Tensor, own: Tensor | None) -> Tensor:
 
 
 def _read(name: str, source: str) -> dict[str, Tensor]:
-    has_weights = name in torchvision.models.list_models()
-    known = [weight.name for weight in torchvision.models.get_model_weights(name)] if has_weights else []
-    path = Path(unquote(urlparse(source).path)) if source.startswith("file://") else Path(source)
-    if source in known:
-        url = torchvision.models.get_model_weights(name)[source].url
-    elif urlparse(source).scheme in ("http", "https"):
-        url = source
-    elif path.is_file():
-        return _load_file(path)
+    """The state dict that ``source`` means for the network ``name``."""
+    if name.startswith(TIMM):
+        network = name.removeprefix(TIMM)
+        if (weights := _of_timm(network, source)) is not None:
+            return weights
+        known: dict[str, str] = {}
+        hint = one_of(_timm_tags(network) or ["it has none"])
     else:
-        raise WeightsError(
-            f"model.backbone.weights: {source} is no file, no URL and no weights of {name}"
-            f" ({one_of(known or ['it has none'])})"
+        has_weights = name in torchvision.models.list_models()
+        known = (
+            {weight.name: weight.url for weight in torchvision.models.get_model_weights(name)} if has_weights else {}
         )
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    if not cached.exists():
-        try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(cached))
-        except (URLError, OSError) as error:
-            raise WeightsError(
-                f"model.backbone.weights: {url} cannot be downloaded ({getattr(error, 'reason', error)}); download it"
-                f" elsewhere and put it into {cached.parent}, or set model.backbone.weights to a path"
-            ) from None
-    return _load_file(cached)
-
-
-def _load_file(path: Path) -> dict[str, Tensor]:
+        hint = one_of(known or ["it has none"])
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror}") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
-        raise WeightsError(f"{path}: is no file of tensors, or is cut off") from None
+        path = resolve(source, known)
+    except WeightsError as error:
+        raise WeightsError(f"model.backbone.weights: {error}") from None
+    if path is None:
+        raise WeightsError(f"model.backbone.weights: {source} is no file, no URL and no weights of {name} ({hint})")
+    weights = read_file(path)
     if isinstance(weights, dict) and "format" in weights:
         raise WeightsError(f"{path}: is a checkpoint of training; start from it with --init-from instead")
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+    if not is_state_dict(weights):
         raise WeightsError(f"{path}: is no state dict (names to tensors)")
     return weights
+
+
+def _timm_tags(network: str) -> list[str]:
+    """What timm's published weights of a network are called, such as ``a1_in1k``."""
+    import timm
+
+    return [name.partition(".")[2] for name in timm.list_pretrained(f"{network}.*")]
+
+
+def _of_timm(network: str, tag: str) -> dict[str, Tensor] | None:
+    """timm's published weights, from its own cache or downloaded; None if it has none of that name."""
+    if tag not in _timm_tags(network):
+        return None
+    import timm
+
+    try:
+        return timm.create_model(f"{network}.{tag}", pretrained=True).state_dict()
+    except Exception as error:  # the hub's client raises errors of its own and of whichever library it uses below
+        reason = " ".join(str(error).split())[:160]
+        raise WeightsError(
+            f"model.backbone.weights: timm's {network}.{tag} cannot be had ({reason}); download it elsewhere and give"
+            " the path of the file"
+        ) from None

@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+from PIL import Image
 
 from detector.data.shapes import write_shapes
 
@@ -43,4 +45,19 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated COCO-format set of 12 train and 6 val pictures; a test that changes it works on a copy."""
     folder = tmp_path_factory.mktemp("shapes")
     write_shapes(folder, train=12, val=6)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated folder of class folders, 18 train and 6 val pictures: noise in blue, green and red."""
+    folder = tmp_path_factory.mktemp("colors")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        for channel, name in enumerate(["red", "green", "blue"]):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 150, (*rng.integers(32, 49, 2), 3), dtype=np.uint8)
+                pixels[..., channel] += 100
+                Image.fromarray(pixels).save(folder / split / name / f"{name}_{number}.png")
     return folder

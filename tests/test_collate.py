@@ -14,10 +14,11 @@ from torch.utils.data import Dataset
 from detector.config import ResizeConfig
 from detector.data.coco import CocoDataset, Sample, read_annotations
 from detector.data.collate import collate, load_batches, pad_images
+from detector.data.folder import ClassSample
 from detector.data.sampler import EvalBatches, Key
 from detector.data.transforms import Transform
 from detector.errors import ConfigError, DataError, DetectorError
-from detector.structures import IGNORE_REGION, Batch
+from detector.structures import IGNORE_REGION, Batch, ClassTargets
 
 
 def make_sample(height: int, width: int, boxes: list[list[float]], labels: list[int], image_id: int = 0) -> Sample:
@@ -68,6 +69,57 @@ def test_a_batch_without_boxes_has_one_row_of_padding() -> None:
         assert isinstance(batch, Batch)
         assert batch.targets.labels.tolist() == [[-1]] * number
         assert batch.targets.boxes.tolist() == [[[0, 0, 0, 0]]] * number
+
+
+# --- depth, channels and classes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 4, 5])
+def test_any_depth_and_channels_are_padded(channels: int) -> None:
+    image = torch.randint(0, 65536, (channels, 5, 7)).to(torch.uint16)
+    found = pad_images([image, image[:, :3]])
+    assert (found.dtype, found.shape) == (torch.uint16, (2, channels, 32, 32))
+    assert torch.equal(found[0, :, :5, :7], image)
+    assert found.long().sum() == image.long().sum() + image[:, :3].long().sum()  # all else is 0
+
+
+def test_8_bits_beside_16_are_spread_over_all_of_them() -> None:
+    low, high = torch.arange(256, dtype=torch.uint8).view(1, 16, 16), torch.zeros(1, 16, 16, dtype=torch.uint16)
+    for images in ([low, high], [high, low]):
+        found = pad_images(images, divisor=1)
+        assert (found.dtype, found.shape) == (torch.uint16, (2, 1, 16, 16))
+        own = found[0 if images[0] is low else 1]
+        assert own.long().ravel().tolist() == [257 * value for value in range(256)]  # 255 is 65535
+
+
+def make_class_sample(side: int, shares: list[float], weights: list[float], image_id: int = 0) -> ClassSample:
+    image = torch.full((3, side, side), image_id + 1, dtype=torch.uint8)
+    return ClassSample(image, torch.tensor(shares).float(), torch.tensor(weights).float(), (7, 9), image_id)
+
+
+def test_a_batch_of_classes_by_hand() -> None:
+    first = make_class_sample(20, [1, 0, 0], [1, 2, 3], 31)
+    batch = collate([first, make_class_sample(20, [0.25, 0, 0.75], [1, 2, 3], 5)])
+    assert isinstance(batch, Batch)
+    assert batch.images.shape == (2, 3, 20, 20)  # nothing is added to the size that a network was trained on
+    assert torch.equal(batch.images[0], first.image)
+    assert batch.sizes.tolist() == [[20, 20]] * 2
+    assert batch.sizes_original.tolist() == [[7, 9]] * 2
+    assert batch.ids.tolist() == [31, 5]
+    assert isinstance(batch.targets, ClassTargets)
+    assert batch.targets.shares.tolist() == [[1, 0, 0], [0.25, 0, 0.75]]
+    assert batch.targets.weights.tolist() == [[1, 2, 3]] * 2
+    assert (batch.targets.shares.dtype, batch.targets.weights.dtype) == (torch.float32, torch.float32)
+    assert isinstance(batch.to(torch.device("cpu")).targets, ClassTargets)
+
+
+def test_the_error_of_one_sample_is_the_batchs() -> None:
+    error = DataError("x.png: is no picture")
+    assert collate([make_class_sample(8, [1], [1]), error]) is error
+    assert collate([error, make_class_sample(8, [1], [1])]) is error
+
+
+# --- errors and signals -----------------------------------------------------------------------------------------------
 
 
 class Broken(Dataset[Sample | DetectorError]):

@@ -16,7 +16,9 @@ from pydantic import ValidationError
 from detector.config import (
     CONFIG_FOLDERS,
     AnchorConfig,
+    BackboneConfig,
     Config,
+    ModelConfig,
     apply_overrides,
     config_from_dict,
     config_to_dict,
@@ -93,7 +95,8 @@ def test_a_config_of_the_package_opens_with_its_command(name: str) -> None:
     text = (CONFIG_FOLDERS[0] / name).read_text(encoding="utf-8")
     head = [line for line in text.splitlines() if line.startswith("#")]
     assert text.startswith("# ")
-    assert any(f"--config {name}" in line or "make quickstart" in line for line in head)
+    commands = (f"--config {name}", "make quickstart", "detector quickstart")
+    assert any(command in line for command in commands for line in head)
 
 
 def test_a_path_goes_before_the_name_of_a_packaged_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,8 +145,68 @@ MISTAKES = {  # text: (line, what follows it)
     "model: {matcher: {positive: 0.3}}": (1, "model.matcher: negative: 0.4 must not be over positive: 0.3"),
     "data: {augment: {scale_jitter: [2, 0.5]}}": (1, "data.augment: scale_jitter: the lower bound comes first"),
     "data: {augment: {scale_jitter: [2]}}": (1, "data.augment.scale_jitter: "),
-    "model: {backbone: {norm: frozen_bn}}": (1, "model.backbone: norm: frozen_bn needs weights"),
-    "model: {backbone: {freeze_at: 2}}": (1, "model.backbone: freeze_at: freezing random weights trains nothing"),
+    "model:\n  backbone: {freeze_at: 1}": (2, "model.backbone.freeze_at: input should be 0, 2, 3, 4 or 5; it is 1"),
+    "model:\n  backbone: resnet18": (2, "model.backbone: input should be a valid dictionary"),
+    "model:\n  backbone: null\n": (
+        1,
+        "model: backbone: is null, and pyramid.branches names no network; give one of them",
+    ),
+    "model:\n  backbone: null\n  pyramid: {branches: []}\n": (
+        1,
+        "model: backbone: is null, and pyramid.branches names no",
+    ),
+    "model:\n  pyramid:\n    branches: [vgg11]\n": (
+        2,
+        "model.pyramid: branches: there is only one; a single network is model.backbone",
+    ),
+    "model:\n  backbone: {name: resnet18}\n  pyramid: {branches: [vgg11, resnet10]}\n": (
+        1,
+        "model: backbone: pyramid.branches name the networks; set backbone: null, or remove branches",
+    ),
+    "model:\n  pyramid:\n    branches: [vgg11, 10]\n": (
+        3,
+        "model.pyramid.branches.1: input should be a valid dictionary",
+    ),
+    "model:\n  pyramid:\n    branches: vgg11\n": (3, "model.pyramid.branches: input should be a valid list"),
+    "model:\n  pyramid:\n    branches:\n    - vgg11\n    - {name: resnet10, norm: ln}\n": (
+        3,
+        "model.pyramid.branches.1.norm: input should be 'bn', 'frozen_bn' or 'sync_bn'; it is 'ln'",
+    ),
+    "model:\n  pyramid: {branches: [vgg11, resnet10], fuse: max}\n": (
+        2,
+        "model.pyramid.fuse: input should be 'sum', 'mean' or 'concat'; it is 'max'",
+    ),
+    "task: classification\nmodel:\n  pyramid: {branches: [vgg11, resnet10]}\n  head: {name: classic}\n": (
+        2,
+        "model: head.name: classic is one network's own classifier; with pyramid.branches use pooled",
+    ),
+    "model: {in_channels: 0}": (1, "model.in_channels: input should be greater than or equal to 1; it is 0"),
+    "model:\n  in_channels: 1\n  normalise: {mean: [1, 2, 3]}\n": (
+        1,
+        "model: normalise.mean: 3 values for 1 in_channels",
+    ),
+    "model:\n  in_channels: 4\n  normalise: {mean: [1, 2, 3, 4], std: [1, 2]}\n": (
+        1,
+        "model: normalise.std: 2 values for 4 in_channels",
+    ),
+    "model: {normalise: {mean: []}}": (1, "model: normalise.mean: 0 values for 3 in_channels"),
+    "model:\n  normalise: {std: [1, 2, 0]}": (2, "model.normalise.std.2: input should be greater than 0; it is 0"),
+    "model: {fpn: {norm: ln}}": (1, "model.fpn.norm: input should be 'none', 'bn' or 'gn'; it is 'ln'"),
+    "model: {fpn: {activation: gelu}}": (1, "model.fpn.activation: input should be 'none', 'relu' or 'silu'"),
+    "model: {fpn: {upsample: bicubic}}": (1, "model.fpn.upsample: input should be 'nearest', 'bilinear' or 'deconv'"),
+    "model:\n  head:\n    name: pooled\n    dropout: 1\n": (
+        4,
+        "model.head.dropout: input should be less than 1; it is 1",
+    ),
+    "model:\n  head:\n    name: pooled\n    hidden: [8, 0]\n": (
+        4,
+        "model.head.hidden.1: input should be greater than or equal to 1; it is 0",
+    ),
+    "model: {head: {name: pooled, pool: lp}}": (
+        1,
+        "model.head.pool: input should be 'avg', 'max' or 'gem'; it is 'lp'",
+    ),
+    "model: {head: {name: pooled, fuse: sum}}": (1, "model.head.fuse: input should be 'mean', 'concat' or 'learned'"),
     "seed: 1\ntrain: {epochs: 1}\nseed: 2\n": (3, "seed: stands twice, first at "),
     "model:\n  head:\n    prior: 0.1\n    norm: gn\n    prior: 0.2\n": (5, "model.head.prior: stands twice, first at "),
     "seed: 1\ndata: [\n": (3, "not valid YAML: "),
@@ -217,6 +280,126 @@ def test_no_text_ends_in_anything_but_a_config_error(text: str, tmp_path_factory
         assert config == Config()
 
 
+# --- keys without effect ----------------------------------------------------------------------------------------------
+
+POOLED = "task: classification\nmodel:\n  head: {name: pooled}\n"
+CLASSIC = "task: classification\nmodel:\n  head: {name: classic}\n"
+WITHOUT_EFFECT = [  # text, line, key, what it is for
+    ("model:\n  head: {dropout: 0.5}\n", 2, "model.head.dropout", "head pooled"),
+    ("model:\n  head:\n    name: retina\n    pool: gem\n", 4, "model.head.pool", "head pooled"),
+    ("model:\n  head: {fuse: mean}\n", 2, "model.head.fuse", "head pooled"),
+    ("model:\n  head: {hidden: [64]}\n", 2, "model.head.hidden", "head pooled"),
+    (f"{CLASSIC[:-2]}, dropout: 0.5}}\n", 3, "model.head.dropout", "head pooled"),
+    (f"{POOLED[:-2]}, num_convs: 2}}\n", 3, "model.head.num_convs", "head retina"),
+    (f"{POOLED[:-2]}, channels: 8}}\n", 3, "model.head.channels", "head retina"),
+    (f"{POOLED[:-2]}, norm: gn}}\n", 3, "model.head.norm", "head retina"),
+    (f"{CLASSIC[:-2]}, prior: 0.1}}\n", 3, "model.head.prior", "head retina"),
+    (f"{CLASSIC}  fpn: {{channels: 64}}\n", 4, "model.fpn", "heads on a pyramid"),
+    (f"{POOLED}data:\n  resize: {{short: [64]}}\n", 5, "data.resize", "task detection"),
+    (f"{POOLED}data:\n  invalid_boxes: drop\n", 5, "data.invalid_boxes", "task detection"),
+    (f"{POOLED}data: {{augment: {{scale_jitter: [1, 2]}}}}\n", 4, "data.augment.scale_jitter", "task detection"),
+    (f"{POOLED}data: {{augment: {{min_visibility: 0}}}}\n", 4, "data.augment.min_visibility", "task detection"),
+    (f"{POOLED}  anchors: {{ratios: [1]}}\n", 4, "model.anchors", "task detection"),
+    (f"{POOLED}  matcher: {{positive: 0.6}}\n", 4, "model.matcher", "task detection"),
+    (f"{POOLED}  loss:\n    gamma: 1\n", 5, "model.loss.gamma", "task detection"),
+    (f"{POOLED}  loss:\n    box: giou\n", 5, "model.loss.box", "task detection"),
+    (f"{POOLED}  predict: {{nms_threshold: 0.6}}\n", 4, "model.predict.nms_threshold", "task detection"),
+    (f"{POOLED}  predict: {{topk: 10}}\n", 4, "model.predict.topk", "task detection"),
+    ("data: {crop: {size: 96}}\n", 1, "data.crop", "task classification"),
+    ("data:\n  val_share: 0.2\n", 2, "data.val_share", "task classification"),
+    ("data:\n  classes: [cat, dog]\n", 2, "data.classes", "task classification"),
+    ("data:\n  class_weights: balanced\n", 2, "data.class_weights", "task classification"),
+    ("data:\n  augment:\n    mixup: 0.2\n", 3, "data.augment.mixup", "task classification"),
+    ("data:\n  augment:\n    cutmix: 1\n", 3, "data.augment.cutmix", "task classification"),
+    ("model:\n  loss: {label_smoothing: 0.1}\n", 2, "model.loss.label_smoothing", "task classification"),
+    ("model:\n  predict: {classes: 3}\n", 2, "model.predict.classes", "task classification"),
+    ("model:\n  multi_label: true\n", 2, "model.multi_label", "task classification"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "key", "user"), WITHOUT_EFFECT)
+def test_a_key_without_effect_is_refused(text: str, line: int, key: str, user: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    assert error_of(path) == f"{path}:{line}: {key}: has no effect here, it is for {user}; remove it"
+
+
+def test_all_keys_without_effect_are_reported_at_once(tmp_path: Path) -> None:
+    base = write(tmp_path, "data: {resize: {short: [64]}}\n", "base.yaml")
+    path = write(tmp_path, f"base: base.yaml\n{POOLED}  predict: {{topk: 10}}\n")
+    assert set(error_of(path, ("model.head.prior=0.1",)).splitlines()) == {
+        f"{base}:1: data.resize: has no effect here, it is for task detection; remove it",
+        f"{path}:5: model.predict.topk: has no effect here, it is for task detection; remove it",
+        "command line: model.head.prior: has no effect here, it is for head retina; remove it",
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {head: {name: retina, num_convs: 2, prior: 0.1}, anchors: {ratios: [1]}, predict: {topk: 10}}\n",
+        "data: {resize: {short: [64]}, invalid_boxes: clip, augment: {scale_jitter: [1, 2]}}\n",
+        f"{POOLED[:-2]}, pool: gem, fuse: learned, hidden: [8], dropout: 0.5}}\n  fpn: {{channels: 64}}\n",
+        f"{CLASSIC}  backbone: {{name: vgg16, freeze_at: 2}}\n  loss: {{label_smoothing: 0.1}}\n  multi_label: true\n",
+        f"{POOLED}data: {{val_share: 0.2, class_weights: {{cat: 2}}, crop: {{size: 96}}, augment: {{mixup: 0.2}}}}\n",
+    ],
+)
+def test_keys_with_an_effect_are_taken(text: str, tmp_path: Path) -> None:
+    assert load_config(write(tmp_path, text)) != Config()
+
+
+def test_what_is_so_anyway_may_be_said(tmp_path: Path) -> None:
+    """A resolved config has every key."""
+    text = "model: {head: {dropout: 0, pool: avg}, multi_label: false}\ndata: {crop: {size: 224}, val_share: null}\n"
+    assert load_config(write(tmp_path, text)) == Config()
+
+
+# --- networks and channels --------------------------------------------------------------------------------------------
+
+
+def test_branches_are_names_or_sections(tmp_path: Path) -> None:
+    branches = "[vgg11_bn, {name: resnet18, weights: IMAGENET1K_V1, freeze_at: 2, norm: frozen_bn}, {}]"
+    path = write(tmp_path, f"model:\n  pyramid: {{branches: {branches}, fuse: concat}}\n")
+    empty = write(tmp_path, "", "empty.yaml")
+    for config in (load_config(path), load_config(empty, [f"model.pyramid.branches={branches}"])):
+        assert config.model.backbone is None
+        assert config.model.backbones == [
+            BackboneConfig(name="vgg11_bn"),
+            BackboneConfig(name="resnet18", weights="IMAGENET1K_V1", freeze_at=2, norm="frozen_bn"),
+            BackboneConfig(),
+        ]
+    assert load_config(path, ["model.backbone=null"]).model.pyramid.fuse == "concat"
+
+
+def test_branches_take_the_place_of_the_backbone_of_a_base(tmp_path: Path) -> None:
+    write(tmp_path, "model: {backbone: {name: resnet18}}", "base.yaml")
+    branches = "pyramid: {branches: [vgg11, resnet10]}"
+    own = write(tmp_path, f"base: base.yaml\nmodel: {{backbone: null, {branches}}}")
+    assert [backbone.name for backbone in load_config(own).model.backbones] == ["vgg11", "resnet10"]
+    assert "set backbone: null" in error_of(write(tmp_path, f"base: base.yaml\nmodel: {{{branches}}}"))
+
+
+def test_one_backbone_is_all_of_them() -> None:
+    assert ModelConfig().backbones == [BackboneConfig()]
+
+
+@pytest.mark.parametrize(
+    ("model", "mean", "std"),
+    [
+        ({}, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+        # 343.485 / 3 and 172.89 / 3
+        ({"in_channels": 1}, [114.495], [57.63]),
+        ({"in_channels": 4}, [114.495] * 4, [57.63] * 4),
+        ({"in_channels": 2, "normalise": {"mean": [1, 2]}}, [1, 2], [57.63, 57.63]),
+        ({"in_channels": 2, "normalise": {"std": [1, 2]}}, [114.495, 114.495], [1, 2]),
+        ({"normalise": {"mean": [0, 0, 0], "std": [1, 1, 1]}}, [0, 0, 0], [1, 1, 1]),
+    ],
+)
+def test_mean_and_deviation_follow_the_channels(model: dict[str, Any], mean: list[float], std: list[float]) -> None:
+    config = ModelConfig.model_validate(model)
+    assert config.mean == pytest.approx(mean)
+    assert config.std == pytest.approx(std)
+
+
 # --- base -------------------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +450,8 @@ def test_a_base_has_no_base(tmp_path: Path) -> None:
         ("train.clip_norm=null", "train.clip_norm", None),
         ("data.augment.scale_jitter=[0.5, 2]", "data.augment.scale_jitter", [0.5, 2.0]),
         ("data.train.images=a=b c/ö", "data.train.images", "a=b c/ö"),
-        ("data.resize={short: [64], long: 96}", "data.resize", {"short": [64], "long": 96}),
+        ("data.resize={short: [64], long: 96}", "data.resize.short", [64]),
+        ("data.resize={short: [64], long: 96}", "data.resize.long", 96),
         ("model.anchors.levels.4.base_size=30", "model.anchors.levels", {"4": {"base_size": 30.0}}),
     ],
 )
@@ -330,6 +514,19 @@ def there_and_back(config: Config, path: Path) -> None:
     assert config_from_dict(tree, "x") == config
     save_config(config, path)
     assert load_config(path) == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{POOLED}  in_channels: 4\n  pyramid: {{branches: [vgg11, {{name: resnet10, freeze_at: 2}}], fuse: mean}}\n",
+        f"{POOLED[:-2]}, hidden: [8, 4], pool: gem, fuse: learned}}\n  fpn: {{norm: gn, upsample: deconv}}\n",
+        f"{CLASSIC}data: {{class_weights: {{'1': 2, ü: 0.5}}, classes: ['1', ü], val_share: 0.1}}\n",
+        "model: {in_channels: 1, normalise: {mean: [3]}, fpn: {activation: silu, output_conv: false}}\n",
+    ],
+)
+def test_what_is_chosen_is_read_back_equal(text: str, tmp_path: Path) -> None:
+    there_and_back(load_config(write(tmp_path, text)), tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("name", NAMES)

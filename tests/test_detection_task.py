@@ -31,6 +31,7 @@ from detector.errors import ConfigError
 from detector.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.matching import IGNORE, MATCHERS, match_anchors
 from detector.models import build_model
+from detector.models.heads import HEADS
 from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Predictions, Targets
 from detector.tasks import TASKS, detection, get_task
 
@@ -221,8 +222,15 @@ def test_bf16_predictions_give_float32_losses() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_every_task_is_found_by_its_name(name: str) -> None:
-    assert get_task(Config(task=name)) is TASKS[name]
+def test_every_task_is_found_by_its_name_and_knows_its_heads(name: str) -> None:
+    for head in TASKS[name].PARTS["head.name"]:
+        config = Config.model_validate({"task": name, "model": {"head": {"name": head}}})
+        assert get_task(config) is TASKS[name]
+
+
+def test_every_head_is_of_one_task() -> None:
+    heads = [head for task in TASKS.values() for head in task.PARTS["head.name"]]
+    assert sorted(heads) == sorted(HEADS)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +239,7 @@ def test_every_task_is_found_by_its_name(name: str) -> None:
         ({"matcher": {"name": "atsss"}}, r"model\.matcher\.name.*'atsss'.*max_iou"),
         ({"loss": {"cls": "fokal"}}, r"model\.loss\.cls.*'fokal'.*focal"),
         ({"loss": {"box": "ciouu"}}, r"model\.loss\.box.*'ciouu'.*smooth_l1.*giou"),
+        ({"head": {"name": "pooled"}}, r"model\.head\.name: 'pooled' is not known to task detection; use retina"),
     ],
 )
 def test_unknown_names_list_the_known_ones(section: dict[str, dict[str, str]], message: str) -> None:
@@ -239,7 +248,7 @@ def test_unknown_names_list_the_known_ones(section: dict[str, dict[str, str]], m
 
 
 def test_unknown_task_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"'detektion'.*detection"):
+    with pytest.raises(ConfigError, match=r"'detektion'.*detection or classification"):
         get_task(Config(task="detektion"))
 
 
@@ -335,7 +344,7 @@ def test_scores_of_right_and_wrong_detections(tmp_path: Path) -> None:
     ids = torch.tensor(list(boxes))
 
     metrics = detection.evaluate([detection.to_rows(right, ids, truth.categories)], truth, Config())
-    assert metrics[detection.MAIN_METRIC] == pytest.approx(1)
+    assert metrics[detection.main_metric(Config())] == pytest.approx(1)
     # The owl is taken for a dog: no owl is found; scored lower than the dog, the mistake costs the dogs nothing.
     wrong = right._replace(labels=torch.tensor([[0], [1], [1]]), scores=torch.tensor([[0.9], [0.9], [0.1]]))
     batches = [detection.to_rows(wrong, ids, truth.categories)[:2], detection.to_rows(wrong, ids, truth.categories)[2:]]
@@ -348,3 +357,5 @@ def test_scores_of_right_and_wrong_detections(tmp_path: Path) -> None:
     assert "AP 0.667" in table
     assert [line.split()[0] for line in table.splitlines()[-3:]] == ["cat", "dog", "owl"]
     assert "cat" not in detection.describe(metrics, per_class=False)
+    detection.write_report(metrics, tmp_path)
+    assert list(tmp_path.iterdir()) == [file]  # results.json has it all

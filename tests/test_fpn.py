@@ -1,11 +1,13 @@
-"""FPN: by hand, against torchvision, and at odd sizes."""
+"""FPN: by hand, against torchvision, with every option, and at odd sizes."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
@@ -146,3 +148,161 @@ def test_finer_features_than_asked_for_are_left_out(finest: int) -> None:
     features = make_features(64, 64)[finest - 2 :]
     pyramid = make_fpn([4, 5, 6], finest=finest)(features)
     assert_close(pyramid, make_fpn([4, 5, 6], finest=4)(features[-2:]))
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def choices(field: str) -> tuple[str, ...]:
+    return get_args(FPNConfig.model_fields[field].annotation)
+
+
+SIZES = {  # of C2 to C5
+    "even": [(32, 48), (16, 24), (8, 12), (4, 6)],
+    "up": level_sizes(97, 131, [2, 3, 4, 5]),
+    "down": [(17, 22), (8, 11), (4, 5), (2, 2)],  # VGG at 70×90: a pooling leaves out what is over
+    "up and down": [(17, 23), (9, 11), (5, 5), (2, 3)],
+}
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("output_conv", [True, False])
+@pytest.mark.parametrize("upsample", choices("upsample"))
+@pytest.mark.parametrize("activation", choices("activation"))
+@pytest.mark.parametrize("norm", choices("norm"))
+def test_every_combination_keeps_the_sizes_and_trains(
+    norm: str, activation: str, upsample: str, output_conv: bool, sizes: str
+) -> None:
+    torch.manual_seed(0)
+    options = {"norm": norm, "activation": activation, "upsample": upsample, "output_conv": output_conv}
+    config = FPNConfig.model_validate({"levels": [2, 3, 4, 5, 6, 7], "channels": 8, **options})
+    fpn = FPN((2, 3, 4, 5), tuple(CHANNELS.values()), config).train()
+    features = [torch.randn(2, CHANNELS[level], *size) for level, size in enumerate(SIZES[sizes], start=2)]
+    pyramid = fpn(features)
+    height, width = SIZES[sizes][-1]
+    coarse = [(-(-height // 2), -(-width // 2)), (-(-height // 4), -(-width // 4))]  # P6 and P7 round up
+    assert [tuple(feature.shape) for feature in pyramid] == [(2, 8, *size) for size in (*SIZES[sizes], *coarse)]
+
+    before = {name: parameter.detach().clone() for name, parameter in fpn.named_parameters()}
+    optimizer = torch.optim.SGD(fpn.parameters(), lr=0.01)
+    sum((feature * torch.randn_like(feature)).sum() for feature in pyramid).backward()
+    optimizer.step()
+    for name, parameter in fpn.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert not torch.equal(parameter, before[name]), name
+    assert all(feature.isfinite().all() for feature in fpn(features))
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("none", None), ("bn", nn.BatchNorm2d), ("gn", nn.GroupNorm)])
+@pytest.mark.parametrize(("activation", "after"), [("none", None), ("relu", nn.ReLU), ("silu", nn.SiLU)])
+def test_layers_of_laterals_and_outputs(
+    norm: str, kind: type[nn.Module] | None, activation: str, after: type[nn.Module] | None
+) -> None:
+    config = FPNConfig.model_validate({"channels": 48, "norm": norm, "activation": activation})
+    fpn = FPN((3, 4, 5), (4, 5, 6), config)
+    for level, (lateral, output) in enumerate(zip(fpn.lateral, list(fpn.output.values())[:3], strict=True), start=3):
+        for block, inputs, kernel in ((lateral, CHANNELS[level], 1), (output, 48, 3)):
+            layers = list(block) if isinstance(block, nn.Sequential) else [block]
+            assert [type(layer) for layer in layers] == [layer for layer in (nn.Conv2d, kind, after) if layer]
+            assert layers[0].weight.shape == (48, inputs, kernel, kernel)
+            assert (layers[0].bias is None) == (norm != "none")  # a norm has its own shift
+            assert all(layer.num_groups == 16 for layer in layers if isinstance(layer, nn.GroupNorm))  # gcd(32, 48)
+    for name in ("p6", "p7"):
+        assert isinstance(fpn.output[name], nn.Conv2d)
+        assert fpn.output[name].bias is not None
+
+
+def test_activation_by_hand() -> None:
+    config = FPNConfig(levels=[4, 5], channels=1, activation="relu")
+    fpn = FPN((4, 5), (1, 1), config)
+    with torch.no_grad():
+        for block, factor in zip((*fpn.lateral, *fpn.output.values()), (1.0, -1.0, -10.0, 10.0), strict=True):
+            block[0].weight.zero_()
+            block[0].weight[..., block[0].kernel_size[0] // 2, block[0].kernel_size[0] // 2] = factor
+        # Laterals: ReLU(-3) = 0, ReLU(-1 · -2) = 2. Merged: 0 + 2 and 2. Outputs: ReLU(-10 · 2) = 0, ReLU(10 · 2) = 20.
+        fine, coarse = fpn([torch.full((1, 1, 4, 4), -3.0), torch.full((1, 1, 2, 2), -2.0)])
+    assert (fine == 0).all()
+    assert (coarse == 20).all()
+
+
+def passing(upsample: str, levels: tuple[int, ...] = (4, 5), channels: int = 1) -> FPN:
+    """Laterals that pass on what they get, and no output convolutions: P5 is C5, P4 is C4 + C5 upsampled."""
+    config = FPNConfig.model_validate(
+        {"levels": list(levels), "channels": channels, "upsample": upsample, "output_conv": False}
+    )
+    fpn = FPN(levels, (channels,) * len(levels), config)
+    for lateral in fpn.lateral:
+        nn.init.dirac_(lateral.weight)
+    return fpn
+
+
+@pytest.mark.parametrize("upsample", choices("upsample"))
+def test_without_output_convolutions_levels_are_the_merged_laterals(upsample: str) -> None:
+    torch.manual_seed(0)
+    options = {"levels": [3, 4, 5, 6], "channels": 8, "upsample": upsample}
+    plain = FPN((3, 4, 5), (4, 5, 6), FPNConfig.model_validate(options | {"output_conv": False}))
+    fpn = FPN((3, 4, 5), (4, 5, 6), FPNConfig.model_validate(options))
+    names = {name.split(".")[0] for name, _ in plain.named_parameters()}
+    assert names == {"lateral", "output"} | ({"deconv"} if upsample == "deconv" else set())
+    assert {name for name, _ in plain.named_parameters() if name.startswith("output")} == {
+        "output.p6.weight",
+        "output.p6.bias",
+    }
+    assert set(fpn.load_state_dict(plain.state_dict(), strict=False).missing_keys) == {
+        f"output.p{level}.{leaf}" for level in (3, 4, 5) for leaf in ("weight", "bias")
+    }
+    features = make_features(64, 96, (3, 4, 5))
+    with torch.no_grad():
+        merged = plain(features)
+        for level, feature in enumerate(merged[:3], start=3):
+            assert_close(fpn.output[f"p{level}"](feature), fpn(features)[level - 3])
+        assert_close(merged[2], plain.lateral[2](features[2]))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 6), (5, 7)])
+def test_upsampling_at_even_sizes_equals_torch(rows: int, columns: int) -> None:
+    torch.manual_seed(0)
+    coarse, nothing = torch.randn(2, 3, rows, columns), torch.zeros(2, 3, 2 * rows, 2 * columns)
+    with torch.no_grad():
+        fine = {upsample: passing(upsample, channels=3)([nothing, coarse])[0] for upsample in choices("upsample")}
+    size = (2 * rows, 2 * columns)
+    assert_close(fine["nearest"], F.interpolate(coarse, size=size, mode="nearest"))
+    assert_close(fine["bilinear"], F.interpolate(coarse, size=size, mode="bilinear", align_corners=False))
+    assert_close(fine["deconv"], fine["nearest"])  # as it begins
+
+
+@pytest.mark.parametrize(("fine", "coarse"), [(7, 4), (8, 4), (9, 4), (1, 1), (2, 1), (3, 1), (33, 17), (45, 22)])
+@pytest.mark.parametrize("upsample", ["bilinear", "deconv"])
+@pytest.mark.parametrize("is_row", [True, False])
+def test_upsampling_at_odd_sizes_by_hand(upsample: str, fine: int, coarse: int, is_row: bool) -> None:
+    """A ramp; where a network rounded down, what is missing repeats the border."""
+    position = torch.arange(fine, dtype=torch.float32)
+    if upsample == "bilinear":
+        expected = ((position + 0.5) / 2 - 0.5).clamp(0, coarse - 1)  # centres of pixels, half as large
+    else:
+        expected = (position // 2).clamp(max=coarse - 1)
+    shape, wide = ((1, 1, -1, 1), (1, 1, 1, 6)) if is_row else ((1, 1, 1, -1), (1, 1, 6, 1))
+    ramp = torch.arange(coarse, dtype=torch.float32).reshape(shape).tile([max(1, side // 2) for side in wide])
+    expected = expected.reshape(shape).tile(wide)
+    with torch.no_grad():
+        finest, _ = passing(upsample)([torch.zeros_like(expected), ramp])
+    assert_close(finest, expected)
+
+
+def test_every_level_has_its_own_deconvolution() -> None:
+    fpn = passing("deconv", levels=(3, 4, 5))
+    with torch.no_grad():
+        for deconv, factor in zip(fpn.deconv, (2.0, 3.0), strict=True):
+            deconv.weight.mul_(factor)
+        features = [torch.full((1, 1, side, side), value) for side, value in ((16, 1.0), (8, 2.0), (4, 4.0))]
+        pyramid = fpn(features)
+    # 4; 2 + 3 · 4 = 14; 1 + 2 · 14 = 29
+    assert [feature.unique().tolist() for feature in pyramid] == [[29], [14], [4]]
+
+
+def test_deconvolution_begins_without_mixing_channels() -> None:
+    fpn = passing("deconv", channels=5)
+    weight, bias = fpn.deconv[0].weight, fpn.deconv[0].bias
+    assert torch.equal(weight, torch.eye(5)[:, :, None, None].expand(5, 5, 2, 2))
+    assert (bias == 0).all()

@@ -1,8 +1,10 @@
-"""Heads: the order of their outputs, their first scores, their layers."""
+"""Heads: the order of their outputs, their first scores, their layers, and pooling by hand."""
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.testing import assert_close
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 
 from detector.config import AnchorConfig, HeadConfig, ModelConfig
-from detector.models.heads import HEADS, RetinaHead
+from detector.models.heads import HEADS, ClassicHead, PooledHead, RetinaHead
 
 SIZES = [(3, 4), (2, 2), (1, 1)]
 LEVELS = (3, 4, 5)
@@ -120,8 +122,8 @@ def test_layers_of_the_towers(num_convs: int, norm: str, layers: list[type[nn.Mo
         assert [type(module) for module in tower] == layers * num_convs
         # A normalised layer has its own shift.
         assert all((module.bias is None) == (norm == "gn") for module in tower if isinstance(module, nn.Conv2d))
-        # 32 groups (Wu & He 2018), or as many as divide the channels.
-        assert all(module.num_groups == 16 for module in tower if isinstance(module, nn.GroupNorm))
+        # 32 groups (Wu & He 2018), or as many as divide the channels and leave two to each: 8 of 16.
+        assert all(module.num_groups == 8 for module in tower if isinstance(module, nn.GroupNorm))
     assert head(make_pyramid()).cls_logits.shape == (2, 153, 3)  # 9 · (12 + 4 + 1)
 
 
@@ -163,12 +165,149 @@ def test_initial_weights() -> None:
             assert (parameter == 0).all(), name
 
 
+# --- all of them ------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_every_parameter_of_every_head_is_used(name: str) -> None:
-    head = HEADS[name](ModelConfig(head=HeadConfig(name=name)), LEVELS, 16, 3)
-    output = head(make_pyramid())
+    torch.manual_seed(0)
+    head = HEADS[name](ModelConfig(head=HeadConfig(name=name, pool="gem", fuse="learned", hidden=[8])), LEVELS, 16, 3)
+    output = head(torch.randn(2, 16) if name == "classic" else make_pyramid())
     tensors = [output] if isinstance(output, Tensor) else [output.cls_logits, output.box_deltas]
     sum(tensor.square().sum() for tensor in tensors).backward()
     for parameter_name, parameter in head.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert (parameter.grad != 0).any(), parameter_name
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_tensors_by_class_have_its_classes_in_rows(name: str) -> None:
+    """What weights of other classes are cut to."""
+    head = HEADS[name](ModelConfig(head=HeadConfig(name=name, hidden=[8])), LEVELS, 16, 7)
+    anchors = 9 if name == "retina" else 1
+    assert [head.get_parameter(tensor).shape[0] for tensor in head.by_class] == [7 * anchors, 7 * anchors]
+    others = HEADS[name](ModelConfig(head=HeadConfig(name=name, hidden=[8])), LEVELS, 16, 6)
+    differing = {key for key, tensor in head.state_dict().items() if tensor.shape != others.state_dict()[key].shape}
+    assert differing == set(head.by_class)
+
+
+# --- pooled and classic -----------------------------------------------------------------------------------------------
+
+
+def make_pooled(num_levels: int = 3, channels: int = 16, num_classes: int = 3, **head: object) -> PooledHead:
+    torch.manual_seed(0)
+    config = ModelConfig(head=HeadConfig.model_validate({"name": "pooled", **head}))
+    return PooledHead(config, LEVELS[:num_levels], channels, num_classes)
+
+
+def passing(head: PooledHead) -> PooledHead:
+    """Its classifier gives the fused vector as it is."""
+    with torch.no_grad():
+        nn.init.eye_(head.classifier.weight)
+        head.classifier.bias.zero_()
+    return head
+
+
+# One picture, two channels, two levels.
+FINE = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]], [[0.0, 8.0], [4.0, 0.0]]]])
+COARSE = torch.tensor([[[[5.0]], [[-1.0]]]])
+
+
+@pytest.mark.parametrize(
+    ("pool", "fuse", "expected"),
+    [
+        # Averages: (1 + 2 + 3 + 6) / 4 = 3 and (8 + 4) / 4 = 3; then 5 and -1. Maxima: 6 and 8; 5 and -1.
+        ("avg", "mean", [4.0, 1.0]),
+        ("avg", "concat", [3.0, 3.0, 5.0, -1.0]),
+        ("avg", "learned", [4.0, 1.0]),
+        ("max", "mean", [5.5, 3.5]),
+        ("max", "concat", [6.0, 8.0, 5.0, -1.0]),
+        ("max", "learned", [5.5, 3.5]),
+        # Cubes: (1 + 8 + 27 + 216) / 4 = 63 and (512 + 64) / 4 = 144; what is not positive counts as (nearly) 0.
+        ("gem", "concat", [63 ** (1 / 3), 144 ** (1 / 3), 5.0, 1e-6]),
+        ("gem", "mean", [(63 ** (1 / 3) + 5) / 2, 144 ** (1 / 3) / 2]),
+        ("gem", "learned", [(63 ** (1 / 3) + 5) / 2, 144 ** (1 / 3) / 2]),
+    ],
+)
+def test_pooling_and_fusing_by_hand(pool: str, fuse: str, expected: list[float]) -> None:
+    head = passing(make_pooled(2, channels=2, num_classes=len(expected), pool=pool, fuse=fuse))
+    with torch.no_grad():
+        assert_close(head([FINE, COARSE]), torch.tensor([expected]))
+
+
+def test_every_way_of_pooling_and_fusing_is_tried() -> None:
+    pools, fuses = (get_args(HeadConfig.model_fields[field].annotation) for field in ("pool", "fuse"))
+    assert (pools, fuses) == (("avg", "max", "gem"), ("mean", "concat", "learned"))
+
+
+def test_learned_weights_by_hand() -> None:
+    head = passing(make_pooled(2, channels=2, num_classes=2, fuse="learned"))
+    with torch.no_grad():
+        head.level_weights.copy_(torch.tensor([0.0, math.log(3)]))  # softmax: 1/4 and 3/4
+        # 3 / 4 + 5 · 3 / 4 = 4.5; 3 / 4 - 1 · 3 / 4 = 0
+        assert_close(head([FINE, COARSE]), torch.tensor([[4.5, 0.0]]))
+
+
+def test_gem_is_between_average_and_maximum() -> None:
+    feature = torch.rand(2, 4, 5, 6) * 3 - 0.5
+    clamped = feature.clamp(min=1e-6)
+    head = passing(make_pooled(1, channels=4, num_classes=4, pool="gem"))
+    assert head.power.item() == 3
+    with torch.no_grad():
+        usual = head([feature])
+        head.power.fill_(1.0)
+        average = head([feature])
+        assert_close(average, clamped.mean(dim=(2, 3)))
+        head.power.fill_(60.0)  # 30 cells: at most (1 / 30)^(1 / 60) = 0.94 of the maximum is lost
+        largest = head([feature])
+    maximum = feature.amax(dim=(2, 3))
+    assert ((average < usual) & (usual < largest) & (largest <= maximum)).all()
+    assert (largest > 0.94 * maximum).all()
+
+
+@pytest.mark.parametrize("hidden", [[], [5], [7, 5]])
+@pytest.mark.parametrize(("fuse", "width"), [("mean", 16), ("concat", 48), ("learned", 16)])
+def test_widths_of_fully_connected_layers(fuse: str, width: int, hidden: list[int]) -> None:
+    head = make_pooled(3, fuse=fuse, hidden=hidden)
+    layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    widths = [width, *hidden, 3]
+    shapes = list(pairwise(widths))
+    assert [(layer.in_features, layer.out_features) for layer in layers] == shapes
+    # A dropout before each, a ReLU between two.
+    kinds = [type(module) for module in (*head.hidden, head.classifier)]
+    assert kinds == [nn.Dropout, nn.Linear, nn.ReLU] * len(hidden) + [nn.Dropout, nn.Linear]
+    assert head(make_pyramid()).shape == (2, 3)
+
+
+def test_hidden_layers_by_hand() -> None:
+    head = passing(make_pooled(2, channels=2, num_classes=2, fuse="mean", hidden=[2]))
+    with torch.no_grad():
+        head.hidden[1].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+        head.hidden[1].bias.copy_(torch.tensor([0.5, 0.5]))
+        # Means 4 and 1: ReLU(4 + 0.5) = 4.5, ReLU(-1 + 0.5) = 0
+        assert_close(head([FINE, COARSE]), torch.tensor([[4.5, 0.0]]))
+
+
+@pytest.mark.parametrize("hidden", [[], [64]])
+def test_dropout_is_for_training_only(hidden: list[int]) -> None:
+    head = make_pooled(dropout=0.5, hidden=hidden)
+    assert [module.p for module in head.modules() if isinstance(module, nn.Dropout)] == [0.5] * (len(hidden) + 1)
+    pyramid = make_pyramid()
+    with torch.no_grad():
+        assert not torch.equal(head.train()(pyramid), head(pyramid))
+        assert torch.equal(head.eval()(pyramid), head(pyramid))
+
+
+def test_without_dropout_training_and_evaluation_agree() -> None:
+    head, pyramid = make_pooled(hidden=[8]), make_pyramid()
+    assert torch.equal(head.train()(pyramid), head.eval()(pyramid))
+
+
+def test_classic_is_one_linear_layer() -> None:
+    head = ClassicHead(ModelConfig(head=HeadConfig(name="classic")), (), 2, 3)
+    assert sorted(head.state_dict()) == ["bias", "weight"]
+    with torch.no_grad():
+        head.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, -1.0]]))
+        head.bias.copy_(torch.tensor([0.0, 0.0, 10.0]))
+        # 3; 2 · 4; 3 - 4 + 10
+        assert head(torch.tensor([[3.0, 4.0]])).tolist() == [[3, 8, 9]]

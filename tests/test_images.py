@@ -1,8 +1,9 @@
-"""Reading pictures: every kind comes out as [H, W, 3] uint8 RGB in the right frame, and broken ones name their file."""
+"""Reading pictures: [H, W, C] in the right frame and with the depth of the file; broken ones name their file."""
 
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ def with_thumbnail(jpeg: bytes, thumbnail: bytes) -> bytes:
 def distance(first: np.ndarray, second: np.ndarray) -> float:
     assert first.shape == second.shape
     return float(np.abs(first.astype(int) - second).max())
+
+
+def error_of(path: Path, channels: int = 3) -> str:
+    with pytest.raises(DataError) as caught:
+        read_image(path, channels)
+    return str(caught.value)
 
 
 # --- orientation ------------------------------------------------------------------------------------------------------
@@ -126,16 +133,144 @@ def test_gray_comes_out_as_three_equal_channels(mode: str, kind: str, tmp_path: 
     assert image.max() > 200
 
 
+# --- depth and channels -----------------------------------------------------------------------------------------------
+
+
+def ramp(channels: int) -> np.ndarray:
+    """[256, 256, channels] with every 16-bit value in each channel, in another order in each."""
+    values = np.arange(65536, dtype=np.uint16)
+    return np.stack([np.roll(values, 21_845 * channel).reshape(256, 256) for channel in range(channels)], axis=2)
+
+
+def write_with_opencv(path: Path, pixels: np.ndarray) -> Path:
+    """``pixels`` [H, W, C] gray, RGB or RGBA; OpenCV wants the blue first."""
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
+    assert cv2.imwrite(str(path), pixels[:, :, order])
+    return path
+
+
+@pytest.mark.parametrize(("channels", "suffix"), [(1, "png"), (3, "png"), (4, "png"), (1, "tiff"), (4, "tiff")])
+def test_every_one_of_16_bits_is_kept(channels: int, suffix: str, tmp_path: Path) -> None:
+    pixels = ramp(channels)
+    path = write_with_opencv(tmp_path / f"x.{suffix}", pixels)
+    for image in (read_image(path, channels), read_annotated_image(path, 256, 256, channels)):
+        assert image.dtype == np.uint16
+        assert np.array_equal(image, pixels)
+
+
+def test_16_bits_of_gray_are_three_equal_channels_in_rgb(tmp_path: Path) -> None:
+    image = read_image(write_with_opencv(tmp_path / "x.png", ramp(1)))
+    assert image.dtype == np.uint16
+    assert np.array_equal(image, ramp(1).repeat(3, axis=2))
+
+
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_16_bits_become_8(channels: int, suffix: str, tmp_path: Path) -> None:
-    # 257 · v is v over both bytes: the upper one is v.
-    pixels = np.asarray(quarters())[:, :, :channels]
-    path = tmp_path / f"x.{suffix}"
-    assert cv2.imwrite(str(path), (pixels[:, :, ::-1].astype(np.uint16) * 257).squeeze())
-    image = read_image(path)
+def test_four_channels_of_8_bits_are_read_as_they_are_stored(suffix: str, tmp_path: Path) -> None:
+    pixels = (ramp(4) >> 8).astype(np.uint8)
+    assert (pixels[:, :, 3] == 0).any()  # what would be transparent is not dropped either
+    image = read_image(write_with_opencv(tmp_path / f"x.{suffix}", pixels), 4)
     assert image.dtype == np.uint8
-    assert distance(image, np.broadcast_to(pixels, (HEIGHT, WIDTH, 3))) <= 1
+    assert np.array_equal(image, pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(7, 5, 5), (7, 5, 1), (7, 5)], ids=str)
+def test_an_array_holds_any_number_of_channels(shape: tuple[int, ...], dtype: type, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
+    path = tmp_path / "x.npy"
+    np.save(path, np.asfortranarray(array))
+    image = read_image(path, channels=5 if shape == (7, 5, 5) else 1)
+    assert image.dtype == dtype
+    assert np.array_equal(image, array.reshape(7, 5, -1))
+    assert np.array_equal(read_annotated_image(path, 7, 5, image.shape[2]), image)
+    with pytest.raises(DataError, match="is 5×7, its annotation says 7×5"):
+        read_annotated_image(path, 5, 7, image.shape[2])
+
+
+def test_gray_is_the_brightness_of_colors(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    quarters().save(path)
+    image = read_image(path, channels=1)
+    assert image.shape == (HEIGHT, WIDTH, 1)
+    for place, (red, green, blue) in COLORS.items():
+        assert image[place][0] == pytest.approx(0.299 * red + 0.587 * green + 0.114 * blue, abs=1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_gray_is_upright_too(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ROTATED] = orientation
+    path = tmp_path / "x.jpeg"
+    quarters().convert("L").save(path, exif=exif, quality=95)
+    stored, upright = np.asarray(Image.open(path)), np.asarray(ImageOps.exif_transpose(Image.open(path)))
+    assert (distance(stored, upright) > 50) if 1 < orientation < 5 else True
+    assert distance(read_image(path, channels=1), upright[:, :, None]) <= 3
+    assert distance(read_annotated_image(path, HEIGHT, WIDTH, channels=1), stored[:, :, None]) <= 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "has"),
+    [("RGB", 4, 3), ("L", 4, 1), ("RGBA", 5, 4), ("RGB", 2, 3), ("array", 3, 5), ("array", 1, 5), ("array", 4, 5)],
+)
+def test_another_number_of_channels_is_named(kind: str, channels: int, has: int, tmp_path: Path) -> None:
+    path = tmp_path / ("x.npy" if kind == "array" else "x.png")
+    if kind == "array":
+        np.save(path, np.zeros((4, 4, 5), np.uint8))
+    else:
+        quarters().convert(kind).save(path)
+    expected = f"{path}: has {has} channels, model.in_channels asks for {channels}"
+    assert error_of(path, channels) == expected
+
+
+@pytest.mark.parametrize(
+    ("array", "holds"),
+    [
+        (np.zeros((4, 4, 3)), "float64 [4, 4, 3]"),
+        (np.zeros((4, 4, 3), np.int8), "int8 [4, 4, 3]"),
+        (np.zeros((4, 4, 3), bool), "bool [4, 4, 3]"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "uint8 [1, 4, 4, 3]"),
+        (np.zeros(48, np.uint8), "uint8 [48]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_array_that_is_no_picture_is_refused(array: np.ndarray, holds: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, array)
+    assert error_of(path) == f"{path}: holds {holds}; a picture is [H, W, C] uint8 or uint16"
+
+
+class _Trap:
+    """Unpickling it makes the file that it was given."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("kind", ["object array", "pickle"])
+def test_no_pickle_is_ever_executed(kind: str, tmp_path: Path) -> None:
+    path, proof = tmp_path / "x.npy", tmp_path / "executed"
+    trap = _Trap(proof)
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(trap))
+    else:
+        np.save(path, np.array([[trap]], dtype=object), allow_pickle=True)
+    assert error_of(path).startswith(f"{path}: is no array that can be read: ")
+    assert not proof.exists()
+    np.load(path, allow_pickle=True)  # it is a trap
+    assert proof.exists()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_array_cut_off_anywhere_is_refused(dtype: type, tmp_path: Path) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, np.ones((3, 4, 5), dtype))
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        assert error_of(path, channels=5).startswith(f"{path}: ")
 
 
 # --- broken files -----------------------------------------------------------------------------------------------------
@@ -148,12 +283,6 @@ BROKEN = {
     "png": encode(photo(), "PNG"),
     "palette png": encode(photo().quantize(64), "PNG"),
 }
-
-
-def error_of(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        read_image(path)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize("kind", BROKEN)

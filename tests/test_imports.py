@@ -19,10 +19,10 @@ PACKAGE = REPOSITORY / "detector"
 # From the bottom up: a module imports its own layer and those below. A new module gets its place here.
 LAYERS = [
     ["structures", "config", "errors", "boxes", "visualize"],
-    ["anchors", "matching", "losses", "postprocess"],
+    ["anchors", "matching", "losses", "postprocess", "files"],
     ["data", "models"],
     ["metrics", "class_metrics", "tasks"],
-    ["weights", "checkpoint", "transfer", "optim", "ema", "distributed", "run"],
+    ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
     ["engine", "training", "predictor", "inference", "summary"],
     ["commands", "__main__"],
 ]

@@ -1,4 +1,4 @@
-"""The model: normalising, padding, shapes, and that a batch changes nothing."""
+"""The model: normalising, padding, input channels, shapes, and that a batch changes nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from detector.config import (
     FPNConfig,
     HeadConfig,
     ModelConfig,
-    NormaliseConfig,
 )
 from detector.errors import ConfigError
 from detector.models import Model, build_model
@@ -41,7 +40,7 @@ def make_images(num: int, height: int, width: int) -> Tensor:
 
 
 def make_normaliser(mean: list[float], std: list[float]) -> Model:
-    return Model(NormaliseConfig(mean=mean, std=std), torch.nn.Identity(), torch.nn.Identity())
+    return Model(mean, std, torch.nn.Identity(), torch.nn.Identity())
 
 
 def test_normalise_by_hand() -> None:
@@ -115,7 +114,7 @@ def test_anchors_cover_the_image(levels: list[int]) -> None:
 
 
 def test_resnet34_pyramid_at_224() -> None:
-    pyramid = Pyramid(ModelConfig(backbone=BackboneConfig(name="resnet34"), fpn=FPNConfig(levels=[2, 3, 4, 5])))
+    pyramid = Pyramid(BackboneConfig(name="resnet34"), ModelConfig(fpn=FPNConfig(levels=[2, 3, 4, 5])))
     assert (pyramid.levels, pyramid.channels) == ((2, 3, 4, 5), 256)
     with torch.no_grad():
         features = pyramid(torch.randn(1, 3, 224, 224))
@@ -140,5 +139,55 @@ def test_memory_format_does_not_matter() -> None:
 
 def test_unknown_head_lists_the_known_ones() -> None:
     config = make_config().model_copy(update={"head": HeadConfig(name="retnia")})
-    with pytest.raises(ConfigError, match=r"model\.head\.name.*'retnia'.*retina"):
+    with pytest.raises(ConfigError, match=r"^model\.head\.name: unknown head 'retnia'; use retina, pooled or classic$"):
         build_model(config, 3)
+
+
+# --- input channels ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "mean", "std"),
+    [
+        (3, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+        # (123.675 + 116.28 + 103.53) / 3 and (58.395 + 57.12 + 57.375) / 3
+        (1, [114.495], [57.63]),
+        (5, [114.495] * 5, [57.63] * 5),
+    ],
+)
+def test_constants_of_normalising_follow_the_channels(in_channels: int, mean: list[float], std: list[float]) -> None:
+    config = make_config().model_copy(update={"in_channels": in_channels})
+    assert config.mean == pytest.approx(mean)
+    assert config.std == pytest.approx(std)
+    model = build_model(config, 3)
+    assert_close(model.mean.flatten(), torch.tensor(mean))
+    assert_close(model.std.flatten(), torch.tensor(std))
+    images = torch.randint(0, 256, (1, in_channels, 4, 4), dtype=torch.uint8)
+    expected = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    assert_close(model.normalise(images, torch.tensor([[4, 4]])), expected)
+
+
+def test_16_bit_values_by_hand() -> None:
+    model = make_normaliser([100.0, 50.0], [10.0, 25.0])
+    pixels = torch.tensor([65535, 25700 + 257], dtype=torch.uint16).view(1, 2, 1, 1)
+    # 65535 / 257 = 255 and 25957 / 257 = 101: (255 - 100) / 10, (101 - 50) / 25
+    assert_close(model.normalise(pixels, torch.tensor([[1, 1]])).flatten(), torch.tensor([15.5, 2.04]))
+
+
+@pytest.mark.parametrize(
+    ("name", "in_channels"),
+    [("resnet10", 1), ("vgg11", 4), ("swin_t", 5), ("densenet121", 4), ("timm:resnet18", 1), ("resnet10", 3)],
+)
+def test_16_bit_pictures_are_predicted_like_8_bit_ones(name: str, in_channels: int) -> None:
+    torch.manual_seed(0)
+    config = make_config(backbone=name).model_copy(update={"in_channels": in_channels})
+    model = build_model(config, 3).eval()
+    images = torch.randint(0, 256, (2, in_channels, 64, 64), dtype=torch.uint8)
+    sizes = torch.tensor([[64, 64], [50, 60]])
+    with torch.no_grad():
+        expected = model(images, sizes)
+        fine = model((images.int() * 257).to(torch.uint16), sizes)  # 255 · 257 = 65535
+        other = model((images.int() * 200).to(torch.uint16), sizes)
+    assert_close(fine.cls_logits, expected.cls_logits, rtol=1e-4, atol=1e-6)
+    assert_close(fine.box_deltas, expected.box_deltas, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(other.box_deltas, expected.box_deltas, rtol=1e-3, atol=1e-6)

@@ -298,5 +298,5 @@ def test_what_a_run_leaves_behind(tmp_path: Path, tiny: list[str], shapes: Path)
     for other in found[1:]:
         np.testing.assert_allclose(other.boxes, found[0].boxes, atol=1e-4)
         assert other.names == found[0].names
-    with pytest.raises(ValueError, match="uint8 RGB"):
+    with pytest.raises(ValueError, match=r"uint8 or uint16 array \[H, W, 3\]; this one is float32"):
         predictor.predict([array.astype(np.float32)])

@@ -121,6 +121,33 @@ def test_a_horizontal_flip_by_hand() -> None:
     assert found.labels.tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 4, 5])
+def test_any_depth_and_channels_go_through_exactly(channels: int, dtype: type) -> None:
+    noise = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (100, 160, channels)).astype(dtype)
+    _, boxes, labels = scene()
+    still, flipped = (
+        TrainTransform(size_of(100), AugmentConfig(horizontal_flip=flip), 0, channels)(noise, boxes, labels, 0, 0)
+        for flip in (0, 1)
+    )
+    assert still.image.dtype == flipped.image.dtype == dtype
+    assert np.array_equal(still.image, noise)
+    assert np.array_equal(flipped.image, noise[:, ::-1])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_depth_and_channels_stay_in_any_size_and_color(channels: int, dtype: type) -> None:
+    noise = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (100, 160, channels)).astype(dtype)
+    _, boxes, labels = scene()
+    lively = EVERYTHING.model_copy(update={"photometric": 1.0})
+    for index in range(10):
+        found = TrainTransform(size_of(60), lively, 0, channels)(noise, boxes, labels, 0, index)
+        assert (found.image.shape[2], found.image.dtype) == (channels, dtype)
+    found = Transform(size_of(60))(noise, boxes, labels, 0, 0)
+    assert (found.image.shape, found.image.dtype) == ((60, 96, channels), dtype)
+
+
 def test_a_vertical_flip_by_hand() -> None:
     image, boxes, labels = scene()
     augment = AugmentConfig(horizontal_flip=0, vertical_flip=1)

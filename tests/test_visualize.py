@@ -1,14 +1,15 @@
-"""Drawings: boxes where they belong, in their class's colour, the best on top, and labels inside the picture."""
+"""Drawings: boxes where they belong, the best on top, labels inside the picture; classes in a corner; a confusion."""
 
 from __future__ import annotations
 
 import colorsys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from detector.visualize import SMALLEST, class_color, draw_boxes
+from detector.visualize import SMALLEST, class_color, draw_boxes, draw_confusion, draw_lines
 
 GRAY = 100
 
@@ -138,3 +139,104 @@ def test_odd_pictures(size: tuple[int, int]) -> None:
 def test_every_box_needs_its_label_and_text() -> None:
     with pytest.raises(ValueError, match="zip"):
         draw(plain(), [[1, 2, 3, 4]], [0, 1], ["x"])
+
+
+# --- other depths and channels ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (4, [0, 1, 2]), (7, [0, 1, 2])]
+)
+def test_pictures_of_any_depth_and_channels_are_shown(channels: int, shown: list[int], dtype: type) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (500, 600, channels)).astype(dtype)
+    if dtype == np.uint16:
+        image = image * 256 + 77  # the upper byte is what is seen
+    expected = (image if dtype == np.uint8 else image // 256)[:, :, shown].astype(np.uint8)
+    assert np.array_equal(draw(image, [], [], []), expected)
+    assert np.array_equal(np.asarray(draw_lines(image, [], [])), expected)
+
+
+# --- classes ----------------------------------------------------------------------------------------------------------
+
+
+def test_classes_stand_in_the_corner_one_under_the_other() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (500, 600, 3), dtype=np.uint8)
+    before = image.copy()
+    pixels = np.asarray(draw_lines(image, [4, 0, 9], ["cat 0.93", "dog", "an owl 0.01"]))
+    ends = []
+    for label in (4, 0, 9):
+        rows, columns = np.nonzero(is_color(pixels, label))
+        assert columns.min() == 0
+        ends.append((rows.min(), rows.max()))
+        letters = pixels[rows.min() : rows.max() + 1, : columns.max() + 1]
+        assert (~is_color(letters, label)).sum() > 50
+    assert ends[0][0] == 0
+    assert all(low[0] - high[1] in (0, 1) for high, low in pairwise(ends))
+    assert np.array_equal(pixels[ends[2][1] + 2 :], image[ends[2][1] + 2 :])
+    assert np.array_equal(pixels[:, 300:], image[:, 300:])
+    assert np.array_equal(image, before)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 1000), (30, 40), (700, 2)])
+def test_classes_on_odd_pictures(size: tuple[int, int]) -> None:
+    pixels = np.asarray(draw_lines(plain(*size), list(range(9)), ["a long name of a class 0.99"] * 9))
+    assert max(pixels.shape) >= SMALLEST
+    assert is_color(pixels, 0).any()
+
+
+# --- a confusion ------------------------------------------------------------------------------------------------------
+
+
+def cells_of(confusion: list[list[int]], names: list[str], side: int) -> tuple[np.ndarray, int]:
+    """The picture's pixels and where the first cell begins; 16 pixels lie below and right of the cells."""
+    picture = draw_confusion(np.array(confusion), names)
+    assert picture.mode == "RGB"
+    assert picture.width == picture.height
+    return np.asarray(picture), picture.width - 16 - len(names) * side
+
+
+def test_a_confusion_by_hand() -> None:
+    pixels, margin = cells_of([[3, 1, 0], [0, 5, 5], [0, 0, 0]], ["cat", "größer", "owl"], side=72)
+    # From white to (8, 69, 148) by the share of the row: 3/4 is 255 - 0.75 · 247 = 69.75, 255 - 0.75 · 186 = 115.5 (to
+    # the even one) and 255 - 0.75 · 107 = 174.75; a class without pictures has no shares.
+    colors = {0: (255, 255, 255), 0.25: (193, 208, 228), 0.5: (132, 162, 202), 0.75: (70, 116, 175)}
+    shares = [[0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 0]]
+    for row in range(3):
+        for column in range(3):
+            cell = pixels[margin + 72 * row :, margin + 72 * column :][:72, :72]
+            assert np.abs(cell[5, 5].astype(int) - colors[shares[row][column]]).max() <= 1
+            # A count stands in the middle, where there is one.
+            assert (np.ptp(cell[20:52, 20:52], axis=(0, 1)).max() > 50) == (shares[row][column] > 0)
+
+
+def test_names_and_axes_of_a_confusion() -> None:
+    pixels, margin = cells_of([[1, 0], [0, 1]], ["a", "a long name of a class"], side=72)
+    ink = pixels.min(axis=2) < 100
+    left, above = ink[margin : margin + 144, :margin], ink[:margin, margin : margin + 144]
+    # The titles lie along the outer edges; every row and column has its name beside it, the longer one further.
+    assert left[:, :28].any()
+    assert above[:28].any()
+    extents = []
+    for axis, names in ((0, left[:, 28:]), (1, above[28:])):
+        for place in range(2):
+            own = np.take(names, range(72 * place + 1, 72 * place + 71), axis=axis)
+            assert own.any()
+            extents.append(int(np.ptp(np.nonzero(own)[1 - axis])))
+    assert extents[1] > 5 * extents[0]
+    assert extents[3] > 5 * extents[2]
+    assert not ink[:28, :28].any()
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "side", "has_names"),
+    [(1, 72, True), (20, 60, True), (60, 20, True), (110, 10, False), (300, 6, False)],
+)
+def test_many_classes_have_small_cells(num_classes: int, side: int, has_names: bool) -> None:
+    names = [f"class {label}" for label in range(num_classes)]
+    pixels, margin = cells_of((9 * np.eye(num_classes, dtype=int)).tolist(), names, side)
+    assert (margin > 50) == has_names
+    starts = margin + side * np.arange(num_classes)
+    assert (pixels[starts + 2, starts + 2] == (8, 69, 148)).all()
+    if num_classes > 1:
+        assert (pixels[starts[1:] + 2, starts[:-1] + 2] == 255).all()

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
+import timm
 import torch
 import torchvision
 
@@ -33,9 +34,9 @@ def weights() -> dict[str, torch.Tensor]:
     return torchvision.models.resnet18().state_dict()
 
 
-def load(source: str | None, norm: str = "bn") -> tuple[Backbone, str]:
-    config = BackboneConfig(name="resnet18", norm=norm, weights=source)
-    backbone = build_backbone(config, finest=3)
+def load(source: str | None, norm: str = "bn", name: str = "resnet18", in_channels: int = 3) -> tuple[Backbone, str]:
+    config = BackboneConfig(name=name, norm=norm, weights=source)
+    backbone = build_backbone(config, in_channels, finest=3)
     return backbone, load_backbone_weights(backbone, config)
 
 
@@ -45,8 +46,9 @@ def assert_loaded(backbone: Backbone, weights: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in own.items())
 
 
-# ResNet-18 has 122 tensors, 2 of them of its classifier; frozen norms have no count of batches (20 of them).
-@pytest.mark.parametrize(("norm", "count"), [("bn", "120 of 120"), ("frozen_bn", "100 of 100")])
+# ResNet-18 has 11,689,512 parameters; its classifier, which is not used, 512 · 1000 + 1000. Its 20 norms have 4,800
+# channels: 2 parameters each, or none where they are frozen.
+@pytest.mark.parametrize(("norm", "count"), [("bn", "11,176,512"), ("frozen_bn", "11,166,912")])
 @pytest.mark.parametrize("prefix", ["", "file://"])
 def test_a_file_fills_the_whole_backbone(
     tmp_path: Path, weights: dict[str, torch.Tensor], prefix: str, norm: str, count: str
@@ -55,7 +57,40 @@ def test_a_file_fills_the_whole_backbone(
     torch.save(weights, path)
     backbone, line = load(f"{prefix}{path}", norm)
     assert_loaded(backbone, weights)
-    assert line == f"backbone resnet18: {count} tensors from {prefix}{path}"
+    assert line == f"backbone resnet18: {count} of {count} parameters from {prefix}{path}"
+
+
+@pytest.mark.parametrize("in_channels", [1, 2, 5])
+def test_the_first_convolution_is_spread_over_other_channels(
+    tmp_path: Path, weights: dict[str, torch.Tensor], in_channels: int
+) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(weights, path)
+    backbone, line = load(str(path), in_channels=in_channels)
+    own = backbone.body.state_dict()
+    stem = own.pop("conv1.weight")
+    assert stem.shape == (64, in_channels, 7, 7)
+    # Channels that all show the same gray give what that gray gave as red, green and blue.
+    torch.testing.assert_close(stem.sum(dim=1), weights["conv1.weight"].sum(dim=1))
+    assert all(torch.equal(stem[:, channel], stem[:, 0]) for channel in range(in_channels))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in own.items())
+    parameters = 11_176_512 + 64 * (in_channels - 3) * 7 * 7
+    assert line == f"backbone resnet18: {parameters:,} of {parameters:,} parameters from {path}"
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "resnet10t"])
+def test_timms_weights_fill_its_backbones(tmp_path: Path, name: str) -> None:
+    # As a backbone, timm calls the first stage stages_0 (ConvNeXt) or layer1; in the whole network it is stages.0.
+    torch.manual_seed(2)
+    whole = timm.create_model(name, pretrained=False).state_dict()
+    torch.save(whole, tmp_path / "w.pth")
+    backbone, line = load(str(tmp_path / "w.pth"), name=f"timm:{name}")
+    whole = {key.replace(".", "_"): tensor for key, tensor in whole.items()}
+    own = backbone.body.state_dict()
+    assert len(own) > 40
+    assert all(torch.equal(tensor, whole[key.replace(".", "_")]) for key, tensor in own.items())
+    total = f"{sum(parameter.numel() for parameter in backbone.parameters()):,}"
+    assert line == f"backbone timm:{name}: {total} of {total} parameters from {tmp_path / 'w.pth'}"
 
 
 def test_a_name_is_taken_from_the_cache(hub: Path, weights: dict[str, torch.Tensor]) -> None:

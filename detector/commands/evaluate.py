@@ -76,14 +76,15 @@ def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, Config]:
     import torch
 
     from detector import distributed
-    from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model, read_checkpoint
+    from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model
     from detector.config import apply_overrides
     from detector.engine import run_evaluation
+    from detector.interchange import open_checkpoint
     from detector.tasks import get_task
 
     torch.set_flush_denormal(True)
     device = distributed.start(args.device)
-    content = read_checkpoint(args.checkpoint)
+    content = open_checkpoint(args.checkpoint)
     overrides = list(args.overrides)
     for key in ("annotations", "images"):
         if getattr(args, key):

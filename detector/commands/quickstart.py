@@ -89,7 +89,8 @@ def run(args: argparse.Namespace) -> int:
     results = json.loads(run_folder.results.read_text())
     metric = get_task(config).main_metric(config)
     print(
-        f"\n{metric} {results[metric]:.3f} on data never trained on, after {results['train_seconds']:.0f} s of training\n"
+        f"\n{metric} {results[metric]:.3f} on data that it was not trained on, after"
+        f" {results['train_seconds']:.0f} s of training\n"
         f"  pictures    {drawn / 'overview.jpg'}, {drawn / 'images'}\n"
         f"  metrics     {run_folder.results}, {run_folder.metrics}\n"
         f"  checkpoint  {run_folder.best}\n"

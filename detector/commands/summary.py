@@ -46,6 +46,11 @@ def run(args: argparse.Namespace) -> int:
     names = args.compare or [args.config]
     configs = [load_config(name, args.overrides) for name in names]
     size = tuple(args.size) if args.size else None
+    if args.time:
+        import torch
+
+        # Random weights give denormals, which slow convolutions several times on a CPU; before its threads begin.
+        torch.set_flush_denormal(True)
     summaries = [
         summarise_config(name, config, args.classes, size) for name, config in zip(names, configs, strict=True)
     ]
@@ -54,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
         objects = as_objects(names, summaries, latencies)
         print(json.dumps(objects if args.compare else objects[0]))
     else:
-        print(format_rows(table(names, summaries, latencies)), note, sep="\n" if note else "")
+        print(format_rows(table(names, summaries, latencies)))
+        if note:
+            print(note)
     return 0
 
 
@@ -103,7 +110,6 @@ def time_models(
     from detector.models import build_model
     from detector.summary import measure_latencies
 
-    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     device = choose_device(device_name)
     models = [build_model(config.model, own.classes) for config, own in zip(configs, summaries, strict=True)]
     pictures = [
@@ -112,12 +118,11 @@ def time_models(
         )
         for own in summaries
     ]
-    place = (
-        f"{device} (threads: {torch.get_num_threads()})" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    )
+    threads = f"cpu (threads: {torch.get_num_threads()})"
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     note = (
-        f"latency: Model.forward alone, without reading, resizing or post-processing; one picture in float32 on {place},"
-        f" median and quartiles of {runs} runs"
+        "latency: Model.forward alone, without reading, resizing or post-processing; one picture in float32 on"
+        f" {place}, median and quartiles of {runs} runs"
     )
     return measure_latencies(models, pictures, device, runs), note
 
@@ -159,7 +164,7 @@ def table(names: Sequence[str], summaries: Sequence[Summary], latencies: Sequenc
         ("parameters", [f"{human(own.parameters)}  ({own.parameters:,})" for own in summaries]),
         ("  trainable", [f"{human(own.trainable_parameters)}  ({own.trainable_parameters:,})" for own in summaries]),
         ("multiply-adds", [human(own.macs) for own in summaries]),
-        ("activations", [f"{human(own.activation_bytes)}B" for own in summaries]),
+        ("activations", [human(own.activation_bytes, "B") for own in summaries]),
         ("anchors", [f"{own.anchors:,}" if own.anchors else "–" for own in summaries]),
     ]
     if latencies:
@@ -167,16 +172,25 @@ def table(names: Sequence[str], summaries: Sequence[Summary], latencies: Sequenc
     if len(latencies) > 1:
         rows.append(("  to the first", [f"× {own.median / latencies[0].median:.2f}" for own in latencies]))
     # Networks in the order given, C2 to C5 of each; then the pyramids' levels from the finest of all.
-    levels = {key: level for own in summaries for key, level in own.levels.items()}
-    for key in sorted(levels, key=lambda key: key if key[-2] == "P" else ""):
-        cells = [format_level(own.levels[key]) if key in own.levels else "–" for own in summaries]
-        rows.append((f"{key}  stride {levels[key].stride}", cells))
+    strides = {key: level.stride for own in summaries for key, level in own.levels.items()}
+    columns = [format_levels(own.levels) for own in summaries]
+    for key in sorted(strides, key=lambda key: key if key[-2] == "P" else ""):
+        rows.append((f"{key}  stride {strides[key]}", [column.get(key, "–") for column in columns]))
     return rows
 
 
-def format_level(level: Level) -> str:
-    anchors = f"  anchors {level.anchors:>9,}" if level.anchors else ""
-    return f"{level.channels:>4} × {level.height:>3} × {level.width:>3}{anchors}"
+def format_levels(levels: dict[str, Level]) -> dict[str, str]:
+    """``"256 × 100 × 168  anchors 151,200"`` for each, number under number."""
+    numbers = {
+        key: [f"{level.channels}", f"{level.height}", f"{level.width}", f"{level.anchors or 0:,}"]
+        for key, level in levels.items()
+    }
+    widths = [max(map(len, column)) for column in zip(*numbers.values(), strict=True)]
+    cells = {}
+    for key, own in numbers.items():
+        *shape, anchors = map(str.rjust, own, widths)
+        cells[key] = " × ".join(shape) + (f"  anchors {anchors}" if levels[key].anchors else "")
+    return cells
 
 
 def format_rows(rows: Sequence[Row]) -> str:
@@ -186,9 +200,9 @@ def format_rows(rows: Sequence[Row]) -> str:
     return "\n".join("   ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def human(number: int) -> str:
-    """``"34.0 M"``: one decimal, and a prefix of a power of 1000."""
+def human(number: int, unit: str = "") -> str:
+    """``"34.0 M"``, ``"743.3 MB"``: one decimal, and a prefix of a power of 1000."""
     for prefix, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= scale:
-            return f"{number / scale:.1f} {prefix}"
-    return f"{number} "
+            return f"{number / scale:.1f} {prefix}{unit}"
+    return f"{number} {unit}".rstrip()

@@ -8,6 +8,7 @@ torchrun --nproc-per-node 8 tools/train.py --config retinanet_r50_fpn.yaml
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -21,9 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run from its last.pt, or begin it")
     parser.add_argument(
         "--init-from",
-        type=Path,
         metavar="CHECKPOINT",
-        help="begin with what fits of another run's checkpoint, of any task and classes, in place of backbone weights",
+        help="begin with what fits of a checkpoint of any task, classes or package (model.weights in the config)",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as train.batch_size=8")
@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     from detector.config import load_config
     from detector.run import RunFolder
 
-    config = load_config(args.config, args.overrides)
+    overrides = [*args.overrides, f"model.weights={json.dumps(args.init_from)}"] if args.init_from else args.overrides
+    config = load_config(args.config, overrides)
     run_folder = RunFolder(args.runs / (args.name or Path(args.config).stem))
 
     from detector import distributed
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         device = distributed.start(args.device)
-        finished = fit(config, run_folder, device, resume=args.resume, init_from=args.init_from)
+        finished = fit(config, run_folder, device, resume=args.resume)
         if distributed.is_main():
             outcome = "finished" if finished else "stopped; everything is saved, continue with --resume"
             print(f"{outcome}: {run_folder.path}", file=sys.stderr)

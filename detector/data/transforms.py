@@ -23,17 +23,22 @@ class Transformed(NamedTuple):
     labels: np.ndarray  # [T] int64
 
 
-def target_size(height: int, width: int, short: int, long: int) -> tuple[int, int]:
+def target_size(height: int, width: int, short: int, long: int, rounding: str = "nearest") -> tuple[int, int]:
     """Height and width with the short side at ``short``, or the long one at ``long`` if it would pass that."""
+    if rounding == "down":  # torchvision computes the factor in float32, which may make 799 of 800
+        scale = float(
+            min(np.float32(short) / np.float32(min(height, width)), np.float32(long) / np.float32(max(height, width)))
+        )
+        return max(1, int(height * scale)), max(1, int(width * scale))
     scale = min(short / min(height, width), long / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear when it grows; by area when it shrinks, which does not alias."""
+def resize(image: np.ndarray, height: int, width: int, interpolation: str = "area") -> np.ndarray:
+    """Bilinear when it grows; when it shrinks, by area, which does not alias, unless ``interpolation`` is bilinear."""
     if image.shape[:2] == (height, width):
         return image
-    shrinks = height < image.shape[0] or width < image.shape[1]
+    shrinks = interpolation == "area" and (height < image.shape[0] or width < image.shape[1])
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return resized.reshape(height, width, -1)  # OpenCV drops the axis of a single channel
 
@@ -45,9 +50,10 @@ class Transform:
         self.config = config
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
-        height, width = target_size(*image.shape[:2], self.config.short[-1], self.config.long)
+        config = self.config
+        height, width = target_size(*image.shape[:2], config.short[-1], config.long, config.rounding)
         factors = np.array([width / image.shape[1], height / image.shape[0]] * 2, dtype=np.float32)
-        return Transformed(resize(image, height, width), boxes * factors, labels)
+        return Transformed(resize(image, height, width, config.interpolation), boxes * factors, labels)
 
 
 class TrainTransform(Transform):
@@ -82,7 +88,8 @@ class TrainTransform(Transform):
     ) -> Transformed:
         """Zoomed by a drawn factor: in, a window of the picture fills the target size; out, the target is smaller."""
         full_height, full_width = image.shape[:2]
-        height, width = target_size(full_height, full_width, int(rng.choice(self.config.short)), self.config.long)
+        short, long = int(rng.choice(self.config.short)), self.config.long
+        height, width = target_size(full_height, full_width, short, long, self.config.rounding)
         zoom = 1.0
         if self.augment.scale_jitter:
             zoom = float(np.exp(rng.uniform(*np.log(self.augment.scale_jitter))))
@@ -99,7 +106,7 @@ class TrainTransform(Transform):
         top, left, window_height, window_width = window
         image = image[top : top + window_height, left : left + window_width]
         factors = np.array([width / window_width, height / window_height] * 2, dtype=np.float32)
-        return Transformed(resize(image, height, width), boxes * factors, labels)
+        return Transformed(resize(image, height, width, self.config.interpolation), boxes * factors, labels)
 
 
 class ClassTransform:

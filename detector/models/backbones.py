@@ -64,7 +64,7 @@ class Backbone(nn.Module):
         self.frozen: list[nn.Module] = []
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, C, H, W] → [B, channels_l, ceil(H / 2^l), ceil(W / 2^l)] of each level, fine to coarse."""
+        """[B, C, H, W] → [B, channels_l, H / 2^l, W / 2^l] of each level, fine to coarse; networks round up or down."""
         stages = self.stages(images)
         return [stages[level] for level in self.levels]
 
@@ -186,6 +186,8 @@ def build_backbone(config: BackboneConfig, in_channels: int, finest: int, with_v
 
 def _body(known: Network, config: BackboneConfig, in_channels: int, with_vector: bool) -> nn.Module:
     network = known.build()
+    if config.stride_in_1x1:
+        _stride_in_1x1(network, config)
     if config.weights is None:
         _begin_residuals_at_zero(network)
     if in_channels != 3:
@@ -226,6 +228,14 @@ def _begin_residuals_at_zero(network: nn.Module) -> None:
             nn.init.zeros_(module.bn3.weight)
 
 
+def _stride_in_1x1(network: nn.Module, config: BackboneConfig) -> None:
+    blocks = [module for module in network.modules() if isinstance(module, Bottleneck)]
+    if not blocks:
+        raise ConfigError(f"model.backbone.stride_in_1x1: {config.name} has no 1×1 convolutions that could shrink")
+    for block in blocks:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+
+
 @torch.no_grad()
 def _take_channels(network: nn.Module, in_channels: int) -> None:
     """Replace the first convolution by one of ``in_channels`` whose output is as large."""
@@ -245,16 +255,25 @@ def _take_channels(network: nn.Module, in_channels: int) -> None:
 
 
 def _with_norm(network: nn.Module, config: BackboneConfig) -> nn.Module:
+    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    _set_eps([module for _, module in norms], config)
     if config.norm == "bn":
         return network
-    norms = [(name, module) for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
-        raise ConfigError(f"model.backbone.norm: {config.name} has no batch norm to be {config.norm}; use bn")
     if config.norm == "sync_bn":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for name, module in norms:
         network.set_submodule(name, FrozenBatchNorm2d(module.num_features, module.eps))
     return network
+
+
+def _set_eps(norms: list[nn.BatchNorm2d], config: BackboneConfig) -> None:
+    """``norm_eps`` where it is given; both norm keys are refused where there is no batch norm."""
+    if not norms and config.norm != "bn":
+        raise ConfigError(f"model.backbone.norm: {config.name} has no batch norm to be {config.norm}; use bn")
+    if not norms and config.norm_eps is not None:
+        raise ConfigError(f"model.backbone.norm_eps: {config.name} has no batch norm; remove it")
+    for module in norms:
+        module.eps = module.eps if config.norm_eps is None else config.norm_eps
 
 
 # --- timm -------------------------------------------------------------------------------------------------------------
@@ -275,11 +294,14 @@ def _timm_body(config: BackboneConfig, in_channels: int) -> nn.Module:
     if not set(strides := body.feature_info.reduction()) >= set(LEVEL_OF_STRIDE):
         raise _without_strides(strides)
     try:
-        _run_without_data(body, in_channels)
+        _run_without_data(body.eval(), in_channels)
     except AssertionError as error:
         raise ConfigError(f"model.backbone.name: {config.name} takes pictures of one size only ({error})") from None
-    if config.norm != "bn" and not any(isinstance(module, nn.BatchNorm2d) for module in body.modules()):
-        raise ConfigError(f"model.backbone.norm: {config.name} has no batch norm to be {config.norm}; use bn")
+    body.train()
+    norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
+    _set_eps(norms, config)
+    if config.stride_in_1x1:
+        raise ConfigError("model.backbone.stride_in_1x1: is for torchvision's ResNets, not timm's")
     # timm's norms hold activations, so its own functions must convert them.
     if config.norm == "sync_bn":
         return timm.layers.convert_sync_batchnorm(body)

@@ -24,6 +24,7 @@ class FPN(nn.Module):
         self.channels = config.channels
         self.p6_from = config.p6_from
         self.upsample = config.upsample
+        self.relu_before_p7 = config.relu_before_p7
         channels = config.channels
         channels_of = dict(zip(in_levels, in_channels, strict=True))
         lateral_levels = [level for level in in_levels if level >= self.levels[0]]
@@ -72,19 +73,25 @@ class FPN(nn.Module):
         if 6 in self.levels:
             pyramid[6] = self.output["p6"](pyramid[5] if self.p6_from == "p5" else features[-1])
         if 7 in self.levels:
-            pyramid[7] = self.output["p7"](F.relu(pyramid[6]))
+            pyramid[7] = self.output["p7"](F.relu(pyramid[6]) if self.relu_before_p7 else pyramid[6])
         return [pyramid[level] for level in self.levels]
 
     def _upsampled(self, coarse: Tensor, size: torch.Size, index: int) -> Tensor:
         """``coarse`` at twice its size, fitted to ``size``: where that is odd, networks round up or down."""
         if self.upsample == "nearest":
-            return F.interpolate(coarse, size=size, mode="nearest")  # cell i takes from cell i // 2
+            return F.interpolate(coarse, size=size, mode="nearest")  # of doubled sizes, cell i takes from cell i // 2
         if self.upsample == "deconv":
             doubled = self.deconv[index](coarse)
         else:
             doubled = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
         missing = [max(0, size[1] - doubled.shape[3]), max(0, size[0] - doubled.shape[2])]
         return F.pad(doubled, (0, missing[0], 0, missing[1]), mode="replicate")[..., : size[0], : size[1]]
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """32 groups (Wu & He 2018, section 4), or fewer of at least two channels: a 1×1 map has one value of each."""
+    groups = math.gcd(32, channels)
+    return nn.GroupNorm(groups // 2 if groups == channels > 1 else groups, channels)
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
@@ -98,7 +105,7 @@ def _convolution(in_channels: int, kernel: int, config: FPNConfig) -> nn.Module:
     if config.norm == "bn":
         layers.append(nn.BatchNorm2d(channels))
     elif config.norm == "gn":
-        layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
+        layers.append(group_norm(channels))
     if config.activation != "none":
         layers.append(ACTIVATIONS[config.activation]())
     return nn.Sequential(*layers) if len(layers) > 1 else convolution

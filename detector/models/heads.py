@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from detector.anchors import Anchors
 from detector.config import ModelConfig
+from detector.models.fpn import group_norm
 from detector.structures import Predictions
 
 
@@ -83,8 +84,11 @@ class PooledHead(nn.Module):
         if self.pool == "max":
             return feature.amax(dim=(2, 3))
         if self.pool == "gem":
-            # Of what is positive; power 1 is the average, ∞ the maximum (Radenović et al. 2018, section 3.2).
-            return feature.clamp(min=1e-6).pow(self.power).mean(dim=(2, 3)).pow(1 / self.power)
+            # Of what is positive; power 1 is the average, ∞ the maximum (Radenović et al. 2018, section 3.2). By
+            # logarithms: a small number to a large power would be 0, and its gradient NaN.
+            logs = feature.float().clamp(min=1e-6).log().flatten(2)  # [B, C, H · W]
+            mean = (logs * self.power).logsumexp(dim=2) - math.log(logs.shape[2])
+            return (mean / self.power).exp()
         return feature.mean(dim=(2, 3))
 
 
@@ -102,7 +106,7 @@ def _tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Seq
     for index in range(num_convs):
         layers.append(nn.Conv2d(in_channels if index == 0 else channels, channels, 3, padding=1, bias=norm == "none"))
         if norm == "gn":
-            layers.append(nn.GroupNorm(math.gcd(32, channels), channels))
+            layers.append(group_norm(channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 

@@ -21,7 +21,7 @@ class Pyramid(nn.Module):
         self.levels, self.channels = self.fpn.levels, self.fpn.channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, C, H, W] → [B, channels, ceil(H / 2^l), ceil(W / 2^l)] of each level, fine to coarse."""
+        """[B, C, H, W] → [B, channels, H / 2^l, W / 2^l] of each level, fine to coarse; networks round up or down."""
         return self.fpn(self.backbone(images))
 
 

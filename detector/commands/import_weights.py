@@ -1,0 +1,75 @@
+"""Make a checkpoint of this package from one of torchvision, Detectron2 or MMDetection, or torchvision's from ours.
+
+tools/import_weights.py RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1 retinanet.pt
+tools/import_weights.py model_final_5bd44e.pkl retinanet.pt --from detectron2
+tools/import_weights.py runs/x/best.pt retinanet_torchvision.pth --to torchvision
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+PACKAGES = ("torchvision", "detectron2", "mmdetection")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", help="a .pth, .pt, .pkl or .safetensors file, a URL, or a name of torchvision's weights"
+    )
+    parser.add_argument("output", type=Path, help="the file to write")
+    parser.add_argument("--from", dest="package", choices=PACKAGES, help="whose it is (default: by the tensors' names)")
+    parser.add_argument("--to", choices=["torchvision"], help="write torchvision's state dict instead of a checkpoint")
+    parser.add_argument("--config", help="a YAML file with what the tensors do not show, such as other anchors")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as model.backbone.stride_in_1x1=false")
+
+
+def run(args: argparse.Namespace) -> int:
+    from detector.errors import ConfigError
+
+    if args.output.exists():
+        raise ConfigError(f"{args.output}: exists already; choose another name, or remove it")
+    if not args.output.parent.is_dir():
+        raise ConfigError(f"{args.output.parent}: no such folder; make it first")
+    if args.to and (args.package or args.config or args.overrides):
+        raise ConfigError(
+            "command line: --to takes a checkpoint as it is; --from, --config and KEY=VALUE are for others"
+        )
+    print(_export(args.source, args.output) if args.to else _import(args))
+    return 0
+
+
+def _import(args: argparse.Namespace) -> str:
+    from detector.checkpoint import checkpoint_categories, save_checkpoint
+    from detector.config import config_from_dict
+    from detector.interchange import import_checkpoint
+
+    imported = import_checkpoint(args.source, args.package, args.config, args.overrides)
+    content = imported.content
+    config = config_from_dict(content["config"], args.source)
+    categories = checkpoint_categories(content)
+    state = {"model": content["model"], "source": content["source"]}
+    save_checkpoint(args.output, config, categories, state)
+    names = ", ".join(category.name for category in categories[:6]) + (", …" if len(categories) > 6 else "")
+    return (
+        f"{imported.report()}"
+        f"{imported.source}, {config.model.backbones[0].name}, {len(categories)} classes ({names}):"
+        f" {len(imported.used)} tensors used, {len(imported.ignored)} ignored\n{args.output}"
+    )
+
+
+def _export(source: str, output: Path) -> str:
+    import torch
+
+    from detector.interchange import open_checkpoint, to_torchvision
+
+    state = to_torchvision(open_checkpoint(source), source)
+    if output.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, output)
+    else:
+        torch.save(state, output)
+    rows = len(state["head.classification_head.cls_logits.bias"])
+    anchors = len(state["head.regression_head.bbox_reg.bias"]) // 4
+    return f"{len(state)} tensors; torchvision's num_classes is {rows // anchors}\n{output}"

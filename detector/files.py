@@ -1,0 +1,135 @@
+"""Files of tensors from anywhere: fetched only when asked, and read without running a line of what is in them."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.error import URLError
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor
+
+from detector.errors import WeightsError
+
+# All that a pickle of arrays needs. Whatever else a file asks for is refused by its name, and not imported.
+SAFE_GLOBALS = {
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    *(("numpy" + core + ".multiarray", name) for core in (".core", "._core") for name in ("_reconstruct", "scalar")),
+}
+
+
+def resolve(source: str, known: dict[str, str] | None = None) -> Path | None:
+    """The file that ``source`` means, of a URL the one in torch hub's cache; None if ``source`` is nothing known.
+
+    A source is a path, a ``file://`` or ``https://`` URL, a name out of ``known`` (names to URLs), or a name of one of
+    torchvision's enums such as ``ResNet50_Weights.IMAGENET1K_V1``. Raises :class:`~detector.errors.WeightsError` where
+    a download fails.
+    """
+    path = Path(unquote(urlparse(source).path)) if source.startswith("file://") else Path(source)
+    if source in (known or {}):
+        return _download(known[source])
+    if urlparse(source).scheme in ("http", "https"):
+        return _download(source)
+    if path.is_file():
+        return path
+    try:
+        return _download(torchvision.models.get_weight(source).url)
+    except (ValueError, AttributeError, KeyError):
+        return None
+
+
+def _download(url: str) -> Path:
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    if not cached.exists():
+        try:
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(cached))
+        except (URLError, OSError) as error:
+            raise WeightsError(
+                f"{url} cannot be downloaded ({getattr(error, 'reason', error)}); download it elsewhere and put it into"
+                f" {cached.parent}, or give the path of the file"
+            ) from None
+    return cached
+
+
+def read_file(path: Path) -> Any:
+    """What a ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file holds, on the CPU; arrays become tensors.
+
+    Raises :class:`~detector.errors.WeightsError` for a file that is cut off, compressed, or holds more than tensors,
+    numbers, texts, lists and dicts.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        with path.open("rb") as file:
+            is_zip, is_pickle = zipfile.is_zipfile(file), path.suffix == ".pkl"
+            file.seek(0)
+            if is_pickle and not is_zip:
+                return _as_tensors(_Unpickler(file).load(), path)
+        if is_zip:
+            _check_zip(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except WeightsError:
+        raise
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())
+        if "Unsupported global" in reason:
+            name = reason.partition("GLOBAL ")[2].partition(" ")[0]
+            raise WeightsError(
+                f"{path}: holds {name}, which is no tensor and is not loaded; of a file that you trust, save the state"
+                " dict alone"
+            ) from None
+        raise WeightsError(f"{path}: is no file of tensors, or is cut off ({reason[:120]})") from None
+    except Exception as error:  # broken pickles raise almost anything
+        raise WeightsError(f"{path}: is no file of tensors, or is cut off ({str(error)[:120]})") from None
+
+
+def _check_zip(path: Path) -> None:
+    """torch stores tensors as they are: a compressed file is no checkpoint, and may grow without end."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise WeightsError(
+                    f"{path}: {entry.filename} is compressed, {entry.compress_size:,} bytes for {entry.file_size:,};"
+                    " torch saves nothing so"
+                )
+
+
+class _Unpickler(pickle.Unpickler):
+    """Detectron2's ``.pkl``: arrays, dicts, lists, texts and numbers."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="latin1")
+        self.path = file.name
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in SAFE_GLOBALS:
+            raise WeightsError(f"{self.path}: asks for {module}.{name}, which is no array; the file was not loaded")
+        return super().find_class(module, name)
+
+
+def _as_tensors(value: Any, path: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _as_tensors(inner, path) for key, inner in value.items()}
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiub":
+            raise WeightsError(f"{path}: holds an array of {value.dtype}, which is no tensor")
+        return torch.from_numpy(np.ascontiguousarray(value))
+    return value
+
+
+def is_state_dict(value: Any) -> bool:
+    """Names to tensors."""
+    return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())

@@ -1,0 +1,334 @@
+"""The classification task: its loss against torch's, scores, rows, reports, and what inference writes."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torch.testing import assert_close
+
+from detector.config import Config, HeadConfig, LossConfig, ModelConfig, PredictConfig
+from detector.data.coco import Category
+from detector.data.folder import ClassSample, Labelled
+from detector.errors import ConfigError
+from detector.structures import Batch, ClassTargets, Losses
+from detector.tasks import classification, get_task
+
+NUM_CLASSES = 4
+CATEGORIES = [Category(label, name) for label, name in enumerate(["ant", "bee", "cow", "doe"])]
+
+
+def make_model(multi_label: bool = False, smoothing: float = 0.0, classes: int = 5) -> ModelConfig:
+    return ModelConfig(
+        head=HeadConfig(name="pooled"),
+        loss=LossConfig(label_smoothing=smoothing),
+        predict=PredictConfig(classes=classes),
+        multi_label=multi_label,
+    )
+
+
+def make_config(multi_label: bool = False, data: dict[str, Any] | None = None) -> Config:
+    tree = {"task": "classification", "data": data or {}, "model": {"head": {"name": "pooled"}}}
+    tree["model"]["multi_label"] = multi_label
+    return Config.model_validate(tree)
+
+
+def random_logits(num_images: int = 6) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (3 * torch.randn(num_images, NUM_CLASSES, generator=generator)).requires_grad_()
+
+
+def targets_of(shares: Tensor, weights: list[float] | None = None) -> ClassTargets:
+    return ClassTargets(shares.float(), torch.tensor(weights or [1.0] * NUM_CLASSES).expand(len(shares), -1))
+
+
+LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
+WEIGHTS = [0.5, 2.0, 1.0, 3.0]
+MIXED = torch.tensor(
+    [[0.7, 0.3, 0, 0], [0, 0, 0, 1], [0.25, 0, 0.75, 0], [0, 1, 0, 0], [0.5, 0, 0, 0.5], [0, 0.1, 0.9, 0]]
+)
+
+
+def mean(losses: Losses) -> Tensor:
+    """The loss as the engine has it."""
+    return losses.parts["cls"] / losses.normaliser
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal", "weighted"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
+def test_cross_entropy_is_torchs(smoothing: float, weights: list[float] | None) -> None:
+    logits = random_logits()
+    losses = classification.loss(
+        logits, targets_of(F.one_hot(LABELS, NUM_CLASSES), weights), make_model(smoothing=smoothing)
+    )
+    weight = torch.tensor(weights) if weights else None
+    expected = F.cross_entropy(logits, LABELS, weight=weight, label_smoothing=smoothing)
+    assert list(losses.parts) == ["cls"]
+    # The pictures, or the weights of their classes: 0.5 + 3 + 2 + 2 + 1 + 0.5.
+    assert losses.normaliser.item() == pytest.approx(9 if weights else 6)
+    assert_close(mean(losses), expected)
+    assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (mean(losses), expected)))
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal", "weighted"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_mixed_pictures_is_torchs(smoothing: float, weights: list[float] | None) -> None:
+    logits = random_logits()
+    losses = classification.loss(logits, targets_of(MIXED, weights), make_model(smoothing=smoothing))
+    # torch divides the sum over soft targets by the pictures, weights or not.
+    weight = torch.tensor(weights) if weights else None
+    total = F.cross_entropy(logits, MIXED, weight=weight, label_smoothing=smoothing, reduction="sum")
+    assert_close(losses.parts["cls"], total)
+    if weights:  # what each share weighs: 0.35 + 0.6, 3, 0.125 + 0.75, 2, 0.25 + 1.5, 0.2 + 0.9
+        assert losses.normaliser.item() == pytest.approx(0.95 + 3 + 0.875 + 2 + 1.75 + 1.1)
+    else:
+        assert losses.normaliser.item() == pytest.approx(6)
+
+
+SEVERAL = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1], [0, 1, 0, 0], [0.3, 0, 0.7, 1]])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal", "weighted"])
+def test_several_labels_are_torchs_binary_cross_entropy(weights: list[float] | None, smoothing: float) -> None:
+    logits, targets = random_logits(), targets_of(SEVERAL, weights)
+    losses = classification.loss(logits, targets, make_model(multi_label=True, smoothing=smoothing))
+    # Smoothed by 0.2, a class that is there counts 0.9, and one that is not 0.1.
+    shares = torch.lerp(torch.full_like(SEVERAL, 0.5), SEVERAL, 1 - smoothing)
+    total = F.binary_cross_entropy_with_logits(logits, shares, weight=targets.weights, reduction="sum")
+    assert_close(losses.parts["cls"], total)
+    if weights is None:
+        assert_close(mean(losses), F.binary_cross_entropy_with_logits(logits, shares))
+    assert losses.normaliser.item() == pytest.approx(6 * sum(weights or [1] * 4))
+    assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (losses.parts["cls"], total)))
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_parts_of_a_batch_add_up(multi_label: bool) -> None:
+    config, targets = make_model(multi_label, smoothing=0.1), targets_of(MIXED, WEIGHTS)
+    logits = random_logits()
+    whole = classification.loss(logits, targets, config)
+    parts = [
+        classification.loss(logits[rows], ClassTargets(targets.shares[rows], targets.weights[rows]), config)
+        for rows in (slice(0, 2), slice(2, 6))
+    ]
+    assert_close(whole.parts["cls"], sum(part.parts["cls"] for part in parts))
+    assert_close(whole.normaliser, sum(part.normaliser for part in parts))
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_bf16_logits_give_float32_losses_and_scores(multi_label: bool) -> None:
+    config, low = make_model(multi_label, smoothing=0.1), random_logits().bfloat16()
+    losses, expected = (classification.loss(one, targets_of(MIXED), config) for one in (low, low.float()))
+    assert losses.parts["cls"].dtype == torch.float32
+    assert torch.equal(losses.parts["cls"], expected.parts["cls"])
+    assert classification.predict(low, make_batch(6), config).dtype == torch.float32
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_logits_of_any_size_give_a_finite_loss(multi_label: bool) -> None:
+    logits = torch.tensor([[1e4, -1e4, 0, 0]]).requires_grad_()
+    losses = classification.loss(logits, targets_of(torch.eye(4)[[1]]), make_model(multi_label))
+    # Cross entropy: 1e4 - -1e4. Binary: 1e4 each of the first two, log 2 each of the others.
+    assert losses.parts["cls"].item() == pytest.approx(2e4, rel=1e-3)
+    losses.parts["cls"].backward()
+    assert logits.grad.isfinite().all()
+
+
+# --- predictions and rows ---------------------------------------------------------------------------------------------
+
+
+def make_batch(num: int) -> Batch:
+    sizes = torch.full((num, 2), 8)
+    images = torch.zeros(num, 3, 8, 8, dtype=torch.uint8)
+    return Batch(images, sizes, sizes, targets_of(torch.zeros(num, NUM_CLASSES)), torch.arange(num))
+
+
+def test_scores_of_one_label_sum_to_one() -> None:
+    logits = random_logits()
+    scores = classification.predict(logits, make_batch(6), make_model())
+    assert_close(scores, logits.exp() / logits.exp().sum(dim=1, keepdim=True))
+    assert_close(scores.sum(dim=1), torch.ones(6))
+
+
+def test_scores_of_several_labels_stand_alone() -> None:
+    logits = random_logits()
+    assert_close(classification.predict(logits, make_batch(6), make_model(True)), 1 / (1 + (-logits).exp()))
+
+
+def test_rows_by_hand() -> None:
+    rows = classification.to_rows(torch.tensor([[0.25, 0.75], [0.5, 0.5]]), torch.tensor([2**40 + 1, 7]), CATEGORIES)
+    assert rows.dtype == np.float64
+    assert rows.tolist() == [[2**40 + 1, 0.25, 0.75], [7, 0.5, 0.5]]
+
+
+def make_truth(labels: list[list[int]]) -> Labelled:
+    return Labelled(
+        source=Path("truth"),
+        root=Path(),
+        categories=CATEGORIES,
+        files=np.array([f"{index}.png".encode() for index in range(len(labels))]),
+        first=np.cumsum([0, *map(len, labels)]),
+        labels=np.array([label for row in labels for label in row], dtype=np.int64),
+    )
+
+
+ROWS = np.array(
+    [
+        [0, 0.7, 0.1, 0.1, 0.1],  # ant, right
+        [1, 0.6, 0.2, 0.1, 0.1],  # taken for ant
+        [2, 0.1, 0.2, 0.3, 0.4],  # taken for doe
+        [3, 0.0, 0.9, 0.1, 0.0],  # bee, right
+    ]
+)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
+def test_rows_find_their_pictures(order: list[int]) -> None:
+    truth = make_truth([[0], [1], [2], [1]])
+    metrics = classification.evaluate([ROWS[order[:1]], ROWS[order[1:]]], truth, make_config())
+    assert metrics["top1"] == 0.5
+    assert metrics["confusion"] == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
+    assert classification.main_metric(make_config()) == "top1"
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
+def test_rows_find_their_pictures_of_several_labels(order: list[int]) -> None:
+    truth = make_truth([[0, 2], [], [1, 3], [1]])
+    config = make_config(multi_label=True)
+    metrics = classification.evaluate([ROWS[order[:3]], ROWS[order[3:]]], truth, config)
+    assert [row["images"] for row in metrics["per_class"]] == [1, 2, 1, 1]
+    # ant: 0.7 of picture 0 is the best. bee: pictures 3, then 1 and 2 at once: (1 + 2/3) / 2. cow: 2, then 0, 1 and 3
+    # at once: 1/4. doe: picture 2 is the best.
+    assert [row["AP"] for row in metrics["per_class"]] == pytest.approx([1, 5 / 6, 1 / 4, 1])
+    assert metrics[classification.main_metric(config)] == pytest.approx((1 + 5 / 6 + 1 / 4 + 1) / 4)
+    assert "confusion" not in metrics
+
+
+def test_what_a_person_reads() -> None:
+    one = classification.evaluate([ROWS], make_truth([[0], [1], [2], [1]]), make_config())
+    lines = classification.describe(one, per_class=True).splitlines()
+    # ant: 1 of 1 found, 1 of 2 predictions right; bee: 1 of 2 and 1 of 1; F1 2/3 each; cow 0; doe has no picture.
+    assert lines[0] == "top1 0.500  top5 1.000  mean_class_accuracy 0.500  macro_f1 0.444"
+    assert [line.split() for line in lines[1:]] == [
+        ["class", "images", "precision", "recall", "f1"],
+        ["ant", "1", "0.500", "1.000", "0.667"],
+        ["bee", "2", "1.000", "0.500", "0.667"],
+        ["cow", "1", "0.000", "0.000", "0.000"],
+        ["doe", "0", "-1.000", "-1.000", "-1.000"],
+    ]
+    assert classification.describe(one, per_class=False).splitlines() == lines[:1]
+    several = classification.evaluate([ROWS], make_truth([[0], [1], [2], [1]]), make_config(multi_label=True))
+    lines = classification.describe(several, per_class=True).splitlines()
+    assert lines[0].split()[::2] == ["mAP", "macro_f1"]
+    assert lines[1].split() == ["class", "images", "precision", "recall", "f1", "AP"]
+
+
+def test_a_report_of_the_confusion(tmp_path: Path) -> None:
+    metrics = classification.evaluate([ROWS], make_truth([[0], [1], [2], [1]]), make_config())
+    for row, name in zip(metrics["per_class"], ["ant", "bee, big", "größe", "doe"], strict=True):
+        row["name"] = name
+    classification.write_report(metrics, tmp_path)
+    with (tmp_path / "confusion.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["true \\ predicted", "ant", "bee, big", "größe", "doe"],
+            ["ant", "1", "0", "0", "0"],
+            ["bee, big", "1", "1", "0", "0"],
+            ["größe", "0", "0", "0", "1"],
+            ["doe", "0", "0", "0", "0"],
+        ]
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert min(picture.size) > 100
+
+
+def test_several_labels_have_no_confusion(tmp_path: Path) -> None:
+    metrics = classification.evaluate([ROWS], make_truth([[0, 1], [], [2], [1]]), make_config(multi_label=True))
+    classification.write_report(metrics, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+# --- single pictures --------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_without_a_class() -> None:
+    image = np.random.default_rng(0).integers(0, 65536, (20, 30, 4)).astype(np.uint16)
+    sample = classification.make_sample(image, 9, make_config(data={"crop": {"size": 20, "eval_share": 1.0}}))
+    assert isinstance(sample, ClassSample)
+    assert (sample.id, sample.size_original) == (9, (20, 30))
+    # The square in the middle: (30 - 20) / 2 = 5 columns are cut off on either side.
+    assert np.array_equal(sample.image.numpy(), image[:, 5:25].transpose(2, 0, 1))
+
+
+SCORES = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.02, 0.0]])
+
+
+@pytest.mark.parametrize("classes", [1, 3, 4, 50])
+def test_the_best_classes_of_a_picture(classes: int) -> None:
+    found = classification.to_predictions(SCORES, CATEGORIES, make_model(classes=classes))
+    assert [one.labels.tolist() for one in found] == [[1, 3, 2, 0][:classes], [0, 2, 1, 3][:classes]]
+    assert [one.names for one in found] == [
+        ["bee", "doe", "cow", "ant"][:classes],
+        ["ant", "cow", "bee", "doe"][:classes],
+    ]
+    assert found[0].scores.tolist() == pytest.approx([0.5, 0.25, 0.15, 0.1][:classes])
+
+
+def test_results_by_hand(tmp_path: Path) -> None:
+    found = classification.to_predictions(SCORES, CATEGORIES, make_model(classes=2))
+    names = ["deep/größe, 1.png", "b.png"]
+    results = [
+        row
+        for place, (one, name) in enumerate(zip(found, names, strict=True))
+        for row in classification.to_results(one, place, Path(name))
+    ]
+    path = tmp_path / "predictions.csv"
+    classification.write_results(results, path)
+    with path.open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["path", "label", "score", "label_2", "score_2"],
+            ["deep/größe, 1.png", "bee", "0.5", "doe", "0.25"],
+            ["b.png", "ant", "0.97", "cow", "0.02"],
+        ]
+    assert classification.describe_results(results) == "bee 1, ant 1"
+    classification.write_results([], path)
+    assert path.read_text().splitlines() == ["path,label,score"]
+
+
+def test_the_summary_of_many_classes_is_cut() -> None:
+    results = [{"label": f"class {number % 12}"} for number in range(30)]
+    text = classification.describe_results(results)
+    assert text.startswith("class 0 3, class 1 3, ")
+    assert text.endswith("class 9 2, …")
+
+
+def test_a_lowest_score_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"score: .*detection.*model\.predict\.classes"):
+        classification.with_threshold(make_model(), 0.5)
+
+
+def test_drawn_are_the_best_and_what_scores_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[list[int], list[str]]] = []
+    monkeypatch.setattr(classification, "draw_lines", lambda image, labels, texts: drawn.append((labels, texts)))
+    found = classification.to_predictions(SCORES, CATEGORIES, make_model())[0]
+    for draw_score in (0.0, 0.2, 0.9):
+        classification.draw(np.zeros((9, 9, 3), np.uint8), found, draw_score)
+    texts = ["bee 0.50", "doe 0.25", "cow 0.15", "ant 0.10"]
+    assert drawn == [([1, 3, 2, 0], texts), ([1, 3], texts[:2]), ([1], texts[:1])]
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_head_of_detection_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model\.head\.name: 'retina' is not known.*use pooled or classic"):
+        get_task(Config(task="classification"))

@@ -1,0 +1,400 @@
+"""Starting from another run's checkpoint: what is loaded bit for bit, by class name or not, and all of it said."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detector.checkpoint import save_checkpoint
+from detector.config import Config, config_to_dict
+from detector.data.coco import Category
+from detector.errors import ConfigError, WeightsError
+from detector.models import Model, build_model
+from detector.run import RunFolder
+from detector.training import fit, load_start
+from detector.transfer import Transfer, transfer
+
+CPU = torch.device("cpu")
+PATH = Path("some/best.pt")
+DETECTOR = {
+    "backbone": {"name": "resnet10"},
+    "fpn": {"levels": [3, 4, 5], "channels": 16},
+    "anchors": {"ratios": [0.5, 1.0, 2.0], "scales": [1.0]},  # three a cell
+    "head": {"num_convs": 1},
+}
+POOLED = {**{key: DETECTOR[key] for key in ("backbone", "fpn")}, "head": {"name": "pooled", "fuse": "mean"}}
+CLASSIC = {"backbone": {"name": "resnet10"}, "head": {"name": "classic"}}
+
+
+def make_config(model: dict[str, Any], **sections: Any) -> Config:
+    is_detection = "name" not in model["head"]
+    task = "detection" if is_detection else "classification"
+    return Config.model_validate({"task": task, "model": model, **sections})
+
+
+def make_model(model: dict[str, Any], num_classes: int, seed: int) -> Model:
+    """With weights that all differ, those that begin at 0 or 1 included."""
+    torch.manual_seed(seed)
+    built = build_model(make_config(model).model, num_classes)
+    with torch.no_grad():
+        for tensor in built.state_dict().values():
+            tensor.add_(0.01 * torch.rand(tensor.shape)) if tensor.is_floating_point() else tensor.fill_(seed)
+    return built
+
+
+def categories(*names: str) -> list[Category]:
+    return [Category(10 * place + 1, name) for place, name in enumerate(names)]
+
+
+def content_of(model: dict[str, Any], classes: list[Category], weights: Model, ema: Model | None = None) -> dict:
+    """What ``read_checkpoint`` gives."""
+    return {
+        "config": config_to_dict(make_config(model)),
+        "categories": [category._asdict() for category in classes],
+        "model": weights.state_dict(),
+        "ema": ema.state_dict() if ema else None,
+    }
+
+
+def state_of(model: Model) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_all_is_said(outcome: Transfer, model: Model, content: dict[str, Any]) -> None:
+    """Every tensor of the model and of the checkpoint stands in the report, once."""
+    lines = re.findall(r"(?m)^(loaded|by class|random|left over) +(\S+?)(?:: (.+))?$", outcome.report())
+    assert len(lines) == len(outcome.report().splitlines())
+    said: dict[str, list[str]] = {"loaded": [], "by class": [], "random": [], "left over": []}
+    for kind, name, reason in lines:
+        said[kind].append(name)
+        assert bool(reason) == (kind in ("by class", "random"))
+    source = content["ema"] or content["model"]
+    own = said["loaded"] + said["by class"] + said["random"]
+    assert sorted(own) == sorted(model.state_dict())
+    of_source = said["loaded"] + said["by class"] + [name for name in said["random"] if name in source]
+    assert sorted(of_source + said["left over"]) == sorted(source)
+
+
+# --- from task to task ------------------------------------------------------------------------------------------------
+
+
+def test_detector_to_classifier_and_back() -> None:
+    first = make_model(DETECTOR, 2, seed=1)
+    content = content_of(DETECTOR, categories("ant", "bee"), first)
+    second = make_model(POOLED, 3, seed=2)
+    before = state_of(second)
+    outcome = transfer(second, categories("bee", "cow", "ant"), content, PATH)
+    assert_all_is_said(outcome, second, content)
+    pyramid = [name for name in first.state_dict() if name.startswith("pyramid.")]
+    assert len(pyramid) > 60
+    assert outcome.loaded == pyramid
+    assert outcome.begun == {f"head.classifier.{name}": "not in the checkpoint" for name in ("weight", "bias")}
+    assert {name.split(".")[1] for name in outcome.left_over} == {"cls_tower", "box_tower", "cls_output", "box_output"}
+    for name, tensor in second.state_dict().items():
+        assert torch.equal(tensor, (first.state_dict() if name in pyramid else before)[name]), name
+
+    third = make_model(DETECTOR, 2, seed=3)
+    before = state_of(third)
+    content = content_of(POOLED, categories("bee", "cow", "ant"), second)
+    outcome = transfer(third, categories("ant", "bee"), content, PATH)
+    assert_all_is_said(outcome, third, content)
+    assert outcome.left_over == ["head.classifier.bias", "head.classifier.weight"]
+    for name, tensor in third.state_dict().items():
+        assert torch.equal(tensor, (first.state_dict() if name in pyramid else before)[name]), name
+
+
+def test_a_classic_classifier_gives_its_backbone_to_a_detector() -> None:
+    first, second = make_model(CLASSIC, 2, seed=1), make_model(DETECTOR, 2, seed=2)
+    content = content_of(CLASSIC, categories("ant", "bee"), first)
+    outcome = transfer(second, categories("ant", "bee"), content, PATH)
+    assert_all_is_said(outcome, second, content)
+    assert all(name.startswith("pyramid.backbone.") for name in outcome.loaded)
+    assert len(outcome.loaded) == len(content["model"]) - 2
+    assert {name.rpartition(".")[0].split(".")[1] for name in outcome.begun} >= {"fpn", "cls_output", "box_output"}
+    assert outcome.left_over == ["head.bias", "head.weight"]
+
+
+def test_levels_that_both_have_are_loaded() -> None:
+    content = content_of(DETECTOR, categories("ant"), make_model(DETECTOR, 1, seed=1))
+    finer = {**POOLED, "fpn": {"levels": [2, 3, 4, 5, 6], "channels": 16}}
+    model = make_model(finer, 1, seed=2)
+    outcome = transfer(model, categories("ant"), content, PATH)
+    assert_all_is_said(outcome, model, content)
+    assert any(name.startswith("pyramid.fpn.") for name in outcome.loaded)
+    assert any(name.startswith("pyramid.fpn.") for name in outcome.begun)
+    assert not any(name.startswith("pyramid.") for name in outcome.left_over)
+
+
+def test_average_weights_are_preferred() -> None:
+    model, average, other = (make_model(POOLED, 2, seed) for seed in (1, 2, 3))
+    transfer(other, categories("ant", "bee"), content_of(POOLED, categories("ant", "bee"), model, average), PATH)
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, average.state_dict()[name]), name
+
+
+# --- classes by name --------------------------------------------------------------------------------------------------
+
+OLD, NEW = categories("ant", "bee", "cow"), categories("cow", "doe", "ant", "elk")
+KEPT = {0: 2, 2: 0}  # the places of cow and ant, new: old
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "groups"), [(DETECTOR, "cls_output.", 3), (POOLED, "classifier.", 1), (CLASSIC, "", 1)]
+)
+def test_rows_of_classes_are_found_by_name(kind: dict[str, Any], layer: str, groups: int) -> None:
+    first, second = make_model(kind, 3, seed=1), make_model(kind, 4, seed=2)
+    before, content = state_of(second), content_of(kind, OLD, first)
+    outcome = transfer(second, NEW, content, PATH)
+    assert_all_is_said(outcome, second, content)
+    names = [f"head.{layer}{part}" for part in ("weight", "bias")]
+    assert outcome.by_class == dict.fromkeys(names, "2 of 4 classes (cow, ant)")
+    assert outcome.begun == {}
+    assert outcome.left_over == []
+    assert "the class layer by name: 2 of 4 classes (cow, ant)" in outcome.summary()
+    for name, tensor in second.state_dict().items():
+        if name not in names:
+            assert torch.equal(tensor, first.state_dict()[name]), name
+            continue
+        # Rows are grouped by anchor: row = anchor · classes + class.
+        for anchor in range(groups):
+            for place in range(4):
+                own = tensor[anchor * 4 + place]
+                if place in KEPT:
+                    assert torch.equal(own, first.state_dict()[name][anchor * 3 + KEPT[place]])
+                else:
+                    assert torch.equal(own, before[name][anchor * 4 + place])
+
+
+@pytest.mark.parametrize("kind", [DETECTOR, POOLED, CLASSIC], ids=["detector", "pooled", "classic"])
+def test_the_same_classes_give_the_same_model(kind: dict[str, Any]) -> None:
+    first, second = make_model(kind, 3, seed=1), make_model(kind, 3, seed=2)
+    outcome = transfer(second, OLD, content_of(kind, OLD, first), PATH)
+    for name, tensor in second.state_dict().items():
+        assert torch.equal(tensor, first.state_dict()[name]), name
+    assert set(outcome.by_class.values()) == {"3 of 3 classes (ant, bee, cow)"}
+    # Ids are the data set's own and say nothing: other ids, the same names.
+    renumbered = [Category(500 + category.id, category.name) for category in OLD]
+    third = make_model(kind, 3, seed=3)
+    transfer(third, renumbered, content_of(kind, OLD, first), PATH)
+    assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in third.state_dict().items())
+
+
+def test_classes_of_other_names_begin_at_random() -> None:
+    first, second = make_model(POOLED, 3, seed=1), make_model(POOLED, 3, seed=2)
+    before, content = state_of(second), content_of(POOLED, OLD, first)
+    outcome = transfer(second, categories("Ant", "doe", "elk"), content, PATH)
+    assert_all_is_said(outcome, second, content)
+    assert outcome.begun == {f"head.classifier.{part}": "no class has the same name" for part in ("weight", "bias")}
+    assert all(torch.equal(second.state_dict()[name], before[name]) for name in outcome.begun)
+
+
+def test_another_number_of_anchors_begins_at_random() -> None:
+    fewer = {**DETECTOR, "anchors": {"ratios": [1.0], "scales": [1.0]}}
+    first, second = make_model(DETECTOR, 3, seed=1), make_model(fewer, 3, seed=2)
+    before, content = state_of(second), content_of(DETECTOR, OLD, first)
+    outcome = transfer(second, OLD, content, PATH)
+    assert_all_is_said(outcome, second, content)
+    assert outcome.begun["head.box_output.bias"] == "is [12] in the checkpoint, [4] here"
+    # Nine rows of classes are no three groups of three here, where a cell has one anchor.
+    for name in ("head.cls_output.weight", "head.cls_output.bias"):
+        assert name in outcome.begun
+        assert torch.equal(second.state_dict()[name], before[name])
+
+
+def test_the_list_of_classes_in_a_report_is_cut() -> None:
+    many = categories(*[f"class {number}" for number in range(12)])
+    first, second = make_model(POOLED, 12, seed=1), make_model(POOLED, 12, seed=2)
+    outcome = transfer(second, many, content_of(POOLED, many, first), PATH)
+    assert set(outcome.by_class.values()) == {
+        f"12 of 12 classes ({', '.join(f'class {number}' for number in range(10))}, …)"
+    }
+
+
+def test_the_line_that_sums_it_up() -> None:
+    content = content_of(DETECTOR, categories("ant"), make_model(DETECTOR, 1, seed=1))
+    model = make_model(POOLED, 1, seed=2)
+    outcome = transfer(model, categories("ant"), content, PATH)
+    total = len(model.state_dict())
+    left = len(content["model"]) - (total - 2)
+    groups = "head.box_output.*, head.box_tower.*, head.cls_output.*, head.cls_tower.*"
+    expected = (
+        f"{total - 2} of {total} tensors loaded; 2 begin at random (head.classifier.*); {left} left over ({groups})"
+    )
+    assert outcome.summary() == expected
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backbone", "channels"),
+    [({"name": "vgg11"}, 24), ({"name": "densenet121"}, 24), ({"name": "timm:convnext_atto"}, 24)],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_another_backbone_is_refused(backbone: dict[str, Any], channels: int) -> None:
+    content = content_of(DETECTOR, categories("ant"), make_model(DETECTOR, 1, seed=1))
+    model = make_model({**POOLED, "backbone": backbone, "fpn": {"levels": [3, 4, 5], "channels": channels}}, 1, seed=2)
+    with pytest.raises(WeightsError) as caught:
+        transfer(model, categories("ant"), content, PATH)
+    expected = f"{PATH}: nothing of its pyramid (resnet10) fits this model; use the same model.backbone"
+    assert str(caught.value) == expected
+
+
+def test_two_branches_are_not_one() -> None:
+    two = {"pyramid": {"branches": ["resnet10", "resnet10"]}, "fpn": POOLED["fpn"], "head": POOLED["head"]}
+    content = content_of(two, categories("ant"), make_model(two, 1, seed=1))
+    with pytest.raises(WeightsError, match=r"nothing of its pyramid \(resnet10 \+ resnet10\) fits"):
+        transfer(make_model(POOLED, 1, seed=2), categories("ant"), content, PATH)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A detector's, on resnet10."""
+    path = tmp_path / "best.pt"
+    save_checkpoint(
+        path, make_config(DETECTOR), categories("ant"), {"model": make_model(DETECTOR, 1, 1).state_dict(), "ema": None}
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("section", "is_refused"),
+    [
+        ({}, False),  # it asks for nothing: what is random is said, and trains
+        ({"norm": "frozen_bn"}, True),
+        ({"freeze_at": 2}, True),
+        ({"weights": "IMAGENET1K_V1"}, True),
+    ],
+    ids=str,
+)
+def test_a_backbone_that_counts_on_weights_does_not_stay_random(
+    section: dict[str, Any], is_refused: bool, checkpoint: Path
+) -> None:
+    # resnet18 has two blocks a stage where resnet10 has one.
+    config = make_config({**POOLED, "weights": str(checkpoint), "backbone": {"name": "resnet18", **section}})
+    model = build_model(config.model, 1)
+    if not is_refused:
+        lines, report = load_start(model, config, categories("ant"))
+        assert "begin at random (pyramid.backbone.*" in lines[0]
+        assert "random     pyramid.backbone.body.layer1.1.conv1.weight: not in the checkpoint\n" in report
+        return
+    with pytest.raises(
+        WeightsError, match=r"layer1\.1\.\S+ and \d+ more tensors of the backbone are not in it"
+    ) as caught:
+        load_start(model, config, categories("ant"))
+    assert str(caught.value).startswith(f"{checkpoint}: ")
+    assert "would stay random; use the checkpoint's model.backbone" in str(caught.value)
+
+
+@pytest.mark.parametrize("section", [{"norm": "frozen_bn"}, {"freeze_at": 5}, {"weights": "IMAGENET1K_V1"}], ids=str)
+def test_a_backbone_that_is_all_there_may_be_frozen(section: dict[str, Any], checkpoint: Path) -> None:
+    # The weights that the config names are not even looked for.
+    config = make_config({**POOLED, "weights": str(checkpoint), "backbone": {"name": "resnet10", **section}})
+    model = build_model(config.model, 1)
+    lines, _ = load_start(model, config, categories("ant"))
+    assert len(lines) == 1
+    assert lines[0].startswith(f"from {checkpoint} (detection): ")
+    loaded = torch.load(checkpoint, weights_only=True)["model"]
+    own = model.pyramid.state_dict(prefix="pyramid.")
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in own.items())
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(make_model(POOLED, 1, 1).state_dict(), path)
+    config = make_config({**POOLED, "weights": str(path)})
+    with pytest.raises(WeightsError, match=f"{path}: "):
+        load_start(build_model(config.model, 1), config, categories("ant"))
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+def of_colors(colors: Path, model: dict[str, Any], **train: Any) -> Config:
+    """One step on generated pictures."""
+    data = {split: {"images": f"{colors}/{split}"} for split in ("train", "val")}
+    data |= {"workers": 0, "crop": {"size": 32, "scale": [0.5, 1.0]}}
+    return make_config(model, data=data, train={"batch_size": 4, "steps": 1, **train}, seed=5)
+
+
+@pytest.mark.parametrize("section", [{"norm": "frozen_bn"}, {"freeze_at": 3}], ids=str)
+def test_freezing_what_is_random_is_refused(
+    section: dict[str, Any], tmp_path: Path, colors: Path, checkpoint: Path
+) -> None:
+    model = {**POOLED, "backbone": {"name": "resnet10", **section}}
+    key, value = next(iter(section.items()))
+    run = RunFolder(tmp_path / "run")
+    said = rf"model\.backbone\.{key}: {value} freezes random weights of resnet10.*set weights, give .*--init-from"
+    with pytest.raises(ConfigError, match=said):
+        fit(of_colors(colors, model), run, CPU)
+    assert not run.path.exists()
+
+    assert fit(of_colors(colors, {**model, "weights": str(checkpoint)}), run, CPU)
+    saved, before = (torch.load(path, weights_only=True)["model"] for path in (run.last, checkpoint))
+    norms = [name for name in before if ".bn1." in name and "pyramid" in name and "num_batches" not in name]
+    frozen = norms if "norm" in section else [name for name in before if ".body.layer1." in name]
+    assert len(frozen) > 5
+    assert all(torch.equal(saved[name], before[name]) for name in frozen)
+    assert not torch.equal(*(content["pyramid.backbone.body.layer4.0.conv1.weight"] for content in (saved, before)))
+
+
+def test_a_checkpoint_is_no_backbones_weights(tmp_path: Path, colors: Path, checkpoint: Path) -> None:
+    config = of_colors(colors, {**POOLED, "backbone": {"name": "resnet10", "weights": str(checkpoint)}})
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(
+        WeightsError, match=f"{checkpoint}: is a checkpoint of training; start from it with --init-from"
+    ):
+        fit(config, run, CPU)
+    assert not run.path.exists()
+
+
+def test_what_was_transferred_stands_in_the_runs_folder(tmp_path: Path, colors: Path, checkpoint: Path) -> None:
+    model = {**POOLED, "weights": str(checkpoint)}
+    run = RunFolder(tmp_path / "run")
+    assert fit(of_colors(colors, model), run, CPU)
+    report = (run.path / "transfer.txt").read_text(encoding="utf-8").splitlines()
+    assert len(report) == len(set(report)) > 80
+    assert "loaded     pyramid.backbone.body.conv1.weight" in report
+    assert "random     head.classifier.weight: not in the checkpoint" in report
+    assert "left over  head.cls_output.bias" in report
+
+    # Resumed, the run goes on from its own last.pt; what it began with is not needed any more.
+    checkpoint.unlink()
+    assert fit(of_colors(colors, model, steps=2), run, CPU, resume=True)
+    assert (run.path / "transfer.txt").read_text(encoding="utf-8").splitlines() == report
+    assert torch.load(run.last, weights_only=True)["step"] == 2
+
+    plain = RunFolder(tmp_path / "plain")
+    assert fit(of_colors(colors, POOLED), plain, CPU)
+    assert not (plain.path / "transfer.txt").exists()
+
+
+def test_a_run_begins_with_the_weights_it_was_given(tmp_path: Path, colors: Path, checkpoint: Path) -> None:
+    # A rate of nearly nothing leaves them where they were.
+    config = of_colors(colors, {**POOLED, "weights": str(checkpoint)}, optimizer={"lr": 1e-12})
+    run = RunFolder(tmp_path / "run")
+    assert fit(config, run, CPU)
+    saved, given = (torch.load(path, weights_only=True)["model"] for path in (run.last, checkpoint))
+    parameters = [name for name in given if name in saved and name.endswith(("weight", "bias"))]
+    assert len(parameters) > 40
+    for name in parameters:
+        torch.testing.assert_close(saved[name], given[name], rtol=0, atol=1e-6)
+
+
+def test_resuming_the_other_task_is_refused(tmp_path: Path, colors: Path, shapes: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    assert fit(of_colors(colors, POOLED), run, CPU)
+    data = {
+        split: {"annotations": f"{shapes}/annotations/{split}.json", "images": f"{shapes}/images"}
+        for split in ("train", "val")
+    }
+    config = make_config(DETECTOR, data={**data, "workers": 0}, train={"batch_size": 4, "steps": 2}, seed=5)
+    with pytest.raises(ConfigError) as caught:
+        fit(config, run, CPU, resume=True)
+    said = f"{run.last}: task was classification, is detection; resume with the same, or begin another run with --name"
+    assert str(caught.value) == f"{said} (--init-from starts a task from the other's weights)"
