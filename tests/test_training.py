@@ -50,13 +50,15 @@ def tiny(shapes: Path) -> list[str]:
     return [*TINY, *splits, f"data.train.images={shapes}/images", f"data.val.images={shapes}/images"]
 
 
-def start_training(runs: Path, name: str, overrides: list[str], *flags: str, ranks: int = 1) -> subprocess.Popen[str]:
+def start_training(
+    runs: Path, name: str, overrides: list[str], *flags: str, ranks: int = 1, config: str = "quickstart.yaml"
+) -> subprocess.Popen[str]:
     launcher = [sys.executable, "-m", "detector"]
     if ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         launcher += ["-m", "detector"]
     return subprocess.Popen(
-        [*launcher, "train", "--config", "quickstart.yaml", "--runs", str(runs), "--name", name, *flags, *overrides],
+        [*launcher, "train", "--config", config, "--runs", str(runs), "--name", name, *flags, *overrides],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
