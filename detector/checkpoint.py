@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 import torchvision
 
 import detector
-from detector.config import Config, config_from_dict, config_to_dict
+from detector.config import Config, apply_overrides, config_from_dict, config_to_dict
 from detector.data.coco import Category
 from detector.errors import ConfigError, WeightsError
 from detector.files import read_file
@@ -61,6 +62,19 @@ def checkpoint_config(content: dict[str, Any], path: str | Path) -> Config:
         return config_from_dict(content["config"], str(path))
     except ConfigError as error:
         raise WeightsError(f"{path}: its config is not one of this version: {error}") from None
+
+
+def override_config(content: dict[str, Any], path: str | Path, overrides: Sequence[str]) -> Config:
+    """A checkpoint's config with ``key=value`` overrides; its model stays as it was trained, but for ``predict``."""
+    own = checkpoint_config(content, path)
+    config = apply_overrides(own, overrides, source=str(path))
+    for key in type(own.model).model_fields:
+        was, now = getattr(own.model, key), getattr(config.model, key)
+        if key not in ("predict", "loss", "matcher", "weights") and was != now:
+            raise ConfigError(f"command line: model.{key}: {path} has the model that it was trained with; remove it")
+    if config.task != own.task:
+        raise ConfigError(f"command line: task: {path} is of {own.task}; remove it")
+    return config
 
 
 def checkpoint_categories(content: dict[str, Any]) -> list[Category]:

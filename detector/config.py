@@ -98,6 +98,12 @@ class DataConfig(Section):
     group_by_aspect: bool = True  # batches of portrait or of landscape pictures, so that they pad little
     workers: Annotated[int, Field(ge=0)] = 2  # processes that load, a rank
 
+    @model_validator(mode="after")
+    def _each_class_once(self) -> DataConfig:
+        if twice := [name for name in self.classes or [] if (self.classes or []).count(name) > 1]:
+            raise ValueError(f"classes: {twice[0]!r} stands twice; keep one")
+        return self
+
 
 # --- model ------------------------------------------------------------------------------------------------------------
 

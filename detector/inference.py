@@ -105,7 +105,7 @@ def infer_folder(
                 found_in = predictor.predict_samples([item.sample for item in good], score)
                 for item, found in zip(good, found_in, strict=True):
                     name = files[item.index].relative_to(root)
-                    results += task.to_results(found, item.index + 1, name)
+                    results += task.to_results(found, item.index + 1, _as_text(name))
                     if draw_score is not None:
                         drawings.append(
                             pool.submit(_draw, task, item.image, found, draw_score, output / "images" / name)
@@ -122,9 +122,14 @@ def infer_folder(
         raise
     if errors:
         text = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
-        (output / "errors.jsonl").write_text(text, encoding="utf-8")
+        (output / "errors.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
     _write(task, results, path)
     return Summary(task.describe_results(results), path, [error["error"] for error in errors])
+
+
+def _as_text(name: Path) -> Path:
+    """A name that is not UTF-8 with � for what cannot be written."""
+    return Path(os.fsencode(name).decode(errors="replace"))
 
 
 def _write(task: Task, results: list[dict], path: Path) -> None:

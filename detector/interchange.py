@@ -409,18 +409,21 @@ def to_torchvision(content: dict[str, Any], path: str | Path) -> State:
 
 
 def _check_exportable(config: Config, path: str | Path) -> None:
-    model = config.model
-    plain = config_to_dict(Config())["model"]["fpn"]
-    fpn = config_to_dict(config)["model"]["fpn"]
-    for key, has, needs in (
-        ("task", config.task, "detection"),
-        ("model.backbone.name", model.backbone.name if model.backbone else None, RESNETS),
-        ("model.backbone.stride_in_1x1", bool(model.backbone and model.backbone.stride_in_1x1), False),
-        ("model.in_channels", model.in_channels, 3),
-        ("model.normalise", (model.mean, model.std), (Config().model.mean, Config().model.std)),
-        *((f"model.fpn.{key}", fpn[key], plain[key]) for key in plain if key not in ("channels", "p6_from")),
-        ("model.head.num_convs", model.head.num_convs, 4),
-        ("model.head.channels", model.head.channels or model.fpn.channels, model.fpn.channels),
-    ):
-        if (has not in needs) if isinstance(needs, list) and key.endswith("name") else has != needs:
-            raise WeightsError(f"{path}: torchvision's RetinaNet has {key} {needs}, this model {has}")
+    model, plain = config.model, Config().model
+    if config.task != "detection" or model.backbone is None or model.backbone.name not in RESNETS:
+        names = " + ".join(backbone.name for backbone in model.backbones)
+        raise WeightsError(
+            f"{path}: is {config.task} on {names}; torchvision's is detection on one of {one_of(RESNETS)}"
+        )
+    fpn = {key: (getattr(model.fpn, key), getattr(plain.fpn, key)) for key in type(plain.fpn).model_fields}
+    del fpn["channels"], fpn["p6_from"]  # torchvision has both kinds, and any width
+    for key, (has, needs) in {
+        "in_channels": (model.in_channels, 3),
+        "normalise": ((model.mean, model.std), (plain.mean, plain.std)),
+        "backbone.stride_in_1x1": (model.backbone.stride_in_1x1, False),
+        **{f"fpn.{key}": values for key, values in fpn.items()},
+        "head.num_convs": (model.head.num_convs, 4),
+        "head.channels": (model.head.channels or model.fpn.channels, model.fpn.channels),
+    }.items():
+        if has != needs:
+            raise WeightsError(f"{path}: torchvision's RetinaNet has model.{key} {needs}, this one {has}")

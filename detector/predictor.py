@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model
-from detector.config import Config, apply_overrides
+from detector.checkpoint import checkpoint_categories, load_model, override_config
+from detector.config import Config
 from detector.data.coco import Category
 from detector.data.collate import collate
 from detector.data.images import read_image
@@ -43,7 +43,7 @@ class Predictor:
         """
         torch.set_flush_denormal(True)
         content = open_checkpoint(path)
-        config = apply_overrides(checkpoint_config(content, path), overrides, source=str(path))
+        config = override_config(content, path, overrides)
         return cls(load_model(content, path), config, checkpoint_categories(content), choose_device(device))
 
     def predict(
@@ -88,11 +88,15 @@ def as_array(image: Picture, channels: int = 3) -> np.ndarray:
         return read_image(Path(image), channels)
     if isinstance(image, Image.Image):
         upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):  # 16 bits a pixel: PIL would clip them to 255
-            gray = np.asarray(upright).astype(np.uint16)[:, :, None]
-            return gray.repeat(channels, axis=2) if channels == 3 else gray
-        array = np.asarray(upright.convert({1: "L", 3: "RGB"}[channels]) if channels in (1, 3) else upright)
+        is_deep = upright.mode.startswith("I")  # 16 bits a pixel, which PIL would clip to 255; in 16 or in 32 bits
+        if channels in (1, 3) and not is_deep:
+            upright = upright.convert({1: "L", 3: "RGB"}[channels])
+        array = np.asarray(upright)
+        if is_deep and array.min() >= 0 and array.max() < 2**16:
+            array = array.astype(np.uint16)
         array = array.reshape(*array.shape[:2], -1)
+        if is_deep and channels == 3:
+            array = array.repeat(3, axis=2)
     elif isinstance(image, Tensor) and image.ndim == 3:
         array = image.permute(1, 2, 0).cpu().numpy()
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -129,18 +130,32 @@ def check_config(content: dict[str, Any], config: Config, run: RunFolder) -> Non
         old, new = config_to_dict(checkpoint_config(content, run.last)), config_to_dict(config)
         for part in key.split("."):
             old, new = old[part], new[part]
-        if old != new:
+        for own_key, was, now in _differences(key, old, new):
+            if own_key == "model.weights":  # what it began with; it goes on from where it is
+                continue
             remedy = f"{_REMEDY} (--init-from starts a task from the other's weights)" if key == "task" else _REMEDY
-            raise ConfigError(f"{run.last}: {key} was {old}, is {new}; {remedy}")
+            raise ConfigError(f"{run.last}: {own_key} was {was}, is {now}; {remedy}")
+
+
+def _differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys at which two configs differ, and both values."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for name in old:
+            yield from _differences(f"{key}.{name}", old[name], new[name])
+    elif old != new:
+        yield key, old, new
 
 
 def check_data(content: dict[str, Any], config: Config, train_data: Data, run: RunFolder) -> None:
     """Refuse to continue a run on other data."""
     categories = train_data.categories
-    if checkpoint_categories(content) != categories:
+    known = checkpoint_categories(content)
+    if known != categories:
+        differ = next((pair for pair in zip(known, categories, strict=False) if pair[0] != pair[1]), None)
+        first = f"; the first that differs is {differ[0].name!r} and {differ[1].name!r}" if differ else ""
         raise DataError(
-            f"{run.last}: was trained on {len(content['categories'])} classes, {train_data.source} has"
-            f" {len(categories)}; {_REMEDY}"
+            f"{run.last}: was trained on {len(known)} classes, {train_data.source} has {len(categories)}{first};"
+            f" {_REMEDY}"
         )
     if content["num_images"] != len(train_data):
         raise DataError(

@@ -46,8 +46,7 @@ class Transfer(NamedTuple):
 def transfer(model: Model, categories: list[Category], content: dict[str, Any], path: str | Path) -> Transfer:
     """Copy into ``model`` what fits of a checkpoint's ``content``: by name and shape, rows of classes by class name.
 
-    Raises :class:`~detector.errors.WeightsError` if nothing of the pyramid fits, and if a part of a backbone would stay
-    random although its config counts on weights.
+    Raises :class:`~detector.errors.WeightsError` if nothing of a backbone fits.
     """
     source = content["ema"] if content.get("ema") else content["model"]
     old_labels = {category.name: label for label, category in enumerate(checkpoint_categories(content))}
@@ -65,10 +64,10 @@ def transfer(model: Model, categories: list[Category], content: dict[str, Any], 
             tensor.copy_(old)
             outcome.loaded.append(name)
     outcome.left_over.extend(sorted(source.keys() - model.state_dict().keys()))
-    if not any(name.startswith("pyramid.") for name in outcome.loaded):
+    if not any(".backbone." in name for name in outcome.loaded):
         old = checkpoint_config(content, path).model
         names = " + ".join(backbone.name for backbone in old.backbones)
-        raise WeightsError(f"{path}: nothing of its pyramid ({names}) fits this model; use the same model.backbone")
+        raise WeightsError(f"{path}: nothing of its backbone ({names}) fits this model; use the same model.backbone")
     return outcome
 
 

@@ -56,20 +56,20 @@ def test_the_square_in_the_middle_by_hand(
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "resized", "top", "left"),
+    ("height", "width", "side", "top", "left"),
     [
-        (20, 30, (10, 15), 1, 3),  # the short side to 10, by 1/2
-        (50, 20, (25, 10), 8, 1),
-        (5, 4, (12, 10), 2, 1),  # 5 · 10 / 4 = 12.5, to the even one
-        (10, 11, (10, 11), 1, 1),
+        (20, 30, 16, 2, 7),  # 0.8 · 20, in the middle
+        (50, 20, 16, 17, 2),
+        (5, 4, 3, 1, 0),  # 0.8 · 4 = 3.2
+        (10, 11, 8, 1, 1),
     ],
 )
-def test_other_sizes_are_resized_by_their_short_side(
-    height: int, width: int, resized: tuple[int, int], top: int, left: int
+def test_the_square_in_the_middle_is_a_share_of_the_short_side(
+    height: int, width: int, side: int, top: int, left: int
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     found = ClassTransform(CropConfig(size=8, eval_share=0.8))(image, 0, 0)
-    assert np.array_equal(found, resize(image, *resized)[top : top + 8, left : left + 8])
+    assert np.array_equal(found, resize(image[top : top + side, left : left + side], 8, 8))
 
 
 @pytest.mark.parametrize("transform", [ClassTransform, lambda crop: TrainClassTransform(crop, EVERYTHING, 0)])
@@ -102,11 +102,11 @@ def test_windows_have_the_area_and_the_shape_that_the_config_says() -> None:
 
 
 def test_a_window_of_the_whole_picture_is_the_picture() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    crop = CropConfig(size=40, scale=[1, 1], ratio=[1, 1])
+    image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
+    crop = CropConfig(size=60, scale=[1, 1], ratio=[1, 1])
     assert np.array_equal(TrainClassTransform(crop, STILL, 0)(image, 0, 0), image)
-    half = CropConfig(size=20, scale=[1, 1], ratio=[1, 1])
-    found = TrainClassTransform(half, STILL, 0)(image, 0, 0)
+    third = CropConfig(size=20, scale=[1, 1], ratio=[1, 1])
+    found = TrainClassTransform(third, STILL, 0)(image, 0, 0)
     assert np.array_equal(found, resize(image, 20, 20))  # by area, as evaluation shrinks it
 
 

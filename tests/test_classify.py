@@ -8,7 +8,6 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -18,11 +17,11 @@ from PIL import Image
 from test_training import assert_same_tensors, start_training, steps_of, wait_for_step
 from torchvision.models.resnet import BasicBlock, ResNet
 
-import detector
 from detector.__main__ import run_command
 from detector.checkpoint import read_checkpoint
 from detector.config import load_config
 from detector.data.folder import open_classes
+from detector.predictor import Predictor
 from detector.run import RunFolder
 from detector.training import fit
 
@@ -45,9 +44,14 @@ LIVELY = [
     "model.loss.label_smoothing=0.1",
     "train.ema=0.9",
 ]
+FAST_LEARNING = ["train.epochs=8", "eval.every_epochs=8", "train.optimizer={name: adamw, lr: 5.0e-4, lr_batch_size: 6}"]
 KINDS = {
     "pooled": LIVELY,
-    "classic": ["model.head.name=classic", "model.fpn={levels: [3, 4, 5, 6, 7], channels: 256, norm: none}"],
+    # What the config says of a pyramid is for pyramids.
+    "classic": [
+        "model.head.name=classic",
+        "model.fpn={levels: [3, 4, 5, 6, 7], channels: 256, norm: none, activation: none}",
+    ],
     "branches": [
         "model.backbone=null",
         "model.pyramid={branches: [resnet10, {name: resnet10}], fuse: concat}",
@@ -55,7 +59,6 @@ KINDS = {
     ],
     "several labels": ["model.multi_label=true", "data.augment.mixup=0.4"],
 }
-KINDS["classic"] += ["model.fpn.activation=none"]
 
 
 def images_of(colors: Path) -> list[str]:
@@ -171,7 +174,7 @@ def test_infer_writes_what_predict_finds(
     assert [row["path"] for row in rows] == [file.relative_to(colors / "val").as_posix() for file in files]
     assert list(rows[0]) == ["path", "label", "score", "label_2", "score_2"]
 
-    predictor = detector.load(path / "best.pt", "cpu", ["model.predict.classes=2"])
+    predictor = Predictor.from_checkpoint(path / "best.pt", "cpu", ["model.predict.classes=2"])
     array = np.asarray(Image.open(files[0]))
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
     found = predictor.predict([*files, Image.open(files[0]), array, tensor], batch_size=4)
@@ -193,25 +196,16 @@ def test_infer_writes_what_predict_finds(
 # --- what training does -----------------------------------------------------------------------------------------------
 
 
-def test_it_learns(colors: Path, tmp_path: Path) -> None:
-    # Three colours in noise: right every time after some seconds.
-    run = RunFolder(tmp_path / "run")
-    overrides = [*TINY, *images_of(colors), "train.epochs=8", "eval.every_epochs=8", "data.augment.mixup=0.2"]
-    assert fit(load_config(CONFIG, overrides), run, CPU)
-    results = json.loads(run.results.read_text())
-    assert results["top1"] == 1
-    assert results["confusion"] == [[2, 0, 0], [0, 2, 0], [0, 0, 2]]
-
-
 def test_a_killed_run_resumes_to_the_same_bits(colors: Path, tmp_path: Path) -> None:
-    # Dropout, mixes, an average: 9 steps an epoch, last.pt after steps 4, 8, 9, 12, 16, 18, ...
-    overrides = [*TINY, *LIVELY, *images_of(colors), "train.batch_size=2", "train.epochs=4", "train.checkpoint_steps=4"]
+    # Mixes, an average: 9 steps an epoch, last.pt after steps 4, 8, 9, 12, 16 and 18.
+    overrides = [*TINY, *LIVELY, *images_of(colors)]
+    overrides += ["train.batch_size=2", "train.checkpoint_steps=4"]
     process = start_training(tmp_path, "killed", [*overrides, "data.workers=2"], config=CONFIG)
     wait_for_step(process, tmp_path / "killed", 5)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     killed, whole = RunFolder(tmp_path / "killed"), RunFolder(tmp_path / "whole")
-    assert 4 <= read_checkpoint(killed.last)["step"] < 36
+    assert 4 <= read_checkpoint(killed.last)["step"] < 18
 
     config = load_config(CONFIG, overrides)  # another number of workers must not matter
     assert fit(config, killed, CPU, resume=True)
@@ -221,7 +215,7 @@ def test_a_killed_run_resumes_to_the_same_bits(colors: Path, tmp_path: Path) -> 
         assert_same_tensors(first[part], second[part], part)
     losses = [[(row["step"], row["loss"]) for row in steps_of(run.path)] for run in (killed, whole)]
     assert losses[0] == losses[1]  # every step once, in order
-    assert len(losses[0]) == 36
+    assert len(losses[0]) == 18
     for name in ("confusion.csv", "confusion.png"):
         assert (killed.path / name).read_bytes() == (whole.path / name).read_bytes()
 
@@ -286,13 +280,14 @@ def test_a_part_held_back_is_what_is_evaluated(
     assert json.loads(by_csv.out) == pytest.approx(json.loads(by_folder.out))
 
 
-def test_evaluation_keeps_the_classes_of_training(colors: Path, tmp_path: Path) -> None:
-    # The pictures to evaluate have two of the three classes, which must not become 0 and 1.
+def test_it_learns_and_evaluation_keeps_its_classes(colors: Path, tmp_path: Path) -> None:
+    # Colours in noise: right every time after some seconds. The pictures to evaluate have two of the three classes,
+    # which must not become 0 and 1.
     val = tmp_path / "val"
     for name in ("red", "green"):
         shutil.copytree(colors / "val" / name, val / name)
     run = RunFolder(tmp_path / "run")
-    overrides = [*TINY, *images_of(colors), f"data.val.images={val}", "train.epochs=8", "eval.every_epochs=8"]
+    overrides = [*TINY, *images_of(colors), *FAST_LEARNING, f"data.val.images={val}"]
     assert fit(load_config(CONFIG, overrides), run, CPU)
     results = json.loads(run.results.read_text())
     assert results["confusion"] == [[0, 0, 0], [0, 2, 0], [0, 0, 2]]
@@ -345,15 +340,15 @@ def test_a_classifier_of_any_pictures(kind: str, tmp_path: Path, capsys: pytest.
     assert run_command("infer", [*given, "--workers", "0", "--device", "cpu"]) == 0
     scores = [float(row["score"]) for row in rows_of(tmp_path / "found/predictions.csv")]
     assert len(list((tmp_path / "found/images").rglob("*.jpg"))) == 8
-    arrays = [sample_array(file, channels) for file in files]
-    found = detector.load(run.best, "cpu").predict(arrays)
+    arrays = [read_array(file, channels) for file in files]
+    found = Predictor.from_checkpoint(run.best, "cpu").predict(arrays)
     assert [one.scores[0] for one in found] == pytest.approx(scores, abs=2e-5)
     if dtype == np.uint16:  # the same picture in 8 bits has nearly the same scores
-        low = detector.load(run.best, "cpu").predict([(array >> 8).astype(np.uint8) for array in arrays])
+        low = Predictor.from_checkpoint(run.best, "cpu").predict([(array >> 8).astype(np.uint8) for array in arrays])
         assert [one.scores[0] for one in low] == pytest.approx(scores, abs=0.02)
 
 
-def sample_array(file: Path, channels: int) -> np.ndarray:
+def read_array(file: Path, channels: int) -> np.ndarray:
     if file.suffix == ".npy":
         return np.load(file)
     pixels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED).reshape(32, 32, -1)
@@ -380,7 +375,7 @@ def test_a_detector_of_any_pictures(kind: str, shapes: Path, tmp_path: Path) -> 
     run = RunFolder(tmp_path / "run")
     assert fit(load_config("quickstart.yaml", overrides), run, CPU)
     assert read_checkpoint(run.last)["model"]["pyramid.backbone.body.conv1.weight"].shape == (64, channels, 7, 7)
-    predictor = detector.load(run.best, "cpu")
+    predictor = Predictor.from_checkpoint(run.best, "cpu")
     files = sorted((tmp_path / "images").iterdir())[:2]
     assert len(predictor.predict(files, score_threshold=0.0)[0].boxes) > 0
 
@@ -408,7 +403,9 @@ def test_weights_go_from_detector_to_classifier_and_back(
     for name in ("second", "third"):
         report = (tmp_path / name / "transfer.txt").read_text()
         assert "loaded     pyramid.backbone.body.layer4.0.conv2.weight\n" in report
-        assert report.count("random     ") == (2 if name == "second" else len(report.split("random     ")) - 1)
+        random = [line for line in report.splitlines() if line.startswith("random ")]
+        assert random
+        assert not any("pyramid" in line for line in random)
 
     # The other task's run is not continued.
     assert run_command("train", [*classify, *common, "--name", "first", "--resume"]) == 2
@@ -583,11 +580,11 @@ def test_resuming_with_another_split_is_refused(
 ) -> None:
     given = ["--config", CONFIG, "--runs", str(tmp_path), "--name", "run", "--device", "cpu", *TINY, *images_of(colors)]
     assert run_command("train", [*given, "train.steps=1"]) == 0
-    changes: dict[str, Any] = {
-        "data.crop.size=48": "data.crop was",
-        "data.augment.mixup=0.5": "data.augment was",
+    changes = {
+        "data.crop.size=48": "data.crop.size was 32, is 48",
+        "data.augment.mixup=0.5": "data.augment.mixup was",
         "data.class_weights=balanced": "data.class_weights was None, is balanced",
-        "model.head.dropout=0.5": "model was",
+        "model.head.dropout=0.5": "model.head.dropout was 0.0, is 0.5",
         "data.classes=[red, green, blue]": "3 classes",
         f"data.train.images={colors}/val": "was trained on 18 images",
     }

@@ -149,7 +149,9 @@ def write_with_opencv(path: Path, pixels: np.ndarray) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("channels", "suffix"), [(1, "png"), (3, "png"), (4, "png"), (1, "tiff"), (4, "tiff")])
+@pytest.mark.parametrize(
+    ("channels", "suffix"), [(1, "png"), (3, "png"), (4, "png"), (1, "tiff"), (3, "tiff"), (4, "tiff")]
+)
 def test_every_one_of_16_bits_is_kept(channels: int, suffix: str, tmp_path: Path) -> None:
     pixels = ramp(channels)
     path = write_with_opencv(tmp_path / f"x.{suffix}", pixels)

@@ -235,8 +235,8 @@ def test_a_broken_picture_ends_the_run_and_keeps_what_was_done(tmp_path: Path, t
     [
         ("train.batch_size=6", "train.batch_size was 4, is 6"),
         ("seed=3", "seed was 0, is 3"),
-        ("train.optimizer.name=adamw", "train.optimizer was"),
-        ("model.fpn.channels=32", "model was"),
+        ("train.optimizer.name=adamw", "train.optimizer.name was sgd, is adamw"),
+        ("model.fpn.channels=32", "model.fpn.channels was 16, is 32"),
         ("train.steps=1", "has done 2 steps, the config asks for 1"),
     ],
 )

@@ -233,7 +233,7 @@ def test_the_line_that_sums_it_up() -> None:
 
 @pytest.mark.parametrize(
     ("backbone", "channels"),
-    [({"name": "vgg11"}, 24), ({"name": "densenet121"}, 24), ({"name": "timm:convnext_atto"}, 24)],
+    [({"name": "vgg11"}, 16), ({"name": "densenet121"}, 16), ({"name": "timm:convnext_atto"}, 24)],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
 def test_another_backbone_is_refused(backbone: dict[str, Any], channels: int) -> None:
@@ -241,14 +241,14 @@ def test_another_backbone_is_refused(backbone: dict[str, Any], channels: int) ->
     model = make_model({**POOLED, "backbone": backbone, "fpn": {"levels": [3, 4, 5], "channels": channels}}, 1, seed=2)
     with pytest.raises(WeightsError) as caught:
         transfer(model, categories("ant"), content, PATH)
-    expected = f"{PATH}: nothing of its pyramid (resnet10) fits this model; use the same model.backbone"
+    expected = f"{PATH}: nothing of its backbone (resnet10) fits this model; use the same model.backbone"
     assert str(caught.value) == expected
 
 
 def test_two_branches_are_not_one() -> None:
     two = {"pyramid": {"branches": ["resnet10", "resnet10"]}, "fpn": POOLED["fpn"], "head": POOLED["head"]}
     content = content_of(two, categories("ant"), make_model(two, 1, seed=1))
-    with pytest.raises(WeightsError, match=r"nothing of its pyramid \(resnet10 \+ resnet10\) fits"):
+    with pytest.raises(WeightsError, match=r"nothing of its backbone \(resnet10 \+ resnet10\) fits"):
         transfer(make_model(POOLED, 1, seed=2), categories("ant"), content, PATH)
 
 

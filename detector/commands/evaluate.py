@@ -46,11 +46,15 @@ def run(args: argparse.Namespace) -> int:
     from detector import distributed
     from detector.tasks import get_task
 
+    if args.output:
+        try:
+            args.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{args.output}: cannot be made: {error.strerror}") from None
     try:
         metrics, config = _score_results(args) if args.results else _score_checkpoint(args)
         if distributed.is_main():
             if args.output:
-                args.output.mkdir(parents=True, exist_ok=True)
                 (args.output / "results.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
                 get_task(config).write_report(metrics, args.output)
             numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
@@ -76,8 +80,7 @@ def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, Config]:
     import torch
 
     from detector import distributed
-    from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model
-    from detector.config import apply_overrides
+    from detector.checkpoint import checkpoint_categories, load_model, override_config
     from detector.engine import run_evaluation
     from detector.interchange import open_checkpoint
     from detector.tasks import get_task
@@ -90,7 +93,7 @@ def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, Config]:
         if getattr(args, key):
             # Data of their own are not a part held back.
             overrides += [f"data.val.{key}={json.dumps(getattr(args, key))}", "data.val_share=null"]
-    config = apply_overrides(checkpoint_config(content, args.checkpoint), overrides, source=args.checkpoint)
+    config = override_config(content, args.checkpoint, overrides)
     task = get_task(config)
     data = task.open_split(config, "val", checkpoint_categories(content))
     if distributed.is_main():

@@ -74,6 +74,8 @@ def load_batches(dataset: Dataset[Any], batches: Any, workers: int, pin_memory: 
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=init_worker,
+        # Its own, or the loader would draw from the one that dropout draws from, once a process: not once a run.
+        generator=torch.Generator(),
     )
     for batch in loader:
         if isinstance(batch, DetectorError):

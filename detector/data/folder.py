@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Labelled:
     source: Path  # the folder or CSV file that says so
     root: Path
     categories: list[Category]
-    files: np.ndarray  # [I] UTF-8 bytes, relative to root
+    files: np.ndarray  # [I] names as the file system has them, in bytes, relative to root
     first: np.ndarray  # [I + 1] int64; picture i has labels[first[i]:first[i + 1]]
     labels: np.ndarray  # [M] int64, 0..K-1
 
@@ -46,7 +47,7 @@ class Labelled:
         return len(self.files)
 
     def file(self, index: int) -> Path:
-        return self.root / self.files[index].decode()
+        return self.root / os.fsdecode(self.files[index])
 
     def labels_of(self, index: int) -> np.ndarray:
         return self.labels[self.first[index] : self.first[index + 1]]
@@ -81,12 +82,18 @@ def read_folders(root: Path, classes: Sequence[str] | None) -> Labelled:
     labels: list[int] = []
     for folder in folders:
         label = _label_of(folder.name, names, f"{folder}: the folder's name")
-        own = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        own = sorted(path for path in folder.rglob("*") if _is_picture(path, folder))
         if not own:
             raise DataError(f"{folder}: the class folder has no pictures; fill it or remove it")
         files += [path.relative_to(root).as_posix() for path in own]
         labels += [label] * len(own)
     return _labelled(root, root, names, files, [[label] for label in labels])
+
+
+def _is_picture(path: Path, folder: Path) -> bool:
+    """Hidden files and folders are other programs': thumbnails, checkpoints of notebooks."""
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden and path.is_file()
 
 
 def read_csv(path: Path, root: Path, classes: Sequence[str] | None, multi_label: bool) -> Labelled:
@@ -105,7 +112,9 @@ def read_csv(path: Path, root: Path, classes: Sequence[str] | None, multi_label:
             raise DataError(
                 f"{path}:{line}: {name} {fault}; give one, or set model.multi_label=true for several or none"
             )
-        if not (root / name).is_file():
+        if not name.strip():
+            raise DataError(f"{path}:{line}: has no path")
+        if not os.path.isfile(root / name):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
             raise DataError(f"{path}:{line}: {root / name} does not exist; paths are relative to {root}")
         for text in found:
             if classes is not None:
@@ -151,7 +160,7 @@ def _labelled(source: Path, root: Path, names: Iterable[str], files: list[str], 
         source=source,
         root=root,
         categories=[Category(label, name) for label, name in enumerate(names)],
-        files=np.array([file.encode() for file in files]),
+        files=np.array([os.fsencode(file) for file in files]),
         first=np.cumsum([0, *map(len, labels)]),
         labels=np.array([label for row in labels for label in row], dtype=np.int64),
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from detector.errors import DataError
 
@@ -66,29 +67,51 @@ def _read_bytes(path: Path) -> np.ndarray:
 
 
 def _decode(path: Path, data: np.ndarray, channels: int, upright: bool) -> np.ndarray:
-    try:
-        if path.suffix.lower() == ARRAY_SUFFIX:
-            image = np.load(io.BytesIO(data.tobytes()), allow_pickle=False)
-        else:
+    suffix = path.suffix.lower()
+    if suffix == ARRAY_SUFFIX:
+        image = _read_array(path, data)
+    elif suffix in (".tif", ".tiff") and channels >= 3 and (straight := _read_straight_alpha(data)) is not None:
+        image = straight[:, :, :channels]
+    else:
+        try:
             image = cv2.imdecode(data, _flags(channels, upright))
-    except cv2.error as error:
-        raise DataError(f"{path}: cannot be decoded: {error.err}") from None
-    except (ValueError, EOFError) as error:
-        raise DataError(f"{path}: is no array that can be read: {error}") from None
-    if image is None:
-        raise DataError(f"{path}: is no picture that can be decoded, or is cut off")
-    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3):
+        except cv2.error as error:
+            raise DataError(f"{path}: cannot be decoded: {error.err}") from None
+        if image is None:
+            raise DataError(f"{path}: is no picture that can be decoded, or is cut off")
+        if image.ndim == 3 and image.shape[2] in (3, 4):
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or image.size == 0:
         raise DataError(f"{path}: holds {image.dtype} {list(image.shape)}; a picture is [H, W, C] uint8 or uint16")
     image = image.reshape(*image.shape[:2], -1)
     if image.shape[2] != channels:
         raise DataError(f"{path}: has {image.shape[2]} channels, model.in_channels asks for {channels}")
-    if channels == 4 and path.suffix.lower() != ARRAY_SUFFIX:
-        image = cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA)
     return image
 
 
 def _flags(channels: int, upright: bool) -> int:
-    known = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
+    # Not IMREAD_COLOR_RGB: with 16 bits, OpenCV 5.0 reads TIFF files wrongly by it.
+    known = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_BGR}
     if channels not in known:
         return cv2.IMREAD_UNCHANGED  # and never turned
     return known[channels] | cv2.IMREAD_ANYDEPTH | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def _read_array(path: Path, data: np.ndarray) -> np.ndarray:
+    try:
+        image = np.load(io.BytesIO(data.tobytes()), allow_pickle=False)
+    except Exception as error:  # a damaged header raises almost anything
+        raise DataError(f"{path}: is no array that can be read: {' '.join(str(error).split())[:120]}") from None
+    if not isinstance(image, np.ndarray):
+        raise DataError(f"{path}: holds several arrays; a picture is one, [H, W, C]")
+    return image
+
+
+def _read_straight_alpha(data: np.ndarray) -> np.ndarray | None:
+    """RGBA of an 8-bit TIFF file that has it, which OpenCV would multiply colours by; None for others."""
+    try:
+        with Image.open(io.BytesIO(data.tobytes())) as image:
+            bits = getattr(image, "tag_v2", {}).get(258)  # BitsPerSample
+            return np.asarray(image) if image.mode == "RGBA" and bits == (8, 8, 8, 8) else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None

@@ -39,8 +39,11 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "are
     if image.shape[:2] == (height, width):
         return image
     shrinks = interpolation == "area" and (height < image.shape[0] or width < image.shape[1])
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized.reshape(height, width, -1)  # OpenCV drops the axis of a single channel
+    flag = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    # By area, OpenCV takes up to four channels. Of one it drops the axis.
+    parts = [image[:, :, start : start + 4] for start in range(0, image.shape[2], 4)]
+    resized = [cv2.resize(part, (width, height), interpolation=flag).reshape(height, width, -1) for part in parts]
+    return np.concatenate(resized, axis=2) if len(resized) > 1 else resized[0]
 
 
 class Transform:
@@ -117,11 +120,10 @@ class ClassTransform:
 
     def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
         """[H, W, C] → [size, size, C]."""
-        size = self.config.size
-        short = max(size, round(size / self.config.eval_share))
-        image = resize(image, *target_size(*image.shape[:2], short, long=short * max(image.shape)))
-        top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-        return image[top : top + size, left : left + size]
+        height, width = image.shape[:2]
+        side = max(1, round(min(height, width) * self.config.eval_share))
+        top, left = (height - side) // 2, (width - side) // 2
+        return resize(image[top : top + side, left : left + side], self.config.size, self.config.size)
 
 
 class TrainClassTransform(ClassTransform):

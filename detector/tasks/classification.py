@@ -92,7 +92,7 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
     lines = ["  ".join(numbers)]
     if per_class:
         columns = [name for name in ("precision", "recall", "f1", "AP") if name in metrics["per_class"][0]]
-        width = max(len(row["name"]) for row in metrics["per_class"])
+        width = max(5, *(len(row["name"]) for row in metrics["per_class"]))
         lines.append(f"{'class':<{width}}   images  " + "  ".join(f"{name:>9}" for name in columns))
         for row in metrics["per_class"]:
             cells = "  ".join(f"{row[name]:9.3f}" for name in columns)
