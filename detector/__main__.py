@@ -23,7 +23,9 @@ INVALID = 2  # exit code for input that a person can mend
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="detector", description="RetinaNet-style detection on feature pyramids.")
+    parser = argparse.ArgumentParser(
+        prog="detector", description="RetinaNet-style detection and classification on feature pyramids."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)

@@ -54,6 +54,8 @@ def check_format(content: Any, path: str | Path) -> dict[str, Any]:
         raise WeightsError(
             f"{path}: has format {content['format']}, this version reads {FORMAT}; use the version that wrote it"
         )
+    if missing := {"config", "categories", "model"} - content.keys():
+        raise WeightsError(f"{path}: is no whole checkpoint: {min(missing)} is missing")
     return content
 
 
@@ -70,10 +72,14 @@ def override_config(content: dict[str, Any], path: str | Path, overrides: Sequen
     config = apply_overrides(own, overrides, source=str(path))
     for key in type(own.model).model_fields:
         was, now = getattr(own.model, key), getattr(config.model, key)
-        if key not in ("predict", "loss", "matcher", "weights") and was != now:
+        if key != "predict" and was != now:
             raise ConfigError(f"command line: model.{key}: {path} has the model that it was trained with; remove it")
     if config.task != own.task:
         raise ConfigError(f"command line: task: {path} is of {own.task}; remove it")
+    if config.data.val_share and (config.data.val_share, config.seed) != (own.data.val_share, own.seed):
+        raise ConfigError(
+            f"command line: data.val_share and seed: another part than {path} held back, it was trained on; remove them"
+        )
     return config
 
 

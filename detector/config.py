@@ -511,7 +511,7 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
     if not equals or not dotted:
         raise ConfigError(f"command line: {override}: an override is written key=value, as in train.epochs=12")
     try:
-        value = yaml.safe_load(text)
+        value = _text_keys(yaml.safe_load(text))
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"command line: {override}: the value is not valid YAML; quote it") from None
     keys = dotted.split(".")
@@ -532,7 +532,7 @@ def _validate(tree: _Tree, places: _Places) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(detail, places) for detail in error.errors()]
+        lines = [_explain(detail, places) for detail in error.errors() if not _is_other_branch(detail)]
         raise ConfigError("\n".join(lines)) from None
     lines = [
         f"{_where(tuple(key.split('.')), places)}has no effect here, it is for {user}; remove it"
@@ -584,9 +584,17 @@ def _where(keys: tuple[str, ...], places: _Places) -> str:
     return f"{place}: {'.'.join(keys)}: " if keys else f"{place}: "
 
 
+def _is_other_branch(detail: Any) -> bool:
+    """Whether an error says that a mapping is not the word which may stand in its place, or the other way round."""
+    kind = str(detail["loc"][-1]) if detail["loc"] else ""
+    return (kind.startswith("literal[") and isinstance(detail["input"], dict)) or (
+        kind.startswith("dict[") and isinstance(detail["input"], str)
+    )
+
+
 def _explain(detail: Any, places: _Places) -> str:
     """One line of an error: where, which key, what is wrong, what to do."""
-    keys = tuple(str(key) for key in detail["loc"])
+    keys = tuple(str(key) for key in detail["loc"] if "[" not in str(key))  # literal['balanced'] names a type
     where = _where(keys, places)
     if detail["type"] == "extra_forbidden":
         known = list(_section_at(keys[:-1]).model_fields)

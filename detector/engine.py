@@ -268,11 +268,12 @@ def keep_best(
     state.evaluated_step = state.step
     if not distributed.is_main():
         return
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     score = metrics[task.main_metric(config)]
     if state.best_epoch == 0 or score > state.best:
         state.best, state.best_epoch = score, epoch
         save_checkpoint(
-            run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": metrics}
+            run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": numbers}
         )
     results = {
         "epoch": epoch,
@@ -283,7 +284,6 @@ def keep_best(
     }
     run.write_results(metrics | results)
     task.write_report(metrics, run.path)
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     run.append({"step": state.step, "epoch": epoch, "evaluation": numbers})
     # Not print: that would write into the progress bar's line.
     tqdm.write(task.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +25,7 @@ SAFE_GLOBALS = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     *(("numpy" + core + ".multiarray", name) for core in (".core", "._core") for name in ("_reconstruct", "scalar")),
+    *(("numpy" + core + ".numeric", "_frombuffer") for core in (".core", "._core")),
 }
 
 
@@ -38,7 +41,7 @@ def resolve(source: str, known: dict[str, str] | None = None) -> Path | None:
         return _download(known[source])
     if urlparse(source).scheme in ("http", "https"):
         return _download(source)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
         return path
     try:
         return _download(torchvision.models.get_weight(source).url)
@@ -67,33 +70,35 @@ def read_file(path: Path) -> Any:
     numbers, texts, lists and dicts.
     """
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
         with path.open("rb") as file:
-            is_zip, is_pickle = zipfile.is_zipfile(file), path.suffix == ".pkl"
-            file.seek(0)
-            if is_pickle and not is_zip:
-                return _as_tensors(_Unpickler(file).load(), path)
-        if is_zip:
-            _check_zip(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
+            is_zip = zipfile.is_zipfile(file)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except pickle.UnpicklingError as error:
+    try:
+        return _read(path, is_zip)
+    except WeightsError:
+        raise
+    except Exception as error:  # broken files raise almost anything
         reason = " ".join(str(error).split())
-        if "Unsupported global" in reason:
-            name = reason.partition("GLOBAL ")[2].partition(" ")[0]
+        if match := re.search(r"[Uu]nsupported (?:global|GLOBAL):? (?:GLOBAL )?([\w.]+)", reason):
             raise WeightsError(
-                f"{path}: holds {name}, which is no tensor and is not loaded; of a file that you trust, save the state"
-                " dict alone"
+                f"{path}: holds {match[1]}, which is no tensor and is not loaded; of a file that you trust, save the"
+                " state dict alone"
             ) from None
         raise WeightsError(f"{path}: is no file of tensors, or is cut off ({reason[:120]})") from None
-    except Exception as error:  # broken pickles raise almost anything
-        raise WeightsError(f"{path}: is no file of tensors, or is cut off ({str(error)[:120]})") from None
+
+
+def _read(path: Path, is_zip: bool) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if is_zip:
+        _check_zip(path)
+    elif path.suffix == ".pkl":
+        with path.open("rb") as file:
+            return _as_tensors(_Unpickler(file).load(), path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _check_zip(path: Path) -> None:
@@ -126,7 +131,7 @@ def _as_tensors(value: Any, path: Path) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "fiub":
             raise WeightsError(f"{path}: holds an array of {value.dtype}, which is no tensor")
-        return torch.from_numpy(np.ascontiguousarray(value))
+        return torch.from_numpy(value.copy(order="C"))
     return value
 
 

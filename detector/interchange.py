@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor
 
 from detector.checkpoint import FORMAT, check_format, compare_weights, versions
-from detector.config import Config, config_from_dict, config_to_dict, overlay
+from detector.config import AnchorConfig, Config, config_from_dict, config_to_dict, overlay
 from detector.data.coco import Category
 from detector.errors import WeightsError, one_of
 from detector.files import is_state_dict, read_file, resolve
@@ -34,6 +34,8 @@ RAW_COCO = len(_ROWS)  # torchvision's COCO models have a row for every id from 
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d"]
 RESNETS += ["resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"]
 
+LARGEST = 10**8  # numbers of a tensor; a small file can claim any number by repeating one
+
 # torchvision's published weights that were trained with eps 0 in batch norm; the name ends in a hash of the content.
 TORCHVISION_COCO_V1 = "retinanet_resnet50_fpn_coco-eeacb38b"
 
@@ -46,7 +48,7 @@ class Source(NamedTuple):
     name: Callable[[str, int], str]  # its name of a tensor of ours; with layers a convolution of a head has
     second_layer: str  # the norm after the first convolution of the class head, where there is one
     settings: Callable[[str], dict[str, Any]]  # of a file name: what its config has that is not seen in the tensors
-    convert: Callable[[str, Tensor, int], Tensor]  # its value of a tensor of ours, as ours; with anchors a cell
+    convert: Callable[[str, Tensor, AnchorConfig], Tensor]  # its value of a tensor of ours, as ours
     unused: str  # a pattern of tensors that hold nothing learnt
 
 
@@ -99,22 +101,21 @@ def _import(value: Any, path: Path, package: str | None, config: str | None, ove
     source = SOURCES[package]
     layers = 3 if source.second_layer in state else 2  # convolution, (norm,) ReLU
 
-    def theirs(ours: str) -> Tensor:
+    def theirs(ours: str, ndim: int | None = None) -> Tensor:
         name = source.name(ours, layers)
         if name not in state:
             raise WeightsError(f"{path}: {name} is missing")
+        if ndim is not None and state[name].ndim != ndim:
+            raise WeightsError(f"{path}: {name} is {list(state[name].shape)}, which has not {ndim} dimensions")
         return state[name]
 
-    tree = config_to_dict(Config())
-    _merge(tree, _read_shapes(theirs, state, source, layers, path))
-    _merge(tree, source.settings(path.name))
-    resolved = overlay(tree, str(path), config, overrides)
+    resolved = _resolve_config(_read_shapes(theirs, state, source, layers, path), source, path, config, overrides)
     anchors = resolved.model.anchors.per_cell
-    rows = len(theirs("head.cls_output.bias"))
-    if rows % anchors or len(theirs("head.box_output.bias")) != 4 * anchors:
+    rows, sides = len(theirs("head.cls_output.bias", 1)), len(theirs("head.box_output.bias", 1))
+    if rows % anchors or sides != 4 * anchors or rows == 0:
         raise WeightsError(
-            f"{path}: has {len(theirs('head.box_output.bias')) // 4} anchors a cell, the config {anchors}; give the"
-            " model.anchors that it was trained with by --config"
+            f"{path}: has {sides // 4} anchors a cell, the config {anchors}; give the model.anchors that it was trained"
+            " with by --config"
         )
     num_classes = rows // anchors
     categories = _categories(num_classes, names, package)
@@ -124,13 +125,17 @@ def _import(value: Any, path: Path, package: str | None, config: str | None, ove
     weights: State = {}
     used: dict[str, str] = {}
     for ours in own:
-        tensor = source.convert(ours, theirs(ours), anchors)
+        tensor = source.convert(ours, theirs(ours), resolved.model.anchors)
         if ours.startswith("head.cls_output.") and len(categories) < num_classes:
             by_class = tensor.view(anchors, num_classes, *tensor.shape[1:])
             tensor = by_class[:, [category.id for category in categories]].flatten(0, 1)
-        weights[ours] = tensor.contiguous()
+        weights[ours] = tensor
         used[source.name(ours, layers)] = ours
     compare_weights(own, weights, path)
+    weights = {
+        name: tensor.float().contiguous() if own[name].is_floating_point() else tensor
+        for name, tensor in weights.items()
+    }
     ignored = [name for name in state if name not in used]
     unknown = [name for name in ignored if not re.fullmatch(source.unused, name)]
     if unknown:
@@ -146,12 +151,28 @@ def _import(value: Any, path: Path, package: str | None, config: str | None, ove
     return Imported(package, content, used, ignored)
 
 
+def _resolve_config(
+    shapes: dict[str, Any], source: Source, path: Path, config: str | None, overrides: Sequence[str]
+) -> Config:
+    """The config that the tensors show, with what is usual in the package and what the person says."""
+    tree = config_to_dict(Config())
+    _merge(tree, shapes)
+    settings = source.settings(path.name)
+    if overlay(tree, str(path), config, overrides).model.anchors != Config().model.anchors:
+        settings["model"].get("anchors", {}).pop("levels", None)  # the person's own, not the package's sizes
+    _merge(tree, settings)
+    return overlay(tree, str(path), config, overrides)
+
+
 def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
     """The state dict and the names of classes, where the file has them."""
     names: list[str] = []
     if isinstance(value, dict) and isinstance(value.get("meta"), dict):  # MMDetection
         meta = value["meta"].get("dataset_meta") or value["meta"]
-        names = [str(name) for name in meta.get("classes") or meta.get("CLASSES") or []]
+        known = (meta.get("classes") or meta.get("CLASSES") or []) if isinstance(meta, dict) else meta
+        if not isinstance(meta, dict) or not isinstance(known, list | tuple):
+            raise WeightsError(f"{path}: its names of classes are {str(known)[:80]}, which is no list")
+        names = [str(name) for name in known]
     for key in ("model", "state_dict"):
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]
@@ -160,23 +181,36 @@ def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
     # torchvision's files from before its version 0.13, among them its published COCO_V1, have one level less.
     state: State = {}
     for name, tensor in value.items():
+        _check_tensor(name, tensor, path)
         name = re.sub(r"^(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)$", r"\1.0.\2", name)
         old = re.fullmatch(r"(head\.(?:classification|regression)_head\.conv)\.(\d+)\.(weight|bias)", name)
-        state[f"{old[1]}.{int(old[2]) // 2}.0.{old[3]}" if old else name] = tensor
+        state[f"{old[1]}.{int(old[2]) // 2}.0.{old[3]}" if old else name] = tensor.detach()
     return state, names
 
 
+def _check_tensor(name: Any, tensor: Tensor, path: Path) -> None:
+    """Refuse what is no dense tensor of numbers, or claims to be larger than any model."""
+    if not isinstance(name, str):
+        raise WeightsError(f"{path}: has a tensor by the name {name!r}; names are texts")
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        raise WeightsError(f"{path}: {name} is no dense tensor of numbers")
+    if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+        raise WeightsError(f"{path}: {name} is of {tensor.dtype}; weights are floating-point numbers")
+    if tensor.numel() > LARGEST:
+        raise WeightsError(f"{path}: {name} is {list(tensor.shape)}, which is larger than any of a RetinaNet")
+
+
 def _read_shapes(
-    theirs: Callable[[str], Tensor], state: State, source: Source, layers: int, path: Path
+    theirs: Callable[[str, int], Tensor], state: State, source: Source, layers: int, path: Path
 ) -> dict[str, Any]:
     """What the tensors show of a config."""
     num_convs = 0
     while source.name(f"head.cls_tower.{layers * num_convs}.weight", layers) in state:
         num_convs += 1
     has_counts = any(name.endswith("num_batches_tracked") for name in state)
-    channels = len(theirs("pyramid.fpn.lateral.0.weight"))
-    width = len(theirs("head.cls_tower.0.weight")) if num_convs else channels
-    p6_from = "p5" if theirs("pyramid.fpn.output.p6.weight").shape[1] == channels else "c5"
+    channels = len(theirs("pyramid.fpn.lateral.0.weight", 4))
+    width = len(theirs("head.cls_tower.0.weight", 4)) if num_convs else channels
+    p6_from = "p5" if theirs("pyramid.fpn.output.p6.weight", 4).shape[1] == channels else "c5"
     backbone = {"name": _find_backbone(state, source, layers, path), "norm": "bn" if has_counts else "frozen_bn"}
     return {
         "task": "detection",
@@ -279,7 +313,7 @@ def _torchvision_settings(file: str) -> dict[str, Any]:
     return {"data": {"resize": {"rounding": "down", "interpolation": "bilinear"}}, "model": model}
 
 
-def _as_it_is(ours: str, tensor: Tensor, anchors: int) -> Tensor:
+def _as_it_is(ours: str, tensor: Tensor, anchors: AnchorConfig) -> Tensor:
     return tensor
 
 
@@ -319,13 +353,13 @@ def _detectron2_settings(file: str) -> dict[str, Any]:
     }
 
 
-def _detectron2_value(ours: str, tensor: Tensor, anchors: int) -> Tensor:
+def _detectron2_value(ours: str, tensor: Tensor, anchors: AnchorConfig) -> Tensor:
     if ours == "pyramid.backbone.body.conv1.weight":
         return tensor.flip(1)  # its pictures are BGR
     if ours.startswith(("head.cls_output.", "head.box_output.")):
-        # Its cells have three ratios for each of three scales, ours three scales for each ratio.
-        ratios = math.isqrt(anchors)
-        return tensor.view(ratios, ratios, -1, *tensor.shape[1:]).transpose(0, 1).reshape(tensor.shape)
+        # Its cells have the ratios of one scale after the other, ours the scales of one ratio.
+        by_anchor = tensor.view(len(anchors.scales), len(anchors.ratios), -1, *tensor.shape[1:])
+        return by_anchor.transpose(0, 1).reshape(tensor.shape)
     return tensor
 
 
@@ -424,6 +458,11 @@ def _check_exportable(config: Config, path: str | Path) -> None:
         **{f"fpn.{key}": values for key, values in fpn.items()},
         "head.num_convs": (model.head.num_convs, 4),
         "head.channels": (model.head.channels or model.fpn.channels, model.fpn.channels),
+        # Published weights of torchvision's want eps 0, which is set after loading them there, too.
+        "backbone.norm_eps": (model.backbone.norm_eps or 1e-5, 1e-5),
     }.items():
         if has != needs:
             raise WeightsError(f"{path}: torchvision's RetinaNet has model.{key} {needs}, this one {has}")
+    width = model.head.channels or model.fpn.channels
+    if model.head.norm == "gn" and width % 32:
+        raise WeightsError(f"{path}: torchvision's group norm has 32 groups, which {width} channels do not make")

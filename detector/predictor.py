@@ -101,7 +101,7 @@ def as_array(image: Picture, channels: int = 3) -> np.ndarray:
         array = image.permute(1, 2, 0).cpu().numpy()
     else:
         array = np.asarray(image)
-    if array.dtype not in (np.uint8, np.uint16) or array.ndim != 3 or array.shape[2] != channels:
+    if array.dtype not in (np.uint8, np.uint16) or array.ndim != 3 or array.shape[2] != channels or array.size == 0:
         kind = f"tensor [{channels}, H, W]" if isinstance(image, Tensor) else f"array [H, W, {channels}]"
         raise ValueError(f"a picture must be a uint8 or uint16 {kind}; this one is {array.dtype} {list(array.shape)}")
     return array

@@ -131,7 +131,8 @@ def check_config(content: dict[str, Any], config: Config, run: RunFolder) -> Non
         for part in key.split("."):
             old, new = old[part], new[part]
         for own_key, was, now in _differences(key, old, new):
-            if own_key == "model.weights":  # what it began with; it goes on from where it is
+            # What it began with does not matter where it goes on, nor how it predicts.
+            if own_key == "model.weights" or own_key.startswith("model.predict."):
                 continue
             remedy = f"{_REMEDY} (--init-from starts a task from the other's weights)" if key == "task" else _REMEDY
             raise ConfigError(f"{run.last}: {own_key} was {was}, is {now}; {remedy}")

@@ -47,21 +47,23 @@ def draw_lines(image: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
     """``confusion`` [K, K], true by predicted class: the darker a cell, the larger its share of the true class."""
     num_classes = len(names)
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
     side = max(6, min(72, 1200 // num_classes))  # of a cell, in pixels
     font = _font(max(9, min(18, side // 3)))
     has_names, has_counts = side >= 12, side >= 30
     wide = max(round(font.getlength(name)) for name in names) + 12 if has_names else 12
     margin = wide + 28  # left and on top: the axis's title, then the names
-    canvas = Image.new("RGB", (margin + num_classes * side + 16,) * 2, "white")
-    draw = ImageDraw.Draw(canvas)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    for row, column in np.ndindex(num_classes, num_classes):
-        left, top = margin + column * side, margin + row * side
-        color = tuple(round(255 + (deep - 255) * share[row, column]) for deep in (8, 69, 148))
-        draw.rectangle((left, top, left + side - 1, top + side - 1), fill=color, outline=(225, 225, 225))
-        if has_counts and confusion[row, column]:
-            ink = "white" if share[row, column] > 0.5 else "black"
-            draw.text((left + side / 2, top + side / 2), str(confusion[row, column]), ink, font, anchor="mm")
+    cells = np.rint(255 + (np.array([8, 69, 148]) - 255) * share[:, :, None]).astype(np.uint8)
+    cells = cells.repeat(side, axis=0).repeat(side, axis=1)
+    cells[::side], cells[:, ::side] = 225, 225  # a line between cells
+    canvas = Image.new("RGB", (margin + num_classes * side + 16,) * 2, "white")
+    canvas.paste(Image.fromarray(cells), (margin, margin))
+    draw = ImageDraw.Draw(canvas)
+    for row, column in np.argwhere(confusion) if has_counts else []:
+        ink = "white" if share[row, column] > 0.5 else "black"
+        center = (margin + (column + 0.5) * side, margin + (row + 0.5) * side)
+        draw.text(center, str(confusion[row, column]), ink, font, anchor="mm")
     middle = margin + num_classes * side / 2
     title = _font(15)
     draw.text((middle, 14), "predicted", "black", title, anchor="mm")
@@ -137,4 +139,8 @@ def _draw_plate(
 
 @lru_cache(maxsize=32)
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)  # type: ignore[return-value]
+    """A font with accents and other scripts where the system has one; Pillow's own has Latin letters only."""
+    try:
+        return ImageFont.truetype("DejaVuSans.ttf", size)
+    except OSError:
+        return ImageFont.load_default(size)  # type: ignore[return-value]

@@ -269,7 +269,7 @@ def test_a_part_held_back_is_what_is_evaluated(
     # Other data are not a part held back: all of a folder, or of a CSV file in another order of its own.
     assert run_command("evaluate", [*given, "--images", f"{colors}/train"]) == 0
     by_folder = capsys.readouterr()
-    assert f"{colors}/train: 18 pictures of 3 classes, 6 to 6 each" in by_folder.err
+    assert f"{colors}/train: 18 pictures of 3 classes (blue, green, red), 6 to 6 each" in by_folder.err
     files = sorted((colors / "train").rglob("*.png"), key=lambda file: file.name[::-1])
     (tmp_path / "x.csv").write_text(
         "path,label\n" + "".join(f"{file.relative_to(colors)},{file.parent.name}\n" for file in files)

@@ -49,7 +49,7 @@ def error_of(read: Callable[[], Any]) -> str:
 
 def test_folders_are_the_classes(tmp_path: Path) -> None:
     pictures = ["glass/2.png", "glass/deep/er/1.JPG", "glass/10.png", "Metall/ü.webp", "paper/a.npy", "paper/b.tiff"]
-    touch(tmp_path, *pictures, "glass/notes.txt", "paper/deep/list.csv", "loose.png", ".hidden/x.png")
+    touch(tmp_path, *pictures, "glass/notes.txt", "paper/deep/list.csv", ".loose.png", ".hidden/x.png")
     found = read_folders(tmp_path, None)
     assert found.categories == [Category(0, "Metall"), Category(1, "glass"), Category(2, "paper")]
     assert labels_by_file(found) == {name: [name.partition("/")[0]] for name in pictures}
@@ -78,6 +78,7 @@ def test_given_classes_decide_the_ids(tmp_path: Path) -> None:
     ("files", "classes", "said"),
     [
         (["loose.png", ".hidden/x.png"], None, "{root}: has no class folders; put the pictures of each class"),
+        (["a/1.png", "loose.png", "x.jpg"], None, "{root}/loose.png: lies outside the class folders (2 pictures do);"),
         (["a/1.png", "b/notes.txt", "b/deep/more.txt"], None, "{root}/b: the class folder has no pictures; fill it or"),
         (
             ["plastic/1.png"],
@@ -147,8 +148,8 @@ def test_a_csv_beside_its_pictures_or_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("classes", [None, ["cat", "dog", "Dog", "owl", "bat"]])
 def test_several_labels_and_none(classes: list[str] | None, tmp_path: Path) -> None:
-    text = "path,label\n1.png,dog;cat\n2.png,\ndeep/3,owl\n1.png,owl ; dog,cat;;owl\n2.png,Dog\n"
-    path = write_csv(tmp_path, text, "1.png", "2.png", "deep/3")
+    text = "path,label\n1.png,dog;cat\n2.png,\ndeep/3,owl\n4.png,owl ; dog,cat;;owl\n5.png,Dog\n"
+    path = write_csv(tmp_path, text, "1.png", "2.png", "deep/3", "4.png", "5.png")
     found = read_csv(path, tmp_path, classes, multi_label=True)
     names = classes or ["Dog", "cat", "dog", "owl"]
     assert [category.name for category in found.categories] == names
@@ -162,6 +163,12 @@ CLASSES = ["glass", "metal", "paper"]
 
 # The file, the classes, multi_label, and what the one line must say.
 FAULTS: dict[str, tuple[str | bytes, list[str] | None, bool, list[str]]] = {
+    "a picture twice": (
+        "path,label\n1.png,x\n1.png,y\n",
+        None,
+        False,
+        ["{csv}:3: 1.png stands twice, first in line 2; keep one row a picture"],
+    ),
     "empty file": ("", None, False, ["{csv}:1: the header is ''", "must be path,label"]),
     "no header": ("1.png,glass\n", None, False, ["{csv}:1: the header is '1.png,glass'"]),
     "one column": ("path\n1.png\n", None, False, ["{csv}:1: the header is 'path'"]),
@@ -334,8 +341,8 @@ def test_evaluation_has_the_classes_of_training(folders: Path) -> None:
     assert val.categories == train.categories
     assert labels_by_file(val.labelled) == {"metal/x.png": ["metal"], "paper/y.png": ["paper"]}
     assert val.labelled.labels.tolist() == [1, 2]  # not 0 and 1, as it has no glass
-    assert val.summary() == "2 pictures of 3 classes, 0 to 1 each"
-    assert train.summary() == "10 pictures of 3 classes, 1 to 6 each"
+    assert val.summary() == "2 pictures of 3 classes (glass, metal, paper), 0 to 1 each"
+    assert train.summary() == "10 pictures of 3 classes (glass, metal, paper), 1 to 6 each"
     assert type(train.transform) is TrainClassTransform
     assert type(val.transform) is ClassTransform
     assert val.augment is None
@@ -354,7 +361,7 @@ def test_classes_in_an_order_of_their_own(folders: Path) -> None:
 
 def test_a_class_that_nothing_is_learnt_of_is_refused(folders: Path) -> None:
     config = make_config({**splits(folders), "classes": ["paper", "metal", "wood", "glass"]})
-    said = f"{folders}/train: has no picture of class 'wood'; add some, or remove it from data.classes"
+    said = f"{folders}/train: has no picture of class 'wood' to train on; add some, or remove it from data.classes"
     assert error_of(lambda: open_classes(config, "train")) == said
 
 
@@ -400,7 +407,7 @@ def test_a_csv_of_a_config(folders: Path) -> None:
     data = {"train": {"images": f"{folders}/train", "annotations": str(path)}}
     dataset = open_classes(make_config(data, multi_label=True), "train")
     assert labels_by_file(dataset.labelled) == {"paper/1.png": ["x", "y"], "glass/0.png": []}
-    assert dataset.summary() == "2 pictures of 2 classes, 1 to 1 each; 1 without a label"
+    assert dataset.summary() == "2 pictures of 2 classes (x, y), 1 to 1 each; 1 without a label"
     assert dataset.source == path
     assert "has no label" in error_of(lambda: open_classes(make_config(data), "train"))
 
@@ -435,3 +442,24 @@ def test_other_channels_than_a_picture_has(folders: Path) -> None:
     config = make_config(splits(folders), in_channels=4)
     error = open_classes(config, "val")[0, 0]
     assert str(error) == f"{folders}/val/metal/x.png: has 3 channels, model.in_channels asks for 4"
+
+
+def test_a_picture_more_moves_no_other_between_the_parts(tmp_path: Path) -> None:
+    """What a run was trained on must not be what a later evaluation of it holds back."""
+    touch(tmp_path, *(f"{name}/{number}.png" for name in ("a", "b") for number in range(20)))
+    before = [set(part.files.tolist()) for part in hold_back(read_folders(tmp_path, None), 0.25, seed=3)]
+    touch(tmp_path, "a/00.png")
+    after = [set(part.files.tolist()) for part in hold_back(read_folders(tmp_path, None), 0.25, seed=3)]
+    assert [len(part) for part in before] == [30, 10]
+    moved = (before[0] & after[1]) | (before[1] & after[0])
+    assert len(moved) <= 1  # where it is held back itself, it takes the place of one
+
+
+def test_a_picture_of_several_classes_counts_for_its_rarest(tmp_path: Path) -> None:
+    # Class y has 4 pictures, all of which have x too: a quarter of them is held back, not all or none.
+    rows = "".join(f"{number}.png,{'x;y' if number < 4 else 'x'}\n" for number in range(20))
+    path = write_csv(tmp_path, f"path,label\n{rows}", *(f"{number}.png" for number in range(20)))
+    for seed in range(5):
+        train, val = hold_back(read_csv(path, tmp_path, None, multi_label=True), 0.25, seed)
+        assert train.counts().tolist() == [15, 3]
+        assert val.counts().tolist() == [5, 1]

@@ -92,7 +92,10 @@ def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, Config]:
     for key in ("annotations", "images"):
         if getattr(args, key):
             # Data of their own are not a part held back.
-            overrides += [f"data.val.{key}={json.dumps(getattr(args, key))}", "data.val_share=null"]
+            path = json.dumps(getattr(args, key), ensure_ascii=False)
+            overrides += [f"data.val.{key}={path}", "data.val_share=null"]
+    if args.images and not args.annotations and content["config"]["task"] == "classification":
+        overrides.append("data.val.annotations=null")  # a folder of class folders
     config = override_config(content, args.checkpoint, overrides)
     task = get_task(config)
     data = task.open_split(config, "val", checkpoint_categories(content))

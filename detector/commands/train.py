@@ -31,9 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from detector.config import load_config
+    from detector.errors import ConfigError
     from detector.run import RunFolder
 
-    overrides = [*args.overrides, f"model.weights={json.dumps(args.init_from)}"] if args.init_from else args.overrides
+    overrides = list(args.overrides)
+    if args.init_from:
+        if any(override.startswith("model.weights=") for override in overrides):
+            raise ConfigError("command line: --init-from and model.weights name the same thing; give one of them")
+        overrides.append(f"model.weights={json.dumps(args.init_from, ensure_ascii=False)}")
     config = load_config(args.config, overrides)
     run_folder = RunFolder(args.runs / (args.name or Path(args.config).stem))
 

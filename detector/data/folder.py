@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,8 @@ def read_folders(root: Path, classes: Sequence[str] | None) -> Labelled:
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise DataError(f"{root}: has no class folders; put the pictures of each class into a folder of its name")
+    if stray := sorted(path for path in root.iterdir() if path.is_file() and _is_picture(path, root)):
+        raise DataError(f"{stray[0]}: lies outside the class folders ({len(stray)} pictures do); move or remove it")
     names = list(classes) if classes is not None else [folder.name for folder in folders]
     files: list[str] = []
     labels: list[int] = []
@@ -102,7 +105,7 @@ def read_csv(path: Path, root: Path, classes: Sequence[str] | None, multi_label:
     With ``multi_label`` a row may have several, in cells of their own or separated by ``;`` in one, or none. Raises
     :class:`~detector.errors.DataError` with the line for all that is wrong.
     """
-    files: list[str] = []
+    line_of: dict[str, int] = {}
     texts: list[list[str]] = []
     for line, cells in _csv_rows(path):
         name, *rest = cells
@@ -119,15 +122,19 @@ def read_csv(path: Path, root: Path, classes: Sequence[str] | None, multi_label:
         for text in found:
             if classes is not None:
                 _label_of(text, classes, f"{path}:{line}: label")
-        files.append(name)
+        if name in line_of:
+            raise DataError(
+                f"{path}:{line}: {name} stands twice, first in line {line_of[name]}; keep one row a picture"
+            )
+        line_of[name] = line
         texts.append(found)
-    if not files:
+    if not line_of:
         raise DataError(f"{path}: has no rows below its header")
     names = list(classes) if classes is not None else sorted({text for row in texts for text in row})
     if not names:
         raise DataError(f"{path}: has no label in any row")
     label_of = {name: label for label, name in enumerate(names)}
-    return _labelled(path, root, names, files, [sorted({label_of[text] for text in row}) for row in texts])
+    return _labelled(path, root, names, list(line_of), [sorted({label_of[text] for text in row}) for row in texts])
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -167,23 +174,26 @@ def _labelled(source: Path, root: Path, names: Iterable[str], files: list[str], 
 
 
 def hold_back(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
-    """The pictures to train on and those held back: ``share`` of each class, drawn by ``seed``.
+    """The pictures to train on and those held back: ``share`` of each class, chosen by ``seed`` and their paths.
 
-    A picture of several classes counts for its first. Raises :class:`~detector.errors.DataError` for a class that has
-    too few pictures to share.
+    A picture that is added changes its neighbours' places hardly, so what was trained on is not evaluated on later. One
+    of several classes counts for its rarest. Raises :class:`~detector.errors.DataError` for a class that has too few
+    pictures to share.
     """
-    rng = np.random.default_rng(seed)
     is_held = np.zeros(len(labelled), dtype=bool)
-    first_label = np.array([own[0] if len(own := labelled.labels_of(index)) else -1 for index in range(len(labelled))])
-    for label in np.unique(first_label):
-        members = np.flatnonzero(first_label == label)
+    place = np.array([hashlib.sha256(b"%d %s" % (seed, file)).digest() for file in labelled.files.tolist()])
+    counts = labelled.counts()
+    labels = [labelled.labels_of(index) for index in range(len(labelled))]
+    rarest = np.array([own[counts[own].argmin()] if len(own) else -1 for own in labels])
+    for label in np.unique(rarest):
+        members = np.flatnonzero(rarest == label)
         count = round(share * len(members))
         if label >= 0 and not 0 < count < len(members):
             raise DataError(
                 f"{labelled.source}: class {labelled.categories[label].name!r} has {len(members)} pictures, of which"
                 f" data.val_share={share} would hold back {count}; add pictures or change the share"
             )
-        is_held[rng.permutation(members)[:count]] = True
+        is_held[members[np.argsort(place[members], kind="stable")[:count]]] = True
     return labelled.select(np.flatnonzero(~is_held)), labelled.select(np.flatnonzero(is_held))
 
 
@@ -231,7 +241,10 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
     def summary(self) -> str:
         """A line of counts for the start of a run."""
         counts = self.labelled.counts()
-        text = f"{len(self):,} pictures of {len(self.categories)} classes, {counts.min():,} to {counts.max():,} each"
+        names = ", ".join(category.name for category in self.categories[:10])
+        names += ", …" if len(self.categories) > 10 else ""
+        text = f"{len(self):,} pictures of {len(self.categories)} classes ({names}), {counts.min():,} to"
+        text += f" {counts.max():,} each"
         if unlabelled := int((np.diff(self.labelled.first) == 0).sum()):
             text += f"; {unlabelled:,} without a label"
         return text
@@ -276,6 +289,11 @@ def open_classes(config: Config, name: str, categories: list[Category] | None = 
                 raise ConfigError(f"data.val_share: holds back a part of data.train; data.val.{key} is given too")
         train, val = hold_back(_read_split(config, "train", classes), data.val_share, config.seed)
         labelled = val if name == "val" else train
+    if name == "train" and (missing := np.flatnonzero(labelled.counts() == 0)).size:
+        raise DataError(
+            f"{labelled.source}: has no picture of class {labelled.categories[missing[0]].name!r} to train on;"
+            " add some, or remove it from data.classes"
+        )
     if name == "val":
         return ClassDataset(labelled, ClassTransform(data.crop), np.ones(len(labelled.categories)), channels)
     transform = TrainClassTransform(data.crop, data.augment, config.seed, channels)
@@ -295,11 +313,6 @@ def _read_split(config: Config, name: str, classes: Sequence[str] | None) -> Lab
         labelled = read_csv(Path(split.annotations), root, classes, config.model.multi_label)
     else:
         labelled = read_folders(root, classes)
-    if name == "train" and (missing := np.flatnonzero(labelled.counts() == 0)).size:
-        raise DataError(
-            f"{labelled.source}: has no picture of class {labelled.categories[missing[0]].name!r};"
-            " add some, or remove it from data.classes"
-        )
     return labelled
 
 

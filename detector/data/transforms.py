@@ -25,13 +25,9 @@ class Transformed(NamedTuple):
 
 def target_size(height: int, width: int, short: int, long: int, rounding: str = "nearest") -> tuple[int, int]:
     """Height and width with the short side at ``short``, or the long one at ``long`` if it would pass that."""
-    if rounding == "down":  # torchvision computes the factor in float32, which may make 799 of 800
-        scale = float(
-            min(np.float32(short) / np.float32(min(height, width)), np.float32(long) / np.float32(max(height, width)))
-        )
-        return max(1, int(height * scale)), max(1, int(width * scale))
     scale = min(short / min(height, width), long / max(height, width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    cut = int if rounding == "down" else round
+    return max(1, cut(height * scale)), max(1, cut(width * scale))
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str = "area") -> np.ndarray:

@@ -89,9 +89,9 @@ class FPN(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups (Wu & He 2018, section 4), or fewer of at least two channels: a 1×1 map has one value of each."""
+    """32 groups (Wu & He 2018, section 4); of fewer channels, pairs: a 1×1 map has one value of each channel."""
     groups = math.gcd(32, channels)
-    return nn.GroupNorm(groups // 2 if groups == channels > 1 else groups, channels)
+    return nn.GroupNorm(groups // 2 if 1 < groups == channels < 32 else groups, channels)
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}

@@ -87,8 +87,8 @@ class PooledHead(nn.Module):
             # Of what is positive; power 1 is the average, ∞ the maximum (Radenović et al. 2018, section 3.2). By
             # logarithms: a small number to a large power would be 0, and its gradient NaN.
             logs = feature.float().clamp(min=1e-6).log().flatten(2)  # [B, C, H · W]
-            mean = (logs * self.power).logsumexp(dim=2) - math.log(logs.shape[2])
-            return (mean / self.power).exp()
+            power = self.power.clamp(min=1)
+            return (((logs * power).logsumexp(dim=2) - math.log(logs.shape[2])) / power).exp()
         return feature.mean(dim=(2, 3))
 
 
