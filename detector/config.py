@@ -420,7 +420,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         base_tree, base_places = _read_yaml(base_path)
         if "base" in base_tree:
             raise ConfigError(f"{base_places[('base',)]}: base: {path} builds on this file; a base has no base itself")
-        tree, places = _merge(base_tree, tree), base_places | places
+        tree, places = merge(base_tree, tree), base_places | places
     for override in overrides:
         _apply_override(tree, places, override)
     return _validate(tree, places)
@@ -441,7 +441,7 @@ def overlay(tree: _Tree, source: str, path: str | None, overrides: Sequence[str]
     places: _Places = {(): source}
     if path is not None:
         own_tree, own_places = _read_yaml(find_config(path))
-        tree, places = _merge(tree, own_tree), places | own_places
+        tree, places = merge(tree, own_tree), places | own_places
     for override in overrides:
         _apply_override(tree, places, override)
     return _validate(tree, places)
@@ -498,11 +498,12 @@ def _text_keys(tree: Any) -> Any:
     return {str(key): _text_keys(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
-def _merge(base: _Tree, own: _Tree) -> _Tree:
+def merge(base: _Tree, own: _Tree) -> _Tree:
+    """``base`` with the values of ``own``, section by section."""
     merged = dict(base)
     for key, value in own.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        merged[key] = merge(merged[key], value) if both else value
     return merged
 
 

@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor
 
 from detector.checkpoint import FORMAT, check_format, compare_weights, versions
-from detector.config import AnchorConfig, Config, config_from_dict, config_to_dict, overlay
+from detector.config import AnchorConfig, Config, config_from_dict, config_to_dict, merge, overlay
 from detector.data.coco import Category
 from detector.errors import WeightsError, one_of
 from detector.files import is_state_dict, read_file, resolve
@@ -155,13 +155,11 @@ def _resolve_config(
     shapes: dict[str, Any], source: Source, path: Path, config: str | None, overrides: Sequence[str]
 ) -> Config:
     """The config that the tensors show, with what is usual in the package and what the person says."""
-    tree = config_to_dict(Config())
-    _merge(tree, shapes)
+    tree = merge(config_to_dict(Config()), shapes)
     settings = source.settings(path.name)
     if overlay(tree, str(path), config, overrides).model.anchors != Config().model.anchors:
         settings["model"].get("anchors", {}).pop("levels", None)  # the person's own, not the package's sizes
-    _merge(tree, settings)
-    return overlay(tree, str(path), config, overrides)
+    return overlay(merge(tree, settings), str(path), config, overrides)
 
 
 def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
@@ -264,14 +262,6 @@ def _categories(num_classes: int, names: list[str], package: str) -> list[Catego
     if num_classes == len(COCO) or (package == "torchvision" and num_classes == RAW_COCO):
         return COCO
     return [Category(label, f"class {label}") for label in range(num_classes)]
-
-
-def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
-    for key, value in other.items():
-        if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _merge(tree[key], value)
-        else:
-            tree[key] = value
 
 
 def _renamed(rules: dict[str, str], name: str) -> str:
