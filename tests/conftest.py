@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -60,4 +61,18 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = rng.integers(0, 150, (*rng.integers(32, 49, 2), 3), dtype=np.uint8)
                 pixels[..., channel] += 100
                 Image.fromarray(pixels).save(folder / split / name / f"{name}_{number}.png")
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """torch hub's folder of checkpoints, empty, and no network: a download fails, as it does without one."""
+
+    def refuse(url: str, target: str) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
     return folder

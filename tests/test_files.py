@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -337,18 +336,6 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
 # --- where it comes from ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no network."""
-
-    def refuse(url: str, target: str) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    return tmp_path / "hub" / "checkpoints"
-
-
 def test_a_path_and_its_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a file, 100 %.pth"
     path.write_bytes(b"")
@@ -365,7 +352,6 @@ ENUMS = [RetinaNet_ResNet50_FPN_Weights.COCO_V1, RetinaNet_ResNet50_FPN_V2_Weigh
 @pytest.mark.parametrize("weights", ENUMS, ids=str)
 def test_torchvisions_name_is_taken_from_the_cache(weights: Any, hub: Path) -> None:
     file = hub / weights.url.rpartition("/")[2]
-    hub.mkdir(parents=True)
     file.write_bytes(b"")
     assert resolve(str(weights)) == file
     assert resolve(weights.url) == file

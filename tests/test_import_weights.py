@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -168,19 +167,6 @@ def test_a_config_and_overrides(foreign: Path, scratch: Path) -> None:
 # --- by name, without a network ---------------------------------------------------------------------------------------
 
 V1 = "RetinaNet_ResNet50_FPN_Weights.COCO_V1"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and no network."""
-
-    def refuse(url: str, target: str) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
-    (tmp_path / "hub/checkpoints").mkdir(parents=True)
-    return tmp_path / "hub" / "checkpoints"
 
 
 def test_torchvisions_name_out_of_the_cache(hub: Path, foreign: Path) -> None:
