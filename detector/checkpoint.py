@@ -11,7 +11,8 @@ import torch
 import torchvision
 
 import detector
-from detector.config import Config, apply_overrides, config_from_dict, config_to_dict
+from detector.config import Config
+from detector.configfile import apply_overrides, config_from_dict, config_to_dict
 from detector.data.coco import Category
 from detector.errors import ConfigError, WeightsError
 from detector.files import read_file

@@ -17,7 +17,8 @@ import torchvision
 from torch import Tensor
 
 from detector.checkpoint import FORMAT, check_format, compare_weights, versions
-from detector.config import AnchorConfig, Config, config_from_dict, config_to_dict, merge, overlay
+from detector.config import AnchorConfig, Config
+from detector.configfile import config_from_dict, config_to_dict, merge, overlay
 from detector.data.coco import Category
 from detector.errors import WeightsError, one_of
 from detector.files import is_state_dict, read_file, resolve

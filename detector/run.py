@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from detector.checkpoint import versions
-from detector.config import Config, save_config
+from detector.config import Config
+from detector.configfile import save_config
 from detector.errors import ConfigError
 
 

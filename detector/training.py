@@ -10,7 +10,8 @@ import torch
 
 from detector import distributed
 from detector.checkpoint import checkpoint_categories, checkpoint_config, read_checkpoint
-from detector.config import BackboneConfig, Config, config_to_dict
+from detector.config import BackboneConfig, Config
+from detector.configfile import config_to_dict
 from detector.data.coco import Category
 from detector.engine import TrainingState, count_steps, train
 from detector.errors import ConfigError, DataError, WeightsError

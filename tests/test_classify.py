@@ -19,7 +19,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 
 from detector.__main__ import run_command
 from detector.checkpoint import read_checkpoint
-from detector.config import load_config
+from detector.configfile import load_config
 from detector.data.folder import open_classes
 from detector.predictor import Predictor
 from detector.run import RunFolder

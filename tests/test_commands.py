@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from detector.__main__ import main, run_command
-from detector.config import load_config
+from detector.configfile import load_config
 from detector.data.shapes import SIDE
 from detector.metrics import METRICS
 from detector.run import RunFolder

@@ -13,12 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from detector.config import (
+from detector.config import AnchorConfig, BackboneConfig, Config, ModelConfig
+from detector.configfile import (
     CONFIG_FOLDERS,
-    AnchorConfig,
-    BackboneConfig,
-    Config,
-    ModelConfig,
     apply_overrides,
     config_from_dict,
     config_to_dict,
@@ -74,7 +71,7 @@ def test_anchor_sizes_by_level_by_hand() -> None:
 
 
 def test_importing_the_config_imports_no_torch() -> None:
-    code = "import sys, detector.config; print(detector.config.Config().seed, 'torch' in sys.modules)"
+    code = "import sys, detector.configfile; print(detector.configfile.Config().seed, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "False"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detector.config import CONFIG_FOLDERS, Config, load_config
+from detector.config import Config
+from detector.configfile import CONFIG_FOLDERS, load_config
 from detector.models import build_model
 from detector.optim import build_optimizer
 from detector.structures import ClassTargets, Targets

@@ -39,7 +39,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detector.anchors import Anchors, cell_anchors, level_sizes
 from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model, save_checkpoint
-from detector.config import AnchorConfig, BackboneConfig, Config, FPNConfig, PredictConfig, config_to_dict
+from detector.config import AnchorConfig, BackboneConfig, Config, FPNConfig, PredictConfig
+from detector.configfile import config_to_dict
 from detector.data.coco import Category
 from detector.data.collate import pad_images
 from detector.data.transforms import resize, target_size

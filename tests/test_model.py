@@ -8,13 +8,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from detector.anchors import level_sizes
-from detector.config import (
-    AnchorConfig,
-    BackboneConfig,
-    FPNConfig,
-    HeadConfig,
-    ModelConfig,
-)
+from detector.config import AnchorConfig, BackboneConfig, FPNConfig, HeadConfig, ModelConfig
 from detector.errors import ConfigError
 from detector.models import Model, build_model
 from detector.models.pyramid import Pyramid

@@ -26,8 +26,8 @@ from detector.config import (
     ModelConfig,
     PyramidConfig,
     ResizeConfig,
-    load_config,
 )
+from detector.configfile import load_config
 from detector.errors import ConfigError
 from detector.models import Model, build_model
 from detector.summary import (

@@ -19,7 +19,7 @@ from PIL import Image
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import detector
-from detector.config import load_config
+from detector.configfile import load_config
 from detector.data.images import read_image
 from detector.data.sampler import epoch_batches
 from detector.errors import ConfigError, DataError, NonFiniteError

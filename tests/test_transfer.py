@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from detector.checkpoint import save_checkpoint
-from detector.config import Config, config_to_dict
+from detector.config import Config
+from detector.configfile import config_to_dict
 from detector.data.coco import Category
 from detector.errors import ConfigError, WeightsError
 from detector.models import Model, build_model

@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _score_results(args: argparse.Namespace) -> tuple[dict, Config]:
-    from detector.config import Config, apply_overrides
+    from detector.config import Config
+    from detector.configfile import apply_overrides
     from detector.data.coco import read_annotations
     from detector.metrics import read_results
     from detector.tasks import detection

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> str:
     from detector.checkpoint import checkpoint_categories, save_checkpoint
-    from detector.config import config_from_dict
+    from detector.configfile import config_from_dict
     from detector.interchange import import_checkpoint
 
     imported = import_checkpoint(args.source, args.package, args.config, args.overrides)

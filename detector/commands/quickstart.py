@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from PIL import Image
 
     import detector
-    from detector.config import load_config
+    from detector.configfile import load_config
     from detector.inference import infer_folder
     from detector.run import RunFolder
     from detector.tasks import get_task

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.config import load_config
+    from detector.configfile import load_config
 
     check_arguments(args)
     names = args.compare or [args.config]

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.config import load_config
+    from detector.configfile import load_config
     from detector.errors import ConfigError
     from detector.run import RunFolder
 
