@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -76,3 +78,40 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A real browser without a window: Debian's chromium, driven by playwright."""
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("no chromium on this machine (apt-get install chromium)")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens an HTML file at a width and colour scheme; whatever it says on the console or asks of a network fails."""
+    complaints: list[str] = []
+    contexts = []
+
+    def open_file(path: Path, width: int = 1600, scheme: str = "light") -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 1000}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: complaints.append(f"script: {error}"))
+        page.on("request", lambda request: complaints.append(f"request: {request.url[:80]}"))
+        page.goto(path.as_uri())
+        # The page itself, and pictures that it holds, are no requests to anywhere.
+        own = (f"request: {path.as_uri()[:80]}", "request: data:")
+        complaints[:] = [complaint for complaint in complaints if not complaint.startswith(own)]
+        return page
+
+    yield open_file
+    for context in contexts:
+        context.close()
+    assert [complaint for complaint in complaints if not complaint.startswith("request: data:")] == []
