@@ -18,15 +18,18 @@ from detector.structures import PADDING, Detections, Predictions
 def select_candidates(predictions: Predictions, topk: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``topk`` best (anchor, class) pairs of each level: logits [B, M], labels [B, M], anchor indices [B, M]."""
     num_classes = predictions.cls_logits.shape[-1]
-    logits, places, start = [], [], 0
+    logits, labels, anchors, start = [], [], [], 0
     for count in predictions.level_counts:
-        level_logits = predictions.cls_logits[:, start : start + count].flatten(1).float()  # [B, count · K]
-        best, place = level_logits.topk(min(topk, level_logits.shape[1]), dim=1)
+        level = predictions.cls_logits[:, start : start + count]  # [B, count, K]
+        # Of k pairs, the anchors are among the k whose best class is best. So one pass over all logits is enough.
+        anchor = level.amax(dim=2).topk(min(topk, count), dim=1).indices  # [B, k]
+        pairs = level.gather(1, anchor[..., None].expand(-1, -1, num_classes)).flatten(1)  # [B, k · K]
+        best, place = pairs.float().topk(min(topk, pairs.shape[1]), dim=1)
         logits.append(best)
-        places.append(place + start * num_classes)
+        labels.append(place % num_classes)
+        anchors.append(anchor.gather(1, place // num_classes) + start)
         start += count
-    place = torch.cat(places, dim=1)  # [B, M] into [N · K]
-    return torch.cat(logits, dim=1), place % num_classes, place // num_classes
+    return torch.cat(logits, dim=1), torch.cat(labels, dim=1), torch.cat(anchors, dim=1)
 
 
 def detect(predictions: Predictions, sizes: Tensor, config: PredictConfig) -> Detections:
@@ -63,8 +66,16 @@ def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: PredictConf
     # Classes are moved apart so that one NMS call never compares two of them; in float64, because a thousand classes
     # away float32 rounds to eighths of a pixel.
     apart = boxes.double() + (labels * (boxes.max().double() + 1))[:, None]
-    kept = nms(apart, scores.double(), config.nms_threshold)[: config.max_detections]
-    return boxes[kept], scores[kept], labels[kept]
+    order = scores.argsort(descending=True, stable=True)
+    # What is kept of the best does not depend on the rest, and the best few hundred are usually enough.
+    num_compared = 4 * config.max_detections
+    while True:
+        compared = order[:num_compared]
+        kept = compared[nms(apart[compared], scores[compared].double(), config.nms_threshold)]
+        if len(kept) >= config.max_detections or num_compared >= len(order):
+            kept = kept[: config.max_detections]
+            return boxes[kept], scores[kept], labels[kept]
+        num_compared *= 4
 
 
 def _pad(images: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> Detections:

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
+from detector import losses
 from detector.boxes import encode
 from detector.config import LossConfig
 from detector.losses import BOX_LOSSES, CLASS_LOSSES, focal_loss, giou_loss, l1_loss, smooth_l1_loss
@@ -76,10 +77,30 @@ def test_focal_gradient_equals_differences(gamma: float) -> None:
     logits, labels, is_counted = class_inputs(num_classes=2, spread=1.0)
     logits, labels, is_counted = logits[:, :4].double().requires_grad_(), labels[:, :4], is_counted[:, :4]
     config = LossConfig(gamma=gamma)
-    # The loss itself is float32, hence the wide steps.
-    assert torch.autograd.gradcheck(
-        lambda x: focal_loss(x, labels, is_counted, config), (logits,), eps=1e-2, atol=2e-3, rtol=1e-2
-    )
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, labels, is_counted, config), (logits,))
+
+
+def test_focal_loss_keeps_nothing_but_the_logits() -> None:
+    logits, labels, is_counted = class_inputs()
+    logits.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        focal_loss(logits, labels, is_counted, LossConfig())
+    large = [tensor.data_ptr() for tensor in kept if tensor.numel() >= logits.numel()]
+    assert large == [logits.data_ptr()]
+
+
+def test_focal_loss_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels, is_counted = class_inputs()
+    logits.requires_grad_()
+    results = []
+    for step in (1, 7, 1000):
+        monkeypatch.setattr(losses, "rows_at_once", lambda rows, width, device, step=step: step)
+        loss = focal_loss(logits, labels, is_counted, LossConfig())
+        results.append((loss, gradient(loss, logits)))
+    for loss, slope in results[:2]:
+        assert_close(loss, results[2][0])
+        assert_close(slope, results[2][1])
 
 
 # --- box losses -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from torchvision.ops import box_iou
 
 from detector import matching
 from detector.anchors import Anchors, level_sizes
+from detector.boxes import intersection
 from detector.config import AnchorConfig, MatcherConfig
 from detector.matching import BACKGROUND, IGNORE, MATCHERS, match_anchors
 from detector.structures import IGNORE_REGION, PADDING
@@ -178,13 +179,26 @@ def test_never_compares_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -> No
     compared = []
 
     def recorded(boxes: Tensor, anchors: Tensor) -> Tensor:
-        compared.append(len(boxes))
-        return box_iou(boxes, anchors)
+        shared = intersection(boxes, anchors)
+        compared.append(shared.shape)
+        return shared
 
-    monkeypatch.setattr(matching, "pairwise_iou", recorded)
-    match_anchors(pyramid_anchors(), random_objects(100, seed=0), torch.zeros(100, dtype=torch.int64), MatcherConfig())
-    assert sum(compared) == 100
-    assert max(compared) <= matching.BLOCK
+    monkeypatch.setattr(matching, "intersection", recorded)
+    anchors = pyramid_anchors(256)
+    match_anchors(anchors, random_objects(100, seed=0), torch.zeros(100, dtype=torch.int64), MatcherConfig())
+    assert sum(targets * tile for targets, tile in compared) == 100 * len(anchors)
+    assert max(targets for targets, _ in compared) <= matching.BLOCK
+    assert max(targets * tile for targets, tile in compared) < matching.BLOCK * len(anchors)  # nor all anchors at once
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_the_result_does_not_depend_on_tiles(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    anchors, boxes = pyramid_anchors(64), random_objects(20, seed=1, side=64).round()  # whole numbers: equal overlaps
+    labels = torch.tensor([0, 1, IGNORE_REGION, PADDING] * 5)
+    whole = match_anchors(anchors, boxes, labels, MatcherConfig())
+    assert {BACKGROUND, IGNORE} < set(whole.tolist())
+    monkeypatch.setattr(matching, "rows_at_once", lambda rows, width, device: step)
+    assert torch.equal(match_anchors(anchors, boxes, labels, MatcherConfig()), whole)
 
 
 # --- against torchvision ----------------------------------------------------------------------------------------------
