@@ -82,6 +82,7 @@ class DataConfig(Section):
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
+    allow_outside: bool = False  # COCO file names may lead out of the folder of images: absolute, by "..", or by links
     val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of each class of data.train, held back as data.val
     classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those that data.train has, by name
     # Null: all equal. balanced: each class in inverse proportion to its pictures. Or a weight by class, others 1.

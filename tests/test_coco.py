@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import json
 import pickle
@@ -23,13 +24,12 @@ from pycocotools.coco import COCO
 
 from detector.config import DataConfig, ResizeConfig, SplitConfig
 from detector.data.coco import (
-    Category,
     CocoDataset,
     Sample,
     apply_box_policy,
     open_dataset,
-    read_annotations,
 )
+from detector.data.coco_json import Category, read_annotations
 from detector.data.transforms import Transform
 from detector.errors import DataError
 from detector.structures import IGNORE_REGION
@@ -174,15 +174,21 @@ NAN, INF = float("nan"), float("inf")
 REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "image twice": (set_key("images", 1, "id", 7), "image id 7 stands twice: a.png, Ordner/ö 猫.png"),
     "category twice": (set_key("categories", 1, "id", 90), "category id 90 stands twice: b, 猫"),
+    "annotation twice": (
+        set_key("annotations", 1, "id", 11),
+        "annotation id 11 stands twice, for image 7 and for image 3; give each its own",
+    ),
     "unknown image": (set_key("annotations", 1, "image_id", 8), "annotation 12: image_id 8 is not among the images"),
-    "no image id": (drop_key("annotations", 1, "image_id"), "annotation 12: image_id None is not among the images"),
+    "no image id": (drop_key("annotations", 1, "image_id"), "annotation 12: image_id None must be an integer"),
+    "image id as a float": (set_key("annotations", 1, "image_id", 3.0), "annotation 12: image_id 3.0 must be an"),
+    "image id past 64 bits": (set_key("annotations", 1, "image_id", 2**63), f"annotation 12: image_id {2**63} must be"),
     "unknown category": (
         set_key("annotations", 1, "category_id", 1),
         "annotation 12: category_id 1 is not among the categories (2 b, 5 a, 90 猫)",
     ),
     "category id as a boolean": (
         set_key("annotations", 1, "category_id", True),
-        "annotation 12: category_id True is not among the categories",
+        "annotation 12: category_id True must be an integer",
     ),
     "no annotation id": (drop_key("annotations", 1, "id"), "annotation None: the id must be an integer"),
     "NaN": (set_key("annotations", 1, "bbox", [NAN, 0, 1, 1]), "annotation 12: bbox [nan, 0, 1, 1] must be four"),
@@ -195,16 +201,31 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "infinite area": (set_key("annotations", 0, "area", INF), "annotation 11: area inf must be a finite number"),
     "area null": (set_key("annotations", 0, "area", None), "annotation 11: area None must be a finite number"),
     "no height": (drop_key("images", 0, "height"), "image 7 (a.png): height None, width 100 must be positive integers"),
+    "a wide claim": (
+        set_key("images", 0, "width", 10**9),
+        "image 7 (a.png): height 50, width 1000000000 is larger than any picture that can be decoded (2^30 pixels)",
+    ),
+    # 2^15 · 2^16 = 2^31 pixels, though neither side is out of bounds.
+    "a large claim": (
+        lambda tree: tree["images"][0].update(height=2**15, width=2**16),
+        "image 7 (a.png): height 32768, width 65536 is larger than any picture that can be decoded",
+    ),
     "width 0": (set_key("images", 0, "width", 0), "image 7 (a.png): height 50, width 0 must be positive integers"),
     "image id as text": (set_key("images", 0, "id", "7"), "image '7': the id must be an integer"),
     "image id as a boolean": (set_key("images", 0, "id", True), "image True: the id must be an integer"),
     "no file name": (drop_key("images", 0, "file_name"), "image 7: file_name is None"),
     "empty file name": (set_key("images", 0, "file_name", ""), "image 7: file_name is ''"),
     "no category name": (drop_key("categories", 0, "name"), "category {'id': 90}: needs an integer id and a name"),
-    "no images": (lambda tree: tree.pop("images"), "has no list of objects 'images'"),
-    "no annotations": (lambda tree: tree.pop("annotations"), "has no list of objects 'annotations'"),
-    "no categories": (lambda tree: tree.pop("categories"), "has no list of objects 'categories'"),
-    "a list of numbers": (lambda tree: tree.update(images=[1]), "has no list of objects 'images'"),
+    "a file name of two lines": (
+        lambda tree: tree["images"][0].update(file_name="a\nb.png", width=-1),
+        "image 7 ('a\\nb.png'): height 50, width -1 must be positive integers",
+    ),
+    "NUL in a file name": (set_key("images", 0, "file_name", "a\0.png"), "image 7: file_name is 'a\\x00.png'"),
+    "no images": (lambda tree: tree.pop("images"), "has no list 'images'"),
+    "no annotations": (lambda tree: tree.pop("annotations"), "has no list 'annotations'"),
+    "no categories": (lambda tree: tree.pop("categories"), "has no list 'categories'"),
+    "an object for a list": (lambda tree: tree.update(images={}), "has no list 'images'"),
+    "a list of numbers": (lambda tree: tree.update(images=[1]), "images: 1 is no object"),
     "empty images": (lambda tree: tree.update(images=[]), "has no images"),
     "empty categories": (lambda tree: tree.update(categories=[]), "has no categories"),
     "half a character": (set_key("images", 0, "file_name", "\ud800.png"), "image 7: file_name"),
@@ -216,7 +237,8 @@ def test_a_mistake_is_named(mistake: str, tmp_path: Path) -> None:
     change, message = REFUSED[mistake]
     tree = make_tree()
     change(tree)
-    assert error_of(write(tmp_path, tree)).startswith(f": {message}")
+    # The whole file is one line; what is wrong only among rows has none.
+    assert error_of(write(tmp_path, tree)).removeprefix(":1").startswith(f": {message}")
 
 
 @pytest.mark.parametrize(
@@ -232,13 +254,16 @@ def test_a_mistake_is_named(mistake: str, tmp_path: Path) -> None:
         {"counts": [-5, 10], "size": [50, 100]},
         {"counts": "PPYo1", "size": [-50, 100]},
         {"counts": [2**40], "size": [50, 100]},
+        {"counts": [1, 2, 3], "size": [0, 100]},  # pycocotools divides by it, which ends the process
+        {"counts": [1, 2, 3], "size": [50, 2**40]},
+        {"counts": [1, 2, 3], "size": [50]},
     ],
 )
 def test_a_segmentation_that_is_none(segmentation: Any, tmp_path: Path) -> None:
     tree = make_tree()
     del tree["annotations"][1]["bbox"]
     tree["annotations"][1]["segmentation"] = segmentation
-    assert error_of(write(tmp_path, tree)).startswith(": annotation 12: has no bbox, and no segmentation")
+    assert error_of(write(tmp_path, tree)).startswith(":1: annotation 12: has no bbox, and no segmentation")
 
 
 def test_a_file_cut_short_names_the_line(tmp_path: Path) -> None:
@@ -254,13 +279,25 @@ def test_a_file_cut_short_names_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", ":1: not valid JSON: "),
-        (b"\n\n{,}", ":3: not valid JSON: "),
+        (b"", ":1: not valid JSON: Expecting value (column 1)"),
+        (b"\n\n{,}", ":3: not valid JSON: Expecting property name enclosed in double quotes (column 2)"),
         (b"[1]", ": holds a list; "),
         (b"null", ": holds a NoneType; "),
-        (b"\xff\xfe\x00", ": not a COCO JSON file: "),
-        (b"[" * 100_000, ": not a COCO JSON file: "),
-        (b'{"images": [' + b"9" * 5000 + b"]}", ": not a COCO JSON file: "),  # Python reads 4300 digits at most
+        (b"\x00\x00\xfe\xff", ": is text in UTF-32; save the file as UTF-8"),
+        ("{}".encode("utf-16"), ": is text in UTF-16; save the file as UTF-8"),
+        ("{}".encode("utf-16-be"), ": is text in UTF-16-BE; save the file as UTF-8"),
+        ('{\n"info": "é"}'.encode("latin-1"), ":2: not valid JSON: byte 0xe9 is not UTF-8; save the file as UTF-8 (c"),
+        (gzip.compress(b"{}"), ": is a gzip file, not JSON; unpack it"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", ":1: not valid JSON: byte 0xff is not UTF-8; "),
+        (b"GIF89a", ":1: not valid JSON: Expecting value (column 1)"),
+        (b"[" * 100_000, ": holds a list; "),
+        (b'{"images":' + b"[" * 100_000, ":1: not valid JSON: lists and objects are nested too deeply (column 12)"),
+        (b'{"else":' + b'{"a":' * 100_000, ":1: not valid JSON: lists and objects are nested too deeply (column 14)"),
+        # Python reads 4300 digits at most.
+        (b'{"images": [' + b"9" * 5000 + b"]}", ":1: not valid JSON: Exceeds the limit (4300 digits) for integer"),
+        (b'{"images": [\n{"id": 1, "id": 2}]}', ":2: not valid JSON: key 'id' stands twice in an object (column 1)"),
+        (b'{"images": [], "images": []}', ":1: not valid JSON: key 'images' stands twice"),
+        (b'{"info": {}} {}', ":1: not valid JSON: Extra data (column 14)"),
     ],
 )
 def test_a_file_that_is_no_annotations(data: bytes, message: str, tmp_path: Path) -> None:
