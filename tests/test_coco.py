@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import io
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -548,6 +549,97 @@ def test_opening_checks_what_it_can_without_decoding(tmp_path: Path) -> None:
     missing = tmp_path / "Ordner" / "ö 猫.png"
     missing.unlink()
     assert refusal(split).startswith(f"{missing}: does not exist, but {notes} names it (image 3)")
+
+
+def opened(folder: Path, name: str, **config: Any) -> CocoDataset:
+    """The data set of one picture by ``name`` in ``folder / "images"``."""
+    tree = make_tree() | {"annotations": []}
+    tree["images"] = [{"id": 7, "file_name": name, "height": 50, "width": 100}]
+    (folder / "images").mkdir(exist_ok=True)
+    split = SplitConfig(annotations=str(write(folder, tree)), images=str(folder / "images"))
+    return open_dataset(split, "val", DataConfig(**config), same_size())
+
+
+def lay_out(folder: Path) -> None:
+    """A picture in the folder of images and one beside it, with links of every kind to both."""
+    images, pixels = folder / "images", cv2.imencode(".png", np.zeros((50, 100), np.uint8))[1].tobytes()
+    for path in (images / "below" / "in.png", folder / "out" / "out.png"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(pixels)
+    (images / "link_in.png").symlink_to("below/in.png")
+    (images / "link_out.png").symlink_to(folder / "out" / "out.png")
+    (images / "twice.png").symlink_to("link_out.png")
+    (images / "folder_in").symlink_to("below")
+    (images / "folder_out").symlink_to("../out")
+    (images / "dangling.png").symlink_to("nowhere.png")
+
+
+@pytest.mark.parametrize("name", ["below/in.png", "link_in.png", "folder_in/in.png", "./below//in.png"])
+@pytest.mark.parametrize("images", ["images", "link"])
+def test_a_picture_inside_is_found(name: str, images: str, tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    (tmp_path / "link").symlink_to("images")  # the folder itself may be one
+    assert isinstance(sample_of(opened(tmp_path, name), 0), Sample)
+
+
+OUTSIDE = {
+    "../out/out.png": "leads out of data.val.images",
+    "below/../below/in.png": "leads out of data.val.images",
+    "link_out.png": "is a link out of data.val.images, to ",
+    "twice.png": "is a link out of data.val.images, to ",
+    "folder_out/out.png": "is a link out of data.val.images, to ",
+}
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "absolute"])
+def test_a_picture_outside_must_be_allowed(name: str, tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    message = OUTSIDE.get(name, "leads out of data.val.images")
+    name = str(tmp_path / "out" / "out.png") if name == "absolute" else name
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, name)
+    assert str(caught.value).startswith(f"{tmp_path / 'images' / name}: {message}")
+    assert "(image 7); put the picture into the folder, or set data.allow_outside=true" in str(caught.value)
+    assert isinstance(sample_of(opened(tmp_path, name, allow_outside=True), 0), Sample)
+
+
+@pytest.mark.parametrize("allow_outside", [False, True])
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("none.png", "does not exist"),
+        ("none/none.png", "does not exist"),
+        ("below/in.png/none.png", "does not exist"),
+        ("x" * 5000 + ".png", "does not exist"),
+        ("dangling.png", "is no file"),
+        ("below", "is no file"),
+    ],
+)
+def test_a_picture_that_is_none_is_refused(name: str, fault: str, allow_outside: bool, tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    with pytest.raises(
+        DataError, match=f"{fault}, but .* names it .image 7.; check data.val.images, or remove"
+    ) as caught:
+        opened(tmp_path, name, allow_outside=allow_outside)
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_file_system_is_asked_once_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make_tree() | {"annotations": []}
+    names = [f"{folder}/{number}.png" for folder in "ab" for number in range(50)]
+    tree["images"] = [{"id": row, "file_name": name, "height": 5, "width": 5} for row, name in enumerate(names)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    asked: list[tuple[Any, ...]] = []
+    for function in ("scandir", "stat", "lstat"):
+        real = getattr(os, function)
+        monkeypatch.setattr(
+            os, function, lambda *args, real=real, **named: (asked.append(args), real(*args, **named))[1]
+        )
+    split = SplitConfig(annotations=str(write(tmp_path, tree)), images=str(tmp_path))
+    assert len(open_dataset(split, "val", DataConfig(), same_size())) == 100
+    assert len(asked) < 60  # the folders, and each part of their paths, which may be links
 
 
 def test_opening_applies_the_configs_policy(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.data.json_stream import open_json, show, show_text
+from detector.data.json_stream import is_integer, is_number, open_json, show, show_text
 from detector.errors import DataError
 
 # OpenCV's own limits: it decodes no picture beyond them.
@@ -97,12 +97,12 @@ class _Images:
     def add(self, row: dict[str, Any]) -> None:
         image_id, height, width, name = (row.get(key) for key in ("id", "height", "width", "file_name"))
         # COCO results are tables of float64, which hold integers up to 2^53.
-        if not _is_int(image_id) or abs(image_id) > 2**53:
+        if not is_integer(image_id) or abs(image_id) > 2**53:
             raise DataError(f"image {show(image_id)}: the id must be an integer of at most 2^53")
         if not isinstance(name, str) or not name or not _is_file_name(name):
             raise DataError(f"image {image_id}: file_name is {show(name)}; it must be a path")
         size = f"image {image_id} ({show_text(name)}): height {show(height)}, width {show(width)}"
-        if not (_is_int(height) and _is_int(width) and height > 0 and width > 0):
+        if not (is_integer(height) and is_integer(width) and height > 0 and width > 0):
             raise DataError(f"{size} must be positive integers; write the picture's own")
         if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
             raise DataError(f"{size} is larger than any picture that can be decoded (2^30 pixels); write its own size")
@@ -126,19 +126,19 @@ class _Boxes:
 
     def add(self, row: dict[str, Any]) -> None:
         annotation_id, image_id, category_id = row.get("id"), row.get("image_id"), row.get("category_id")
-        if not _is_int(annotation_id):
+        if not is_integer(annotation_id):
             raise DataError(f"annotation {show(annotation_id)}: the id must be an integer")
         where = f"annotation {annotation_id}"
         for key, value in (("image_id", image_id), ("category_id", category_id)):
-            if not _is_int(value):
+            if not is_integer(value):
                 raise DataError(f"{where}: {key} {show(value)} must be an integer")
         box = row.get("bbox")
         if box is None:
             box = _box_of_segmentation(row.get("segmentation"), where)
-        if not _is_box(box):
+        if not is_box(box):
             raise DataError(f"{where}: bbox {show(box)} must be four finite numbers: left, top, width, height")
         area = row.get("area", box[2] * box[3])
-        if not _is_number(area):
+        if not is_number(area):
             raise DataError(f"{where}: area {show(area)} must be a finite number")
         is_crowd = row.get("iscrowd", 0)
         if is_crowd not in (0, 1):
@@ -167,7 +167,7 @@ def _read_tables(path: Path) -> tuple[list[Category], _Images, _Boxes]:
             if table in seen:
                 raise stream.error(f"key {table!r} stands twice")
             seen.add(table)
-            if stream.peek() != "[":
+            if stream.peek() not in ("[", ""):  # at the end of the file the list is missed below
                 raise _no_list(path, table)
             for row in stream.elements():
                 if not isinstance(row, dict):
@@ -197,7 +197,7 @@ def _no_list(path: Path, table: str) -> DataError:
 
 
 def _category(row: dict[str, Any]) -> Category:
-    if not _is_int(row.get("id")) or not isinstance(row.get("name"), str):
+    if not is_integer(row.get("id")) or not isinstance(row.get("name"), str):
         raise DataError(f"category {show(row)}: needs an integer id and a name")
     return Category(row["id"], row["name"])
 
@@ -268,21 +268,14 @@ def _places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
     return np.where(known[places] == ids, places, -1)
 
 
-def _is_int(value: Any) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63  # not bool, which is an int to isinstance
-
-
 def _is_file_name(name: str) -> bool:
     """JSON can escape what no file's name holds: NUL, and half of a surrogate pair."""
     return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _is_number(value: Any) -> bool:
-    return (type(value) is float or type(value) is int) and -1e300 < value < 1e300
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+def is_box(value: Any) -> bool:
+    """Whether a JSON value is a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
 
 
 def _box_of_segmentation(segmentation: Any, where: str) -> list[float]:
@@ -296,7 +289,7 @@ def _box_of_segmentation(segmentation: Any, where: str) -> list[float]:
             return [float(left), float(top), float(right - left), float(bottom - top)]
         # pycocotools divides by the height without a look: a zero would end the process.
         height, width = segmentation["size"]
-        if not all(_is_int(side) and 0 < side <= MAX_SIDE for side in (height, width)):
+        if not all(is_integer(side) and 0 < side <= MAX_SIDE for side in (height, width)):
             raise ValueError
         if isinstance(segmentation["counts"], list):
             segmentation = mask.frPyObjects(segmentation, height, width)

@@ -10,6 +10,7 @@ import codecs
 import json
 import re
 import reprlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 from detector.errors import DataError
 
 BLOCK = 1 << 20  # bytes read at once
-LONGEST = 1 << 25  # characters of one element: no annotation comes near it, and a file without an end stops there
+LONGEST = 1 << 24  # characters of one element: no annotation comes near it, and a file without an end stops there
 # Text that is cut off can be misread up to so many characters before the cut: "-Infinit", "1.5e-", "\ud83d\ude0".
 MARGIN = 32
 
@@ -147,7 +148,7 @@ class JsonStream:
 
     @property
     def line(self) -> int:
-        """The line in which the last value began."""
+        """The line in which the value began that was read last; to be asked before anything else is read."""
         return self.lines + self.text.count("\n", 0, self.start) + 1
 
     def error(self, fault: str, at: int | None = None) -> DataError:
@@ -180,7 +181,7 @@ class JsonStream:
         breaks = dropped.count("\n")
         self.lines += breaks
         self.columns = len(dropped) - dropped.rfind("\n") - 1 + (0 if breaks else self.columns)
-        self.start, self.place = max(0, self.start - len(dropped)), 0
+        self.place = 0
         try:
             # More at a time where one element is long, or joining its parts would take the square of its length.
             data = self.file.read(max(BLOCK, len(self.text)))
@@ -198,8 +199,8 @@ class JsonStream:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _DuplicateKeyError(show(next(key for key in keys if keys.count(key) > 1)))
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise _DuplicateKeyError(show(key))
     return members
 
 
@@ -207,7 +208,18 @@ def _unreadable(path: Path, error: OSError | ValueError) -> DataError:
     return DataError(f"{show_text(str(path))}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
-# --- values in messages -----------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a JSON value is an integer that a tensor can hold."""
+    return type(value) is int and -(2**63) <= value < 2**63  # a bool is an int to isinstance
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number, with room to calculate."""
+    return (type(value) is float or type(value) is int) and -1e300 < value < 1e300
+
 
 _short = reprlib.Repr()
 _short.maxlist = _short.maxdict = 8
