@@ -163,7 +163,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         labels = torch.where(annotations.is_crowd[rows], IGNORE_REGION, annotations.labels[rows])[is_kept].numpy()
         image, boxes, labels = self.transform(image, boxes, labels, epoch, index)
         return Sample(
-            image=torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))),
+            image=torch.from_numpy(image).permute(2, 0, 1),
             boxes=torch.from_numpy(boxes),
             labels=torch.from_numpy(labels),
             size_original=(height, width),
