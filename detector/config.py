@@ -82,6 +82,7 @@ class DataConfig(Section):
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
+    allow_outside: bool = False  # COCO file names may lead out of the folder of images: absolute, by "..", or by links
     val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of each class of data.train, held back as data.val
     classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those that data.train has, by name
     # Null: all equal. balanced: each class in inverse proportion to its pictures. Or a weight by class, others 1.
@@ -350,7 +351,7 @@ class TrainConfig(Section):
     clip_norm: Positive | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are evaluated and kept
-    channels_last: bool = True
+    channels_last: bool = True  # the weights; pictures always are
     checkpoint_steps: Count = 1000  # last.pt is written this often, and at every epoch's end
     log_steps: Count = 20  # steps between two lines of progress where there is no terminal to show a bar
     tensorboard: bool = False  # write the numbers of metrics.jsonl for TensorBoard too (extra: log)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
+from array import array
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from detector.data.coco import Annotations
+from detector.data.coco_json import Annotations, is_box
+from detector.data.json_stream import is_integer, is_number, open_json, show
 from detector.errors import DataError
 
 # s, m, l: objects under 32² pixels, under 96², and over.
@@ -91,7 +92,7 @@ def _as_dict(truth: Annotations) -> dict[str, Any]:
             )
         ],
         "categories": [category._asdict() for category in truth.categories],
-        # Own consecutive ids: pycocotools takes id 0 for "unmatched", and duplicates are no fault of a box.
+        # Own consecutive ids: pycocotools takes id 0 for "unmatched".
         "annotations": [
             {
                 "id": number,
@@ -111,33 +112,39 @@ def _as_dict(truth: Annotations) -> dict[str, Any]:
 def read_results(path: str | Path, truth: Annotations) -> np.ndarray:
     """A COCO results file as rows [R, 7]. Raises :class:`~detector.errors.DataError` with the entry that is wrong."""
     path = Path(path)
-    try:
-        entries = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: holds a {type(entries).__name__}; COCO results are a list of detections")
     # Predictions of tools/infer.py number the pictures of a folder; their file names tell which ones they are.
     id_of_name = {truth.file_name(index): int(truth.image_ids[index]) for index in range(len(truth))}
     known_images, known_categories = set(truth.image_ids.tolist()), {category.id for category in truth.categories}
-    rows = np.zeros((len(entries), 7))
-    for place, entry in enumerate(entries):
-        try:
-            rows[place] = [entry["image_id"], *entry["bbox"], entry["score"], entry["category_id"]]
-        except (TypeError, KeyError, ValueError, OverflowError):
-            message = f"{path}: entry {place}: needs image_id, category_id, bbox and score; it is {str(entry)[:120]}"
-            raise DataError(message) from None
-        if "file_name" in entry:
-            if str(entry["file_name"]) not in id_of_name:
-                raise DataError(f"{path}: entry {place}: file_name {entry['file_name']!r} is not in {truth.path}")
-            rows[place, 0] = id_of_name[entry["file_name"]]
-        if rows[place, 0] not in known_images:
-            raise DataError(f"{path}: entry {place}: image_id {entry['image_id']} is not in {truth.path}")
-        if entry["category_id"] not in known_categories:
-            raise DataError(f"{path}: entry {place}: category_id {entry['category_id']} is not in {truth.path}")
-    if not np.isfinite(rows).all():
-        place = int(np.nonzero(~np.isfinite(rows).all(axis=1))[0][0])
-        raise DataError(f"{path}: entry {place}: numbers must be finite; it is {str(entries[place])[:120]}")
-    return rows
+    rows = array("d")
+    with open_json(path) as stream:
+        if stream.peek() != "[":
+            kind = "dict" if stream.peek() == "{" else type(stream.value()).__name__
+            raise DataError(f"{path}: holds a {kind}; COCO results are a list of detections")
+        for place, entry in enumerate(stream.elements()):
+            where = f"{path}: entry {place}"
+            if not isinstance(entry, dict):
+                raise DataError(f"{where}: needs image_id, category_id, bbox and score; it is {show(entry)}")
+            image_id, category_id, box, score = (entry.get(key) for key in ("image_id", "category_id", "bbox", "score"))
+            if not (is_integer(image_id) and is_integer(category_id) and is_box(box) and is_number(score)):
+                raise DataError(
+                    f"{where}: needs image_id and category_id as integers, bbox and score as finite numbers; it is"
+                    f" {show(entry)}"
+                )
+            if box[2] < 0 or box[3] < 0:
+                raise DataError(
+                    f"{where}: bbox {show(box)} has a negative width or height; they are left, top, width, height"
+                )
+            if "file_name" in entry:
+                name = entry["file_name"]
+                if not isinstance(name, str) or name not in id_of_name:
+                    raise DataError(
+                        f"{where}: file_name {show(name)} is not in {truth.path}; evaluate on its own truth"
+                    )
+                image_id = id_of_name[name]
+            if image_id not in known_images:
+                raise DataError(f"{where}: image_id {image_id} is not in {truth.path}; evaluate on its own truth")
+            if category_id not in known_categories:
+                raise DataError(f"{where}: category_id {category_id} is not in {truth.path}; evaluate on its own truth")
+            rows.extend((image_id, *box, score, category_id))
+        stream.finish()
+    return np.asarray(rows).reshape(-1, 7)

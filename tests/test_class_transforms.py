@@ -175,8 +175,8 @@ def test_colors_change_alike_in_8_and_16_bits(channels: int) -> None:
         low, high = transform(image, 0, index), transform(image.astype(np.uint16) * 257, 0, index)
         assert (low.dtype, high.dtype) == (np.uint8, np.uint16)
         # 8 bits are rounded (or cut) after each of four changes, and hold a hue to two degrees.
-        assert np.abs(high / 257 - low).max() < 10
-        assert np.abs(high / 257 - low).mean() < 2
+        assert np.abs(high / 257 - low).max() < 14
+        assert np.abs(high / 257 - low).mean() < 2.5
         changes.append(low.mean() - image.mean())
     assert np.std(changes) > 5
 

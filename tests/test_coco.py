@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import io
 import json
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -23,13 +25,12 @@ from pycocotools.coco import COCO
 
 from detector.config import DataConfig, ResizeConfig, SplitConfig
 from detector.data.coco import (
-    Category,
     CocoDataset,
     Sample,
     apply_box_policy,
     open_dataset,
-    read_annotations,
 )
+from detector.data.coco_json import Category, read_annotations
 from detector.data.transforms import Transform
 from detector.errors import DataError
 from detector.structures import IGNORE_REGION
@@ -174,15 +175,21 @@ NAN, INF = float("nan"), float("inf")
 REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "image twice": (set_key("images", 1, "id", 7), "image id 7 stands twice: a.png, Ordner/ö 猫.png"),
     "category twice": (set_key("categories", 1, "id", 90), "category id 90 stands twice: b, 猫"),
+    "annotation twice": (
+        set_key("annotations", 1, "id", 11),
+        "annotation id 11 stands twice, for image 7 and for image 3; give each its own",
+    ),
     "unknown image": (set_key("annotations", 1, "image_id", 8), "annotation 12: image_id 8 is not among the images"),
-    "no image id": (drop_key("annotations", 1, "image_id"), "annotation 12: image_id None is not among the images"),
+    "no image id": (drop_key("annotations", 1, "image_id"), "annotation 12: image_id None must be an integer"),
+    "image id as a float": (set_key("annotations", 1, "image_id", 3.0), "annotation 12: image_id 3.0 must be an"),
+    "image id past 64 bits": (set_key("annotations", 1, "image_id", 2**63), f"annotation 12: image_id {2**63} must be"),
     "unknown category": (
         set_key("annotations", 1, "category_id", 1),
         "annotation 12: category_id 1 is not among the categories (2 b, 5 a, 90 猫)",
     ),
     "category id as a boolean": (
         set_key("annotations", 1, "category_id", True),
-        "annotation 12: category_id True is not among the categories",
+        "annotation 12: category_id True must be an integer",
     ),
     "no annotation id": (drop_key("annotations", 1, "id"), "annotation None: the id must be an integer"),
     "NaN": (set_key("annotations", 1, "bbox", [NAN, 0, 1, 1]), "annotation 12: bbox [nan, 0, 1, 1] must be four"),
@@ -195,16 +202,31 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "infinite area": (set_key("annotations", 0, "area", INF), "annotation 11: area inf must be a finite number"),
     "area null": (set_key("annotations", 0, "area", None), "annotation 11: area None must be a finite number"),
     "no height": (drop_key("images", 0, "height"), "image 7 (a.png): height None, width 100 must be positive integers"),
+    "a wide claim": (
+        set_key("images", 0, "width", 10**9),
+        "image 7 (a.png): height 50, width 1000000000 is larger than any picture that can be decoded (2^30 pixels)",
+    ),
+    # 2^15 · 2^16 = 2^31 pixels, though neither side is out of bounds.
+    "a large claim": (
+        lambda tree: tree["images"][0].update(height=2**15, width=2**16),
+        "image 7 (a.png): height 32768, width 65536 is larger than any picture that can be decoded",
+    ),
     "width 0": (set_key("images", 0, "width", 0), "image 7 (a.png): height 50, width 0 must be positive integers"),
     "image id as text": (set_key("images", 0, "id", "7"), "image '7': the id must be an integer"),
     "image id as a boolean": (set_key("images", 0, "id", True), "image True: the id must be an integer"),
     "no file name": (drop_key("images", 0, "file_name"), "image 7: file_name is None"),
     "empty file name": (set_key("images", 0, "file_name", ""), "image 7: file_name is ''"),
     "no category name": (drop_key("categories", 0, "name"), "category {'id': 90}: needs an integer id and a name"),
-    "no images": (lambda tree: tree.pop("images"), "has no list of objects 'images'"),
-    "no annotations": (lambda tree: tree.pop("annotations"), "has no list of objects 'annotations'"),
-    "no categories": (lambda tree: tree.pop("categories"), "has no list of objects 'categories'"),
-    "a list of numbers": (lambda tree: tree.update(images=[1]), "has no list of objects 'images'"),
+    "a file name of two lines": (
+        lambda tree: tree["images"][0].update(file_name="a\nb.png", width=-1),
+        "image 7 ('a\\nb.png'): height 50, width -1 must be positive integers",
+    ),
+    "NUL in a file name": (set_key("images", 0, "file_name", "a\0.png"), "image 7: file_name is 'a\\x00.png'"),
+    "no images": (lambda tree: tree.pop("images"), "has no list 'images'"),
+    "no annotations": (lambda tree: tree.pop("annotations"), "has no list 'annotations'"),
+    "no categories": (lambda tree: tree.pop("categories"), "has no list 'categories'"),
+    "an object for a list": (lambda tree: tree.update(images={}), "has no list 'images'"),
+    "a list of numbers": (lambda tree: tree.update(images=[1]), "images: 1 is no object"),
     "empty images": (lambda tree: tree.update(images=[]), "has no images"),
     "empty categories": (lambda tree: tree.update(categories=[]), "has no categories"),
     "half a character": (set_key("images", 0, "file_name", "\ud800.png"), "image 7: file_name"),
@@ -216,7 +238,8 @@ def test_a_mistake_is_named(mistake: str, tmp_path: Path) -> None:
     change, message = REFUSED[mistake]
     tree = make_tree()
     change(tree)
-    assert error_of(write(tmp_path, tree)).startswith(f": {message}")
+    # The whole file is one line; what is wrong only among rows has none.
+    assert error_of(write(tmp_path, tree)).removeprefix(":1").startswith(f": {message}")
 
 
 @pytest.mark.parametrize(
@@ -232,13 +255,16 @@ def test_a_mistake_is_named(mistake: str, tmp_path: Path) -> None:
         {"counts": [-5, 10], "size": [50, 100]},
         {"counts": "PPYo1", "size": [-50, 100]},
         {"counts": [2**40], "size": [50, 100]},
+        {"counts": [1, 2, 3], "size": [0, 100]},  # pycocotools divides by it, which ends the process
+        {"counts": [1, 2, 3], "size": [50, 2**40]},
+        {"counts": [1, 2, 3], "size": [50]},
     ],
 )
 def test_a_segmentation_that_is_none(segmentation: Any, tmp_path: Path) -> None:
     tree = make_tree()
     del tree["annotations"][1]["bbox"]
     tree["annotations"][1]["segmentation"] = segmentation
-    assert error_of(write(tmp_path, tree)).startswith(": annotation 12: has no bbox, and no segmentation")
+    assert error_of(write(tmp_path, tree)).startswith(":1: annotation 12: has no bbox, and no segmentation")
 
 
 def test_a_file_cut_short_names_the_line(tmp_path: Path) -> None:
@@ -254,13 +280,25 @@ def test_a_file_cut_short_names_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", ":1: not valid JSON: "),
-        (b"\n\n{,}", ":3: not valid JSON: "),
+        (b"", ":1: not valid JSON: Expecting value (column 1)"),
+        (b"\n\n{,}", ":3: not valid JSON: Expecting property name enclosed in double quotes (column 2)"),
         (b"[1]", ": holds a list; "),
         (b"null", ": holds a NoneType; "),
-        (b"\xff\xfe\x00", ": not a COCO JSON file: "),
-        (b"[" * 100_000, ": not a COCO JSON file: "),
-        (b'{"images": [' + b"9" * 5000 + b"]}", ": not a COCO JSON file: "),  # Python reads 4300 digits at most
+        (b"\x00\x00\xfe\xff", ": is text in UTF-32; save the file as UTF-8"),
+        ("{}".encode("utf-16"), ": is text in UTF-16; save the file as UTF-8"),
+        ("{}".encode("utf-16-be"), ": is text in UTF-16-BE; save the file as UTF-8"),
+        ('{\n"info": "é"}'.encode("latin-1"), ":2: not valid JSON: byte 0xe9 is not UTF-8; save the file as UTF-8 (c"),
+        (gzip.compress(b"{}"), ": is a gzip file, not JSON; unpack it"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", ":1: not valid JSON: byte 0xff is not UTF-8; "),
+        (b"GIF89a", ":1: not valid JSON: Expecting value (column 1)"),
+        (b"[" * 100_000, ": holds a list; "),
+        (b'{"images":' + b"[" * 100_000, ":1: not valid JSON: lists and objects are nested too deeply (column 12)"),
+        (b'{"else":' + b'{"a":' * 100_000, ":1: not valid JSON: lists and objects are nested too deeply (column 14)"),
+        # Python reads 4300 digits at most.
+        (b'{"images": [' + b"9" * 5000 + b"]}", ":1: not valid JSON: Exceeds the limit (4300 digits) for integer"),
+        (b'{"images": [\n{"id": 1, "id": 2}]}', ":2: not valid JSON: key 'id' stands twice in an object (column 1)"),
+        (b'{"images": [], "images": []}', ":1: not valid JSON: key 'images' stands twice"),
+        (b'{"info": {}} {}', ":1: not valid JSON: Extra data (column 14)"),
     ],
 )
 def test_a_file_that_is_no_annotations(data: bytes, message: str, tmp_path: Path) -> None:
@@ -511,6 +549,97 @@ def test_opening_checks_what_it_can_without_decoding(tmp_path: Path) -> None:
     missing = tmp_path / "Ordner" / "ö 猫.png"
     missing.unlink()
     assert refusal(split).startswith(f"{missing}: does not exist, but {notes} names it (image 3)")
+
+
+def opened(folder: Path, name: str, **config: Any) -> CocoDataset:
+    """The data set of one picture by ``name`` in ``folder / "images"``."""
+    tree = make_tree() | {"annotations": []}
+    tree["images"] = [{"id": 7, "file_name": name, "height": 50, "width": 100}]
+    (folder / "images").mkdir(exist_ok=True)
+    split = SplitConfig(annotations=str(write(folder, tree)), images=str(folder / "images"))
+    return open_dataset(split, "val", DataConfig(**config), same_size())
+
+
+def lay_out(folder: Path) -> None:
+    """A picture in the folder of images and one beside it, with links of every kind to both."""
+    images, pixels = folder / "images", cv2.imencode(".png", np.zeros((50, 100), np.uint8))[1].tobytes()
+    for path in (images / "below" / "in.png", folder / "out" / "out.png"):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(pixels)
+    (images / "link_in.png").symlink_to("below/in.png")
+    (images / "link_out.png").symlink_to(folder / "out" / "out.png")
+    (images / "twice.png").symlink_to("link_out.png")
+    (images / "folder_in").symlink_to("below")
+    (images / "folder_out").symlink_to("../out")
+    (images / "dangling.png").symlink_to("nowhere.png")
+
+
+@pytest.mark.parametrize("name", ["below/in.png", "link_in.png", "folder_in/in.png", "./below//in.png"])
+@pytest.mark.parametrize("images", ["images", "link"])
+def test_a_picture_inside_is_found(name: str, images: str, tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    (tmp_path / "link").symlink_to("images")  # the folder itself may be one
+    assert isinstance(sample_of(opened(tmp_path, name), 0), Sample)
+
+
+OUTSIDE = {
+    "../out/out.png": "leads out of data.val.images",
+    "below/../below/in.png": "leads out of data.val.images",
+    "link_out.png": "is a link out of data.val.images, to ",
+    "twice.png": "is a link out of data.val.images, to ",
+    "folder_out/out.png": "is a link out of data.val.images, to ",
+}
+
+
+@pytest.mark.parametrize("name", [*OUTSIDE, "absolute"])
+def test_a_picture_outside_must_be_allowed(name: str, tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    message = OUTSIDE.get(name, "leads out of data.val.images")
+    name = str(tmp_path / "out" / "out.png") if name == "absolute" else name
+    with pytest.raises(DataError) as caught:
+        opened(tmp_path, name)
+    assert str(caught.value).startswith(f"{tmp_path / 'images' / name}: {message}")
+    assert "(image 7); put the picture into the folder, or set data.allow_outside=true" in str(caught.value)
+    assert isinstance(sample_of(opened(tmp_path, name, allow_outside=True), 0), Sample)
+
+
+@pytest.mark.parametrize("allow_outside", [False, True])
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("none.png", "does not exist"),
+        ("none/none.png", "does not exist"),
+        ("below/in.png/none.png", "does not exist"),
+        ("x" * 5000 + ".png", "does not exist"),
+        ("dangling.png", "is no file"),
+        ("below", "is no file"),
+    ],
+)
+def test_a_picture_that_is_none_is_refused(name: str, fault: str, allow_outside: bool, tmp_path: Path) -> None:
+    lay_out(tmp_path)
+    with pytest.raises(
+        DataError, match=f"{fault}, but .* names it .image 7.; check data.val.images, or remove"
+    ) as caught:
+        opened(tmp_path, name, allow_outside=allow_outside)
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_file_system_is_asked_once_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make_tree() | {"annotations": []}
+    names = [f"{folder}/{number}.png" for folder in "ab" for number in range(50)]
+    tree["images"] = [{"id": row, "file_name": name, "height": 5, "width": 5} for row, name in enumerate(names)]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    asked: list[tuple[Any, ...]] = []
+    for function in ("scandir", "stat", "lstat"):
+        real = getattr(os, function)
+        monkeypatch.setattr(
+            os, function, lambda *args, real=real, **named: (asked.append(args), real(*args, **named))[1]
+        )
+    split = SplitConfig(annotations=str(write(tmp_path, tree)), images=str(tmp_path))
+    assert len(open_dataset(split, "val", DataConfig(), same_size())) == 100
+    assert len(asked) < 60  # the folders, and each part of their paths, which may be links
 
 
 def test_opening_applies_the_configs_policy(tmp_path: Path) -> None:

@@ -47,6 +47,27 @@ def test_pictures_are_padded_right_and_below(sizes: list[tuple[int, int]], padde
         assert found[row].long().sum() == images[row].long().sum()  # all else is 0
 
 
+def test_batches_are_channels_last_and_sent_without_a_copy(shapes: Path) -> None:
+    notes = read_annotations(shapes / "annotations" / "val.json")
+    data = CocoDataset(notes, shapes / "images", Transform(ResizeConfig(short=[40], long=64)), "error")
+    assert sample_image(data).stride()[0] == 1  # as it was decoded
+    for workers in (0, 2):
+        for batch in load_batches(data, EvalBatches(len(data), 2), workers, pin_memory=False):
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            assert batch.images.dtype == torch.uint8
+            # Made in shared memory: the storage is the batch and not more.
+            assert batch.images.is_shared() == (workers > 0)
+            assert batch.images.untyped_storage().nbytes() == batch.images.numel()
+            for row, (height, width) in enumerate(batch.sizes.tolist()):
+                assert batch.images[row, :, height:].sum() == batch.images[row, :, :, width:].sum() == 0
+
+
+def sample_image(data: CocoDataset) -> torch.Tensor:
+    sample = data[0, 0]
+    assert isinstance(sample, Sample)
+    return sample.image
+
+
 def test_a_batch_by_hand() -> None:
     first = make_sample(40, 20, [[1, 2, 3, 4], [5, 6, 7, 8]], [4, IGNORE_REGION], 31)
     second = make_sample(10, 30, [[9, 9, 10, 10]], [0], 2)

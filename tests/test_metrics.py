@@ -244,18 +244,21 @@ def test_a_file_name_that_the_truth_has_not_is_refused(tmp_path: Path) -> None:
     [
         (7, "needs image_id, category_id, bbox and score; it is 7"),
         (None, "needs image_id, category_id, bbox and score; it is None"),
-        ("text", "needs image_id, category_id, bbox and score; it is text"),
-        ({"image_id": 20}, "needs image_id, category_id, bbox and score; it is {'image_id': 20}"),
-        (entry(bbox=[1, 2, 3]), "needs image_id, "),
-        (entry(bbox=None), "needs image_id, "),
-        (entry(score="high"), "needs image_id, "),
-        (entry(score=None), ""),
-        (entry(score=float("nan")), "numbers must be finite; it is "),
-        (entry(bbox=[1, 2, float("inf"), 4]), "numbers must be finite; it is "),
-        (entry(bbox=[10**400, 2, 3, 4]), ""),
+        ("text", "needs image_id, category_id, bbox and score; it is 'text'"),
+        ({"image_id": 20}, "needs image_id and category_id as integers, bbox and score as finite numbers; it is {'im"),
+        (entry(bbox=[1, 2, 3]), "needs image_id and "),
+        (entry(bbox=None), "needs image_id and "),
+        (entry(bbox=[1, 2, "3", 4]), "needs image_id and "),
+        (entry(bbox=[10**400, 2, 3, 4]), "needs image_id and "),
+        (entry(bbox=[1, 2, float("inf"), 4]), "needs image_id and "),
+        (entry(bbox=[1, 2, -3, 4]), "bbox [1, 2, -3, 4] has a negative width or height; "),
+        (entry(score="high"), "needs image_id and "),
+        (entry(score=None), "needs image_id and "),
+        (entry(score=float("nan")), "needs image_id and "),
+        (entry(image_id=True), "needs image_id and "),
         (entry(image_id=30), "image_id 30 is not in "),
         (entry(category_id=4), "category_id 4 is not in "),
-        (entry(file_name=["a.jpg"]), ""),
+        (entry(file_name=["a.jpg"]), "file_name ['a.jpg'] is not in "),
     ],
 )
 def test_a_wrong_entry_is_named(wrong: Any, message: str, tmp_path: Path) -> None:
@@ -265,8 +268,8 @@ def test_a_wrong_entry_is_named(wrong: Any, message: str, tmp_path: Path) -> Non
 def test_a_file_that_is_no_results(tmp_path: Path) -> None:
     assert refusal(tmp_path, {"annotations": []}).startswith("holds a dict; ")
     truth, path = make_truth(tmp_path, []), tmp_path / "results.json"
-    path.write_text("[1, ")
-    for place, message in ((path, "not valid JSON: "), (tmp_path / "none.json", "cannot be read: No such file")):
+    path.write_text(json.dumps([entry()])[:-1])
+    for place, message in ((path, "1: not valid JSON: "), (tmp_path / "none.json", " cannot be read: No such file")):
         with pytest.raises(DataError) as caught:
             read_results(place, truth)
-        assert str(caught.value).startswith(f"{place}: {message}")
+        assert str(caught.value).startswith(f"{place}:{message}")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import chain, product
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detector.data.coco_json import Annotations, read_annotations
+from detector.data.collate import SIZE_DIVISOR
 from detector.data.sampler import EvalBatches, Key, TrainBatches, epoch_batches
+from detector.data.transforms import target_size
 
 sizes = st.integers(1, 60)
 batch_sizes = st.integers(1, 17)
@@ -157,3 +162,23 @@ def test_evaluation_goes_in_order_by_hand() -> None:
     assert list(EvalBatches(5, 2)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
     assert list(EvalBatches(5, 2, rank=1, world_size=2)) == [[(0, 1), (0, 3)]]
     assert list(EvalBatches(2, 2, rank=2, world_size=3)) == []
+
+
+def padded_share(notes: Annotations, batches: np.ndarray) -> float:
+    """The share of padding in all pixels of batches at 800 / 1333."""
+    files = torch.stack([notes.heights, notes.widths], dim=1).tolist()
+    sizes = np.array([target_size(*file, 800, 1333) for file in files])
+    padded = -(-sizes[batches].max(axis=1) // SIZE_DIVISOR) * SIZE_DIVISOR
+    return 1 - sizes[batches].prod(axis=-1).sum() / (padded.prod(axis=-1).sum() * batches.shape[1])
+
+
+@pytest.mark.parametrize(("batch_size", "most"), [(2, 0.12), (4, 0.16), (16, 0.25)])
+def test_grouping_by_aspect_pads_little(batch_size: int, most: float, shared: Path) -> None:
+    notes = read_annotations(shared / "data" / "coco" / "annotations" / "train.json")
+    is_wide = (notes.widths >= notes.heights).numpy()
+    grouped, mixed = (
+        np.mean([padded_share(notes, epoch_batches(groups, len(notes), batch_size, 0, epoch)) for epoch in range(5)])
+        for groups in (is_wide, None)
+    )
+    assert grouped < most
+    assert grouped < 0.7 * mixed

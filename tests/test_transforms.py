@@ -387,7 +387,9 @@ socket.getaddrinfo = socket.create_connection = refuse
 from detector.config import AugmentConfig, ResizeConfig
 from detector.data.transforms import TrainTransform
 TrainTransform(ResizeConfig(), AugmentConfig(), 0)
+print("albumentations" in sys.modules)
+TrainTransform(ResizeConfig(), AugmentConfig(photometric=0.5), 0)
 print("albumentations" in sys.modules, asked)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "True []"
+    assert done.stdout.split("\n") == ["False", "True []", ""]  # it is slow, and only colours need it

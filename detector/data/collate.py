@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from detector.data.coco import Sample
 from detector.data.folder import ClassSample
@@ -20,15 +21,27 @@ SIZE_DIVISOR = 32  # of the padded sides: the stride of C5
 
 
 def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch.Tensor:
-    """Pictures [C, H, W] in one [B, C, H', W'], zero right and below, both sides multiples of ``divisor``."""
+    """Pictures [C, H, W] in one [B, C, H', W'], zero right and below, both sides multiples of ``divisor``.
+
+    It is channels last, as files are decoded and as convolutions want it: whole rows are copied, nothing is transposed.
+    """
     sides = torch.tensor([image.shape[-2:] for image in images]).amax(dim=0)
     height, width = (-(-sides // divisor) * divisor).tolist()
     if any(image.dtype == torch.uint16 for image in images):  # 8 bits among them: 255 becomes 65535
         images = [image if image.dtype == torch.uint16 else image.to(torch.uint16) * 257 for image in images]
-    padded = torch.zeros(len(images), images[0].shape[0], height, width, dtype=images[0].dtype)
+    padded = _zeros([len(images), height, width, images[0].shape[0]], images[0].dtype).permute(0, 3, 1, 2)
     for row, image in enumerate(images):
         padded[row, :, : image.shape[1], : image.shape[2]] = image
     return padded
+
+
+def _zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """In a loader's worker they lie in memory that it shares with the main process, so sending them copies nothing."""
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=dtype)
+    # As torch's own default_collate does it. The system hands out new shared memory as zeros.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device="cpu")
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def collate(samples: list[Sample | ClassSample | DetectorError]) -> Batch | DetectorError:

@@ -266,7 +266,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
                 image, other = (a if a.dtype == np.uint16 else a.astype(np.uint16) * 257 for a in (image, other))
             image, share = mix(image, other, self.augment, rng)
             shares = share * shares + (1 - share) * other_shares
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
         return ClassSample(pixels, shares, self.weights, size, index)
 
     def _read(self, epoch: int, index: int) -> tuple[np.ndarray, Tensor, tuple[int, int]]:

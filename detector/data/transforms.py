@@ -56,31 +56,26 @@ class Transform:
 
 
 class TrainTransform(Transform):
-    """Size and scale jitter with crop, then flips and colours, in this order."""
+    """Size and scale jitter with crop, flips, and colours."""
 
     def __init__(self, config: ResizeConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
         super().__init__(config)
         self.augment = augment
         self.seed = seed
-        library = _albumentations()
-        self.compose = library.Compose(
-            _flips_and_colors(augment, channels),
-            bbox_params=library.BboxParams("pascal_voc", label_fields=["rows"], clip=True, filter_invalid_bboxes=True),
-        )
+        self.colors = _albumentations().Compose([_colors(augment, channels)]) if augment.photometric else None
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
-        sequence = np.random.SeedSequence([self.seed, epoch, index])
-        rng = np.random.default_rng(sequence)
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
         image, boxes, labels = self._rescale_and_crop(image, boxes, labels, rng)
-        # One generator for all children, or horizontal and vertical flip would always coincide.
-        self.compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-        # Labels would come back as floats: pass row numbers and index our own.
-        flipped: dict[str, Any] = self.compose(
-            image=_as_8_bits_or_float(image), bboxes=boxes, rows=np.arange(len(boxes))
-        )
-        rows = np.asarray(flipped["rows"], dtype=np.int64)
-        boxes = np.asarray(flipped["bboxes"], np.float32).reshape(-1, 4)
-        return Transformed(_with_depth_of(image, flipped["image"]), boxes, labels[rows])
+        across, down = draw_flips(self.augment, rng)
+        image, boxes = flip(image, across, down), flip_boxes(boxes, *image.shape[:2], across, down)
+        if self.colors is not None:
+            image = apply(self.colors, image, rng)
+        # Rounding may put a box's edge outside by a fraction of a pixel, or its edges upon each other.
+        height, width = image.shape[:2]
+        boxes = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
+        has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return Transformed(image, boxes[has_area], labels[has_area])
 
     def _rescale_and_crop(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
@@ -128,16 +123,17 @@ class TrainClassTransform(ClassTransform):
     def __init__(self, config: CropConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
         super().__init__(config)
         self.seed = seed
+        self.augment = augment
         library = _albumentations()
         window = library.RandomResizedCrop(
             (config.size, config.size), tuple(config.scale), tuple(config.ratio), area_for_downscale="image"
         )
-        self.compose = library.Compose([window, *_flips_and_colors(augment, channels)])
+        self.window_and_colors = library.Compose([window, _colors(augment, channels)])
 
     def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
-        self.compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-        return _with_depth_of(image, self.compose(image=_as_8_bits_or_float(image))["image"])
+        across, down = draw_flips(self.augment, rng)
+        return flip(apply(self.window_and_colors, image, rng), across, down)
 
 
 def mix(
@@ -160,7 +156,7 @@ def mix(
 
 
 def _albumentations() -> Any:
-    """The library. It is slow to import, and evaluation and inference do without it."""
+    """The library. It is slow to import, and what changes no colours and draws no windows does without it."""
     # Without this, importing it asks a registry on the internet for its newest version.
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations
@@ -168,25 +164,47 @@ def _albumentations() -> Any:
     return albumentations
 
 
-def _flips_and_colors(augment: AugmentConfig, channels: int) -> list[Any]:
+def _colors(augment: AugmentConfig, channels: int) -> Any:
     library = _albumentations()
     if channels == 3:
         limits = (0.7, 1.3)
-        colors = library.ColorJitter(limits, limits, limits, hue=(-0.03, 0.03), p=augment.photometric)
-    else:  # saturation and hue are of RGB
-        colors = library.RandomBrightnessContrast((-0.3, 0.3), (-0.3, 0.3), p=augment.photometric)
-    return [library.HorizontalFlip(p=augment.horizontal_flip), library.VerticalFlip(p=augment.vertical_flip), colors]
+        return library.ColorJitter(limits, limits, limits, hue=(-0.03, 0.03), p=augment.photometric)
+    # Saturation and hue are of RGB.
+    return library.RandomBrightnessContrast((-0.3, 0.3), (-0.3, 0.3), p=augment.photometric)
 
 
-def _as_8_bits_or_float(image: np.ndarray) -> np.ndarray:
-    """16 bits as float32 in [0, 1], which holds them exactly: colours are changed in 8 bits or in floats only."""
-    return image if image.dtype == np.uint8 else image.astype(np.float32) / 65535
+def apply(compose: Any, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What albumentations makes of a picture, drawn from ``rng``; of the same depth."""
+    compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+    # Colours are changed in 8 bits or in floats only; a float32 in [0, 1] holds 16 bits exactly.
+    is_wide = image.dtype == np.uint16
+    changed = compose(image=image.astype(np.float32) / 65535 if is_wide else image)["image"]
+    if is_wide:
+        changed = np.rint(changed * 65535).clip(0, 65535).astype(np.uint16)
+    return changed.reshape(*changed.shape[:2], -1)
 
 
-def _with_depth_of(original: np.ndarray, image: np.ndarray) -> np.ndarray:
-    if image.dtype != original.dtype:
-        image = np.rint(image * 65535).clip(0, 65535).astype(np.uint16)
-    return image.reshape(*image.shape[:2], -1)
+def draw_flips(augment: AugmentConfig, rng: np.random.Generator) -> tuple[bool, bool]:
+    """Whether to flip across (left and right) and down (top and bottom)."""
+    across, down = rng.random(2)
+    return bool(across < augment.horizontal_flip), bool(down < augment.vertical_flip)
+
+
+def flip(image: np.ndarray, across: bool, down: bool) -> np.ndarray:
+    if not (across or down):
+        return image
+    # Several times faster than copying a view of negative strides. Of one channel it drops the axis.
+    return cv2.flip(image, -1 if across and down else int(across)).reshape(image.shape)
+
+
+def flip_boxes(boxes: np.ndarray, height: int, width: int, across: bool, down: bool) -> np.ndarray:
+    """The boxes of a picture that ``flip`` has flipped."""
+    left, top, right, bottom = boxes.T
+    if across:
+        left, right = width - right, width - left
+    if down:
+        top, bottom = height - bottom, height - top
+    return np.stack([left, top, right, bottom], axis=1)
 
 
 def crop_boxes(

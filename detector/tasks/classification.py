@@ -48,7 +48,7 @@ def make_sample(image: np.ndarray, image_id: int, config: Config) -> ClassSample
     """A picture [H, W, C] as the model wants it, without a class."""
     pixels = ClassTransform(config.data.crop)(image, epoch=0, index=0)
     nothing = torch.zeros(0)
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     return ClassSample(tensor, nothing, nothing, image.shape[:2], image_id)
 
 

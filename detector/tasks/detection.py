@@ -56,7 +56,7 @@ def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
     """A picture [H, W, C] as the model wants it, without targets."""
     no_boxes, no_labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
     resized = Transform(config.data.resize)(image, no_boxes, no_labels, epoch=0, index=0)
-    pixels = torch.from_numpy(np.ascontiguousarray(resized.image.transpose(2, 0, 1)))
+    pixels = torch.from_numpy(resized.image).permute(2, 0, 1)
     return Sample(pixels, torch.from_numpy(resized.boxes), torch.from_numpy(resized.labels), image.shape[:2], image_id)
 
 
