@@ -80,7 +80,7 @@ def _categories(split: Split) -> Iterator[Finding]:
 
 
 def _sizes(split: Split) -> Iterator[Finding]:
-    places = np.flatnonzero((split.sizes == 0).any(axis=1))
+    places = np.flatnonzero(split.is_entry & (split.sizes == 0).any(axis=1))
     yield from found("size-missing", split.name, places, split.example_of_image)
 
 

@@ -45,6 +45,11 @@ class Split:
     faults: list[Finding] = field(default_factory=list)  # found by reading
 
     @cached_property
+    def is_entry(self) -> np.ndarray:
+        """Images with an id and a file name, [I] bool."""
+        return np.array([file != "" for file in self.files], dtype=bool) & (self.image_ids != NO_ID)
+
+    @cached_property
     def is_sound(self) -> np.ndarray:
         """Annotations whose image, class and (where there are any) box can be used, [M] bool."""
         is_known = (self.image >= 0) & (self.label >= 0)
@@ -61,6 +66,11 @@ class Split:
     def objects_an_image(self) -> np.ndarray:
         """[I] int64."""
         return np.bincount(self.image[self.is_object], minlength=len(self.files))
+
+    @cached_property
+    def empty_images(self) -> np.ndarray:
+        """Indices of images without objects."""
+        return np.flatnonzero(self.is_entry & (self.objects_an_image == 0))
 
     @cached_property
     def objects_a_class(self) -> np.ndarray:

@@ -230,12 +230,12 @@ def _quantiles(own: SetFacts) -> list[Value]:
 def _size_chart(sets: Sequence[SetFacts], at: str) -> Chart:
     figure = new_figure()
     axes = figure.add_subplot()
-    edges = 2 ** np.arange(0, 11.5, 0.5)
+    edges = 2 ** np.arange(1, 11, 0.5)
     for own in sets:
         counts, _ = np.histogram(own.sizes.clip(edges[0], edges[-1]), edges)
         axes.stairs(100 * counts / len(own.sizes), edges, label=own.name, linewidth=1.8)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(2 ** np.arange(0, 12, 1), [str(2**power) for power in range(12)])
+    axes.set_xticks([2**power for power in range(1, 11)], [str(2**power) for power in range(1, 11)])
     axes.set_xlabel(f"size at {at} (px)")
     axes.set_ylabel("% of objects")
     axes.legend()

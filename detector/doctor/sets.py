@@ -48,7 +48,7 @@ def describe(split: Split, picture_sizes: np.ndarray, resize: ResizeConfig) -> S
         name=split.name,
         source=str(split.source),
         images=len(split.files),
-        empty=int((split.objects_an_image == 0).sum()),
+        empty=len(split.empty_images),
         objects=len(rows),
         crowds=int((split.is_sound & split.is_crowd).sum()),
         classes=[
@@ -74,9 +74,7 @@ def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detection
     """Findings of each split, and of the classes of both."""
     for split, own in zip(splits, facts, strict=True):
         yield from _classes(split)
-        yield from found(
-            "images-empty", split.name, np.flatnonzero(split.objects_an_image == 0), split.example_of_image
-        )
+        yield from found("images-empty", split.name, split.empty_images, split.example_of_image)
         if split.has_boxes:
             crowded = np.flatnonzero(split.objects_an_image > max_detections)
             yield from found("images-crowded", split.name, crowded, lambda index, split=split: split.example_of_image(
