@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
 from detector.doctor.columns import DANGLING, NO_ID, Split
-from detector.doctor.findings import Example, Finding, found
+from detector.doctor.findings import Finding, found, in_words
 
 TOLERANCE = 1  # pixels outside that are no fault: annotation tools round (as detector.data.coco has it)
 DUPLICATE_IOU = 0.95
@@ -24,25 +24,21 @@ def check_annotations(split: Split) -> Iterator[Finding]:
     yield from _ids(split)
     yield from _categories(split)
     if split.has_boxes:
-        yield from _sizes(split)
+        yield from split.in_images("size-missing", split.is_entry & (split.sizes == 0).any(axis=1))
         yield from _boxes(split)
 
 
 def _ids(split: Split) -> Iterator[Finding]:
-    name = split.name
-    yield from found("image-id-duplicate", name, repeated(split.image_ids), lambda index: split.example_of_image(
-        index, f"id {split.image_ids[index]}"))  # fmt: skip
-    names = Counter(file for file in split.files if file)
-    twice = {file for file, count in names.items() if count > 1}
-    seen: set[str] = set()
-    again = [i for i, file in enumerate(split.files) if file in twice and (file in seen or seen.add(file))]  # type: ignore[func-returns-value]
-    yield from found("image-listed-twice", name, again, lambda index: split.example_of_image(
-        index, f"image {split.image_ids[index]}"))  # fmt: skip
-    if not split.has_boxes:
-        return
-    yield from found("annotation-id-duplicate", name, repeated(split.annotation_ids), split.example_of_annotation)
-    yield from found("image-dangling", name, np.flatnonzero(split.image == DANGLING), split.example_of_annotation)
-    yield from found("category-dangling", name, np.flatnonzero(split.label == DANGLING), split.example_of_annotation)
+    yield from split.in_images(
+        "image-id-duplicate", repeated(split.image_ids), lambda index: f"id {split.image_ids[index]}"
+    )
+    first_of: dict[str, int] = {}
+    again = [index for index, file in enumerate(split.files) if file and first_of.setdefault(file, index) != index]
+    yield from split.in_images("image-listed-twice", again, lambda index: f"image {split.image_ids[index]}")
+    if split.has_boxes:
+        yield from split.in_annotations("annotation-id-duplicate", repeated(split.annotation_ids))
+        yield from split.in_annotations("image-dangling", split.image == DANGLING)
+        yield from split.in_annotations("category-dangling", split.label == DANGLING)
 
 
 def repeated(ids: np.ndarray) -> np.ndarray:
@@ -55,60 +51,50 @@ def repeated(ids: np.ndarray) -> np.ndarray:
 def _categories(split: Split) -> Iterator[Finding]:
     name, categories = split.name, split.categories
     ids = np.array([category.id for category in categories], dtype=np.int64)
-    yield from found(
-        "category-id-duplicate",
-        name,
-        repeated(ids),
-        lambda place: Example(detail=" ".join(map(str, categories[place]))),
-    )
+    twice = [f"{categories[place].id} {categories[place].name}" for place in repeated(ids)]
+    yield from found("category-id-duplicate", name, twice, in_words)
     alike: dict[str, list[str]] = {}
     for category in categories:
         alike.setdefault(re.sub(r"[\W_]+", "", category.name.casefold()) or category.name, []).append(category.name)
-    groups = [names for names in alike.values() if len(names) > 1]
-    yield from found(
-        "category-name-similar",
-        name,
-        range(len(groups)),
-        lambda place: Example(detail=", ".join(map(repr, groups[place]))),
-    )
-    if split.has_boxes and len(ids) > 1:
-        ids = np.unique(ids)
-        gaps = [
-            f"{low} to {high}" for low, high in zip(ids[:-1].tolist(), ids[1:].tolist(), strict=True) if high > low + 1
-        ]
-        yield from found("category-id-gap", name, range(len(gaps)), lambda place: Example(detail=gaps[place]))
-
-
-def _sizes(split: Split) -> Iterator[Finding]:
-    places = np.flatnonzero(split.is_entry & (split.sizes == 0).any(axis=1))
-    yield from found("size-missing", split.name, places, split.example_of_image)
+    groups = [", ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
+    yield from found("category-name-similar", name, groups, in_words)
+    if split.has_boxes:
+        gaps = [f"{low} to {high}" for low, high in pairwise(np.unique(ids).tolist()) if high > low + 1]
+        yield from found("category-id-gap", name, gaps, in_words)
 
 
 def _boxes(split: Split) -> Iterator[Finding]:
-    name, example = split.name, split.example_of_annotation
     is_finite = np.isfinite(split.boxes).all(axis=1)
-    yield from found("box-not-finite", name, np.flatnonzero(~is_finite & ~split.is_implied), example)
-    yield from found("box-no-area", name, np.flatnonzero(is_finite & ~has_area(split)), example)
+    yield from split.in_annotations("box-not-finite", ~is_finite & ~split.is_implied)
+    yield from split.in_annotations("box-no-area", is_finite & ~has_area(split))
     size = annotated_sizes(split)
-    yield from found("box-outside", name, np.flatnonzero(is_outside(split, size)), lambda row: example(
-        row, f"in a picture of {size[row, 0]:.0f}×{size[row, 1]:.0f}"))  # fmt: skip
+
+    def picture(row: int) -> str:
+        return f"in a picture of {size[row, 0]:.0f}×{size[row, 1]:.0f}" if np.isfinite(size[row, 0]) else ""
+
+    yield from split.in_annotations("box-outside", is_outside(split, size), picture)
     pairs = duplicate_boxes(split)
     other_of = dict(zip(pairs[:, 1].tolist(), pairs[:, 0].tolist(), strict=True))
-    yield from found("box-duplicate", name, sorted(other_of), lambda row: example(
-        row, f"{split.class_name(row)}, as annotation {split.annotation_ids[other_of[row]]}"))  # fmt: skip
 
-    is_object = split.is_object
+    def other(row: int) -> str:
+        return f"{split.class_name(row)}, as annotation {split.annotation_ids[other_of[row]]}"
+
+    yield from split.in_annotations("box-duplicate", sorted(other_of), other)
+
     width, height = split.boxes[:, 2], split.boxes[:, 3]
     shorter, longer = np.minimum(width, height), np.maximum(width, height)
-    is_tiny = is_object & (shorter < TINY_SIDE)
-    yield from found("box-tiny", name, np.flatnonzero(is_tiny), lambda row: example(row, split.class_name(row)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        is_whole = is_object & (width * height >= WHOLE_IMAGE * size.prod(axis=1))
-        is_long = is_object & ~is_tiny & (longer > EXTREME_RATIO * shorter)
-    yield from found("box-whole-image", name, np.flatnonzero(is_whole), lambda row: example(row, split.class_name(row)))
-    yield from found("box-extreme-ratio", name, np.flatnonzero(is_long), lambda row: example(
-        row, f"{split.class_name(row)}, {longer[row] / shorter[row]:.0f} : 1"))  # fmt: skip
-    yield from found("crowd", name, np.flatnonzero(split.is_crowd), lambda row: example(row, split.class_name(row)))
+    is_tiny = split.is_object & (shorter < TINY_SIDE)
+    yield from split.in_annotations("box-tiny", is_tiny, split.class_name)
+    with np.errstate(invalid="ignore"):
+        is_whole = split.is_object & (width * height >= WHOLE_IMAGE * size.prod(axis=1))
+        is_long = split.is_object & ~is_tiny & (longer > EXTREME_RATIO * shorter)
+
+    def ratio(row: int) -> str:
+        return f"{split.class_name(row)}, {longer[row] / shorter[row]:.0f} : 1"
+
+    yield from split.in_annotations("box-whole-image", is_whole, split.class_name)
+    yield from split.in_annotations("box-extreme-ratio", is_long, ratio)
+    yield from split.in_annotations("crowd", split.is_crowd, split.class_name)
 
 
 def annotated_sizes(split: Split) -> np.ndarray:

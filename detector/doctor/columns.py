@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +10,21 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detector.doctor.findings import Example, Finding
+from detector.doctor.findings import Example, Finding, found
 
 # Indices that lead nowhere: an id that is not listed, and a field that is no id.
 DANGLING, MALFORMED = -1, -2
 NO_ID = -1
+
+
+def _nothing(place: int) -> str:
+    return ""
+
+
+def _places(places: np.ndarray | list[int]) -> list[int]:
+    """Of a mask those that are true."""
+    array = np.asarray(places)
+    return (np.flatnonzero(array) if array.dtype == bool else array).tolist()
 
 
 class Category(NamedTuple):
@@ -80,10 +91,23 @@ class Split:
     def path(self, index: int) -> Path:
         return self.root / self.files[index]
 
-    def example_of_image(self, index: int, detail: str = "") -> Example:
-        return Example(self.files[index] or f"image {index + 1} of the list", detail=detail)
+    def in_images(
+        self, check: str, images: np.ndarray | list[int], detail: Callable[[int], str] = _nothing, of_all: str = ""
+    ) -> Iterator[Finding]:
+        """What a check found in images, by index or as a mask [I]; ``detail`` says more of each, ``of_all`` of all."""
 
-    def example_of_annotation(self, row: int, detail: str = "") -> Example:
+        def example(index: int) -> Example:
+            return Example(self.files[index] or f"image {index + 1} of the list", detail=detail(index))
+
+        return found(check, self.name, _places(images), example, of_all)
+
+    def in_annotations(
+        self, check: str, rows: np.ndarray | list[int], detail: Callable[[int], str] = _nothing
+    ) -> Iterator[Finding]:
+        """What a check found in annotations, by row or as a mask [M]; ``detail`` says more of each."""
+        return found(check, self.name, _places(rows), lambda row: self._example_of_annotation(row, detail(row)))
+
+    def _example_of_annotation(self, row: int, detail: str) -> Example:
         image = int(self.image[row])
         box = tuple(self.boxes[row].tolist()) if self.has_boxes else None
         file = self.files[image] if image >= 0 else ""

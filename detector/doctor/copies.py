@@ -50,8 +50,7 @@ def check_copies(splits: Sequence[Split], facts: Sequence[Sequence[FileFacts]]) 
 def _found(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
     pairs = sorted(pairs, key=lambda pair: pair.distance)
 
-    def example(place: int) -> Example:
-        pair = pairs[place]
+    def example(pair: Pair) -> Example:
         own, theirs = pair.labels()
         parts = [f"{', '.join(own)} and {', '.join(theirs)}"] if own != theirs else []
         parts += [f"{pair.distance} of {BITS} bits differ"] if pair.distance != IDENTICAL else []
@@ -63,7 +62,7 @@ def _found(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
             other_split=pair.other.name,
         )
 
-    yield from found(check, name, range(len(pairs)), example)
+    yield from found(check, name, pairs, example)
 
 
 def _labels(split: Split, index: int) -> list[str]:

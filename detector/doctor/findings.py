@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal
+from typing import Literal, TypeVar
 
+Item = TypeVar("Item")
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -61,12 +61,16 @@ class Finding:
 
 
 def found(
-    check: str, split: str, places: Sequence[int], example: Callable[[int], Example], detail: str = ""
-) -> Iterable[Finding]:
-    """The finding that a check has at ``places``, with the first examples; none where there are none."""
-    if len(places):
-        examples = [example(int(place)) for place in islice(places, EXAMPLES)]
-        yield Finding(check, split, len(places), examples, detail)
+    check: str, split: str, items: Sequence[Item], example: Callable[[Item], Example], detail: str = ""
+) -> Iterator[Finding]:
+    """The finding that a check has of ``items``, the first of them as examples; none where there are none."""
+    if len(items):
+        yield Finding(check, split, len(items), [example(item) for item in items[:EXAMPLES]], detail)
+
+
+def in_words(text: str) -> Example:
+    """An example that stands in no file and no annotation."""
+    return Example(detail=text)
 
 
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from detector.data.images import IMAGE_SUFFIXES
 from detector.doctor.columns import Category, Split
-from detector.doctor.findings import Example, Finding, found
+from detector.doctor.findings import Example, Finding, found, in_words
 from detector.errors import DataError
 
 
@@ -38,15 +38,14 @@ def read_folders(name: str, root: Path, classes: Sequence[str] | None) -> Split:
     names = sorted({*folders, *(classes or ())}) if classes is None else [*classes, *sorted({*folders} - {*classes})]
     label_of = {folder: label for label, folder in enumerate(names)}
     split = _split(name, root, root, names, files, [[label_of[file.split("/", 1)[0]]] for file in files])
-    split.faults += found("file-stray", name, range(len(stray)), lambda place: Example(stray[place]))
+    split.faults += found("file-stray", name, stray, Example)
     split.faults += _unknown_classes(name, folders, classes)
     return split
 
 
 def _unknown_classes(name: str, names: Sequence[str], classes: Sequence[str] | None) -> Iterator[Finding]:
-    unknown = [one for one in names if classes is not None and one not in classes]
-    yield from found("classes-differ", name, range(len(unknown)), lambda place: Example(
-        detail=f"{unknown[place]!r} is not in data.classes"))  # fmt: skip
+    unknown = [f"{one!r} is not in data.classes" for one in names if classes is not None and one not in classes]
+    yield from found("classes-differ", name, unknown, in_words)
 
 
 def read_csv(name: str, path: Path, root: Path, classes: Sequence[str] | None, multi_label: bool) -> Split:
@@ -73,7 +72,7 @@ def read_csv(name: str, path: Path, root: Path, classes: Sequence[str] | None, m
     names = used if classes is None else [*classes, *sorted({*used} - {*classes})]
     label_of = {text: label for label, text in enumerate(names)}
     split = _split(name, path, root, names, files, [sorted({label_of[text] for text in row}) for row in texts])
-    split.faults += found("csv-row", name, range(len(faults)), lambda place: Example(path.name, detail=faults[place]))
+    split.faults += found("csv-row", name, faults, in_words)
     split.faults += _unknown_classes(name, used, classes)
     return split
 

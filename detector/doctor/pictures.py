@@ -18,10 +18,9 @@ QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations in which width and height chan
 
 def check_pictures(split: Split, facts: Sequence[FileFacts], in_channels: int) -> Iterator[Finding]:
     """Findings of one split."""
-    name = split.name
     for check in ("file-missing", "file-unreadable", "file-damaged"):
         places = [index for index, own in enumerate(facts) if own.fault == check and split.files[index]]
-        yield from found(check, name, places, lambda index: split.example_of_image(index, facts[index].reason))
+        yield from split.in_images(check, places, lambda index: facts[index].reason)
     yield from _extensions(split, facts)
     yield from _modes(split, facts, in_channels)
     if split.has_boxes:
@@ -34,7 +33,7 @@ def check_unlisted(splits: Sequence[Split]) -> Iterator[Finding]:
     for root in dict.fromkeys(split.root for split in splits if split.root != split.source):
         files = [file for file in list_pictures(root) if root / file not in listed]
         name = "/".join(split.name for split in splits if split.root == root)
-        yield from found("file-unlisted", name, range(len(files)), lambda place, files=files: Example(files[place]))  # type: ignore[misc]
+        yield from found("file-unlisted", name, files, Example)
 
 
 def _extensions(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
@@ -45,8 +44,7 @@ def _extensions(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
         # MPO is a JPEG with a second picture behind it.
         if own.format not in ("", "array", known.get(suffix)) and (own.format, known.get(suffix)) != ("MPO", "JPEG"):
             places.append(index)
-    yield from found("file-extension", split.name, places, lambda index: split.example_of_image(
-        index, f"is {facts[index].format}"))  # fmt: skip
+    yield from split.in_images("file-extension", places, lambda index: f"is {facts[index].format}")
 
 
 def _modes(split: Split, facts: Sequence[FileFacts], in_channels: int) -> Iterator[Finding]:
@@ -56,8 +54,7 @@ def _modes(split: Split, facts: Sequence[FileFacts], in_channels: int) -> Iterat
     places = [index for index, own in enumerate(facts) if own.mode and own.mode not in usual]
     counts = Counter(facts[index].mode for index in places)
     detail = ", ".join(f"{count:,} {mode}" for mode, count in counts.most_common())
-    yield from found("file-mode", split.name, places, lambda index: split.example_of_image(
-        index, facts[index].mode), detail)  # fmt: skip
+    yield from split.in_images("file-mode", places, lambda index: facts[index].mode, detail)
 
 
 def _frames(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
@@ -73,18 +70,16 @@ def _frames(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
         elif own.orientation != 1 and split.objects_an_image[index]:
             (turned if is_quarter and own.width != own.height else ambiguous).append(index)
 
-    def sizes(index: int) -> Example:
+    def sizes(index: int) -> str:
         width, height = split.sizes[index]
-        return split.example_of_image(
-            index, f"annotated {width}×{height}, is {facts[index].width}×{facts[index].height}"
-        )
+        return f"annotated {width}×{height}, is {facts[index].width}×{facts[index].height}"
 
-    def orientation(index: int) -> Example:
-        return split.example_of_image(index, f"EXIF orientation {facts[index].orientation}")
+    def orientation(index: int) -> str:
+        return f"EXIF orientation {facts[index].orientation}"
 
-    yield from found("size-differs", split.name, differing, sizes)
-    yield from found("exif-ambiguous", split.name, ambiguous, orientation)
-    yield from found("exif-turned", split.name, turned, orientation)
+    yield from split.in_images("size-differs", differing, sizes)
+    yield from split.in_images("exif-ambiguous", ambiguous, orientation)
+    yield from split.in_images("exif-turned", turned, orientation)
 
 
 def picture_sizes(split: Split, facts: Sequence[FileFacts]) -> np.ndarray:

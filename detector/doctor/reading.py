@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from detector.doctor.columns import DANGLING, MALFORMED, NO_ID, Category, Split
-from detector.doctor.findings import Example, Finding, found
+from detector.doctor.findings import Example, Finding, found, in_words
 from detector.errors import DataError
 
 _RECORD = struct.Struct("<qqq4db")
@@ -98,9 +98,7 @@ def _categories(name: str, rows: list[Any]) -> tuple[list[Category], list[Findin
             categories.append(Category(row["id"], row["name"]))
         else:
             malformed.append(_short(row))
-    return categories, list(
-        found("category-malformed", name, range(len(malformed)), lambda place: Example(detail=malformed[place]))
-    )
+    return categories, list(found("category-malformed", name, malformed, in_words))
 
 
 def _images(name: str, rows: list[Any]) -> tuple[list[str], np.ndarray, np.ndarray, dict[Hashable, int], list[Finding]]:
@@ -175,11 +173,8 @@ def _annotation_faults(split: Split, rows: list[Any]) -> Iterator[Finding]:
     for index, row in enumerate(rows):
         if type(row) is not _Packed and (fault := ", ".join(_wrong_fields(row))):
             faults[index] = fault
-    yield from found(
-        "annotation-malformed",
-        split.name,
-        list(faults),
-        lambda index: split.example_of_annotation(index, f"entry {index + 1}: {faults[index]}"),
+    yield from split.in_annotations(
+        "annotation-malformed", list(faults), lambda index: f"entry {index + 1}: {faults[index]}"
     )
 
 

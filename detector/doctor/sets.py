@@ -9,7 +9,7 @@ import numpy as np
 
 from detector.config import ResizeConfig
 from detector.doctor.columns import Split
-from detector.doctor.findings import Example, Finding, found
+from detector.doctor.findings import Finding, found, in_words
 
 RARE = 10  # objects; with fewer, a class is not learnt
 IMBALANCE = 100
@@ -74,29 +74,34 @@ def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detection
     """Findings of each split, and of the classes of both."""
     for split, own in zip(splits, facts, strict=True):
         yield from _classes(split)
-        yield from found("images-empty", split.name, split.empty_images, split.example_of_image)
+        yield from split.in_images("images-empty", split.empty_images)
         if split.has_boxes:
-            crowded = np.flatnonzero(split.objects_an_image > max_detections)
-            yield from found("images-crowded", split.name, crowded, lambda index, split=split: split.example_of_image(
-                index, f"{split.objects_an_image[index]} objects"))  # fmt: skip  # type: ignore[misc]
-            if own.share_under(16) > SMALL_SHARE:
-                shares = ", ".join(f"{own.share_under(side):.0%} under {side} px" for side in SMALL_SIDES)
-                yield Finding("objects-small", split.name, 1, [Example(detail=shares)])
+            yield from _objects(split, own, max_detections)
     if len(splits) == 2:
         yield from _differing_classes(*splits)
+
+
+def _objects(split: Split, own: SetFacts, max_detections: int) -> Iterator[Finding]:
+    counts = split.objects_an_image
+    yield from split.in_images("images-crowded", counts > max_detections, lambda index: f"{counts[index]} objects")
+    if own.share_under(16) > SMALL_SHARE:
+        shares = ", ".join(f"{own.share_under(side):.0%} under {side} px" for side in SMALL_SIDES)
+        yield from found("objects-small", split.name, [shares], in_words)
 
 
 def _classes(split: Split) -> Iterator[Finding]:
     counts = split.objects_a_class
 
-    def example(label: int) -> Example:
-        return Example(detail=f"{split.categories[label].name}: {counts[label]:,}")
+    def found_in(check: str, is_faulty: np.ndarray) -> Iterator[Finding]:
+        labels = np.flatnonzero(is_faulty).tolist()
+        return found(
+            check, split.name, [f"{split.categories[label].name}: {counts[label]:,}" for label in labels], in_words
+        )
 
-    yield from found("class-empty", split.name, np.flatnonzero(counts == 0), example)
+    yield from found_in("class-empty", counts == 0)
     if split.name == "train":
-        yield from found("class-rare", split.name, np.flatnonzero((counts > 0) & (counts < RARE)), example)
-        imbalanced = np.flatnonzero((counts >= RARE) & (counts * IMBALANCE < counts.max(initial=0)))
-        yield from found("class-imbalance", split.name, imbalanced, example)
+        yield from found_in("class-rare", (counts > 0) & (counts < RARE))
+        yield from found_in("class-imbalance", (counts >= RARE) & (counts * IMBALANCE < counts.max(initial=0)))
 
 
 def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
@@ -110,4 +115,4 @@ def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
     ]
     only = [f"{name} only in train" for name in sorted(sets[0] - sets[1])] if train.has_boxes else []
     only += [f"{name} only in val" for name in sorted(sets[1] - sets[0])]
-    yield from found("classes-differ", "train/val", range(len(only)), lambda place: Example(detail=only[place]))
+    yield from found("classes-differ", "train/val", only, in_words)
