@@ -187,6 +187,7 @@ def test_fix_writes_over_nothing(data: Path, target: str, capsys: pytest.Capture
     [
         ([], "give --config, or --images"),
         (["--annotations", "a.json"], "give --config, or --images"),
+        (["--images", ".", "--annotations", "a.json", "--val-images", "."], "give --val-annotations too"),
         (["--images", "nowhere"], "nowhere: no such folder"),
         (["--annotations", "nowhere.json", "--images", "."], "nowhere.json: cannot be read: No such file"),
         (["--config", "quickstart.yml"], "did you mean quickstart.yaml?"),

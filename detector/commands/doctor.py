@@ -73,6 +73,9 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ConfigError("command line: give either --config or --annotations and --images")
     if not args.config and not args.images:
         raise ConfigError("command line: give --config, or --images (a folder a class) with or without --annotations")
+    if (args.val_annotations or args.val_images) and bool(args.annotations) != bool(args.val_annotations):
+        missing = "--annotations" if args.val_annotations else "--val-annotations"
+        raise ConfigError(f"command line: give {missing} too: both splits are annotated, or both are folders a class")
     if args.overrides and not args.config:
         raise ConfigError(f"command line: {args.overrides[0]}: values of a config need --config")
 

@@ -88,7 +88,7 @@ def _examples(report: Report) -> Iterator[Block]:
     for finding in report.findings:
         if not finding.examples:
             continue
-        yield Text(f"{finding.split}: {finding.what}: {finding.count:,}", _TONES[finding.severity])
+        yield Text(f"{finding.split}: {finding.what}: {finding.count:,} → {finding.remedy}", _TONES[finding.severity])
         pictures = [one for one in (_picture(report, finding, e) for e in finding.examples[:_PICTURES]) if one]
         if pictures:
             yield Gallery(pictures)
@@ -191,7 +191,7 @@ def _class_chart(
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"% of the split's {things}")
     if len(sets) > 1:
-        axes.legend()
+        figure.legend(loc="outside upper right", ncols=len(sets))  # bars may fill the axes
     which = f"The {len(names)} most frequent of {total} classes" if len(names) < total else "All classes"
     return chart(figure, f"{which}: each one's share of the split's {things}")
 
