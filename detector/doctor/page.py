@@ -73,11 +73,11 @@ def _findings(report: Report) -> Iterator[Block]:
         yield Text("Nothing was found.", "good")
         return
     rows = [
-        [one.severity, one.split, one.count, one.what + (f" ({one.detail})" if one.detail else ""), one.remedy]
+        [one.severity, one.split, one.count, one.what + (f" ({one.detail})" if one.detail else "")]
         for one in report.findings
     ]
     tones = [_TONES[one.severity] for one in report.findings]
-    yield Table(["severity", "split", "count", "what was found", "what to do"], rows, tones=tones)
+    yield Table(["severity", "split", "count", "what was found"], rows, tones=tones)
 
 
 # --- examples ---------------------------------------------------------------------------------------------------------
