@@ -12,6 +12,7 @@ from detector.errors import DetectorError
 COMMANDS = {
     "quickstart": "generate a set of shapes, train on it, evaluate, and draw what was found",
     "train": "train a model from a config",
+    "doctor": "say what is wrong with a data set, and write a cleaned copy",
     "evaluate": "score a checkpoint, or a COCO results file",
     "infer": "find objects in a folder of pictures, or classify them",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",

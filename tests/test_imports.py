@@ -23,7 +23,7 @@ LAYERS = [
     ["data", "models"],
     ["metrics", "class_metrics", "tasks"],
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
-    ["engine", "training", "predictor", "inference", "summary"],
+    ["engine", "training", "predictor", "inference", "summary", "doctor"],
     ["commands", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
@@ -123,6 +123,7 @@ def test_slow_modules_would_be_found() -> None:
     "command",
     [
         ["tools/train.py"],
+        ["tools/doctor.py"],
         ["tools/evaluate.py"],
         ["tools/infer.py"],
         ["tools/import_weights.py"],
@@ -130,6 +131,7 @@ def test_slow_modules_would_be_found() -> None:
         ["-m", "detector"],
         ["-m", "detector", "quickstart"],
         ["-m", "detector", "train"],
+        ["-m", "detector", "doctor"],
         ["-m", "detector", "evaluate"],
         ["-m", "detector", "infer"],
         ["-m", "detector", "import_weights"],

@@ -1,0 +1,128 @@
+"""Say what is wrong with a data set before a model is trained on it: files, boxes, ids, classes, leaks into val.
+
+tools/doctor.py --annotations train.json --images images/
+tools/doctor.py --config mine.yaml --html doctor.html
+tools/doctor.py --annotations train.json --images images/ --fix train_fixed.json
+tools/doctor.py --images folder_a_class/train --val-images folder_a_class/val --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detector.config import Config
+    from detector.doctor.columns import Split
+    from detector.doctor.examination import Settings
+
+FAULTY = 1  # exit code where there are findings of severity error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="examine the data of a config: a YAML file, or the name of one in configs/")
+    parser.add_argument("--annotations", type=Path, help="a COCO JSON file, or a CSV file of paths and labels")
+    parser.add_argument("--images", type=Path, help="the folder of its pictures; alone, a folder of class folders")
+    parser.add_argument("--val-annotations", type=Path, help="those of the val split: leaks are looked for")
+    parser.add_argument("--val-images", type=Path, help="its pictures (default: --images, with --val-annotations)")
+    parser.add_argument("--quick", action="store_true", help="read headers only: no damaged files, no copies")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with pictures of what was found")
+    parser.add_argument(
+        "--fix", type=Path, metavar="OUT", help="write a cleaned copy of the annotations, and OUT.changes.jsonl"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="with --config: values such as data.resize.long=512"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    check_arguments(args)
+    splits, settings = _from_config(args) if args.config else _from_paths(args)
+
+    from detector.doctor.examination import examine
+    from detector.doctor.fixing import changes_path, fix_split, fix_targets
+    from detector.doctor.table import as_object, format_report
+
+    targets = fix_targets(splits, args.fix) if args.fix else []
+    report = examine(splits, settings, args.quick)
+    if args.html:
+        from detector.doctor.page import write_report
+
+        write_report(report, args.html)
+    changes = [fix_split(split, report.files[place], target) for place, (split, target) in enumerate(targets)]
+    if args.json:
+        print(json.dumps(as_object(report), ensure_ascii=False))
+    else:
+        print(format_report(report))
+        for (_, target), count in zip(targets, changes, strict=True):
+            print(f"{target}: written, with {count:,} changes ({changes_path(target)})")
+        if args.html:
+            print(f"{args.html}: written")
+    return FAULTY if report.count("error") else 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what contradicts itself or has no effect."""
+    from detector.errors import ConfigError
+
+    paths = (args.annotations, args.images, args.val_annotations, args.val_images)
+    if args.config and any(paths):
+        raise ConfigError("command line: give either --config or --annotations and --images")
+    if not args.config and not args.images:
+        raise ConfigError("command line: give --config, or --images (a folder a class) with or without --annotations")
+    if (args.val_annotations or args.val_images) and bool(args.annotations) != bool(args.val_annotations):
+        missing = "--annotations" if args.val_annotations else "--val-annotations"
+        raise ConfigError(f"command line: give {missing} too: both splits are annotated, or both are folders a class")
+    if args.overrides and not args.config:
+        raise ConfigError(f"command line: {args.overrides[0]}: values of a config need --config")
+
+
+def _from_paths(args: argparse.Namespace) -> tuple[list[Split], Settings]:
+    from detector.doctor.examination import Settings
+
+    splits = [_open("train", args.annotations, args.images)]
+    if args.val_annotations or args.val_images:
+        splits.append(_open("val", args.val_annotations, args.val_images or args.images))
+    return splits, Settings()
+
+
+def _open(name: str, annotations: Path | None, images: Path, config: Config | None = None) -> Split:
+    """One split of either kind; the kind of an annotation file is that of its name, or of the config's task."""
+    from detector.doctor.folders import read_csv, read_folders
+    from detector.doctor.reading import read_coco
+    from detector.errors import DataError
+
+    if not images.is_dir():
+        raise DataError(f"{images}: no such folder")
+    classes = config.data.classes if config else None
+    if annotations is None:
+        return read_folders(name, images, classes)
+    is_labels = config.task == "classification" if config else annotations.suffix.lower() == ".csv"
+    if is_labels:
+        return read_csv(name, annotations, images, classes, config.model.multi_label if config else True)
+    return read_coco(name, annotations, images)
+
+
+def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
+    from detector.configfile import load_config
+    from detector.doctor.examination import Settings
+    from detector.doctor.folders import hold_back_val
+    from detector.errors import ConfigError
+
+    config = load_config(args.config, args.overrides)
+    splits = []
+    for name, split in (("train", config.data.train), ("val", config.data.val)):
+        if split.images is None or (split.annotations is None and config.task == "detection"):
+            if split.images or split.annotations:
+                missing = "annotations" if split.images else "images"
+                raise ConfigError(f"{args.config}: data.{name}.{missing} is not set")
+            continue
+        splits.append(_open(name, Path(split.annotations) if split.annotations else None, Path(split.images), config))
+    if not splits:
+        raise ConfigError(f"{args.config}: names no data; give data.train.images=DIR, or --images")
+    if config.data.val_share is not None and len(splits) == 1:
+        splits = hold_back_val(splits[0], config.data.val_share, config.seed)
+    return splits, Settings(config.data.resize, config.model.in_channels, config.model.predict.max_detections)

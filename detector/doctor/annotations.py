@@ -1,0 +1,152 @@
+"""What can be found in the annotation file alone: ids, categories and boxes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from detector.doctor.columns import DANGLING, NO_ID, Split
+from detector.doctor.findings import Finding, found, in_words
+
+TOLERANCE = 1  # pixels outside that are no fault: annotation tools round (as detector.data.coco has it)
+DUPLICATE_IOU = 0.95
+TINY_SIDE = 2.0  # pixels
+WHOLE_IMAGE = 0.98  # of the picture's area
+EXTREME_RATIO = 10.0
+
+
+def check_annotations(split: Split) -> Iterator[Finding]:
+    """Findings of one split, those of reading it included."""
+    yield from split.faults
+    yield from _ids(split)
+    yield from _categories(split)
+    if split.has_boxes:
+        yield from split.in_images("size-missing", split.is_entry & (split.sizes == 0).any(axis=1))
+        yield from _boxes(split)
+
+
+def _ids(split: Split) -> Iterator[Finding]:
+    yield from split.in_images(
+        "image-id-duplicate", repeated(split.image_ids), lambda index: f"id {split.image_ids[index]}"
+    )
+    first_of: dict[str, int] = {}
+    again = [index for index, file in enumerate(split.files) if file and first_of.setdefault(file, index) != index]
+    yield from split.in_images("image-listed-twice", again, lambda index: f"image {split.image_ids[index]}")
+    if split.has_boxes:
+        yield from split.in_annotations("annotation-id-duplicate", repeated(split.annotation_ids))
+        yield from split.in_annotations("image-dangling", split.image == DANGLING)
+        yield from split.in_annotations("category-dangling", split.label == DANGLING)
+
+
+def repeated(ids: np.ndarray) -> np.ndarray:
+    """Places of ids that stand before already, without those of no id."""
+    first = np.full(len(ids), False)
+    first[np.unique(ids, return_index=True)[1]] = True
+    return np.flatnonzero(~first & (ids != NO_ID))
+
+
+def _categories(split: Split) -> Iterator[Finding]:
+    name, categories = split.name, split.categories
+    ids = np.array([category.id for category in categories], dtype=np.int64)
+    twice = [f"{categories[place].id} {categories[place].name}" for place in repeated(ids)]
+    yield from found("category-id-duplicate", name, twice, in_words)
+    alike: dict[str, list[str]] = {}
+    for category in categories:
+        alike.setdefault(re.sub(r"[\W_]+", "", category.name.casefold()) or category.name, []).append(category.name)
+    groups = [", ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
+    yield from found("category-name-similar", name, groups, in_words)
+    if split.has_boxes:
+        gaps = [f"{low} to {high}" for low, high in pairwise(np.unique(ids).tolist()) if high > low + 1]
+        yield from found("category-id-gap", name, gaps, in_words)
+
+
+def _boxes(split: Split) -> Iterator[Finding]:
+    is_finite = np.isfinite(split.boxes).all(axis=1)
+    yield from split.in_annotations("box-not-finite", ~is_finite & ~split.is_implied)
+    yield from split.in_annotations("box-no-area", is_finite & ~has_area(split))
+    size = annotated_sizes(split)
+
+    def picture(row: int) -> str:
+        return f"in a picture of {size[row, 0]:.0f}×{size[row, 1]:.0f}" if np.isfinite(size[row, 0]) else ""
+
+    yield from split.in_annotations("box-outside", is_outside(split, size), picture)
+    pairs = duplicate_boxes(split)
+    other_of = dict(zip(pairs[:, 1].tolist(), pairs[:, 0].tolist(), strict=True))
+
+    def other(row: int) -> str:
+        return f"{split.class_name(row)}, as annotation {split.annotation_ids[other_of[row]]}"
+
+    yield from split.in_annotations("box-duplicate", sorted(other_of), other)
+
+    width, height = split.boxes[:, 2], split.boxes[:, 3]
+    shorter, longer = np.minimum(width, height), np.maximum(width, height)
+    is_tiny = split.is_object & (shorter < TINY_SIDE)
+    yield from split.in_annotations("box-tiny", is_tiny, split.class_name)
+    with np.errstate(invalid="ignore"):
+        is_whole = split.is_object & (width * height >= WHOLE_IMAGE * size.prod(axis=1))
+        is_long = split.is_object & ~is_tiny & (longer > EXTREME_RATIO * shorter)
+
+    def ratio(row: int) -> str:
+        return f"{split.class_name(row)}, {longer[row] / shorter[row]:.0f} : 1"
+
+    yield from split.in_annotations("box-whole-image", is_whole, split.class_name)
+    yield from split.in_annotations("box-extreme-ratio", is_long, ratio)
+    yield from split.in_annotations("crowd", split.is_crowd, split.class_name)
+
+
+def annotated_sizes(split: Split) -> np.ndarray:
+    """Width and height of each annotation's image, infinite where they are not known, [M, 2] float64."""
+    sizes = np.vstack([split.sizes, [[0, 0]]]).astype(np.float64)
+    sizes[(sizes == 0).any(axis=1)] = np.inf
+    return sizes[np.maximum(split.image, -1)]  # the last row for those of no image
+
+
+def is_outside(split: Split, size: np.ndarray) -> np.ndarray:
+    """Boxes with an area that reach more than the tolerance outside images of ``size`` [M, 2], [M] bool."""
+    with np.errstate(invalid="ignore"):
+        right_below = split.boxes[:, :2] + split.boxes[:, 2:]
+        reaches_out = (split.boxes[:, :2] < -TOLERANCE) | (right_below > size + TOLERANCE)
+    return has_area(split) & reaches_out.any(axis=1)
+
+
+def has_area(split: Split) -> np.ndarray:
+    """Boxes of finite numbers whose width and height are positive, [M] bool."""
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(split.boxes).all(axis=1) & (split.boxes[:, 2:] > 0).all(axis=1)
+
+
+def duplicate_boxes(split: Split) -> np.ndarray:
+    """Pairs of annotations of the same image and class with IoU over 0.95, [P, 2]; the earlier one is first.
+
+    Boxes are sorted by image, class and left side; each is compared with those that follow, one further at each turn,
+    as long as the left sides are near enough for such an IoU. So the work grows with the pairs there are, not with the
+    square of an image's boxes.
+    """
+    rows = np.flatnonzero(split.is_object)
+    left = split.boxes[rows, 0]
+    order = np.lexsort((left, split.label[rows], split.image[rows]))
+    rows = rows[order]
+    group = split.image[rows] * max(1, len(split.categories)) + split.label[rows]
+    corners = np.concatenate([split.boxes[rows, :2], split.boxes[rows, :2] + split.boxes[rows, 2:]], axis=1)
+    area = split.boxes[rows, 2:].prod(axis=1)
+    # The overlap is at most first's right side less second's left, and at least 0.95 of first's width.
+    reach = corners[:, 0] + (1 - DUPLICATE_IOU) * split.boxes[rows, 2]
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    first = np.arange(len(rows))
+    shift = 0
+    while len(first):
+        shift += 1
+        first = first[first + shift < len(rows)]
+        second = first + shift
+        is_near = (group[first] == group[second]) & (corners[second, 0] <= reach[first])
+        first, second = first[is_near], second[is_near]
+        overlap = np.minimum(corners[first, 2:], corners[second, 2:]) - np.maximum(
+            corners[first, :2], corners[second, :2]
+        )
+        shared = overlap.clip(min=0).prod(axis=1)
+        is_same = shared > DUPLICATE_IOU * (area[first] + area[second] - shared)
+        pairs.append(np.stack([rows[first[is_same]], rows[second[is_same]]], axis=1))
+    return np.sort(np.concatenate(pairs), axis=1)

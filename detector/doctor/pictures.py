@@ -1,0 +1,88 @@
+"""What can be found by holding the files against what is annotated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from detector.doctor.columns import Split
+from detector.doctor.files import FileFacts
+from detector.doctor.findings import Example, Finding, found
+from detector.doctor.folders import list_pictures
+
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
+
+
+def check_pictures(split: Split, facts: Sequence[FileFacts], in_channels: int) -> Iterator[Finding]:
+    """Findings of one split."""
+    for check in ("file-missing", "file-unreadable", "file-damaged"):
+        places = [index for index, own in enumerate(facts) if own.fault == check and split.files[index]]
+        yield from split.in_images(check, places, lambda index: facts[index].reason)
+    yield from _extensions(split, facts)
+    yield from _modes(split, facts, in_channels)
+    if split.has_boxes:
+        yield from _frames(split, facts)
+
+
+def check_unlisted(splits: Sequence[Split]) -> Iterator[Finding]:
+    """Pictures in the image folders that no split lists; folders of classes list all that they have."""
+    listed = {split.path(index) for split in splits for index, file in enumerate(split.files) if file}
+    for root in dict.fromkeys(split.root for split in splits if split.root != split.source):
+        files = [file for file in list_pictures(root) if root / file not in listed]
+        name = "/".join(split.name for split in splits if split.root == root)
+        yield from found("file-unlisted", name, files, Example)
+
+
+def _extensions(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
+    known = Image.registered_extensions()
+    places = []
+    for index, own in enumerate(facts):
+        suffix = split.path(index).suffix.lower() if own.format else ""
+        # MPO is a JPEG with a second picture behind it.
+        if own.format not in ("", "array", known.get(suffix)) and (own.format, known.get(suffix)) != ("MPO", "JPEG"):
+            places.append(index)
+    yield from split.in_images("file-extension", places, lambda index: f"is {facts[index].format}")
+
+
+def _modes(split: Split, facts: Sequence[FileFacts], in_channels: int) -> Iterator[Finding]:
+    usual = {1: ("L",), 3: ("RGB",)}.get(in_channels)
+    if usual is None:
+        return
+    places = [index for index, own in enumerate(facts) if own.mode and own.mode not in usual]
+    counts = Counter(facts[index].mode for index in places)
+    detail = ", ".join(f"{count:,} {mode}" for mode, count in counts.most_common())
+    yield from split.in_images("file-mode", places, lambda index: facts[index].mode, detail)
+
+
+def _frames(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
+    """Sizes that are not annotated, and EXIF turns that leave open which frame the boxes are on."""
+    differing, ambiguous, turned = [], [], []
+    for index, own in enumerate(facts):
+        size = (int(split.sizes[index, 0]), int(split.sizes[index, 1]))
+        if own.width == 0 or size[0] == 0:
+            continue
+        stored, is_quarter = (own.width, own.height), own.orientation in QUARTER_TURNS
+        if size not in (stored, stored[::-1] if is_quarter else stored):
+            differing.append(index)
+        elif own.orientation != 1 and split.objects_an_image[index]:
+            (turned if is_quarter and own.width != own.height else ambiguous).append(index)
+
+    def sizes(index: int) -> str:
+        width, height = split.sizes[index]
+        return f"annotated {width}×{height}, is {facts[index].width}×{facts[index].height}"
+
+    def orientation(index: int) -> str:
+        return f"EXIF orientation {facts[index].orientation}"
+
+    yield from split.in_images("size-differs", differing, sizes)
+    yield from split.in_images("exif-ambiguous", ambiguous, orientation)
+    yield from split.in_images("exif-turned", turned, orientation)
+
+
+def picture_sizes(split: Split, facts: Sequence[FileFacts]) -> np.ndarray:
+    """Width and height of each image, as annotated or else of its file, 0 where neither is known, [I, 2] int64."""
+    of_files = np.array([(own.width, own.height) for own in facts], dtype=np.int64).reshape(-1, 2)
+    return np.where((split.sizes == 0).any(axis=1, keepdims=True), of_files, split.sizes)
