@@ -8,7 +8,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-PICTURE = (480, 640)  # height and width of a generated photo; half of them stand upright
 CLASSES = 80
 IMAGES, TRAIN = "images", "annotations/train.json"  # where they are in a data set's folder
 
@@ -20,15 +19,18 @@ def random_boxes(rng: np.random.Generator, count: int, height: int, width: int) 
     return np.concatenate([corners[:, ::-1], (corners + sides)[:, ::-1]], axis=1).astype(np.float32)
 
 
-def write_photos(folder: Path, count: int, boxes: int = 7, seed: int = 0) -> None:
-    """A COCO-format data set of clouds and grain, about as hard to decode as photos; nothing if it is there."""
+def write_photos(folder: Path, count: int, long: int = 640, boxes: int = 7, seed: int = 0) -> None:
+    """A COCO-format data set of clouds and grain, about as hard to decode as photos; nothing if it is there.
+
+    Sides are 4:3, the longer one ``long``; every other picture stands upright.
+    """
     if (folder / TRAIN).exists():
         return
     (folder / IMAGES).mkdir(parents=True)
     rng = np.random.default_rng(seed)
     sizes = []
     for index in range(count):
-        height, width = PICTURE if index % 2 == 0 else PICTURE[::-1]
+        height, width = (long * 3 // 4, long) if index % 2 == 0 else (long, long * 3 // 4)
         clouds = cv2.resize(rng.integers(0, 256, (12, 16, 3)).astype(np.float32), (width, height))
         pixels = np.clip(clouds + rng.normal(0, 6, (height, width, 1)), 0, 255).astype(np.uint8)
         cv2.imwrite(str(folder / IMAGES / f"{index:06}.jpg"), pixels, [cv2.IMWRITE_JPEG_QUALITY, 92])

@@ -1,7 +1,7 @@
 """Files to detections, one picture at a time; on a GPU also batches and single pictures that are already there.
 
 The photos are 640 px on their long side, which is the size they are predicted at, so neither side resizes them.
-torchvision's side decodes with ``torchvision.io``.
+torchvision's side decodes with PIL, as its references do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torchvision.io import ImageReadMode, decode_image
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from detector.benchmark.generate import IMAGES, TRAIN, write_photos
 from detector.benchmark.measure import BenchmarkError, Case, Run, Settings
@@ -41,7 +42,6 @@ class Pixels(NamedTuple):
     config: Config
     weights: dict[str, Any]
     images: torch.Tensor  # [B, 3, H, W] uint8
-    half: bool
 
 
 def cases(settings: Settings) -> list[Case]:
@@ -55,10 +55,8 @@ def cases(settings: Settings) -> list[Case]:
     name = backbone.name if backbone else settings.config
     from_files = Case(
         name=f"{name}, files at {size.short[-1]}/{size.long}, one by one",
-        files=None if own else lambda folder: write_photos(folder / "pictures", 2 * PICTURES),
-        inputs=lambda folder: Inputs(
-            config, make_weights(config), find_photos(own or folder / "pictures"), settings.device
-        ),
+        files=None if own else lambda folder: write_photos(folder / "pictures", PICTURES, side),
+        inputs=lambda folder: make_inputs(config, settings, own or folder / "pictures", side),
         ours=ours,
         theirs=theirs,
         equal=lambda _inputs, own, other: same_detections(own, other, score=1e-3, pixels=0.5),
@@ -67,12 +65,22 @@ def cases(settings: Settings) -> list[Case]:
     return [from_files, *(gpu_cases(settings) if settings.device != "cpu" else [])]
 
 
-def find_photos(folder: Path) -> list[Path]:
-    """The first ones in the annotations that are SIDE px on the long side."""
+def make_inputs(config: Config, settings: Settings, folder: Path, side: int) -> Inputs:
+    files = find_photos(folder, side)
+    return Inputs(config, make_weights(config, settings.classes, read_tensor(files[0])), files, settings.device)
+
+
+def read_tensor(file: Path) -> torch.Tensor:
+    """[3, H, W] uint8, as torchvision's references read a picture."""
+    return pil_to_tensor(Image.open(file).convert("RGB"))
+
+
+def find_photos(folder: Path, side: int) -> list[Path]:
+    """The first ones in the annotations that are ``side`` px on the long side."""
     truth = read_annotations(folder / TRAIN)
-    is_right = torch.maximum(truth.heights, truth.widths) == SIDE
+    is_right = torch.maximum(truth.heights, truth.widths) == side
     if is_right.sum() < PICTURES:
-        raise BenchmarkError(f"{folder}: has not {PICTURES} pictures of {SIDE} px on the long side; use --synthetic")
+        raise BenchmarkError(f"{folder}: has not {PICTURES} pictures of {side} px on the long side; use --synthetic")
     return [folder / IMAGES / truth.file_name(index) for index in is_right.nonzero()[:PICTURES, 0].tolist()]
 
 
@@ -94,7 +102,7 @@ def theirs(inputs: Inputs) -> Run:
 
     @torch.inference_mode()
     def run() -> list[Found]:
-        pictures = (decode_image(str(file), ImageReadMode.RGB).to(inputs.device) for file in inputs.files)
+        pictures = (read_tensor(file).to(inputs.device) for file in inputs.files)
         found = [to_found(model([picture.float() / 255]))[0] for picture in pictures]
         return [tuple(part.cpu() for part in each) for each in found]
 
@@ -112,7 +120,7 @@ def gpu_cases(settings: Settings) -> list[Case]:
     return [
         Case(
             name=f"{height}×{width}, batch {batch}, bf16, pictures on the GPU",
-            inputs=lambda _folder, batch=batch: make_pixels(config, batch, settings.device),
+            inputs=lambda _folder, batch=batch: make_pixels(config, settings.classes, batch, settings.device),
             ours=ours_from_pixels,
             theirs=theirs_from_pixels,
             # Half precision rounds scores to a few thousandths: as many detections must be found, roughly.
@@ -124,10 +132,10 @@ def gpu_cases(settings: Settings) -> list[Case]:
     ]
 
 
-def make_pixels(config: Config, batch: int, device: str) -> Pixels:
+def make_pixels(config: Config, classes: int, batch: int, device: str) -> Pixels:
     shape = (batch, 3, *default_size(config))
     images = torch.from_numpy(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
-    return Pixels(config, make_weights(config), images.to(device), half=True)
+    return Pixels(config, make_weights(config, classes, images[0]), images.to(device))
 
 
 def ours_from_pixels(inputs: Pixels) -> Run:

@@ -20,47 +20,49 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detector.benchmark.generate import CLASSES
 from detector.config import Config
 from detector.configfile import config_from_dict, config_to_dict, load_config, merge
-from detector.interchange import SOURCES, to_torchvision
+from detector.data.collate import pad_images
+from detector.interchange import SOURCES, check_exportable, to_torchvision
 from detector.models import build_model
 
 C5 = {"resnet18": 512, "resnet34": 512}  # channels of the others are 2048
-PICTURE_SIDE = 256  # of what the outputs' scale is set on
 SCORE_SPREAD, DELTA_SPREAD = 0.88, 0.2  # deviations of logits and deltas: 3 % of the scores pass 0.05
-NO_REMEDY = {"clip_norm": None, "ema": None, "accumulate": 1}
+PLAIN_STEP = {"clip_norm": None, "ema": None, "accumulate": 1}
 
 
 def comparable(name: str, overrides: Sequence[str]) -> Config:
-    """The config of that name with all that torchvision does another way done as there."""
-    tree = merge(config_to_dict(load_config(name, overrides)), SOURCES["torchvision"].settings(""))
-    tree = merge(tree, {"model": {"weights": None, "loss": {"box": "l1"}}, "train": NO_REMEDY})
+    """The config of that name with all that torchvision does another way done as there.
+
+    Raises :class:`~detector.errors.WeightsError` for a model that torchvision does not have.
+    """
+    config = load_config(name, overrides)
+    check_exportable(config, name)
+    tree = merge(config_to_dict(config), SOURCES["torchvision"].settings(""))
+    tree = merge(tree, {"model": {"weights": None, "loss": {"box": "l1"}}, "train": PLAIN_STEP})
     return config_from_dict(tree, name)
 
 
-def make_weights(config: Config) -> dict[str, Any]:
-    """The content of a checkpoint with random weights whose scores look trained; its classes have the ids 0..K-1."""
+def make_weights(config: Config, classes: int, picture: Tensor) -> dict[str, Any]:
+    """The content of a checkpoint with random weights; its classes have the ids 0..K-1.
+
+    For ``picture`` [C, H, W] uint8 the scores spread as those of a trained model, so that there is something to find.
+    """
     torch.manual_seed(0)
-    names = config.data.classes or [f"class {label}" for label in range(CLASSES)]
-    model = build_model(config.model, len(names)).eval()
-    noise = torch.randint(256, (1, 3, PICTURE_SIDE, PICTURE_SIDE), dtype=torch.uint8)
+    model = build_model(config.model, classes).eval()
     with torch.no_grad():
-        output = model(noise, torch.tensor([[PICTURE_SIDE, PICTURE_SIDE]]))
+        output = model(pad_images([picture]), torch.tensor([picture.shape[-2:]]))
         model.head.cls_output.weight *= SCORE_SPREAD / output.cls_logits.std()
         model.head.box_output.weight *= DELTA_SPREAD / output.box_deltas.std()
     return {
         "config": config_to_dict(config),
-        "categories": [{"id": label, "name": name} for label, name in enumerate(names)],
+        "categories": [{"id": label, "name": f"class {label}"} for label in range(classes)],
         "model": model.state_dict(),
     }
 
 
 def build_torchvision(config: Config, weights: dict[str, Any]) -> RetinaNet:
-    """torchvision's model of our config, with the weights of :func:`make_weights`.
-
-    Raises :class:`~detector.errors.WeightsError` for a model that torchvision does not have.
-    """
+    """torchvision's model of a comparable config, with the weights of :func:`make_weights`."""
     state = to_torchvision(weights, "the config")
     section = config.model.backbone
     inside = C5.get(section.name, 2048) if config.model.fpn.p6_from == "c5" else config.model.fpn.channels

@@ -18,7 +18,7 @@ from torch import Tensor
 from detector.benchmark.generate import random_boxes
 from detector.benchmark.measure import Case, Run, Settings
 from detector.benchmark.peer import build_torchvision, comparable, make_weights
-from detector.config import Config
+from detector.config import Config, TrainConfig
 from detector.engine import AUTOCAST, TrainingState
 from detector.interchange import to_torchvision
 from detector.models import build_model
@@ -49,10 +49,11 @@ def cases(settings: Settings) -> list[Case]:
     if settings.config:
         return [make_case(settings, settings.config, settings.overrides)]
     small = (f"data.resize={{short: [{side}], long: {side}}}", f"train.batch_size={BATCH}", *settings.overrides)
-    return [
-        make_case(settings, CONFIG, small),
-        make_case(settings, CONFIG, (*small, "train.activation_checkpointing=true"), ", activation checkpointing"),
-    ]
+    found = [make_case(settings, CONFIG, small)]
+    if "activation_checkpointing" in TrainConfig.model_fields:
+        checkpointed = (*small, "train.activation_checkpointing=true")
+        found.append(make_case(settings, CONFIG, checkpointed, ", activation checkpointing"))
+    return found
 
 
 def make_case(settings: Settings, name: str, overrides: tuple[str, ...], note: str = "") -> Case:
@@ -61,7 +62,7 @@ def make_case(settings: Settings, name: str, overrides: tuple[str, ...], note: s
     backbone, precision = config.model.backbone, config.train.precision
     return Case(
         name=f"{backbone.name if backbone else name}, {height}×{width}, batch {batch}, {precision}{note}",
-        inputs=lambda _folder: make_inputs(config, torch.device(settings.device)),
+        inputs=lambda _folder: make_inputs(config, settings.classes, torch.device(settings.device)),
         ours=ours,
         theirs=theirs,
         equal=equal,
@@ -69,13 +70,13 @@ def make_case(settings: Settings, name: str, overrides: tuple[str, ...], note: s
     )
 
 
-def make_inputs(config: Config, device: torch.device) -> Inputs:
+def make_inputs(config: Config, classes: int, device: torch.device) -> Inputs:
     rng = np.random.default_rng(0)
     (height, width), count = default_size(config), config.train.batch_size
     images = torch.from_numpy(rng.integers(256, size=(count, 3, height, width), dtype=np.uint8))
-    weights = make_weights(config)
+    weights = make_weights(config, classes, images[0])
     boxes = torch.from_numpy(random_boxes(rng, OBJECTS, height, width))
-    labels = torch.from_numpy(rng.integers(len(weights["categories"]), size=OBJECTS))
+    labels = torch.from_numpy(rng.integers(classes, size=OBJECTS))
     targets = Targets(boxes.repeat(count, 1, 1), labels.repeat(count, 1))
     sizes = torch.tensor([[height, width]] * count)
     return Inputs(config, weights, Batch(images, sizes, sizes, targets, torch.arange(count)).to(device))

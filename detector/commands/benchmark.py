@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what stands beside it (default: torchvision, and pycocotools where its references use that)",
     )
     parser.add_argument("--config", help=f"of {' and '.join(WITH_CONFIG)}: a YAML file, or the name of one in configs/")
+    parser.add_argument("--classes", type=int, default=80, help="of the models of train and infer (default: 80)")
     parser.add_argument(
         "--data",
         help=f"of {' and '.join(WITH_DATA)}: a folder with images/ and annotations/train.json (default: {DATA})",
@@ -90,8 +91,10 @@ def check_arguments(args: argparse.Namespace) -> None:
 
     if args.part not in (*PARTS, "all"):
         raise ConfigError(f"command line: {args.part}: no such part; use {one_of([*PARTS, 'all'])}")
-    if args.runs is not None and args.runs < 1:
-        raise ConfigError(f"command line: --runs {args.runs}: must be at least 1")
+    for name in ("runs", "classes"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"command line: --{name} {value}: must be at least 1")
     if not 0 < args.scale <= 1:
         raise ConfigError(f"command line: --scale {args.scale}: must be over 0 and at most 1")
     if args.synthetic and args.data:
@@ -118,6 +121,7 @@ def make_settings(args: argparse.Namespace, needs_data: bool) -> Settings:
         device=str(choose_device(args.device)),
         config=args.config,
         overrides=tuple(args.overrides),
+        classes=args.classes,
         data=str(data) if data else None,
         scale=args.scale,
         runs=args.runs,
