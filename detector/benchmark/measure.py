@@ -202,7 +202,9 @@ def measure_memory(module: str, case: str, side: str, settings: Settings, folder
     command = [sys.executable, "-m", "detector.benchmark.child", json.dumps(request)]
     # The package that is running, also where it is not installed.
     path = os.pathsep.join(filter(None, [str(Path(detector.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path})
+    # Ctrl-C reaches this process alone, which then ends the other one: no two tracebacks.
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     if done.returncode:
         print(f"{case}: the process that measures the memory of {side} ended with {done.returncode}", file=sys.stderr)
         return Memory(None, None)
