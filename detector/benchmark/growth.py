@@ -45,7 +45,7 @@ def loss_case(settings: Settings, objects: int) -> Case:
     return replace(
         case,
         name=f"loss, {case.name}",
-        runs=3,
+        runs=2,
         **({} if objects <= MOST_OF_THEIRS else {"theirs": None, "equal": None}),
     )
 

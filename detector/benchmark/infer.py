@@ -59,7 +59,7 @@ def cases(settings: Settings) -> list[Case]:
         inputs=lambda folder: make_inputs(config, settings, own or folder / "pictures", side),
         ours=ours,
         theirs=theirs,
-        equal=lambda _inputs, own, other: same_detections(own, other, score=1e-3, pixels=0.5),
+        equal=lambda _inputs, own, other: same_detections(own, other, score=1e-3, pixels=0.1),
         images=PICTURES,
     )
     return [from_files, *(gpu_cases(settings) if settings.device != "cpu" else [])]

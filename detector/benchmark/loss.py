@@ -16,7 +16,7 @@ from torchvision.ops import sigmoid_focal_loss
 from detector import boxes as box_ops
 from detector.anchors import Anchors, level_sizes
 from detector.benchmark.generate import CLASSES, random_boxes
-from detector.benchmark.measure import Case, Run, Settings
+from detector.benchmark.measure import RUNS, Case, Run, Settings
 from detector.benchmark.peer import torchvision_without_backbone
 from detector.config import AnchorConfig, LossConfig, ModelConfig
 from detector.matching import BACKGROUND, IGNORE, match_anchors
@@ -56,6 +56,7 @@ def make_case(settings: Settings, objects: int, batch: int, against_dense: bool 
         ours=ours,
         theirs=None if against_dense else theirs,
         equal=equals_dense if against_dense else equal,
+        runs=2 if against_dense else RUNS,
     )
 
 

@@ -71,7 +71,11 @@ def run(args: argparse.Namespace) -> int:
     settings = make_settings(args, needs_data=any(part in WITH_DATA for part in parts))
     rows: list[Row] = []
     for part in parts:
-        own = list(measure_part(part, settings))
+        own: list[Row] = []
+        for row in measure_part(part, settings):
+            own.append(row)
+            # As they come: all parts take an hour, and may not get to their end.
+            print(f"  {describe(row)}", file=sys.stderr, flush=True)
         rows += own
         if not args.json:
             print(table(own), flush=True)
@@ -129,6 +133,7 @@ def make_settings(args: argparse.Namespace, needs_data: bool) -> Settings:
     )
 
 
+EQUAL = {True: "yes", False: "NO", None: "–"}
 HEAD = ("", "seconds", "theirs", "ratio", "added MB", "theirs", "ratio", "held MB", "images/s", "theirs", "equal")
 
 
@@ -148,11 +153,17 @@ def table(rows: Sequence[Row]) -> str:
                 number(row.ours_held_mb),
                 number(row.ours_images_per_second, 1),
                 number(row.theirs_images_per_second, 1),
-                {True: "yes", False: "NO", None: "–"}[row.outputs_equal],
+                EQUAL[row.outputs_equal],
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("   ".join(map(str.ljust, line, widths)).rstrip() for line in lines) + "\n"
+
+
+def describe(row: Row) -> str:
+    """A row as one line of progress."""
+    theirs = f", theirs {spread(row.theirs_seconds, row.theirs_spread)}" if row.theirs_seconds else ""
+    return f"{spread(row.ours_seconds, row.ours_spread)} s{theirs}, outputs equal: {EQUAL[row.outputs_equal]}"
 
 
 def spread(median: float | None, quartiles: tuple[float, float] | None) -> str:
