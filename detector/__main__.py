@@ -17,6 +17,7 @@ COMMANDS = {
     "infer": "find objects in a folder of pictures, or classify them",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
+    "benchmark": "measure time and memory beside torchvision",
 }
 
 INVALID = 2  # exit code for input that a person can mend

@@ -418,7 +418,7 @@ def to_torchvision(content: dict[str, Any], path: str | Path) -> State:
     torchvision cannot hold.
     """
     config = config_from_dict(content["config"], str(path))
-    _check_exportable(config, path)
+    check_exportable(config, path)
     categories = [Category(**category) for category in content["categories"]]
     rows, anchors = max(category.id for category in categories) + 1, config.model.anchors.per_cell
     layers = 3 if config.model.head.norm == "gn" else 2
@@ -433,7 +433,8 @@ def to_torchvision(content: dict[str, Any], path: str | Path) -> State:
     return state
 
 
-def _check_exportable(config: Config, path: str | Path) -> None:
+def check_exportable(config: Config, path: str | Path) -> None:
+    """Raise :class:`~detector.errors.WeightsError` for a model that torchvision's RetinaNet cannot hold."""
     model, plain = config.model, Config().model
     if config.task != "detection" or model.backbone is None or model.backbone.name not in RESNETS:
         names = " + ".join(backbone.name for backbone in model.backbones)

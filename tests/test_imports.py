@@ -23,7 +23,7 @@ LAYERS = [
     ["data", "models"],
     ["metrics", "class_metrics", "tasks"],
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
-    ["engine", "training", "predictor", "inference", "summary", "doctor"],
+    ["engine", "training", "predictor", "inference", "summary", "doctor", "benchmark"],
     ["commands", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
@@ -128,6 +128,7 @@ def test_slow_modules_would_be_found() -> None:
         ["tools/infer.py"],
         ["tools/import_weights.py"],
         ["tools/summary.py"],
+        ["tools/benchmark.py"],
         ["-m", "detector"],
         ["-m", "detector", "quickstart"],
         ["-m", "detector", "train"],
@@ -136,6 +137,7 @@ def test_slow_modules_would_be_found() -> None:
         ["-m", "detector", "infer"],
         ["-m", "detector", "import_weights"],
         ["-m", "detector", "summary"],
+        ["-m", "detector", "benchmark"],
     ],
 )
 def test_help_answers_at_once(command: list[str]) -> None:

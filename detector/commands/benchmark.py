@@ -1,0 +1,176 @@
+"""Measure this package beside torchvision: the same weights, inputs and batch, run by run in turns.
+
+tools/benchmark.py loss
+tools/benchmark.py all --data ../shared/data/coco --json > benchmark.json
+tools/benchmark.py train --config retinanet_x50_32x4d_fpn.yaml train.batch_size=4 data.resize.short=[256]
+
+docs/BENCHMARKS.md explains each part and line. Where outputs differ, no ratio is printed, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from detector.benchmark import PARTS
+
+if TYPE_CHECKING:
+    from detector.benchmark.measure import Row, Settings
+
+DATA = "../shared/data/coco"
+DIFFERENT = 1  # exit code where outputs differ
+WITH_CONFIG, WITH_DATA = ("train", "infer"), ("data", "infer")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parts = "; ".join(f"{name}: {text}" for name, text in PARTS.items())
+    parser.add_argument("part", metavar="PART", help=f"{parts}; all: all of these")
+    parser.add_argument(
+        "--against",
+        choices=["torchvision", "nothing"],
+        default="torchvision",
+        help="what stands beside it (default: torchvision, and pycocotools where its references use that)",
+    )
+    parser.add_argument("--config", help=f"of {' and '.join(WITH_CONFIG)}: a YAML file, or the name of one in configs/")
+    parser.add_argument("--classes", type=int, default=80, help="of the models of train and infer (default: 80)")
+    parser.add_argument(
+        "--data",
+        help=f"of {' and '.join(WITH_DATA)}: a folder with images/ and annotations/train.json (default: {DATA})",
+    )
+    parser.add_argument("--synthetic", action="store_true", help="generate the pictures instead")
+    parser.add_argument("--runs", type=int, help="how often each side runs (default: 2 to 20, by the part)")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="of the sides of pictures and the numbers of things, such as 0.1 for a trial; the table is of 1",
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of JSON objects, one a line of the table")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="config values of train and infer, such as train.batch_size=4"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    check_arguments(args)
+    parts = list(PARTS) if args.part == "all" else [args.part]
+
+    import torch
+
+    # Random weights give denormals, which slow convolutions several times on a CPU; before its threads begin.
+    torch.set_flush_denormal(True)
+
+    from detector.benchmark.measure import measure_part
+
+    settings = make_settings(args, needs_data=any(part in WITH_DATA for part in parts))
+    rows: list[Row] = []
+    for part in parts:
+        own: list[Row] = []
+        for row in measure_part(part, settings):
+            own.append(row)
+            # As they come: all parts take an hour, and may not get to their end.
+            print(f"  {describe(row)}", file=sys.stderr, flush=True)
+        rows += own
+        if not args.json:
+            print(table(own), flush=True)
+    if args.json:
+        print(json.dumps([asdict(row) for row in rows], indent=2))
+    else:
+        print(rows[0].hardware)
+    different = [row for row in rows if row.outputs_equal is False]
+    for row in different:
+        print(f"{row.part}: {row.case}: outputs differ, so there is no ratio", file=sys.stderr)
+    return DIFFERENT if different else 0
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse what is unknown, out of range or without effect."""
+    from detector.errors import ConfigError, one_of
+
+    if args.part not in (*PARTS, "all"):
+        raise ConfigError(f"command line: {args.part}: no such part; use {one_of([*PARTS, 'all'])}")
+    for name in ("runs", "classes"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"command line: --{name} {value}: must be at least 1")
+    if not 0 < args.scale <= 1:
+        raise ConfigError(f"command line: --scale {args.scale}: must be over 0 and at most 1")
+    if args.synthetic and args.data:
+        raise ConfigError("command line: give either --data or --synthetic")
+    for name, parts in (("config", WITH_CONFIG), ("data", WITH_DATA), ("overrides", WITH_CONFIG)):
+        given = getattr(args, name)
+        if given and args.part not in (*parts, "all"):
+            said = given[0] if name == "overrides" else f"--{name}"
+            raise ConfigError(f"command line: {said} has no effect on {args.part}, only on {one_of(parts)}; remove it")
+
+
+def make_settings(args: argparse.Namespace, needs_data: bool) -> Settings:
+    from detector.benchmark.generate import IMAGES, TRAIN
+    from detector.benchmark.measure import Settings
+    from detector.distributed import choose_device
+    from detector.errors import DataError
+
+    data = None if args.synthetic or not needs_data else Path(args.data or DATA)
+    if data:
+        for path in (data / TRAIN, data / IMAGES):
+            if not path.exists():
+                raise DataError(f"{path}: does not exist; name the data with --data FOLDER, or use --synthetic")
+    return Settings(
+        device=str(choose_device(args.device)),
+        config=args.config,
+        overrides=tuple(args.overrides),
+        classes=args.classes,
+        data=str(data) if data else None,
+        scale=args.scale,
+        runs=args.runs,
+        against=args.against == "torchvision",
+    )
+
+
+EQUAL = {True: "yes", False: "NO", None: "–"}
+HEAD = ("", "seconds", "theirs", "ratio", "added MB", "theirs", "ratio", "held MB", "images/s", "theirs", "equal")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows of a part for a terminal: a median has its quartiles behind it."""
+    lines = [(rows[0].part, *HEAD[1:])]
+    for row in rows:
+        lines.append(
+            (
+                row.case,
+                spread(row.ours_seconds, row.ours_spread),
+                spread(row.theirs_seconds, row.theirs_spread),
+                number(row.time_ratio, 3),
+                number(row.ours_peak_mb),
+                number(row.theirs_peak_mb),
+                number(row.memory_ratio, 3),
+                number(row.ours_held_mb),
+                number(row.ours_images_per_second, 1),
+                number(row.theirs_images_per_second, 1),
+                EQUAL[row.outputs_equal],
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("   ".join(map(str.ljust, line, widths)).rstrip() for line in lines) + "\n"
+
+
+def describe(row: Row) -> str:
+    """A row as one line of progress."""
+    theirs = f", theirs {spread(row.theirs_seconds, row.theirs_spread)}" if row.theirs_seconds else ""
+    return f"{spread(row.ours_seconds, row.ours_spread)} s{theirs}, outputs equal: {EQUAL[row.outputs_equal]}"
+
+
+def spread(median: float | None, quartiles: tuple[float, float] | None) -> str:
+    if median is None or quartiles is None:
+        return "–"
+    return f"{median:.3f} ({quartiles[0]:.3f}–{quartiles[1]:.3f})"
+
+
+def number(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"
