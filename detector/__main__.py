@@ -18,8 +18,6 @@ COMMANDS = {
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
 }
 
-INVALID = 2  # exit code for input that a person can mend
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
@@ -47,7 +45,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     except DetectorError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        return INVALID
+        return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
