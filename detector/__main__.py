@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint, or a COCO results file",
     "infer": "find objects in a folder of pictures, or classify them",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
+    "stress": "kill, soak and overload tiny runs, and say whether they lost anything",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
 }
 

@@ -24,7 +24,7 @@ LAYERS = [
     ["metrics", "class_metrics", "tasks"],
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
     ["engine", "training", "predictor", "inference", "summary"],
-    ["commands", "__main__"],
+    ["commands", "__main__", "stress"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
@@ -126,6 +126,7 @@ def test_slow_modules_would_be_found() -> None:
         ["tools/evaluate.py"],
         ["tools/infer.py"],
         ["tools/import_weights.py"],
+        ["tools/stress.py"],
         ["tools/summary.py"],
         ["-m", "detector"],
         ["-m", "detector", "quickstart"],
@@ -133,6 +134,7 @@ def test_slow_modules_would_be_found() -> None:
         ["-m", "detector", "evaluate"],
         ["-m", "detector", "infer"],
         ["-m", "detector", "import_weights"],
+        ["-m", "detector", "stress"],
         ["-m", "detector", "summary"],
     ],
 )
