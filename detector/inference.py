@@ -32,7 +32,7 @@ from detector.data.sampler import EvalBatches, Key
 from detector.errors import ConfigError, DataError, DetectorError
 from detector.predictor import Predictor
 from detector.storage import atomic_write, only_one, storing
-from detector.tasks import Task
+from detector.tasks import Task, get_task
 
 PROGRESS = "progress.jsonl"
 ERRORS = "errors.jsonl"
@@ -74,7 +74,7 @@ class _Samples:
 
     def __init__(self, progress: _Progress, predictor: Predictor) -> None:
         self.pictures, self.began = progress.pictures, progress.began
-        self.task, self.config = predictor.task, predictor.config
+        self.config = predictor.config
 
     def file(self, index: int) -> Path:
         return self.pictures[index]
@@ -88,7 +88,7 @@ class _Samples:
         except OSError as error:
             raise DataError(f"{file}: vanished while it was read: {error.strerror}") from None
         note = f"{file}: was changed after the run began; what was found is of the new content" if has_changed else ""
-        return _Item(image, self.task.make_sample(image, index + 1, self.config), note)
+        return _Item(image, get_task(self.config).make_sample(image, index + 1, self.config), note)
 
 
 def _items(samples: list[_Item | DetectorError]) -> list[_Item]:

@@ -68,6 +68,7 @@ def start(command: str, arguments: Sequence[str], log: Path, environment: dict[s
 def _run(command: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     from detector.__main__ import run_command
 
+    multiprocessing.set_start_method("fork", force=True)  # loaders start as in any other process on this system
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -175,23 +176,23 @@ def differences(first: Path, second: Path) -> Iterator[str]:
     for name, parts in (("last.pt", ("model", "ema", "optimizer", "step", "best", "skipped")), ("best.pt", ("model",))):
         contents = [torch.load(run / name, weights_only=True, map_location="cpu") for run in (first, second)]
         for part in parts:
-            yield from (f"{name}: {place}" for place in _unequal(contents[0][part], contents[1][part], part))
+            yield from (f"{name}: {place}" for place in unequal(contents[0][part], contents[1][part], part))
     rows = [[row | {"images_per_second": None} for row in rows_of(run)] for run in (first, second)]
     if rows[0] != rows[1]:  # each step once, each evaluation once, in order
         yield f"metrics.jsonl: {len(rows[0])} and {len(rows[1])} lines, or other numbers"
 
 
-def _unequal(first: Any, second: Any, place: str) -> Iterator[str]:
+def unequal(first: Any, second: Any, place: str) -> Iterator[str]:
     """The places where nested dicts and lists of tensors and numbers differ."""
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         if first.dtype != second.dtype or not torch.equal(first, second):
             yield place
     elif isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
         for key in first:
-            yield from _unequal(first[key], second[key], f"{place}.{key}")
+            yield from unequal(first[key], second[key], f"{place}.{key}")
     elif isinstance(first, list) and isinstance(second, list) and len(first) == len(second):
         for index, pair in enumerate(zip(first, second, strict=True)):
-            yield from _unequal(*pair, f"{place}[{index}]")
+            yield from unequal(*pair, f"{place}[{index}]")
     elif first != second:
         yield place
 
@@ -321,6 +322,8 @@ def infer(checkpoint: Path, pictures: Path, folder: Path, count: int) -> InferRe
 
     def begin(name: str) -> BaseProcess:
         arguments = ["--checkpoint", str(checkpoint), "--input", str(pictures), "--output", str(folder / name)]
+        # Three boxes of whatever score in every picture: random weights are sure of nothing.
+        arguments += ["model.predict.score_threshold=0.0", "model.predict.max_detections=3"]
         return start("infer", [*arguments, "--no-images", "--resume", "--workers", "1", "--device", "cpu"], log)
 
     def wait_for(process: BaseProcess, name: str, done: int) -> None:
