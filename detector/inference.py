@@ -58,8 +58,9 @@ class Pictures(Sequence[Path]):
 class Summary(NamedTuple):
     found: str  # in all pictures, such as "12 objects"
     path: Path  # of the predictions
-    pictures: int
-    num_errors: int  # pictures that could not be read, or were changed meanwhile
+    pictures: int  # in all
+    read: int
+    num_errors: int  # that could not be read, or were changed meanwhile
     errors: list[str]  # the first ten of them, a line each
 
 
@@ -159,11 +160,11 @@ def infer_folder(
         with contextlib.closing(_Progress(output / PROGRESS, pictures, asked, resume)) as progress:
             _infer(predictor, progress, output / "images", score, draw_score, batch_size, workers)
         # The predictions come last: where they stand, all is done.
-        errors, num_errors = _write_errors(progress, output / ERRORS)
+        read, num_errors, errors = _write_errors(progress, output / ERRORS)
         task.write_results(progress.results(), path)
         found = task.describe_results(progress.results())
         progress.remove()
-    return Summary(found, path, len(progress.pictures), num_errors, errors)
+    return Summary(found, path, len(progress.pictures), read, num_errors, errors)
 
 
 def _infer(
@@ -285,20 +286,21 @@ def _digest(predictor: Predictor) -> str:
     return digest.hexdigest()
 
 
-def _write_errors(progress: _Progress, path: Path) -> tuple[list[str], int]:
-    """``errors.jsonl``, if there are any; the first ten of them, and how many there are."""
+def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]:
+    """``errors.jsonl``, if there are any. How many pictures were read, how many errors there are, the first ten."""
     first: list[str] = []
-    number = 0
+    read = number = 0
     with contextlib.ExitStack() as stack:
         file = None
         for row in progress.rows():
+            read += "results" in row
             if "error" in row:
                 file = file or stack.enter_context(atomic_write(path))
                 file.write(json.dumps({"file": row["file"], "error": row["error"]}, ensure_ascii=False) + "\n")
                 number += 1
                 if number <= 10:
                     first.append(row["error"])
-    return first, number
+    return read, number, first
 
 
 def _as_text(name: str) -> Path:

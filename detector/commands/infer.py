@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"stopped; continue with --resume: {args.output}", file=sys.stderr)
         return RESUMABLE
-    print(f"{summary.found} in {summary.pictures} pictures: {summary.path}")
+    print(f"{summary.found} in {summary.read} pictures: {summary.path}")
     for error in summary.errors:
         print(f"not read or changed: {error}")
     if summary.num_errors:
