@@ -106,22 +106,22 @@ class KillReport:
     """What :func:`kill_and_resume` did and found."""
 
     kills: Counter[str] = field(default_factory=Counter)  # by moment: starting, stepping, saving
-    amid_save: int = 0  # kills that left half a checkpoint behind
+    amid_save: int = 0  # kills that left a half-written file behind, mostly a checkpoint
     runs: int = 0  # runs that were killed again and again until their end, and compared
     differences: list[str] = field(default_factory=list)  # from the run that was not killed
 
     def __str__(self) -> str:
         moments = ", ".join(f"{count} while {moment}" for moment, count in sorted(self.kills.items()))
         return (
-            f"{self.kills.total()} kills survived by {self.runs} runs ({moments}; {self.amid_save} left half a"
-            f" checkpoint behind), {len(self.differences)} differences from the run that was not killed"
+            f"{self.kills.total()} kills survived by {self.runs} runs ({moments}; {self.amid_save} left a"
+            f" half-written file behind), {len(self.differences)} differences from the run that was not killed"
         )
 
 
 def kill_and_resume(data: Path, folder: Path, kills: int, seed: int = 0) -> KillReport:
     """Kill training at random moments ``kills`` times and resume it until its end, in ``folder``, which is new.
 
-    Every third kill waits for a checkpoint that is being written. Each attempt has another number of loader processes.
+    A third of the kills wait for a checkpoint that is being written. Each attempt has another number of loader processes.
     """
     rng = random.Random(seed)
     log = folder / "log.txt"
@@ -159,15 +159,15 @@ def _wait_until(moment: str, process: BaseProcess, run: Path, rng: random.Random
     if moment == "starting":
         time.sleep(rng.uniform(0, 0.6))
         return process.is_alive()
-    lines = len(rows_of(run)) + rng.randrange(1, 8)
+    lines = _lines(run / "metrics.jsonl") + rng.randrange(1, 8)
     while process.is_alive():
         if moment == "saving" and any(run.glob(f"last.pt.*{PARTIAL}")):
             time.sleep(rng.uniform(0, 0.01))
             return process.is_alive()
-        if moment == "stepping" and len(rows_of(run)) >= lines:
+        if moment == "stepping" and _lines(run / "metrics.jsonl") >= lines:
             time.sleep(rng.uniform(0, 0.05))
             return process.is_alive()
-        time.sleep(0.0005)
+        time.sleep(0.001)
     return False
 
 
