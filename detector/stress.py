@@ -121,7 +121,7 @@ class KillReport:
 def kill_and_resume(data: Path, folder: Path, kills: int, seed: int = 0) -> KillReport:
     """Kill training at random moments ``kills`` times and resume it until its end, in ``folder``, which is new.
 
-    A third of the kills wait for a checkpoint that is being written. Each attempt has another number of loader processes.
+    A third of the kills wait for a checkpoint that is being written. Attempts have different numbers of loaders.
     """
     rng = random.Random(seed)
     log = folder / "log.txt"
@@ -332,6 +332,7 @@ def infer(checkpoint: Path, pictures: Path, folder: Path, count: int) -> InferRe
         if not process.is_alive():
             raise RuntimeError(f"inference has ended before {done} pictures:\n{log.read_text(errors='replace')}")
 
+    finish(start("infer", ["--help"], log), log)  # the fork server's imports are not what is measured
     begin_time = time.monotonic()
     process = begin("whole")
     wait_for(process, "whole", 1)

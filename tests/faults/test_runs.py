@@ -204,3 +204,15 @@ def test_classes_are_named_by_their_files(colors: Path, tmp_path: Path, monkeypa
     given += ["model.backbone.name=resnet10", "data.crop.size=32", "train.batch_size=2", "data.workers=0"]
     with pytest.raises(NonFiniteError, match=r"pictures \S+/(red|green|blue)_\d.png, \S+/(red|green|blue)_\d.png\)"):
         fit(load_config("classify_quickstart.yaml", given), RunFolder(tmp_path / "run"), CPU)
+
+
+@pytest.mark.parametrize(("evaluated_step", "kept"), [(0, [1, 2]), (2, [1, 2, 2])])
+def test_what_was_not_saved_is_forgotten(tmp_path: Path, evaluated_step: int, kept: list[int]) -> None:
+    """Killed after step 2's evaluation was written and before, or after, the checkpoint that knows of it."""
+    run = RunFolder(tmp_path)
+    run.metrics.write_bytes(
+        b'{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}\n{"step": 2, "evaluation": {}}\n{"step": 3, "loss": 1}\n'
+        b'\0\0\0\n{"step": 4, "lo\xff'
+    )
+    run.forget_after(2, evaluated_step)
+    assert [row["step"] for row in rows_of(tmp_path)] == kept
