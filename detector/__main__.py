@@ -16,11 +16,10 @@ COMMANDS = {
     "evaluate": "score a checkpoint, or a COCO results file",
     "infer": "find objects in a folder of pictures, or classify them",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
+    "stress": "kill, soak and overload tiny runs, and say whether they lost anything",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
     "benchmark": "measure time and memory beside torchvision",
 }
-
-INVALID = 2  # exit code for input that a person can mend
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +48,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     except DetectorError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
-        return INVALID
+        return error.exit_code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from detector.data.coco import Category
 from detector.errors import ConfigError, WeightsError
 from detector.files import read_file
 from detector.models import Model, build_model
+from detector.storage import atomic_write
 
 FORMAT = 1
 
@@ -33,13 +33,8 @@ def save_checkpoint(path: Path, config: Config, categories: list[Category], stat
         "versions": versions(),
         **state,
     }
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
+    with atomic_write(path, "wb") as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_folder(path.parent)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -122,15 +117,3 @@ def versions() -> dict[str, str]:
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
     }
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; not every system lets a folder be opened."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -352,7 +352,12 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are evaluated and kept
     channels_last: bool = True  # the weights; pictures always are
-    checkpoint_steps: Count = 1000  # last.pt is written this often, and at every epoch's end
+    # last.pt is written after so many steps or minutes, whichever comes first, and at every epoch's end.
+    checkpoint_steps: Count = 1000
+    checkpoint_minutes: Positive = 10.0
+    # A loss or gradient that is not finite: stop, or skip the step, which changes nothing then, up to max_skips a run.
+    non_finite: Literal["stop", "skip"] = "stop"
+    max_skips: Count = 20
     log_steps: Count = 20  # steps between two lines of progress where there is no terminal to show a bar
     tensorboard: bool = False  # write the numbers of metrics.jsonl for TensorBoard too (extra: log)
 

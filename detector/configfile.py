@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from detector.config import Config, PredictConfig, Section
 from detector.errors import ConfigError
+from detector.storage import atomic_write
 
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # of a checkout, of an installed wheel
@@ -88,7 +89,8 @@ def config_to_dict(config: Config) -> _Tree:
 
 def save_config(config: Config, path: Path) -> None:
     """The resolved config as YAML: every key, defaults included."""
-    path.write_text(yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    with atomic_write(path) as file:
+        yaml.safe_dump(config_to_dict(config), file, sort_keys=False, allow_unicode=True)
 
 
 def _read_yaml(path: Path) -> tuple[_Tree, _Places]:

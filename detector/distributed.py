@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from detector.errors import ConfigError
+from detector.errors import ConfigError, RankLostError
 
 
 def is_launched_distributed() -> bool:
@@ -41,6 +43,22 @@ def start(device_name: str | None = None) -> torch.device:
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
+
+
+@contextlib.contextmanager
+def peers() -> Iterator[None]:
+    """Turn the error of a collective that another rank has left into one line: the other says what happened."""
+    try:
+        yield
+    except RuntimeError as error:
+        is_lost = isinstance(error, dist.DistError) or re.search(
+            r"gloo|nccl|Connection (closed|reset)", str(error), re.I
+        )
+        if world_size() == 1 or not is_lost:
+            raise
+        raise RankLostError(
+            f"rank {rank()}: another rank has ended, and this one with it ({str(error).splitlines()[0][:120]})"
+        ) from None
 
 
 def stop() -> None:

@@ -47,6 +47,7 @@ class TrainingState:
     step: int = 0  # optimizer steps done
     evaluated_step: int = 0  # the last one that was evaluated
     train_seconds: float = 0.0  # spent in steps, reading included and evaluation not
+    skipped: int = 0  # steps whose loss or gradient was not finite (train.non_finite=skip)
     best: float = -1.0
     best_epoch: int = 0
 
@@ -70,9 +71,11 @@ class TrainingState:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "num_images": self.num_images,
+            "ranks": distributed.world_size(),
             "step": self.step,
             "evaluated_step": self.evaluated_step,
             "train_seconds": self.train_seconds,
+            "skipped": self.skipped,
             "best": self.best,
             "best_epoch": self.best_epoch,
         }
@@ -86,6 +89,7 @@ class TrainingState:
         self.scaler.load_state_dict(content["scaler"])
         for name in ("step", "evaluated_step", "train_seconds", "best", "best_epoch"):
             setattr(self, name, content[name])
+        self.skipped = content.get("skipped", 0)  # not in checkpoints of version 0.1
 
 
 @dataclass
@@ -105,9 +109,9 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
         self.asked = True
+        for known in self._previous:
+            signal.signal(known, signal.SIG_DFL)  # the second one: the system ends a process whatever it waits for
 
 
 def seed_of(*numbers: int) -> int:
@@ -136,7 +140,7 @@ def train(
     world_size, accumulate, batch_size = distributed.world_size(), config.train.accumulate, config.train.batch_size
     peak_lr = scaled_lr(config.train.optimizer, batch_size)
     trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
-    buffers = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
+    buffers = list(state.model.buffers())
     good_buffers = [buffer.clone() for buffer in buffers]
     network: nn.Module = state.model
     if world_size > 1:
@@ -173,7 +177,7 @@ def train(
                 except DetectorError:
                     # A broken picture ends the run on the rank that met it; all ranks hold the same state to save.
                     torch._foreach_copy_(buffers, good_buffers)
-                    save_checkpoint(run.last, config, categories, state.content())
+                    run.save_last(config, categories, state.content())
                     raise
                 ids += batch.ids.tolist()
                 batch = batch.to(device)
@@ -201,17 +205,19 @@ def train(
             # Half precision's scaler meets infinite gradients now and then: it skips the step and halves its scale.
             # Once the scale is used up, they were no accident.
             is_skipped = state.scaler.is_enabled() and not math.isfinite(norm) and state.scaler.get_scale() > 1
+            left_out: dict[str, Any] = {}
             if not math.isfinite(loss) or not (math.isfinite(norm) or is_skipped):
                 # BatchNorm has averaged over this batch already; parameters have not moved yet.
                 torch._foreach_copy_(buffers, good_buffers)
-                save_last(run, config, categories, state)
-                _raise_non_finite(state.step + 1, lr, loss_parts, norm, ids, run)
-            state.scaler.step(state.optimizer)
+                fault = _describe_fault(state.step + 1, lr, loss_parts, norm)
+                left_out = leave_out(run, config, state, train_data, fault, ids)
+            else:
+                state.scaler.step(state.optimizer)
+                torch._foreach_copy_(good_buffers, buffers)
+                if state.ema:
+                    state.ema.update_parameters(state.model)
             state.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
-            torch._foreach_copy_(good_buffers, buffers)
-            if state.ema:
-                state.ema.update_parameters(state.model)
             state.step += 1
 
             seconds = time.perf_counter() - started
@@ -220,12 +226,13 @@ def train(
                 "step": state.step,
                 "epoch": state.step / steps_per_epoch,
                 "images_seen": state.step * batch_size,
-                "loss": loss,
-                **{f"loss_{name}": value for name, value in loss_parts.items()},
+                "loss": _or_null(loss),
+                **{f"loss_{name}": _or_null(value) for name, value in loss_parts.items()},
                 "lr": lr,
-                "grad_norm": norm if math.isfinite(norm) else None,
-                "normaliser": divisor,
+                "grad_norm": _or_null(norm),
+                "normaliser": _or_null(divisor),
                 "images_per_second": batch_size / seconds,
+                **left_out,
             }
             if distributed.is_main():
                 run.append(row)
@@ -234,25 +241,44 @@ def train(
             if asked_ranks:
                 save_last(run, config, categories, state)
                 return False
-            if ends_epoch(state.step) or state.step % config.train.checkpoint_steps == 0:
+            is_late = time.monotonic() - run.saved_at > 60 * config.train.checkpoint_minutes
+            if ends_epoch(state.step) or state.step % config.train.checkpoint_steps == 0 or is_late:
                 save_last(run, config, categories, state)
 
 
-def _raise_non_finite(
-    step: int, lr: float, loss_parts: dict[str, float], grad_norm: float, ids: list[int], run: RunFolder
-) -> None:
-    all_ids = [image_id for rank_ids in distributed.gather(ids) for image_id in rank_ids]
+def _describe_fault(step: int, lr: float, loss_parts: dict[str, float], grad_norm: float) -> str:
     parts = ", ".join(f"{name} {value:.4g}" for name, value in loss_parts.items())
-    raise NonFiniteError(
-        f"step {step}: the loss or its gradient is not finite (lr {lr:.3g}; {parts}; gradient norm {grad_norm:.4g};"
-        f" image ids {', '.join(map(str, all_ids))}); the state before the step is in {run.last}. A lower"
-        " train.optimizer.lr, a longer train.schedule.warmup_steps or train.clip_norm usually cures it"
-    )
+    return f"step {step}: the loss or its gradient is not finite (lr {lr:.3g}; {parts}; gradient norm {grad_norm:.4g}"
+
+
+def leave_out(
+    run: RunFolder, config: Config, state: TrainingState, data: Data, fault: str, ids: list[int]
+) -> dict[str, Any]:
+    """Count a step that is not finite, and name its pictures; or, where none may be left out, save and raise."""
+    every_id = [image_id for rank_ids in distributed.gather(ids) for image_id in rank_ids]
+    files = [str(data.file(data.index_of(image_id))) for image_id in every_id]
+    fault = f"{fault}; pictures {', '.join(files)})"
+    if config.train.non_finite == "stop" or state.skipped == config.train.max_skips:
+        save_last(run, config, data.categories, state)
+        before = f" after {state.skipped} skipped steps (train.max_skips)" if state.skipped else ""
+        raise NonFiniteError(
+            f"{fault}{before}; the state before the step is in {run.last}. A lower train.optimizer.lr, a longer"
+            " train.schedule.warmup_steps or train.clip_norm usually cures it"
+        )
+    state.skipped += 1
+    if distributed.is_main():
+        tqdm.write(f"{fault}; skipped, {state.skipped} of at most {config.train.max_skips}", file=sys.stderr)
+    return {"skipped": files}
+
+
+def _or_null(value: float) -> float | None:
+    """JSON has no word for infinity."""
+    return value if math.isfinite(value) else None
 
 
 def save_last(run: RunFolder, config: Config, categories: list[Category], state: TrainingState) -> None:
     if distributed.is_main():
-        save_checkpoint(run.last, config, categories, state.content())
+        run.save_last(config, categories, state.content())
 
 
 def keep_best(
@@ -347,7 +373,8 @@ class _Progress:
         self.begin_step, self.begin = step, time.perf_counter()
 
     def show(self, row: dict[str, Any], every: int) -> None:
-        parts = [f"{name.removeprefix('loss_')} {value:.3f}" for name, value in row.items() if name.startswith("loss")]
+        losses = {name.removeprefix("loss_"): value for name, value in row.items() if name.startswith("loss")}
+        parts = [f"{name} {math.nan if value is None else value:.3f}" for name, value in losses.items()]
         text = f"{' '.join(parts)} lr {row['lr']:.2e} {row['images_per_second']:.1f} img/s"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()

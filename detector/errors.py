@@ -1,11 +1,13 @@
 """The errors that a person can mend: each message names the file, the value and the remedy.
 
-The commands turn them into one line on stderr and exit code 2; nothing else is caught.
+The commands turn them into one line on stderr and the error's exit code; nothing else is caught.
 """
 
 
 class DetectorError(Exception):
     """What a command prints as one line instead of a traceback."""
+
+    exit_code = 2  # input that a person can mend
 
 
 class ConfigError(DetectorError):
@@ -18,6 +20,18 @@ class DataError(DetectorError):
 
 class WeightsError(DetectorError):
     """A checkpoint or a weight file is missing, broken or of another model."""
+
+
+class StorageError(DetectorError):
+    """A file could not be written: the disk is full, read-only, over its quota, or gone. What was saved stands."""
+
+    exit_code = 74  # EX_IOERR of sysexits.h: not the input's fault; --resume continues once there is room
+
+
+class RankLostError(DetectorError):
+    """Another rank has ended, and this one with it."""
+
+    exit_code = 76  # EX_PROTOCOL: of interest is what the other rank says
 
 
 class NonFiniteError(DetectorError):

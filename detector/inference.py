@@ -1,141 +1,311 @@
-"""A folder of pictures through a predictor: predictions, drawings, and what could not be read."""
+"""A folder of pictures through a predictor: predictions, drawings, and what could not be read.
+
+``progress.jsonl`` grows by a line a picture, batch by batch; the first line says what is asked. From it the predictions
+are written at the end, so memory does not grow with the folder, and a run that was killed continues after its last
+whole batch: with the same batches, which pad and round alike, it finds the same to the bit.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import glob
+import hashlib
 import json
 import os
 import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+import torch
 from tqdm import tqdm
 
-from detector.data.collate import init_worker
+from detector.configfile import config_to_dict
 from detector.data.images import IMAGE_SUFFIXES, read_image
-from detector.errors import DataError
+from detector.data.loader import load
+from detector.data.sampler import EvalBatches, Key
+from detector.errors import ConfigError, DataError, DetectorError
 from detector.predictor import Predictor
-from detector.tasks import Task
+from detector.storage import atomic_write, only_one, storing
+from detector.tasks import Task, get_task
+
+PROGRESS = "progress.jsonl"
+ERRORS = "errors.jsonl"
+
+
+class Pictures(Sequence[Path]):
+    """Files under ``root``, as one array of bytes: loader processes share its pages, and 100,000 take a few MB."""
+
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
+        self.root = root
+        self.names = np.array(sorted(os.fsencode(name) for name in names))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Path:  # type: ignore[override]
+        return self.root / self.name(index)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.names[index])
 
 
 class Summary(NamedTuple):
     found: str  # in all pictures, such as "12 objects"
     path: Path  # of the predictions
-    errors: list[str]  # one line for each picture that could not be read
+    pictures: int  # in all
+    read: int
+    num_errors: int  # that could not be read, or were changed meanwhile
+    errors: list[str]  # the first ten of them, a line each
 
 
 class _Item(NamedTuple):
-    index: int
     image: np.ndarray | None  # [H, W, C], None if it could not be read
     sample: Any
     error: str
 
 
-class _Pictures(Dataset[_Item]):
-    def __init__(self, files: list[Path], predictor: Predictor) -> None:
-        self.files = files
-        self.task, self.config = predictor.task, predictor.config
+class _Samples:
+    """What the loader's processes read."""
 
-    def __len__(self) -> int:
-        return len(self.files)
+    def __init__(self, progress: _Progress, predictor: Predictor) -> None:
+        self.pictures, self.began = progress.pictures, progress.began
+        self.config = predictor.config
 
-    def __getitem__(self, index: int) -> _Item:
+    def file(self, index: int) -> Path:
+        return self.pictures[index]
+
+    def __getitem__(self, key: Key) -> _Item:
+        _, index = key
+        file = self.file(index)
+        image = read_image(file, self.config.model.in_channels)
         try:
-            image = read_image(self.files[index], self.config.model.in_channels)
-        except DataError as error:
-            return _Item(index, None, None, str(error))
-        return _Item(index, image, self.task.make_sample(image, index + 1, self.config), "")
+            has_changed = file.stat().st_mtime > self.began
+        except OSError as error:
+            raise DataError(f"{file}: vanished while it was read: {error.strerror}") from None
+        note = f"{file}: was changed after the run began; what was found is of the new content" if has_changed else ""
+        return _Item(image, get_task(self.config).make_sample(image, index + 1, self.config), note)
 
 
-def find_images(pattern: str) -> tuple[Path, list[Path]]:
-    """The pictures of a folder (searched whole), a file or a glob pattern, sorted, and the folder that they are in."""
+def _items(samples: list[_Item | DetectorError]) -> list[_Item]:
+    """A batch in which a picture that could not be read is an item too."""
+    return [sample if isinstance(sample, _Item) else _Item(None, None, str(sample)) for sample in samples]
+
+
+def find_images(pattern: str) -> Pictures:
+    """The pictures of a folder (searched whole), a file or a glob pattern, sorted by name."""
     path = Path(pattern)
     if path.is_file():
-        return path.parent, [path]
+        return Pictures(path.parent, [path.name])
     if path.is_dir():
-        root, candidates = path, path.rglob("*")
+        root, names = path, _scan(path)
     elif glob.has_magic(pattern):
-        matches = [Path(match) for match in glob.glob(pattern, recursive=True)]  # noqa: PTH207 (may be absolute)
         fixed = pattern[: min(pattern.index(sign) for sign in "*?[" if sign in pattern)]
-        root, candidates = Path(os.path.dirname(fixed)), iter(matches)  # noqa: PTH120 (Path drops the last slash)
+        root = Path(os.path.dirname(fixed))  # noqa: PTH120 (Path drops the last slash)
+        matches = (Path(match) for match in glob.iglob(pattern, recursive=True))  # noqa: PTH207 (may be absolute)
+        names = (match.relative_to(root).as_posix() for match in matches if _is_picture(match.name) and match.is_file())
     else:
         raise DataError(f"{pattern}: no such file or folder")
-    files = sorted(file for file in candidates if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    if not files:
+    pictures = Pictures(root, names)
+    if not len(pictures):
         raise DataError(f"{pattern}: has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return root, files
+    return pictures
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (a Path for each of 100,000 is slow)
+
+
+def _scan(root: Path, below: str = "") -> Iterator[str]:
+    """Names relative to ``root``, from the folders' own lists: of the files, only links are looked at."""
+    try:
+        with os.scandir(root / below) as entries:
+            for entry in entries:
+                name = below + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    yield from _scan(root, name + "/")
+                elif _is_picture(entry.name) and entry.is_file():
+                    yield name
+    except OSError as error:
+        raise DataError(f"{root / below}: cannot be searched: {error.strerror}") from None
 
 
 def infer_folder(
     predictor: Predictor,
-    root: Path,
-    files: list[Path],
+    pictures: Pictures,
     output: Path,
     score: float | None,
     draw_score: float | None,
     batch_size: int,
     workers: int,
+    resume: bool = False,
 ) -> Summary:
-    """Predict ``files`` and write ``output``; pictures that cannot be read are listed and do not stop the others.
+    """Predict ``pictures`` and write ``output``; those that cannot be read are listed and do not stop the others.
 
-    ``draw_score`` None draws nothing. File names in the output are relative to ``root``.
+    ``draw_score`` None draws nothing. File names in the output are relative to the pictures' root. With ``resume`` a
+    run that was stopped or killed continues with the pictures that it began with, and must be asked the same.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{output}: cannot be made: {error.strerror}") from None
-    loader = DataLoader(
-        _Pictures(files, predictor), batch_size, num_workers=workers, collate_fn=list, worker_init_fn=init_worker
-    )
     task, path = predictor.task, output / predictor.task.RESULTS
-    results: list[dict] = []
-    errors: list[dict] = []
-    drawings: list[Future[None]] = []
-    try:
-        with (
-            ThreadPoolExecutor(max_workers=2) as pool,
-            tqdm(total=len(files), unit="img", disable=not sys.stderr.isatty()) as bar,
-        ):
-            for items in loader:
-                good = [item for item in items if item.image is not None]
-                errors += [{"file": str(files[item.index]), "error": item.error} for item in items if not item.sample]
-                found_in = predictor.predict_samples([item.sample for item in good], score)
-                for item, found in zip(good, found_in, strict=True):
-                    name = files[item.index].relative_to(root)
-                    results += task.to_results(found, item.index + 1, _as_text(name))
+    with only_one(output):
+        asked = {"model": _digest(predictor), "score": score, "draw_score": draw_score, "batch_size": batch_size}
+        with contextlib.closing(_Progress(output / PROGRESS, pictures, asked, resume)) as progress:
+            _infer(predictor, progress, output / "images", score, draw_score, batch_size, workers)
+        # The predictions come last: where they stand, all is done.
+        read, num_errors, errors = _write_errors(progress, output / ERRORS)
+        task.write_results(progress.results(), path)
+        found = task.describe_results(progress.results())
+        progress.remove()
+    return Summary(found, path, len(progress.pictures), read, num_errors, errors)
+
+
+def _infer(
+    predictor: Predictor,
+    progress: _Progress,
+    drawings: Path,
+    score: float | None,
+    draw_score: float | None,
+    batch_size: int,
+    workers: int,
+) -> None:
+    """Batch after batch from where ``progress`` stands; a batch counts as done when its drawings are."""
+    task, pictures = predictor.task, progress.pictures
+    batches = islice(EvalBatches(len(pictures), batch_size), progress.done // batch_size, None)
+    waiting: deque[tuple[list[dict[str, Any]], list[Future[None]]]] = deque()
+
+    def finish_first() -> None:
+        rows, drawn = waiting.popleft()
+        for drawing in drawn:
+            drawing.result()
+        progress.append(rows)
+
+    with (
+        ThreadPoolExecutor(max_workers=2) as pool,
+        contextlib.closing(load(_Samples(progress, predictor), batches, workers, _items)) as loader,
+        tqdm(initial=progress.done, total=len(pictures), unit="img", disable=not sys.stderr.isatty()) as bar,
+    ):
+        for first, items in zip(count(progress.done, batch_size), loader, strict=False):
+            found_in = iter(predictor.predict_samples([item.sample for item in items if item.image is not None], score))
+            rows, drawn = [], []
+            for index, item in enumerate(items, start=first):
+                row: dict[str, Any] = {"error": item.error} if item.error else {}
+                if item.image is not None:
+                    name, found = pictures.name(index), next(found_in)
+                    row["results"] = task.to_results(found, index + 1, _as_text(name))
                     if draw_score is not None:
-                        drawings.append(
-                            pool.submit(_draw, task, item.image, found, draw_score, output / "images" / name)
-                        )
-                # Drawings hold their pictures until they are done; this also waits when drawing is slower.
-                while len(drawings) > 4 * batch_size:
-                    drawings.pop(0).result()
-                bar.update(len(items))
-            for drawing in drawings:
-                drawing.result()
-    except BaseException:
-        # What was found so far is kept, under a name that says that it is not all.
-        _write(task, results, path.with_suffix(f".partial{path.suffix}"))
-        raise
-    if errors:
-        text = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
-        (output / "errors.jsonl").write_text(text, encoding="utf-8", errors="backslashreplace")
-    _write(task, results, path)
-    return Summary(task.describe_results(results), path, [error["error"] for error in errors])
+                        drawn.append(pool.submit(_draw, task, item.image, found, draw_score, drawings / name))
+                rows.append({"file": str(pictures[index])} | row)
+            waiting.append((rows, drawn))
+            # Drawings hold their pictures until they are done; this also waits when drawing is slower.
+            while waiting and (len(waiting) > 4 or all(drawing.done() for drawing in waiting[0][1])):
+                finish_first()
+            bar.update(len(items))
+        while waiting:
+            finish_first()
 
 
-def _as_text(name: Path) -> Path:
+class _Progress:
+    """``progress.jsonl``: a line of what was asked and of all names, then a line a picture, in their order."""
+
+    def __init__(self, path: Path, pictures: Pictures, asked: dict[str, Any], resume: bool) -> None:
+        self.path, self.pictures = path, pictures
+        self.began, self.done = time.time(), 0
+        if not (resume and self._restore(asked)):
+            names = [pictures.name(index) for index in range(len(pictures))]
+            with atomic_write(path) as file:
+                file.write(json.dumps({"began": self.began, "asked": asked, "names": names}) + "\n")
+        with storing(path):
+            self._file = path.open("a", encoding="utf-8")
+
+    def _restore(self, asked: dict[str, Any]) -> bool:
+        """Take up what an earlier process left, up to its last whole batch; False if there is nothing."""
+        if not self.path.exists():
+            return False
+        with self.path.open("rb") as file:
+            header = file.readline()  # whole: it was written at once
+            began, before_asked, names = json.loads(header).values()
+            for key, now in asked.items():
+                if before_asked[key] != now:
+                    raise ConfigError(
+                        f"{self.path}: {key} was {before_asked[key]}, is {now}; resume with the same, or choose another"
+                        " --output"
+                    )
+            before = Pictures(self.pictures.root, names)
+            if num_new := len(np.setdiff1d(self.pictures.names, before.names)):
+                print(f"{num_new} pictures are new since the run began, and no part of it", file=sys.stderr)
+            self.pictures, self.began = before, began
+            kept = end = len(header)
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"}\n"):  # cut short, or blank after a power cut
+                    break
+                end += len(line)
+                if number % asked["batch_size"] == 0 or number == len(before):
+                    kept, self.done = end, number
+        with storing(self.path):
+            os.truncate(self.path, kept)
+        return True
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        with storing(self.path):
+            self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+            self._file.flush()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Of each picture ``file``, and ``results`` or ``error`` or both."""
+        with self.path.open(encoding="utf-8") as file:
+            for line in islice(file, 1, None):
+                yield json.loads(line)
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        for row in self.rows():
+            yield from row.get("results", [])
+
+    def close(self) -> None:
+        with storing(self.path):
+            self._file.close()
+
+    def remove(self) -> None:
+        with storing(self.path):
+            self.path.unlink()
+
+
+def _digest(predictor: Predictor) -> str:
+    """Stands for all of the model that decides what is found."""
+    digest = hashlib.sha256(json.dumps([config_to_dict(predictor.config), predictor.categories]).encode())
+    for name, tensor in predictor.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]:
+    """``errors.jsonl``, if there are any. How many pictures were read, how many errors there are, the first ten."""
+    first: list[str] = []
+    read = number = 0
+    with contextlib.ExitStack() as stack:
+        file = None
+        for row in progress.rows():
+            read += "results" in row
+            if "error" in row:
+                file = file or stack.enter_context(atomic_write(path))
+                file.write(json.dumps({"file": row["file"], "error": row["error"]}, ensure_ascii=False) + "\n")
+                number += 1
+                if number <= 10:
+                    first.append(row["error"])
+    return read, number, first
+
+
+def _as_text(name: str) -> Path:
     """A name that is not UTF-8 with � for what cannot be written."""
     return Path(os.fsencode(name).decode(errors="replace"))
-
-
-def _write(task: Task, results: list[dict], path: Path) -> None:
-    unfinished = path.with_name(path.name + ".unfinished")
-    task.write_results(results, unfinished)
-    unfinished.replace(path)
 
 
 def _draw(task: Task, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
@@ -143,8 +313,6 @@ def _draw(task: Task, image: np.ndarray, found: Any, draw_score: float, path: Pa
     drawing = task.draw(image, found, draw_score)
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         path = path.with_name(path.name + ".jpg")  # x.png and x.jpg may stand side by side
-    try:
+    with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.save(path, quality=90)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from detector.checkpoint import versions
+from detector.checkpoint import save_checkpoint, versions
 from detector.config import Config
 from detector.configfile import save_config
+from detector.data.coco import Category
 from detector.errors import ConfigError
+from detector.storage import append_line, atomic_write, only_one, storing, sync, write_json
 
 
 class RunFolder:
@@ -27,6 +31,9 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
         self.board: Any = None  # a SummaryWriter, where append should write for TensorBoard too
+        self.saved_at = time.monotonic()  # when last.pt was written by this process, or it began
+        self.is_locked = False
+        self._lock = contextlib.ExitStack()
 
     def check_free(self) -> None:
         """A run is never written over."""
@@ -38,6 +45,16 @@ class RunFolder:
             self.path.mkdir(parents=True)
         except OSError as error:
             raise ConfigError(f"{self.path}: cannot be made: {error.strerror}") from None
+        self.lock()
+
+    def lock(self) -> None:
+        """Keep every other process out of the folder until :meth:`unlock`; refused if another one is in it."""
+        self._lock.enter_context(only_one(self.path))
+        self.is_locked = True
+
+    def unlock(self) -> None:
+        self.is_locked = False
+        self._lock.close()
 
     def describe(self, config: Config) -> None:
         save_config(config, self.path / "config.yaml")
@@ -49,40 +66,46 @@ class RunFolder:
             "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
             "command": sys.argv,
         }
-        (self.path / "environment.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+        write_json(self.path / "environment.json", environment)
 
     def append(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_line(self.metrics, json.dumps(row))
         if self.board:
-            numbers = {"train": row} | {key: value for key, value in row.items() if isinstance(value, dict)}
-            for section, values in numbers.items():
-                for key, value in values.items():
-                    if isinstance(value, int | float) and key != "step":
-                        self.board.add_scalar(f"{section}/{key}", value, row["step"])
-            self.board.flush()
+            with storing(self.path):
+                self._show(row)
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run will do again, and a line that a kill cut short."""
+    def _show(self, row: dict[str, Any]) -> None:
+        numbers = {"train": row} | {key: value for key, value in row.items() if isinstance(value, dict)}
+        for section, values in numbers.items():
+            for key, value in values.items():
+                if isinstance(value, int | float) and key != "step":
+                    self.board.add_scalar(f"{section}/{key}", value, row["step"])
+        self.board.flush()
+
+    def save_last(self, config: Config, categories: list[Category], state: dict[str, Any]) -> None:
+        """``last.pt``. The lines of the steps before it reach the disk first, so that a resumed run lacks none."""
+        sync(self.metrics)
+        save_checkpoint(self.last, config, categories, state)
+        self.saved_at = time.monotonic()
+
+    def forget_after(self, step: int, evaluated_step: int) -> None:
+        """Drop the lines of what a resumed run will do again, and a line that a kill cut short."""
         if not self.metrics.exists():
             return
         kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+                if row["step"] <= (evaluated_step if "evaluation" in row else step):
+                    kept.append(line + "\n")
+            except (ValueError, TypeError, KeyError):
                 continue
-            if row["step"] <= step:
-                kept.append(line + "\n")
-        partial = self.metrics.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        partial.replace(self.metrics)
+        with atomic_write(self.metrics) as file:
+            file.writelines(kept)
 
     def write_results(self, results: dict[str, Any]) -> None:
-        partial = self.results.with_suffix(".partial")
-        partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        partial.replace(self.results)
+        write_json(self.results, results)
 
 
 def tensorboard_writer() -> Any:

@@ -20,7 +20,8 @@ from detector.models import Model, build_model
 from detector.models.backbones import Backbone
 from detector.optim import scaled_lr
 from detector.run import RunFolder, tensorboard_writer
-from detector.tasks import Data, get_task
+from detector.storage import atomic_write
+from detector.tasks import Data, Task, get_task
 from detector.transfer import transfer
 from detector.weights import load_backbone_weights
 
@@ -40,6 +41,16 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     if not resume:
         run.check_free()
     distributed.barrier()  # no rank makes the folder before all have looked
+    try:
+        if distributed.is_main() and resume and run.path.exists():
+            run.lock()  # a new run's folder is made, and locked, when all that it needs has been found
+        with distributed.peers():
+            return _fit(config, task, run, device, resume, writer)
+    finally:
+        run.unlock()
+
+
+def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any) -> bool:
     content = read_checkpoint(run.last) if resume and run.last.exists() else None
     if content is not None:
         check_config(content, config, run)
@@ -53,16 +64,17 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
         origins, report = load_start(model, config, categories)
     else:
         check_data(content, config, train_data, run)
-        origins, report = [f"resumed from {run.last}"], None
+        origins, report = [f"resumed from {run.last}", *_changes(content, config, run)], None
     memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
     model = model.to(device, memory_format=memory_format)
     state = TrainingState.begin(model, config.train, len(train_data), device)
     if content is not None:
         state.restore(content, run.last)
     if distributed.is_main():
-        begin_run(run, config, state.step, resume)
+        begin_run(run, config, state)
         if report:
-            (run.path / "transfer.txt").write_text(report, encoding="utf-8")
+            with atomic_write(run.path / "transfer.txt") as file:
+                file.write(report)
         if writer:
             run.board = writer(str(run.path), purge_step=state.step + 1)
         print_plan(config, origins, model, train_data, val_data, device)
@@ -169,11 +181,24 @@ def check_data(content: dict[str, Any], config: Config, train_data: Data, run: R
         raise ConfigError(f"{run.last}: has done {content['step']} steps, the config asks for {steps}; ask for more")
 
 
-def begin_run(run: RunFolder, config: Config, step: int, resume: bool) -> None:
-    """Make the run's folder, or tidy the one that is continued at ``step``."""
-    if not (resume and run.path.exists()):
+def _changes(content: dict[str, Any], config: Config, run: RunFolder) -> Iterator[str]:
+    """A line of each thing that a resumed run does otherwise than the run did before."""
+    old = config_to_dict(checkpoint_config(content, run.last))
+    for key, was, now in _differences("", old, config_to_dict(config)):
+        yield f"changed: {key.removeprefix('.')} was {was}, is {now}"
+    before, ranks = content.get("ranks", distributed.world_size()), distributed.world_size()
+    if before != ranks:
+        yield (
+            f"changed: {ranks} rank{'s' * (ranks > 1)} in place of {before}; the order of the pictures goes on as"
+            f" before, {config.train.batch_size // ranks} of each step's {config.train.batch_size} on each rank"
+        )
+
+
+def begin_run(run: RunFolder, config: Config, state: TrainingState) -> None:
+    """Make the run's folder, or tidy the one that is continued."""
+    if not run.is_locked:
         run.create()
-    run.forget_after(step)
+    run.forget_after(state.step, state.evaluated_step)
     run.describe(config)
 
 

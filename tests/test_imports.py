@@ -18,13 +18,13 @@ PACKAGE = REPOSITORY / "detector"
 
 # From the bottom up: a module imports its own layer and those below. A new module gets its place here.
 LAYERS = [
-    ["structures", "config", "configfile", "errors", "boxes", "chunks", "visualize", "pages"],
+    ["structures", "config", "configfile", "errors", "boxes", "chunks", "visualize", "pages", "storage"],
     ["anchors", "matching", "losses", "postprocess", "files"],
     ["data", "models"],
     ["metrics", "class_metrics", "tasks"],
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
     ["engine", "training", "predictor", "inference", "summary", "doctor", "benchmark"],
-    ["commands", "__main__"],
+    ["commands", "__main__", "stress"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
@@ -127,6 +127,7 @@ def test_slow_modules_would_be_found() -> None:
         ["tools/evaluate.py"],
         ["tools/infer.py"],
         ["tools/import_weights.py"],
+        ["tools/stress.py"],
         ["tools/summary.py"],
         ["tools/benchmark.py"],
         ["-m", "detector"],
@@ -136,6 +137,7 @@ def test_slow_modules_would_be_found() -> None:
         ["-m", "detector", "evaluate"],
         ["-m", "detector", "infer"],
         ["-m", "detector", "import_weights"],
+        ["-m", "detector", "stress"],
         ["-m", "detector", "summary"],
         ["-m", "detector", "benchmark"],
     ],

@@ -1,4 +1,4 @@
-"""Whole runs: what a step changes, resuming, killing, two ranks, signals."""
+"""Whole runs: what a step changes, resuming, two ranks, signals; tests/faults has what kills them."""
 
 from __future__ import annotations
 
@@ -105,26 +105,6 @@ def assert_same_tensors(first: object, second: object, place: str = "") -> None:
         assert first == second, place
 
 
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, tiny: list[str]) -> None:
-    # 12 pictures in batches of 1: 12 steps an epoch, last.pt after steps 5, 10, 12, 15, 20 and 24.
-    overrides = [*tiny, "train.batch_size=1", "train.epochs=2", "train.checkpoint_steps=5", "data.workers=2"]
-    run_training(tmp_path, "whole", overrides)
-
-    process = start_training(tmp_path, "killed", overrides)
-    wait_for_step(process, tmp_path / "killed", 6)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert torch.load(tmp_path / "killed" / "last.pt", weights_only=True)["step"] in (5, 10)  # amid the first epoch
-    # Another number of workers must not matter.
-    run_training(tmp_path, "killed", [*overrides, "data.workers=0"], "--resume")
-
-    whole, killed = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "killed"))
-    for part in ("model", "ema", "optimizer", "step", "best"):
-        assert_same_tensors(whole[part], killed[part], part)
-    losses = [[(row["step"], row["loss"]) for row in steps_of(tmp_path / name)] for name in ("whole", "killed")]
-    assert losses[0] == losses[1]  # every step once, in order
-
-
 def test_two_ranks_follow_one_process(tmp_path: Path, tiny: list[str]) -> None:
     torch.manual_seed(0)
     torch.save(ResNet(BasicBlock, [1, 1, 1, 1]).state_dict(), tmp_path / "resnet10.pt")
@@ -142,11 +122,10 @@ def test_two_ranks_follow_one_process(tmp_path: Path, tiny: list[str]) -> None:
     assert results[0]["AP50"] == pytest.approx(results[1]["AP50"], abs=1e-3)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_so(tmp_path: Path, tiny: list[str], number: signal.Signals) -> None:
+def test_ctrl_c_saves_and_says_so(tmp_path: Path, tiny: list[str]) -> None:
     process = start_training(tmp_path, "run", [*tiny, "train.batch_size=4", "train.epochs=500", "data.workers=1"])
     wait_for_step(process, tmp_path / "run", 2)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "continue with --resume" in stderr
@@ -159,7 +138,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
     huge = [*tiny, "train.optimizer={name: sgd, lr: 1.0e+25, lr_batch_size: 4}", "train.schedule.warmup_steps=0"]
     config = load_config("quickstart.yaml", [*huge, "train.batch_size=4", "train.clip_norm=null", "data.workers=0"])
     run = RunFolder(tmp_path / "run")
-    with pytest.raises(NonFiniteError, match=r"step \d+: .*lr .*cls .*box .*image ids \d+, \d+, \d+, \d+") as error:
+    said = r"step \d+: .*lr .*cls .*box .*pictures (\S+train_\d+.jpg(, )?){4}\)"
+    with pytest.raises(NonFiniteError, match=said) as error:
         fit(config, run, CPU)
     assert "\n" not in str(error.value)
     saved = torch.load(run.last, weights_only=True)

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("command line: --results needs --annotations to be scored against")
 
     from detector import distributed
+    from detector.storage import write_json
     from detector.tasks import get_task
 
     if args.output:
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         metrics, config = _score_results(args) if args.results else _score_checkpoint(args)
         if distributed.is_main():
             if args.output:
-                (args.output / "results.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+                write_json(args.output / "results.json", metrics)
                 get_task(config).write_report(metrics, args.output)
             numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
             print(json.dumps(numbers) if args.json else get_task(config).describe(metrics, config.eval.per_class))

@@ -62,14 +62,17 @@ def _export(source: str, output: Path) -> str:
     import torch
 
     from detector.interchange import open_checkpoint, to_torchvision
+    from detector.storage import atomic_write
 
     state = to_torchvision(open_checkpoint(source), source)
     if output.suffix == ".safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, output)
+        with atomic_write(output, "wb") as file:
+            file.write(save({name: tensor.contiguous() for name, tensor in state.items()}))
     else:
-        torch.save(state, output)
+        with atomic_write(output, "wb") as file:
+            torch.save(state, file)
     rows = len(state["head.classification_head.cls_logits.bias"])
     anchors = len(state["head.regression_head.bbox_reg.bias"]) // 4
     return f"{len(state)} tensors; torchvision's num_classes is {rows // anchors}\n{output}"

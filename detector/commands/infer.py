@@ -7,15 +7,19 @@ tools/infer.py --checkpoint runs/x/best.pt --input 'pictures/*.jpg' --output fou
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-UNREADABLE = 1  # exit code when some pictures could not be read; all others are done
+from detector.commands.train import RESUMABLE
+
+UNREADABLE = 1  # exit code when some pictures could not be read, or changed meanwhile; all others are done
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a .pt file of a run")
     parser.add_argument("--input", required=True, help="a folder (searched whole), a file, or a quoted pattern")
     parser.add_argument("--output", required=True, type=Path, help="a new folder for the predictions and images/")
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped, or begin it")
     parser.add_argument(
         "--score", type=_probability, help="lowest score of an object in predictions.json (default: the config's)"
     )
@@ -31,34 +35,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from detector.errors import ConfigError
-    from detector.inference import find_images, infer_folder
+    from detector.inference import ERRORS, PROGRESS, find_images, infer_folder
 
-    root, files = find_images(args.input)
-    for path in args.output.glob("predictions.*"):
-        if ".partial" not in path.name:
+    for name in ("predictions.json", "predictions.csv"):
+        if (args.output / name).exists():
+            if args.resume:
+                print(f"finished before: {args.output / name}")
+                return UNREADABLE if (args.output / ERRORS).exists() else 0
             raise ConfigError(f"{args.output}: holds predictions already; choose another --output, or remove it")
+    if (args.output / PROGRESS).exists() and not args.resume:
+        raise ConfigError(
+            f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
+        )
+    pictures = find_images(args.input)
 
     from detector.predictor import Predictor
 
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides)
     if args.score is not None:
         predictor.task.with_threshold(predictor.config.model, args.score)  # refused before any work is done
-    summary = infer_folder(
-        predictor,
-        root,
-        files,
-        args.output,
-        score=args.score,
-        draw_score=None if args.no_images else args.draw_score,
-        batch_size=args.batch_size,
-        workers=args.workers,
-    )
-    print(f"{summary.found} in {len(files) - len(summary.errors)} pictures: {summary.path}")
-    for error in summary.errors[:10]:
-        print(f"not read: {error}")
-    if summary.errors:
-        print(f"{len(summary.errors)} of {len(files)} pictures could not be read: {args.output / 'errors.jsonl'}")
-    return UNREADABLE if summary.errors else 0
+    try:
+        summary = infer_folder(
+            predictor,
+            pictures,
+            args.output,
+            score=args.score,
+            draw_score=None if args.no_images else args.draw_score,
+            batch_size=args.batch_size,
+            workers=args.workers,
+            resume=args.resume,
+        )
+    except KeyboardInterrupt:
+        print(f"stopped; continue with --resume: {args.output}", file=sys.stderr)
+        return RESUMABLE
+    print(f"{summary.found} in {summary.read} pictures: {summary.path}")
+    for error in summary.errors:
+        print(f"not read or changed: {error}")
+    if summary.num_errors:
+        print(
+            f"{summary.num_errors} of {summary.pictures} pictures could not be read, or were changed meanwhile:"
+            f" {args.output / ERRORS}"
+        )
+    return UNREADABLE if summary.num_errors else 0
 
 
 def _probability(text: str) -> float:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
     import detector
     from detector.configfile import load_config
-    from detector.inference import infer_folder
+    from detector.inference import Pictures, find_images, infer_folder
     from detector.run import RunFolder
     from detector.tasks import get_task
     from detector.training import fit
@@ -75,12 +75,11 @@ def run(args: argparse.Namespace) -> int:
     if not fit(config, run_folder, torch.device("cpu"), resume=True):
         print("stopped; everything is saved, the same command continues", file=sys.stderr)
         return RESUMABLE
-    files = sorted(path for path in splits["val.images"].rglob("*") if path.is_file() and "train_" not in path.name)
-    files = files[:: max(1, len(files) // DRAWN)][:DRAWN]
+    root = splits["val.images"]
+    names = [path.relative_to(root).as_posix() for path in find_images(str(root)) if "train_" not in path.name]
+    pictures = Pictures(root, names[:: max(1, len(names) // DRAWN)][:DRAWN])
     drawn = folder / "found"
-    infer_folder(
-        detector.load(run_folder.best, "cpu"), splits["val.images"], files, drawn, None, 0.4, batch_size=8, workers=0
-    )
+    infer_folder(detector.load(run_folder.best, "cpu"), pictures, drawn, None, 0.4, batch_size=8, workers=0)
 
     drawings = [Image.open(path) for path in sorted((drawn / "images").rglob("*.jpg"))]
     contact_sheet(drawings[:: len(drawings) // 8][:8], columns=4).save(drawn / "overview.jpg", quality=85)

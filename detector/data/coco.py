@@ -146,6 +146,13 @@ class CocoDataset(Dataset[Sample | DetectorError]):
             text += f" (first: {checked.first_invalid})"
         return text
 
+    def file(self, index: int) -> Path:
+        return self.images / self.annotations.file_name(index)
+
+    def index_of(self, image_id: int) -> int:
+        """Where a picture stands, by the id that batches have."""
+        return int((self.annotations.image_ids == image_id).nonzero()[0])
+
     def __getitem__(self, key: tuple[int, int]) -> Sample | DetectorError:
         epoch, index = key
         try:
@@ -156,7 +163,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     def _sample(self, epoch: int, index: int) -> Sample:
         annotations = self.annotations
         height, width = int(annotations.heights[index]), int(annotations.widths[index])
-        image = read_annotated_image(self.images / annotations.file_name(index), height, width, self.channels)
+        image = read_annotated_image(self.file(index), height, width, self.channels)
         rows = annotations.rows(index)
         is_kept = self.checked.is_kept[rows]
         boxes = self.checked.boxes[rows][is_kept].numpy()

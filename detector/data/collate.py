@@ -1,19 +1,17 @@
-"""Samples to a :class:`~detector.structures.Batch`, and the loader around it."""
+"""Samples to a :class:`~detector.structures.Batch`, and the batches of a loader."""
 
 from __future__ import annotations
 
 import math
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import get_worker_info
 
 from detector.data.coco import Sample
 from detector.data.folder import ClassSample
+from detector.data.loader import load
 from detector.errors import DetectorError
 from detector.structures import PADDING, Batch, ClassTargets, Targets
 
@@ -78,29 +76,9 @@ def _box_targets(samples: list[Sample]) -> Targets:
     return Targets(boxes, labels)
 
 
-def load_batches(dataset: Dataset[Any], batches: Any, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches of ``dataset`` in the order of a sampler of key lists; raises the error of a broken sample."""
-    loader = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        pin_memory=pin_memory,
-        worker_init_fn=init_worker,
-        # Its own, or the loader would draw from the one that dropout draws from, once a process: not once a run.
-        generator=torch.Generator(),
-    )
-    for batch in loader:
+def load_batches(data: Any, batches: Any, workers: int, pin_memory: bool) -> Iterator[Batch]:
+    """The batches of ``data`` in the order of a sampler of key lists; raises the error of a broken sample."""
+    for batch in load(data, batches, workers, collate, pin_memory):
         if isinstance(batch, DetectorError):
             raise batch
         yield batch
-
-
-def init_worker(worker: int) -> None:
-    """What every loader process does first."""
-    # Ctrl-C, and torchrun when it stops, signal the whole process group. The main process decides when its workers end
-    # (it finishes a step and saves first), so they leave the group; it ends them by SIGTERM.
-    os.setpgrp()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # Workers are the parallelism; threads inside each of them only fight for the cores.
-    cv2.setNumThreads(0)

@@ -249,6 +249,13 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
             text += f"; {unlabelled:,} without a label"
         return text
 
+    def file(self, index: int) -> Path:
+        return self.labelled.file(index)
+
+    def index_of(self, image_id: int) -> int:
+        """Where a picture stands, by the id that batches have: the same."""
+        return image_id
+
     def __getitem__(self, key: tuple[int, int]) -> ClassSample | DetectorError:
         epoch, index = key
         try:
@@ -271,7 +278,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
 
     def _read(self, epoch: int, index: int) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
         """Picture, shares of the classes, and the file's height and width."""
-        image = read_image(self.labelled.file(index), self.channels)
+        image = read_image(self.file(index), self.channels)
         shares = torch.zeros(len(self.categories))
         shares[self.labelled.labels_of(index)] = 1
         return self.transform(image, epoch, index), shares, image.shape[:2]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from detector.data.coco import Category
 from detector.data.folder import ClassDataset, ClassSample, Labelled, open_classes
 from detector.data.transforms import ClassTransform
 from detector.errors import ConfigError
+from detector.storage import atomic_write
 from detector.structures import Batch, ClassTargets, Losses
 from detector.visualize import draw_confusion, draw_lines
 
@@ -105,11 +107,12 @@ def write_report(metrics: dict[str, Any], folder: Path) -> None:
     if "confusion" not in metrics:
         return
     names = [row["name"] for row in metrics["per_class"]]
-    with (folder / "confusion.csv").open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(folder / "confusion.csv") as file:
         writer = csv.writer(file)
         writer.writerow(["true \\ predicted", *names])
         writer.writerows([name, *row] for name, row in zip(names, metrics["confusion"], strict=True))
-    draw_confusion(np.array(metrics["confusion"]), names).save(folder / "confusion.png")
+    with atomic_write(folder / "confusion.png", "wb") as file:
+        draw_confusion(np.array(metrics["confusion"]), names).save(file, format="png")
 
 
 # --- single pictures --------------------------------------------------------------------------------------------------
@@ -140,14 +143,16 @@ def to_results(found: ClassPrediction, image_id: int, name: Path) -> list[dict[s
     return [row]
 
 
-def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(results[0]) if results else ["path", "label", "score"])
+def write_results(results: Iterable[dict[str, Any]], path: Path) -> None:
+    rows = iter(results)
+    first = next(rows, None)
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, list(first or ["path", "label", "score"]))
         writer.writeheader()
-        writer.writerows(results)
+        writer.writerows(chain([first] if first else [], rows))
 
 
-def describe_results(results: Sequence[dict[str, Any]]) -> str:
+def describe_results(results: Iterable[dict[str, Any]]) -> str:
     counts = Counter(row["label"] for row in results).most_common()
     return ", ".join(f"{name} {count}" for name, count in counts[:10]) + (", …" if len(counts) > 10 else "")
 

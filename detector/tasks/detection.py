@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from detector.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.matching import IGNORE, MATCHERS
 from detector.metrics import METRICS, coco_metrics
 from detector.postprocess import detect
+from detector.storage import atomic_write
 from detector.structures import Batch, Detections, Losses, Predictions, Targets
 from detector.visualize import draw_boxes
 
@@ -172,12 +173,17 @@ def to_results(found: Prediction, image_id: int, name: Path) -> list[dict[str, A
     ]
 
 
-def write_results(results: Sequence[dict[str, Any]], path: Path) -> None:
-    path.write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
+def write_results(results: Iterable[dict[str, Any]], path: Path) -> None:
+    """A JSON list, written row by row: the predictions of many pictures need not fit into memory."""
+    with atomic_write(path) as file:
+        file.write("[")
+        for number, row in enumerate(results):
+            file.write((", " if number else "") + json.dumps(row, ensure_ascii=False))
+        file.write("]")
 
 
-def describe_results(results: Sequence[dict[str, Any]]) -> str:
-    return f"{len(results)} objects"
+def describe_results(results: Iterable[dict[str, Any]]) -> str:
+    return f"{sum(1 for _ in results)} objects"
 
 
 def draw(image: np.ndarray, found: Prediction, draw_score: float) -> Image.Image:

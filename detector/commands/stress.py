@@ -1,0 +1,63 @@
+"""Kill, soak and overload real runs, and say whether they lost anything (docs/RELIABILITY.md).
+
+tools/stress.py kill --kills 200        train a tiny model, SIGKILL it at random moments, resume, compare bit for bit
+tools/stress.py soak                    2,000 steps and 20 evaluations: does memory grow, do descriptors leak
+tools/stress.py infer --pictures 100000 the time to the first batch, memory, killed half way and resumed
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+FAILED = 1  # exit code when a promise was broken
+SETTLED = 200  # steps after which memory must not grow by more than GROWTH
+GROWTH = 0.05
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("kill", "soak", "infer"), help="what is done to the runs")
+    parser.add_argument("--kills", type=int, default=100, help="kill: so many (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="kill: of the moments (default: 0)")
+    parser.add_argument("--steps", type=int, default=2000, help="soak: so many, in 20 parts (default: 2000)")
+    parser.add_argument("--pictures", type=int, default=100_000, help="infer: so many (default: 100000)")
+    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder, removed)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import tempfile
+
+    from detector.errors import ConfigError
+
+    if args.folder is not None:
+        if args.folder.exists():
+            raise ConfigError(f"{args.folder}: exists already; choose a new --folder")
+        return _stress(args, args.folder)
+    with tempfile.TemporaryDirectory(prefix="detector_stress_") as folder:
+        return _stress(args, Path(folder))
+
+
+def _stress(args: argparse.Namespace, folder: Path) -> int:
+    from detector import stress
+    from detector.data.shapes import write_shapes
+
+    data = folder / "data"
+    if args.what == "kill":
+        write_shapes(data, train=12, val=6)
+        kills = stress.kill_and_resume(data, folder / "runs", args.kills, args.seed)
+        print(kills)
+        for difference in kills.differences:
+            print(difference)
+        return FAILED if kills.differences else 0
+    if args.what == "soak":
+        write_shapes(data, train=args.steps // 20 * 2, val=6)
+        soaked = stress.soak(data, folder / "runs", args.steps, evaluations=20, settled=min(SETTLED, args.steps // 2))
+        print(soaked)
+        return FAILED if soaked.growth > GROWTH or soaked.late.descriptors > soaked.early.descriptors else 0
+    print(f"making {args.pictures} pictures", file=sys.stderr)
+    stress.link_pictures(folder / "pictures", args.pictures)
+    checkpoint = stress.tiny_checkpoint(folder / "tiny.pt")
+    inferred = stress.infer(checkpoint, folder / "pictures", folder / "found", args.pictures)
+    print(inferred)
+    return 0 if inferred.is_same and inferred.late.memory < (1 + GROWTH) * inferred.early.memory else FAILED

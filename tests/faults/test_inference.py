@@ -1,0 +1,162 @@
+"""Inference that is killed and resumed finds the same, byte for byte; what happens to files meanwhile is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import detector
+from detector.__main__ import run_command
+from detector.errors import StorageError
+from detector.inference import Pictures, find_images, infer_folder
+from detector.stress import infer, link_pictures, tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny.pt")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    link_pictures(folder, 40)
+    return folder
+
+
+def run_infer(checkpoint: Path, pictures: Path, output: Path, *flags: str) -> int:
+    arguments = ["--checkpoint", str(checkpoint), "--input", str(pictures), "--output", str(output), "--workers", "0"]
+    return run_command("infer", [*arguments, "--device", "cpu", "model.predict.score_threshold=0.0", *flags])
+
+
+def test_killed_half_way_and_resumed(checkpoint: Path, tmp_path: Path) -> None:
+    link_pictures(tmp_path / "pictures", 300)
+    report = infer(checkpoint, tmp_path / "pictures", tmp_path / "found", 300)
+    assert report.is_same
+    results = json.loads((tmp_path / "found" / "killed" / "predictions.json").read_text())
+    assert {row["image_id"] for row in results} == set(range(1, 301))
+    assert sorted(path.name for path in (tmp_path / "found" / "killed").iterdir()) == ["predictions.json"]
+
+
+def test_every_place_to_stop_gives_the_same(
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after each batch in turn, with half a line of the next one behind it."""
+    assert run_infer(checkpoint, pictures, tmp_path / "whole") == 0
+    output = tmp_path / "stopped"
+    predict = detector.predictor.Predictor.predict_samples
+    for place in range(1, 5):
+        calls = iter(range(place + 1))
+
+        def stop(predictor: object, samples: list, score: object, calls: object = calls) -> list:
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return predict(predictor, samples, score)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("detector.predictor.Predictor.predict_samples", stop)
+            flags = ["--resume"] if place > 1 else []
+            code = run_infer(checkpoint, pictures, output, *flags)
+        if code == 0:
+            break
+        assert code == 75
+        with (output / "progress.jsonl").open("a") as file:
+            file.write('{"file": "half')
+    assert place > 1
+    assert (output / "predictions.json").read_bytes() == (tmp_path / "whole" / "predictions.json").read_bytes()
+    drawn = [
+        {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.jpg")} for name in ("whole", "stopped")
+    ]
+    assert len(drawn[0]) == 40
+    assert drawn[0] == drawn[1]
+    assert run_infer(checkpoint, pictures, output, "--resume") == 0  # it is finished, and stays so
+
+
+def test_files_that_vanish_change_or_come_are_said(
+    checkpoint: Path,
+    pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: object) -> list:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detector.predictor.Predictor.predict_samples", stop)
+        assert run_infer(checkpoint, pictures, tmp_path / "found") == 75
+    vanished, changed = (pictures / "0000" / f"{number:07}.jpg" for number in (3, 7))
+    vanished.unlink()
+    shutil.copy(pictures / "0000" / "0000008.jpg", tmp_path / "new.jpg")
+    os.utime(tmp_path / "new.jpg")
+    (tmp_path / "new.jpg").replace(changed)
+    shutil.copy(changed, pictures / "0000" / "another.jpg")
+    capsys.readouterr()
+    assert run_infer(checkpoint, pictures, tmp_path / "found", "--resume", "--no-images") == 2  # asked otherwise
+    assert "draw_score was 0.4, is None" in capsys.readouterr().err
+    assert run_infer(checkpoint, pictures, tmp_path / "found", "--resume") == 1
+    assert "1 pictures are new since the run began, and no part of it" in capsys.readouterr().err
+    errors = [json.loads(line) for line in (tmp_path / "found" / "errors.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in errors] == [str(vanished), str(changed)]
+    assert "No such file" in errors[0]["error"]
+    assert "was changed after the run began" in errors[1]["error"]
+    names = {row["file_name"] for row in json.loads((tmp_path / "found" / "predictions.json").read_text())}
+    assert len(names) == 39
+    assert "0000/0000007.jpg" in names
+
+
+def test_a_run_that_was_not_finished_is_not_begun_again(
+    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "found").mkdir()
+    (tmp_path / "found" / "progress.jsonl").touch()
+    assert run_infer(checkpoint, pictures, tmp_path / "found") == 2
+    assert "continue it with --resume" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_ends_inference_in_one_line(
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line of progress, each drawing and each result in turn does not fit."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    predictor = detector.load(checkpoint, device="cpu")
+    some = Pictures(pictures, ["0000/0000000.jpg", "0000/0000001.jpg"])
+    for place in ("PIL.Image.Image.save", "os.fsync", "json.dumps"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(StorageError, match=r"cannot be written: No space left.*--resume"):
+                infer_folder(predictor, some, tmp_path / "found", 0.0, 0.0, batch_size=1, workers=0, resume=True)
+        assert not (tmp_path / "found" / "predictions.json").exists()
+    assert infer_folder(predictor, some, tmp_path / "found", 0.0, 0.0, 1, 0, resume=True).num_errors == 0
+
+
+def test_pictures_are_found_as_before(tmp_path: Path) -> None:
+    for name in ("b.jpg", "a/c.PNG", "a/.hidden.jpg", "a/x/d.jpeg", "a/notes.txt", "e.jpg.bak"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "b.jpg")
+    (tmp_path / "dead.jpg").symlink_to(tmp_path / "nothing.jpg")
+    (tmp_path / os.fsdecode(b"\xff.jpg")).touch()
+    found = find_images(str(tmp_path))
+    assert [found.name(index) for index in range(len(found))] == [
+        "a/.hidden.jpg",
+        "a/c.PNG",
+        "a/x/d.jpeg",
+        "b.jpg",
+        "link.jpg",
+        "\udcff.jpg",
+    ]
+    assert found[3] == tmp_path / "b.jpg"
+    assert list(find_images(str(tmp_path / "*.jpg"))) == [
+        tmp_path / name for name in ("b.jpg", "link.jpg", "\udcff.jpg")
+    ]
+    assert isinstance(found.names, np.ndarray)

@@ -1,0 +1,30 @@
+"""SIGKILL anywhere: what was killed and resumed ends as what was not, to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from detector.stress import differences, kill_and_resume
+
+
+def test_twenty_kills_change_nothing(shapes: Path, tmp_path: Path) -> None:
+    report = kill_and_resume(shapes, tmp_path / "runs", kills=20)
+    assert report.differences == []
+    assert report.kills.total() == 20
+    assert set(report.kills) == {"starting", "stepping", "saving"}
+
+    # The comparison would find a bit, and a step that stands twice.
+    whole, killed = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed_1"
+    content = torch.load(killed / "last.pt", weights_only=True)
+    name, tensor = next(item for item in content["ema"].items() if item[0].endswith("running_mean"))
+    tensor[0] = torch.nextafter(tensor[0], torch.tensor(torch.inf))
+    torch.save(content, killed / "last.pt")
+    lines = (killed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (killed / "metrics.jsonl").write_text("".join([*lines, lines[-2]]))
+    found = list(differences(whole, killed))
+    assert found == [
+        f"last.pt: ema.{name}",
+        f"metrics.jsonl: {len(lines)} and {len(lines) + 1} lines, or other numbers",
+    ]

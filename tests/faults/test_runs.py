@@ -1,0 +1,218 @@
+"""A training run that meets a full disk, another run, a signal, or numbers that are not finite."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from detector.__main__ import run_command
+from detector.config import Config
+from detector.configfile import load_config
+from detector.data.sampler import epoch_batches
+from detector.engine import StopRequest
+from detector.errors import ConfigError, NonFiniteError, StorageError
+from detector.run import RunFolder
+from detector.stress import CONFIG, TINY, data_overrides, finish, kill, rows_of, start, unequal
+from detector.training import fit
+
+CPU = torch.device("cpu")
+
+
+def tiny_config(shapes: Path, *overrides: str) -> Config:
+    given = ["train.batch_size=2", "train.steps=4", "train.checkpoint_steps=1", "data.workers=0"]
+    return load_config(CONFIG, [*TINY, *data_overrides(shapes), *given, *overrides])
+
+
+# --- disk -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_disk_that_fills_at_any_file_stops_in_one_line_and_the_run_continues(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file that the run opens to write fails once; every attempt gets one file further, resumed from the last."""
+    config = tiny_config(shapes, "train.steps=2")
+    assert fit(config, RunFolder(tmp_path / "whole"), CPU)
+    opened, times = Path.open, Counter[str]()
+    run = RunFolder(tmp_path / "filled")
+
+    def open_counted(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if mode not in ("r", "rb"):
+            name = re.sub(r"\.\d+\.partial", "", path.name)
+            times[name] += 1
+            if times[name] == 1 or (name == "last.pt" and times[name] == 3):
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return opened(path, mode, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_counted)
+        for _ in range(30):
+            before = run.last.read_bytes() if run.last.exists() else None
+            try:
+                if fit(config, run, CPU, resume=True):
+                    break
+            except StorageError as error:
+                assert "cannot be written: Disk quota exceeded; what was saved before stands" in str(error)
+                assert "\n" not in str(error)
+            if before is not None:
+                assert torch.load(run.last, weights_only=True)["step"] >= 1
+            assert not list(run.path.glob("*.partial"))
+    files = {"config.yaml", "environment.json", "metrics.jsonl", "results.json", "last.pt", "best.pt"}
+    assert set(times) == files
+    assert times["last.pt"] > 3
+    contents = [torch.load(folder / "last.pt", weights_only=True) for folder in (tmp_path / "whole", run.path)]
+    for part in ("model", "ema", "optimizer"):
+        assert list(unequal(contents[0][part], contents[1][part], part)) == []
+    assert [row["step"] for row in rows_of(run.path)] == [row["step"] for row in rows_of(tmp_path / "whole")]
+
+
+def test_the_exit_code_says_that_it_was_the_disk(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    arguments = ["--config", CONFIG, "--runs", str(tmp_path), "--device", "cpu", *TINY, *data_overrides(shapes)]
+    assert run_command("train", [*arguments, "train.steps=1", "train.batch_size=2", "data.workers=0"]) == 74
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"error: {tmp_path}/quickstart/config.yaml: cannot be written: No space left on device")
+
+
+# --- another run, signals ---------------------------------------------------------------------------------------------
+
+
+def test_a_second_run_is_refused_and_two_signals_end_at_once(shapes: Path, tmp_path: Path) -> None:
+    arguments = ["--config", CONFIG, "--runs", str(tmp_path), "--name", "run", "--resume", "--device", "cpu", *TINY]
+    arguments += [*data_overrides(shapes), "train.batch_size=2", "train.epochs=500", "data.workers=1"]
+    # Neither steps nor an epoch's end: minutes are what saves it.
+    arguments += ["train.checkpoint_steps=100000", "train.checkpoint_minutes=0.0001"]
+    log, run = tmp_path / "log.txt", tmp_path / "run"
+    first = start("train", arguments, log)
+    while len(rows_of(run)) < 2:
+        assert first.is_alive(), log.read_text()
+        time.sleep(0.01)
+    second_log = tmp_path / "second.txt"
+    assert finish(start("train", arguments, second_log), second_log) == ConfigError.exit_code
+    assert f"error: {run}: process {first.pid} on " in second_log.read_text()
+    assert first.is_alive()
+
+    kill(first)
+    assert torch.load(run / "last.pt", weights_only=True)["step"] >= 1
+    assert (run / "lock").exists()
+    third = start("train", arguments, log)  # at once: the dead process's lock is no lock
+    steps = len(rows_of(run))
+    while len(rows_of(run)) < steps + 2:
+        assert third.is_alive(), log.read_text()
+        time.sleep(0.01)
+    third.terminate()
+    assert finish(third, log) == 75
+    assert "everything is saved, continue with --resume" in log.read_text()
+    assert torch.load(run / "last.pt", weights_only=True)["step"] == rows_of(run)[-1]["step"]
+    assert not (run / "lock").exists()
+
+
+def test_the_second_signal_ends_at_once() -> None:
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked
+        # By the system, and so within a collective or a read that hangs, too.
+        assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} == {signal.SIG_DFL}
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+# --- numbers that are not finite --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spoilt_step(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The loss of steps 2 and 3 is not finite."""
+    from detector.tasks import detection
+
+    calls = iter(range(100))
+    loss = detection.loss
+
+    def spoil(*arguments: Any) -> Any:
+        losses = loss(*arguments)
+        if next(calls) in (1, 2):
+            return losses._replace(parts={name: part * torch.nan for name, part in losses.parts.items()})
+        return losses
+
+    monkeypatch.setattr(detection, "loss", spoil)
+    return 2
+
+
+def test_a_step_that_is_not_finite_is_skipped(
+    shapes: Path, tmp_path: Path, spoilt_step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved: list[dict[str, Any]] = []
+
+    class Watched(RunFolder):
+        def save_last(self, config: Any, categories: Any, state: dict[str, Any]) -> None:
+            super().save_last(config, categories, state)
+            saved.append(torch.load(self.last, weights_only=True))
+
+    run = Watched(tmp_path / "run")
+    assert fit(tiny_config(shapes, "train.non_finite=skip"), run, CPU)
+    first, second, third, fourth = saved[:4]
+    for content in saved:
+        for group in content["optimizer"]["param_groups"]:
+            del group["lr"]  # the schedule goes on
+    for part in ("model", "ema", "optimizer"):  # statistics and counters of batch norms among them
+        assert list(unequal(first[part], third[part], part)) == []
+        assert list(unequal(third[part], fourth[part], part)) != []
+    assert [content["skipped"] for content in (first, second, third, fourth)] == [0, 1, 2, 2]
+    rows = [json.loads(line) for line in run.metrics.read_text().splitlines()]  # strict JSON: no NaN in it
+    assert "NaN" not in run.metrics.read_text()
+    names = [image["file_name"] for image in json.loads((shapes / "annotations/train.json").read_text())["images"]]
+    order = epoch_batches(np.ones(12, dtype=bool), 12, 2, seed=0, epoch=0)
+    assert [row["loss"] is None for row in rows[:4]] == [False, True, True, False]
+    assert rows[1]["skipped"] == [str(shapes / "images" / names[index]) for index in order[1]]
+    assert "skipped" not in rows[0]
+    said = capsys.readouterr().err
+    assert f"{names[order[1][0]]}" in said
+    assert "skipped, 2 of at most 20" in said
+
+
+def test_skips_have_a_cap(shapes: Path, tmp_path: Path, spoilt_step: int) -> None:
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(NonFiniteError, match=r"step 3: .*after 1 skipped steps \(train.max_skips\)"):
+        fit(tiny_config(shapes, "train.non_finite=skip", "train.max_skips=1"), run, CPU)
+    assert torch.load(run.last, weights_only=True)["step"] == 2
+
+
+def test_classes_are_named_by_their_files(colors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detector.tasks import classification
+
+    loss = classification.loss
+    monkeypatch.setattr(
+        classification,
+        "loss",
+        lambda *arguments: loss(*arguments)._replace(parts={"cls": loss(*arguments).parts["cls"] * torch.inf}),
+    )
+    given = [f"data.{split}.images={colors / split}" for split in ("train", "val")]
+    given += ["model.backbone.name=resnet10", "data.crop.size=32", "train.batch_size=2", "data.workers=0"]
+    with pytest.raises(NonFiniteError, match=r"pictures \S+/(red|green|blue)_\d.png, \S+/(red|green|blue)_\d.png\)"):
+        fit(load_config("classify_quickstart.yaml", given), RunFolder(tmp_path / "run"), CPU)
+
+
+@pytest.mark.parametrize(("evaluated_step", "kept"), [(0, [1, 2]), (2, [1, 2, 2])])
+def test_what_was_not_saved_is_forgotten(tmp_path: Path, evaluated_step: int, kept: list[int]) -> None:
+    """Killed after step 2's evaluation was written and before, or after, the checkpoint that knows of it."""
+    run = RunFolder(tmp_path)
+    run.metrics.write_bytes(
+        b'{"step": 1, "loss": 1}\n{"step": 2, "loss": 1}\n{"step": 2, "evaluation": {}}\n{"step": 3, "loss": 1}\n'
+        b'\0\0\0\n{"step": 4, "lo\xff'
+    )
+    run.forget_after(2, evaluated_step)
+    assert [row["step"] for row in rows_of(tmp_path)] == kept
