@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
 
-from detector.errors import DataError
+from detector.storage import atomic_write, storing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,13 +101,12 @@ class Section:
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
-    """Write the page whole, or not at all; raises :class:`~detector.errors.DataError` where it cannot be written."""
+    """Write the page whole, or not at all; raises :class:`~detector.errors.StorageError` where it cannot be written."""
     text = _environment().get_template("page.html").render(title=title, lead=lead, sections=sections)
-    try:
+    with storing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
+    with atomic_write(path) as file:
+        file.write(text)
 
 
 def picture(image: Image.Image, caption: str, long_side: int = 800, quality: int = 80) -> Picture:
