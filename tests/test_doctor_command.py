@@ -18,6 +18,7 @@ from detector.doctor.examination import Settings, examine
 from detector.doctor.findings import CHECKS
 from detector.doctor.fixing import fix_tree
 from detector.doctor.reading import read_coco
+from detector.errors import StorageError
 
 BOX = [4.0, 4.0, 30.0, 20.0]
 
@@ -195,7 +196,7 @@ def test_fix_writes_over_nothing(data: Path, target: str, capsys: pytest.Capture
         (["--config", "quickstart.yaml", "--images", "."], "either --config or"),
         (["--config", "retinanet_r18_fpn.yaml", "data.train.images=null"], "data.train.images is not set"),
         (["--images", ".", "data.resize.long=5"], "need --config"),
-        (["--images", "tests", "--fix", "x.json"], "no class folders"),
+        (["--images", "docs", "--fix", "x.json"], "no class folders"),
     ],
 )
 def test_a_mistake_gets_one_line(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,7 +223,8 @@ def test_what_is_no_coco_file_gets_one_line(
 
 def test_a_page_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "file").touch()
-    assert "cannot be written" in refused([*arguments(data), "--quick", "--html", f"{data}/file/x.html"], capsys)
+    assert main(["doctor", *arguments(data), "--quick", "--html", f"{data}/file/x.html"]) == StorageError.exit_code
+    assert f"error: {data}/file: cannot be written" in capsys.readouterr().err
 
 
 def test_labelled_pictures_have_nothing_to_fix(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,7 +26,8 @@ from detector.doctor.columns import DANGLING, Split
 from detector.doctor.files import FileFacts
 from detector.doctor.pictures import QUARTER_TURNS
 from detector.doctor.reading import read_json
-from detector.errors import ConfigError, DataError
+from detector.errors import ConfigError
+from detector.storage import atomic_write, storing
 
 ROUNDING = 2  # pixels that both sides may differ by in a picture that was not scaled
 
@@ -51,14 +52,12 @@ def fix_split(split: Split, facts: Sequence[FileFacts], target: Path) -> int:
     """Write the cleaned copy and ``target``.changes.jsonl; returns the number of changes."""
     tree = read_json(split.source)
     changes = fix_tree(tree, split, facts)
-    try:
+    with storing(target.parent):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("x", encoding="utf-8") as file:
-            json.dump(tree, file)
-        with changes_path(target).open("x", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps(change)}\n" for change in changes)
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written: {error.strerror}") from None
+    with atomic_write(changes_path(target)) as file:
+        file.writelines(f"{json.dumps(change)}\n" for change in changes)
+    with atomic_write(target) as file:
+        json.dump(tree, file)
     return len(changes)
 
 
