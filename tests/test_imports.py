@@ -21,7 +21,7 @@ LAYERS = [
     ["structures", "config", "configfile", "errors", "boxes", "visualize", "pages"],
     ["anchors", "matching", "losses", "postprocess", "files"],
     ["data", "models"],
-    ["metrics", "class_metrics", "tasks"],
+    ["metrics", "class_metrics", "reports", "tasks"],
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
     ["engine", "training", "predictor", "inference", "summary"],
     ["commands", "__main__"],

@@ -13,6 +13,7 @@ from torch import Tensor
 from detector.config import Config, ModelConfig
 from detector.data.coco import Category
 from detector.errors import ConfigError, one_of
+from detector.reports import Report, Scored
 from detector.structures import Batch, Losses
 from detector.tasks import classification, detection
 
@@ -24,6 +25,7 @@ class Data(Protocol):
     is_wide: np.ndarray | None  # [I] bool: which pictures are at least as wide as high; None where all are alike
     source: Path  # what it was read from, for messages
     truth: Any  # what the task scores predictions against
+    images: Path  # the folder of its pictures
 
     def __len__(self) -> int: ...
 
@@ -47,6 +49,9 @@ class Task(Protocol):
     def evaluate(self, rows: Sequence[np.ndarray], truth: Any, config: Config) -> dict[str, Any]: ...
     def describe(self, metrics: dict[str, Any], per_class: bool) -> str: ...
     def write_report(self, metrics: dict[str, Any], folder: Path) -> None: ...
+    def report(
+        self, scored: Scored, truth: Any, config: Config, images: Path | None, against: Scored | None = None
+    ) -> Report: ...
 
     # Inference: picture by picture.
     def make_sample(self, image: np.ndarray, image_id: int, config: Config) -> Any: ...

@@ -14,12 +14,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from detector.class_metrics import multi_label_metrics, single_label_metrics
+from detector.class_metrics import by_picture, multi_label_metrics, single_label_metrics
 from detector.config import Config, ModelConfig
 from detector.data.coco import Category
 from detector.data.folder import ClassDataset, ClassSample, Labelled, open_classes
 from detector.data.transforms import ClassTransform
 from detector.errors import ConfigError
+from detector.reports import Report, Scored
+from detector.reports.class_page import classification_report
 from detector.structures import Batch, ClassTargets, Losses
 from detector.visualize import draw_confusion, draw_lines
 
@@ -76,13 +78,9 @@ def to_rows(scores: Tensor, ids: Tensor, categories: Sequence[Category]) -> np.n
 
 def evaluate(rows: Sequence[np.ndarray], truth: Labelled, config: Config) -> dict[str, Any]:
     """Metrics of batches of scores; every picture of ``truth`` must be among them."""
-    table = np.concatenate(rows)
-    scores = np.empty((len(truth), len(truth.categories)))
-    scores[table[:, 0].astype(np.int64)] = table[:, 1:]
+    scores = by_picture(np.concatenate(rows))
     if config.model.multi_label:
-        is_true = np.zeros(scores.shape, dtype=bool)
-        is_true[np.repeat(np.arange(len(truth)), np.diff(truth.first)), truth.labels] = True
-        return multi_label_metrics(scores, is_true, truth.categories)
+        return multi_label_metrics(scores, truth.is_true(), truth.categories)
     return single_label_metrics(scores, truth.labels, truth.categories)
 
 
@@ -110,6 +108,13 @@ def write_report(metrics: dict[str, Any], folder: Path) -> None:
         writer.writerow(["true \\ predicted", *names])
         writer.writerows([name, *row] for name, row in zip(names, metrics["confusion"], strict=True))
     draw_confusion(np.array(metrics["confusion"]), names).save(folder / "confusion.png")
+
+
+def report(
+    scored: Scored, truth: Labelled, config: Config, images: Path | None, against: Scored | None = None
+) -> Report:
+    """What is taken for what, for people to read."""
+    return classification_report(scored, truth, config, images or truth.root, against)
 
 
 # --- single pictures --------------------------------------------------------------------------------------------------

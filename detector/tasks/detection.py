@@ -20,6 +20,8 @@ from detector.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.matching import IGNORE, MATCHERS
 from detector.metrics import METRICS, coco_metrics
 from detector.postprocess import detect
+from detector.reports import Report, Scored
+from detector.reports.box_page import detection_report
 from detector.structures import Batch, Detections, Losses, Predictions, Targets
 from detector.visualize import draw_boxes
 
@@ -127,6 +129,13 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
 
 def write_report(metrics: dict[str, Any], folder: Path) -> None:
     """Nothing: results.json has it all."""
+
+
+def report(
+    scored: Scored, truth: Annotations, config: Config, images: Path | None, against: Scored | None = None
+) -> Report:
+    """What is right and wrong, for people to read; ``images`` None: without pictures."""
+    return detection_report(scored, truth, config, images, against)
 
 
 # --- single pictures --------------------------------------------------------------------------------------------------
