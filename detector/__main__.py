@@ -13,6 +13,7 @@ COMMANDS = {
     "quickstart": "generate a set of shapes, train on it, evaluate, and draw what was found",
     "train": "train a model from a config",
     "evaluate": "score a checkpoint, or a COCO results file",
+    "browse": "show the training data as it is stored and as it is augmented",
     "infer": "find objects in a folder of pictures, or classify them",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",

@@ -83,24 +83,14 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
     return canvas
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures side by side, row by row, each fitted to the size of the first."""
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
+def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 0) -> Image.Image:
+    """Pictures side by side, row by row, each fitted to the size of the first; ``gap`` pixels of white between."""
+    width, height = (side + gap for side in pictures[0].size)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white" if gap else "black")
     for place, picture in enumerate(pictures):
         row, column = divmod(place, columns)
-        sheet.paste(ImageOps.pad(picture, (width, height), color="white"), (column * width, row * height))
-    return sheet
-
-
-def side_by_side(left: Image.Image, right: Image.Image, gap: int = 8) -> Image.Image:
-    """Two pictures of one size with a white line between, or one over the other where they are wider than high."""
-    width, height = left.size
-    is_wide = width > 1.5 * height
-    place = (0, height + gap) if is_wide else (width + gap, 0)
-    sheet = Image.new("RGB", (place[0] + width, place[1] + height), "white")
-    sheet.paste(left, (0, 0))
-    sheet.paste(right, place)
+        sheet.paste(ImageOps.pad(picture, pictures[0].size, color="white"), (column * width, row * height))
     return sheet
 
 

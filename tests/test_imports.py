@@ -23,7 +23,7 @@ LAYERS = [
     ["data", "models"],
     ["metrics", "class_metrics", "reports", "tasks"],
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
-    ["engine", "training", "predictor", "inference", "summary"],
+    ["engine", "training", "predictor", "inference", "summary", "gallery"],
     ["commands", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
@@ -127,6 +127,7 @@ def test_slow_modules_would_be_found() -> None:
         ["tools/infer.py"],
         ["tools/import_weights.py"],
         ["tools/summary.py"],
+        ["tools/browse.py"],
         ["-m", "detector"],
         ["-m", "detector", "quickstart"],
         ["-m", "detector", "train"],
@@ -134,6 +135,7 @@ def test_slow_modules_would_be_found() -> None:
         ["-m", "detector", "infer"],
         ["-m", "detector", "import_weights"],
         ["-m", "detector", "summary"],
+        ["-m", "detector", "browse"],
     ],
 )
 def test_help_answers_at_once(command: list[str]) -> None:

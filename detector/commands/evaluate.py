@@ -78,8 +78,9 @@ def run(args: argparse.Namespace) -> int:
     torch.set_flush_denormal(True)
     try:
         device = distributed.start(args.device)
+        other = _open_other(args) if args.against else None  # before hours of work
         evaluation = _score_results(args) if args.results else _score_checkpoint(args, device)
-        against = _score_other(args, evaluation, device) if args.against else None
+        against = _score_other(args, other, evaluation, device) if other else None
         if distributed.is_main():
             metrics, config, task = evaluation.scored.metrics, evaluation.config, get_task(evaluation.config)
             if args.output:
@@ -152,39 +153,56 @@ def _predict(
     return _Evaluation(Scored(name, np.concatenate(rows), metrics), config, data.truth, data.images)
 
 
-def _score_other(args: argparse.Namespace, evaluation: _Evaluation, device: torch.device) -> Scored:
-    """``--against`` on the data of ``evaluation``, scored in the same way."""
-    from detector.checkpoint import checkpoint_categories, checkpoint_config
+class _Other(NamedTuple):
+    """What ``--against`` names."""
+
+    name: str
+    checkpoint: dict[str, Any] | None  # None: a results file
+
+
+def _open_other(args: argparse.Namespace) -> _Other:
     from detector.errors import ConfigError, DataError
     from detector.interchange import open_checkpoint
+
+    path = Path(args.against)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise DataError(f"--against {path}: does not exist")
+        return _Other(args.against, None)
+    if args.results and not args.images:
+        raise ConfigError("command line: --against a checkpoint needs the pictures; give --images too")
+    if not path.is_dir():
+        return _Other(args.against, open_checkpoint(args.against))
+    path /= "best.pt"
+    if not path.is_file():
+        raise DataError(f"--against {args.against}: has no best.pt; give a run's folder, a checkpoint or results")
+    return _Other(str(path), open_checkpoint(path))
+
+
+def _score_other(args: argparse.Namespace, other: _Other, evaluation: _Evaluation, device: torch.device) -> Scored:
+    """``other`` on the data of ``evaluation``, scored in the same way."""
+    from detector.checkpoint import checkpoint_categories, checkpoint_config
+    from detector.errors import ConfigError, DataError
     from detector.metrics import read_results
     from detector.reports import Scored
     from detector.tasks import get_task
 
-    config, truth, path = evaluation.config, evaluation.truth, Path(args.against)
-    if path.suffix == ".json":
+    config, truth, (name, content) = evaluation.config, evaluation.truth, other
+    if content is None:
         if config.task != "detection":
-            raise ConfigError(f"--against {path}: results files are of detection; give a run or a checkpoint")
-        rows = read_results(path, truth)
-        return Scored(args.against, rows, get_task(config).evaluate([rows], truth, config))
-    if path.is_dir():
-        path /= "best.pt"
-        if not path.exists():
-            raise DataError(f"--against {args.against}: has no best.pt; give a run's folder, a checkpoint or results")
-    name = str(path) if path.exists() else args.against
-    content = open_checkpoint(name)
-    other = checkpoint_config(content, name)
-    if other.task != config.task:
-        raise ConfigError(f"--against {name}: is of {other.task}, not of {config.task}")
+            raise ConfigError(f"--against {name}: results files are of detection; give a run or a checkpoint")
+        rows = read_results(name, truth)
+        return Scored(name, rows, get_task(config).evaluate([rows], truth, config))
+    own = checkpoint_config(content, name)
+    if own.task != config.task:
+        raise ConfigError(f"--against {name}: is of {own.task}, not of {config.task}")
     if checkpoint_categories(content) != truth.categories:
-        raise DataError(f"--against {name}: has other classes than {truth.source}")
+        raise DataError(f"--against {name}: has other classes than {args.checkpoint or args.results}")
     data = config.data
     if args.results:
-        if not args.images:
-            raise ConfigError("command line: --against a checkpoint needs the pictures: give --images too")
         val = data.val.model_copy(update={"annotations": args.annotations, "images": args.images})
         data = data.model_copy(update={"val": val})
     # Its own resizing, but the same pictures: which ones are held back follows from the split, the share and the seed.
-    same = {name: getattr(data, name) for name in ("train", "val", "val_share", "classes")}
-    other = other.model_copy(update={"data": other.data.model_copy(update=same), "seed": config.seed})
-    return _predict(content, name, other, config, device).scored
+    same = {key: getattr(data, key) for key in ("train", "val", "val_share", "classes", "invalid_boxes")}
+    same_data = own.model_copy(update={"data": own.data.model_copy(update=same), "seed": config.seed})
+    return _predict(content, name, same_data, config, device).scored

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+GALLERY = 200  # pictures of --html, at most
 UNREADABLE = 1  # exit code when some pictures could not be read; all others are done
 
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draw-score", type=_probability, default=0.4, help="lowest score that is drawn (default: 0.4)"
     )
     parser.add_argument("--no-images", action="store_true", help="write the predictions only")
+    parser.add_argument("--html", action="store_true", help="write a page of the drawings, gallery.html, too")
     parser.add_argument("--batch-size", type=_count, default=8, help="pictures at once (default: 8)")
     parser.add_argument("--workers", type=_workers, default=2, help="processes that read pictures (default: 2)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
@@ -33,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     from detector.errors import ConfigError
     from detector.inference import find_images, infer_folder
 
+    if args.html and args.no_images:
+        raise ConfigError("command line: --html shows the drawings; leave --no-images out")
     root, files = find_images(args.input)
     for path in args.output.glob("predictions.*"):
         if ".partial" not in path.name:
@@ -54,6 +58,12 @@ def run(args: argparse.Namespace) -> int:
         workers=args.workers,
     )
     print(f"{summary.found} in {len(files) - len(summary.errors)} pictures: {summary.path}")
+    if args.html:
+        from detector.gallery import show_drawings
+
+        page = args.output / "gallery.html"
+        shown = show_drawings(page, f"Found by {args.checkpoint}", args.output / "images", GALLERY)
+        print(f"{shown} of them: {page}")
     for error in summary.errors[:10]:
         print(f"not read: {error}")
     if summary.errors:

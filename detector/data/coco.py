@@ -328,6 +328,9 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         """Whether each picture is at least as wide as high, [I] bool."""
         return (self.annotations.widths >= self.annotations.heights).numpy()
 
+    def file(self, index: int) -> Path:
+        return self.images / self.annotations.file_name(index)
+
     def summary(self) -> str:
         """A line of counts for the start of a run."""
         annotations, checked = self.annotations, self.checked
@@ -354,7 +357,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     def _sample(self, epoch: int, index: int) -> Sample:
         annotations = self.annotations
         height, width = int(annotations.heights[index]), int(annotations.widths[index])
-        image = read_annotated_image(self.images / annotations.file_name(index), height, width, self.channels)
+        image = read_annotated_image(self.file(index), height, width, self.channels)
         rows = annotations.rows(index)
         is_kept = self.checked.is_kept[rows]
         boxes = self.checked.boxes[rows][is_kept].numpy()

@@ -248,6 +248,9 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
     def images(self) -> Path:
         return self.labelled.root
 
+    def file(self, index: int) -> Path:
+        return self.labelled.file(index)
+
     def summary(self) -> str:
         """A line of counts for the start of a run."""
         counts = self.labelled.counts()
@@ -281,7 +284,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
 
     def _read(self, epoch: int, index: int) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
         """Picture, shares of the classes, and the file's height and width."""
-        image = read_image(self.labelled.file(index), self.channels)
+        image = read_image(self.file(index), self.channels)
         shares = torch.zeros(len(self.categories))
         shares[self.labelled.labels_of(index)] = 1
         return self.transform(image, epoch, index), shares, image.shape[:2]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,9 @@ from detector.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Of a page's pictures together, in characters as they stand in it: so a page stays under 8 MB.
+PICTURES_BUDGET = 6_000_000
 
 Tone = Literal["", "good", "warning", "error"]
 Value = str | int | float | None  # None is shown as a dash
@@ -53,6 +56,7 @@ class Table:
     caption: str = ""
     digits: int = 3  # of floats
     tones: Sequence[Tone] = ()  # of each row; none: all plain
+    is_wide: bool = True  # over the whole page, or beside other blocks
     kind: str = field(default="table", init=False)
 
     @property
@@ -88,6 +92,7 @@ class Gallery:
     """Pictures side by side; a click enlarges one."""
 
     pictures: Sequence[Picture]
+    column: int = 240  # least width of a picture in the page, in pixels
     kind: str = field(default="gallery", init=False)
 
 
@@ -118,6 +123,17 @@ def picture(image: Image.Image, caption: str, long_side: int = 800, quality: int
     image.save(buffer, "JPEG", quality=quality, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return Picture(f"data:image/jpeg;base64,{data}", caption, *image.size)
+
+
+def within_budget(pictures: Iterable[Picture], budget: int = PICTURES_BUDGET) -> list[Picture]:
+    """The first pictures that fit the budget together; those after them are not even made."""
+    kept: list[Picture] = []
+    for one in pictures:
+        budget -= len(one.data)
+        if budget < 0:
+            break
+        kept.append(one)
+    return kept
 
 
 # Colours that a figure is drawn in, and what the page's style sheet puts in their place in either scheme.

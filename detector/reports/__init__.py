@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detector.errors import DataError
-from detector.pages import Block, Picture, Section, Table, Tone, chart, new_figure, write_page
-
-# Of a page's pictures together, in characters as they stand in it: a page stays under 8 MB.
-PICTURES_BUDGET = 6_000_000
+from detector.pages import Block, Section, Table, Tone, chart, new_figure, write_page
 
 
 class Scored(NamedTuple):
@@ -63,17 +60,6 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
-
-
-def within_budget(pictures: Iterator[Picture], budget: int = PICTURES_BUDGET) -> list[Picture]:
-    """The first pictures that together fit the budget; those after them are not even made."""
-    kept: list[Picture] = []
-    for picture in pictures:
-        budget -= len(picture.data)
-        if budget < 0:
-            break
-        kept.append(picture)
-    return kept
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -128,5 +114,7 @@ def confusion_blocks(confusion: np.ndarray, names: Sequence[str]) -> list[Block]
             [names[true], names[found], int(confusion[true, found]), float(share[true, found])]
             for true, found in pairs[:100]
         ]
-        blocks.append(Table(["true", "predicted", "count", "share of the true"], rows, "What is confused most."))
+        blocks.append(
+            Table(["true", "predicted", "count", "share of the row"], rows, "What is confused most.", is_wide=False)
+        )
     return blocks

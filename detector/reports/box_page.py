@@ -27,10 +27,11 @@ from detector.pages import (
     chart,
     new_figure,
     picture,
+    within_budget,
 )
-from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of, within_budget
+from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
 from detector.reports.boxes import STEPS, BoxReport, box_report, false_type
-from detector.visualize import draw_colored, side_by_side
+from detector.visualize import contact_sheet, draw_colored
 
 WORST = 24  # images drawn
 LISTED = 300  # images in a table of the page; images.csv has all
@@ -190,7 +191,7 @@ def _errors(report: BoxReport) -> list[Block]:
             " are the detections of any score: AP looks at all of them."
         ),
         chart(figure, "What each type of error costs."),
-        Table(["type", "AP50 lost", "detections", "what it is"], rows),
+        Table(["type", "AP50 lost", "detections", "what it is"], rows, is_wide=False),
     ]
 
 
@@ -203,11 +204,12 @@ def _sizes(report: BoxReport) -> list[Block]:
     return [
         _bars([row[0] for row in by_size], [row[2] for row in by_size], "object's area in pixels", "AP by size."),
         _bars([row[0] for row in by_crowd], [row[3] for row in by_crowd], "objects an image", "AP by crowding."),
-        Table(["area", "objects", "AP", "AP50"], by_size, "Area as annotated, in pixels of the original picture."),
+        Table(["area", "objects", "AP", "AP50"], by_size, "Area as annotated, in the original picture.", is_wide=False),
         Table(
             ["objects an image", "images", "objects", "AP", "AP50", "missed", "false"],
             by_crowd,
             f"Missed and false at score {report.threshold:.3f}. AP is that of the images with so many objects alone.",
+            is_wide=False,
         ),
     ]
 
@@ -242,7 +244,7 @@ def _calibration(report: BoxReport) -> list[Block]:
         chart(
             figure, "How often a detection of a score is right (IoU 0.5): under the dashed line it promises too much."
         ),
-        Table(["score", "detections", "mean score", "share right"], rows),
+        Table(["score", "detections", "mean score", "share right"], rows, is_wide=False),
     ]
 
 
@@ -290,7 +292,7 @@ def _worst(
         "Left the truth, right the detections. Thin green: found, and right. Orange: missed. Red: false positives with"
         " class, score and type of error. A click enlarges; the arrow keys go on."
     )
-    return [Text(legend), Gallery(drawn), table]
+    return [Text(legend), Gallery(drawn, column=420), table]
 
 
 def _draw_worst(
@@ -326,7 +328,7 @@ def _draw_worst(
             texts.append(f"{truth.categories[label].name} {detection[5]:.2f} {kind}" if false else "")
         right = draw_colored(image, _xyxy(rows[found, 1:5]), [RED if false else GREEN for false in is_false], texts)
         caption = f"{row['file_name']}: {row['missed']} of {row['objects']} missed, {row['false']} false"
-        yield picture(side_by_side(left, right), caption, long_side=1200, quality=78)
+        yield picture(contact_sheet([left, right], 2, gap=8), caption, long_side=1200, quality=78)
 
 
 def _xyxy(boxes: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ from PIL import Image
 from detector.config import Config
 from detector.data.folder import Labelled
 from detector.data.images import read_image
-from detector.pages import Block, Gallery, Numbers, Picture, Section, Table, Text, picture
-from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of, within_budget
+from detector.pages import Block, Gallery, Numbers, Picture, Section, Table, Text, picture, within_budget
+from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
 from detector.reports.classes import ClassReport, class_report
 from detector.visualize import as_rgb
 
@@ -44,7 +44,7 @@ def classification_report(
 
 
 def _score(report: ClassReport) -> list[Block]:
-    numbers = [(name, known(value)) for name, value in report.metrics.items() if isinstance(value, float)]
+    numbers = [(_spaced(name), known(value)) for name, value in report.metrics.items() if isinstance(value, float)]
     right = int(report.is_right.sum())
     return [
         Numbers(
@@ -71,7 +71,7 @@ def _mistakes(report: ClassReport, config: Config, images: Path) -> list[Block]:
     drawn = within_budget(_draw(islice(report.mistakes, DRAWN), config, images))
     rows = [[row[name] for name in ("file", "true", "predicted", "score")] for row in report.mistakes[:LISTED]]
     caption = f"The {LISTED} first; mistakes.csv has all {len(report.mistakes):,}." if len(rows) == LISTED else ""
-    return [Gallery(drawn), Table(["file", "true", "predicted", "score"], rows, caption)]
+    return [Gallery(drawn, column=180), Table(["file", "true", "predicted", "score"], rows, caption)]
 
 
 def _draw(mistakes: Iterator[dict[str, Any]], config: Config, images: Path) -> Iterator[Picture]:
@@ -83,7 +83,7 @@ def _draw(mistakes: Iterator[dict[str, Any]], config: Config, images: Path) -> I
 
 def _comparison(name: str, report: ClassReport, other_name: str, other: ClassReport, truth: Labelled) -> list[Block]:
     numbers = [
-        [key, known(value), known(other.metrics[key]), difference(value, other.metrics[key])]
+        [_spaced(key), known(value), known(other.metrics[key]), difference(value, other.metrics[key])]
         for key, value in report.metrics.items()
         if isinstance(value, float)
     ]
@@ -123,3 +123,7 @@ def _changes(indices: np.ndarray, where: str, truth: Labelled) -> list[list[str]
         ]
         for index in indices[:LISTED].tolist()
     ]
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections import Counter
 from collections.abc import Sequence
@@ -115,6 +116,27 @@ def report(
 ) -> Report:
     """What is taken for what, for people to read."""
     return classification_report(scored, truth, config, images or truth.root, against)
+
+
+# --- looking at the data ----------------------------------------------------------------------------------------------
+
+
+def untransformed(data: ClassDataset) -> ClassDataset:
+    """The same pictures as they are stored, none mixed with another."""
+    stored = copy.copy(data)
+    stored.transform, stored.augment = lambda image, epoch, index: image, None  # type: ignore
+    return stored
+
+
+def draw_sample(sample: ClassSample, categories: Sequence[Category]) -> Image.Image:
+    """A picture under its classes, with their shares where it is mixed."""
+    labels = [int(label) for label in sample.shares.argsort(descending=True) if sample.shares[label] > 0]
+    shares = [float(sample.shares[label]) for label in labels]
+    texts = [
+        categories[label].name + (f" {share:.2f}" if share < 1 else "")
+        for label, share in zip(labels, shares, strict=True)
+    ]
+    return draw_lines(sample.image.permute(1, 2, 0).numpy(), labels, texts)
 
 
 # --- single pictures --------------------------------------------------------------------------------------------------
