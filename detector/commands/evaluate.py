@@ -66,15 +66,17 @@ def run(args: argparse.Namespace) -> int:
     if args.against and not args.report:
         raise ConfigError("command line: --against compares in a report; give --report DIR too")
 
-    import torch
-
-    from detector import distributed
     from detector.reports import make_folder
-    from detector.tasks import get_task
 
     for folder in (args.output, args.report):
         if folder:
             make_folder(folder)
+
+    import torch
+
+    from detector import distributed
+    from detector.tasks import get_task
+
     torch.set_flush_denormal(True)
     try:
         device = distributed.start(args.device)

@@ -49,9 +49,15 @@ class BoxReport:
     sizes: list[dict[str, Any]]  # AP by the objects' size
     crowds: list[dict[str, Any]]  # AP by the objects an image
     images: dict[str, np.ndarray]  # [I] each: objects, found, missed, false
-    is_false: np.ndarray  # [R] false positives at the threshold
-    is_shown: np.ndarray  # [R] detections at the threshold
+    is_right: np.ndarray  # [R] matched to an object, at any score
+    is_counted: np.ndarray  # [R] neither in a crowd nor more than count in an image
+    is_shown: np.ndarray  # [R] counted and at the threshold
     is_missed: np.ndarray  # [M] objects that no detection at the threshold found
+
+    @property
+    def is_false(self) -> np.ndarray:
+        """False positives at the threshold, [R]."""
+        return self.is_shown & ~self.is_right
 
     def figures(self) -> dict[str, Any]:
         """What report.json holds."""
@@ -102,14 +108,13 @@ def box_report(rows: np.ndarray, truth: Annotations, metrics: dict[str, Any]) ->
     best = _middle_of_best(mean_f1)
 
     is_shown = is_counted & (level >= best)
-    is_false = is_shown & ~is_right
     found_level = np.where(match >= 0, level[match], -1) if len(rows) else match  # [M]
     is_missed = is_object & (found_level < best)
     images = {
         "objects": np.bincount(true_image[is_object], minlength=len(truth)),
         "found": np.bincount(image[is_shown & is_right], minlength=len(truth)),
         "missed": np.bincount(true_image[is_missed], minlength=len(truth)),
-        "false": np.bincount(image[is_false], minlength=len(truth)),
+        "false": np.bincount(image[is_shown & ~is_right], minlength=len(truth)),
     }
     classes = []
     for place, row in enumerate(metrics["per_class"]):
@@ -140,7 +145,8 @@ def box_report(rows: np.ndarray, truth: Annotations, metrics: dict[str, Any]) ->
         sizes=_by_size(precision, truth),
         crowds=_by_crowding(evaluation, truth, images),
         images=images,
-        is_false=is_false,
+        is_right=is_right,
+        is_counted=is_counted,
         is_shown=is_shown,
         is_missed=is_missed,
     )
