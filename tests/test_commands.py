@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from detector import training
 from detector.__main__ import main, run_command
 from detector.checkpoint import save_checkpoint
 from detector.configfile import load_config
@@ -21,8 +22,8 @@ from detector.data.shapes import SIDE
 from detector.metrics import METRICS
 from detector.models import build_model
 from detector.run import RunFolder
-from detector.training import fit
 
+REPORT_BEST = training.report_best  # before ``short_runs`` takes it away
 FAST = [
     "model.backbone.name=resnet10",
     "model.fpn={levels: [3, 4, 5], channels: 16}",
@@ -43,7 +44,10 @@ def data_overrides(folder: Path) -> list[str]:
 def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one step: weights of no use, files of the real kind."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    assert fit(load_config("quickstart.yaml", [*FAST, *data_overrides(shapes)]), RunFolder(path), torch.device("cpu"))
+    config = load_config("quickstart.yaml", [*FAST, *data_overrides(shapes)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "report_best", REPORT_BEST)
+        assert training.fit(config, RunFolder(path), torch.device("cpu"))
     return path
 
 

@@ -191,7 +191,7 @@ def _errors(report: BoxReport) -> list[Block]:
             " are the detections of any score: AP looks at all of them."
         ),
         chart(figure, "What each type of error costs."),
-        Table(["type", "AP50 lost", "detections", "what it is"], rows, is_wide=False),
+        Table(["type", "AP50 lost", "detections", "what it is"], rows),
     ]
 
 
