@@ -74,6 +74,7 @@ class Chart:
 
     svg: Markup
     caption: str
+    is_wide: bool = False  # over the whole page
     kind: str = field(default="chart", init=False)
 
 
@@ -169,7 +170,7 @@ def new_figure(width: float = 4.0, height: float = 3.0) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def chart(figure: Figure, caption: str) -> Chart:
+def chart(figure: Figure, caption: str, is_wide: bool = False) -> Chart:
     """A figure of :func:`new_figure` as SVG; ``caption`` also tells it to those who cannot see it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -177,7 +178,7 @@ def chart(figure: Figure, caption: str) -> Chart:
     svg = svg[svg.index("<svg") :]
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
-    return Chart(Markup(svg), caption)
+    return Chart(Markup(svg), caption, is_wide)
 
 
 @cache

@@ -90,7 +90,7 @@ def confusion_blocks(confusion: np.ndarray, names: Sequence[str]) -> list[Block]
     """A heat map of counts [K, K], true by predicted class, and the pairs that are confused most."""
     num_classes = len(names)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side = 2.0 + min(8.0, 0.45 * num_classes)  # inches
+    side = 2.0 + min(9.0, 0.45 * num_classes)  # inches
     figure = new_figure(side + 0.6, side)
     axes = figure.add_subplot(xlabel="predicted", ylabel="true")
     # Shades are transparent, so that the paper shows in either scheme.
@@ -98,15 +98,17 @@ def confusion_blocks(confusion: np.ndarray, names: Sequence[str]) -> list[Block]
     shades[..., 3] = share
     axes.imshow(shades, interpolation="nearest")
     axes.grid(False)
-    size = 9 if num_classes <= 12 else max(2.5, 300 / num_classes / 3)
+    size = min(9.0, 550 / num_classes)
     short = [name if len(name) <= 18 else f"{name[:17]}…" for name in names]
-    axes.set_xticks(range(num_classes), short, rotation=90, fontsize=size)
-    axes.set_yticks(range(num_classes), short, fontsize=size)
-    if num_classes <= 12:
+    named = range(num_classes) if num_classes <= 150 else range(0)
+    axes.set_xticks(named, [short[place] for place in named], rotation=90, fontsize=size)
+    axes.set_yticks(named, [short[place] for place in named], fontsize=size)
+    is_small = num_classes <= 12
+    if is_small:
         for row, column in np.argwhere(confusion):
             axes.text(column, row, f"{confusion[row, column]:,}", ha="center", va="center", fontsize=8)
     caption = "Counts; the shade is the share of the true class."
-    blocks: list[Block] = [chart(figure, caption)]
+    blocks: list[Block] = [chart(figure, caption, is_wide=not is_small)]
     pairs = [(true, found) for true, found in np.argwhere(confusion).tolist() if true != found]
     pairs.sort(key=lambda pair: -confusion[pair])
     if pairs:

@@ -36,6 +36,7 @@ from detector.visualize import contact_sheet, draw_colored
 WORST = 24  # images drawn
 LISTED = 300  # images in a table of the page; images.csv has all
 HIGHLIGHTED = len(COLORS)  # classes with a line of their own colour
+FAINT = 150  # classes with a line at all
 GREEN, RED, ORANGE = (40, 190, 110), (235, 40, 50), (255, 150, 0)  # right, false, missed
 
 
@@ -108,24 +109,23 @@ def _class_table(report: BoxReport) -> Table:
     return Table(columns, rows, caption)
 
 
-def _highlighted(report: BoxReport) -> list[int]:
-    """Classes with the most objects, which get a colour."""
+def _by_objects(report: BoxReport) -> list[int]:
+    """The classes that have objects, those with the most first."""
     objects = np.array([row["objects"] for row in report.classes])
-    return [int(place) for place in np.argsort(-objects, kind="stable")[:HIGHLIGHTED] if objects[place]]
+    return [int(place) for place in np.argsort(-objects, kind="stable") if objects[place]]
 
 
 def _curves(report: BoxReport) -> list[Block]:
-    has_objects = np.array([row["objects"] > 0 for row in report.classes])
-    if not has_objects.any():
+    labels = _by_objects(report)
+    if not labels:
         return [Text("There is no object to find.")]
-    highlighted = _highlighted(report)
-    most = "the classes with the most objects in colour" if has_objects.sum() > len(highlighted) else "by class"
+    most = "the classes with the most objects in colour" if len(labels) > HIGHLIGHTED else "by class"
     recall = np.linspace(0, 1, report.precision.shape[1])
     blocks: list[Block] = []
 
     figure = new_figure()
     axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    known_precision = report.precision[:, :, has_objects].clip(0)
+    known_precision = report.precision[:, :, labels].clip(0)
     for name, values in (
         ("IoU 0.50", known_precision[0]),
         ("IoU 0.75", known_precision[5]),
@@ -135,15 +135,15 @@ def _curves(report: BoxReport) -> list[Block]:
     axes.legend()
     blocks.append(chart(figure, "Precision by recall, averaged over the classes; the area under a line is its AP."))
 
-    precision = {label: report.precision[0, :, label].clip(0) for label in np.flatnonzero(has_objects)}
+    precision = {label: report.precision[0, :, label].clip(0) for label in labels}
     caption = f"Precision by recall at IoU 0.5, {most}."
-    blocks.append(_class_chart(report, recall, precision, None, ("recall", "precision"), highlighted, caption))
+    blocks.append(_class_chart(report, recall, precision, None, ("recall", "precision"), caption))
 
     thresholds = np.arange(0, STEPS + 1, 10) / STEPS
-    f1 = {label: report.f1_curves[label, ::10] for label in np.flatnonzero(has_objects)}
+    f1 = {label: report.f1_curves[label, ::10] for label in labels}
     mean = np.mean(list(f1.values()), axis=0)
     caption = f"F1 by score threshold at IoU 0.5, {most}; the mean of all is best at {report.threshold:.3f}."
-    blocks.append(_class_chart(report, thresholds, f1, mean, ("score threshold", "F1"), highlighted, caption))
+    blocks.append(_class_chart(report, thresholds, f1, mean, ("score threshold", "F1"), caption))
     return blocks
 
 
@@ -153,14 +153,14 @@ def _class_chart(
     lines: dict[int, np.ndarray],
     mean: np.ndarray | None,
     axis_names: tuple[str, str],
-    highlighted: Sequence[int],
     caption: str,
 ) -> Chart:
     figure = new_figure()
     axes = figure.add_subplot(xlabel=axis_names[0], ylabel=axis_names[1], xlim=(0, 1), ylim=(0, 1.02))
-    for label in lines.keys() - set(highlighted):
+    labels = list(lines)
+    for label in labels[HIGHLIGHTED:FAINT]:
         axes.plot(x, lines[label], color=INK, alpha=0.12, linewidth=0.6)
-    for label in highlighted:
+    for label in labels[:HIGHLIGHTED]:
         axes.plot(x, lines[label], label=_short(report.classes[label]["name"]))
     if mean is not None:
         axes.plot(x, mean, color=INK, linewidth=2, label="mean of all")
