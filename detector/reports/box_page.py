@@ -183,6 +183,7 @@ def _errors(report: BoxReport) -> list[Block]:
     axes = figure.add_subplot(xlabel="AP50 that would be gained without them")
     types = [row["type"] for row in report.errors][::-1]
     axes.barh(types, [row["AP50_lost"] for row in report.errors][::-1])
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(False, axis="y")
     rows = [[row["type"], row["AP50_lost"], row["count"], row["what"]] for row in report.errors]
     return [
