@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model from a config",
     "doctor": "say what is wrong with a data set, and write a cleaned copy",
     "evaluate": "score a checkpoint, or a COCO results file",
+    "browse": "show the training data as it is stored and as it is augmented",
     "infer": "find objects in a folder of pictures, or classify them",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
     "stress": "kill, soak and overload tiny runs, and say whether they lost anything",

@@ -13,6 +13,13 @@ import numpy as np
 from detector.data.coco import Category
 
 
+def by_picture(rows: np.ndarray) -> np.ndarray:
+    """Scores [I, K] in the pictures' order, of rows [I, 1 + K] with the picture's place first."""
+    scores = np.empty((len(rows), rows.shape[1] - 1))
+    scores[rows[:, 0].astype(np.int64)] = rows[:, 1:]
+    return scores
+
+
 def single_label_metrics(scores: np.ndarray, labels: np.ndarray, categories: Sequence[Category]) -> dict[str, Any]:
     """``top1``, ``top5``, ``mean_class_accuracy``, ``macro_f1``, ``per_class`` and ``confusion``.
 

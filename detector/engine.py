@@ -317,6 +317,12 @@ def keep_best(
 
 def run_evaluation(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> dict[str, Any]:
     """Metrics of ``model`` on ``data``: every rank predicts its share, the main one scores; the others get none."""
+    rows = predict_all(model, task, data, config, device)
+    return task.evaluate(rows, data.truth, config) if distributed.is_main() else {}
+
+
+def predict_all(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> list[Any]:
+    """What ``model`` predicts on ``data``, in the task's rows, of all ranks on every rank."""
     model.eval()
     # Each rank has its own running statistics; the checkpoint will hold the main one's.
     distributed.copy_from_main(model.buffers())
@@ -327,8 +333,7 @@ def run_evaluation(model: Model, task: Task, data: Data, config: Config, device:
     for batch in tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden):
         rows.append(predict_rows(model, task, batch.to(device), config, data.categories))
     # Gathered outside the loop: a rank without images takes part all the same.
-    all_rows = [row for rank_rows in distributed.gather(rows) for row in rank_rows]
-    return task.evaluate(all_rows, data.truth, config) if distributed.is_main() else {}
+    return [row for rank_rows in distributed.gather(rows) for row in rank_rows]
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ from detector.data.loader import load
 from detector.data.sampler import EvalBatches, Key
 from detector.errors import ConfigError, DataError, DetectorError
 from detector.predictor import Predictor
-from detector.storage import atomic_write, only_one, storing
+from detector.storage import atomic_write, make_folder, only_one, storing
 from detector.tasks import Task, get_task
 
 PROGRESS = "progress.jsonl"
@@ -150,10 +150,7 @@ def infer_folder(
     ``draw_score`` None draws nothing. File names in the output are relative to the pictures' root. With ``resume`` a
     run that was stopped or killed continues with the pictures that it began with, and must be asked the same.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{output}: cannot be made: {error.strerror}") from None
+    make_folder(output)
     task, path = predictor.task, output / predictor.task.RESULTS
     with only_one(output):
         asked = {"model": _digest(predictor), "score": score, "draw_score": draw_score, "batch_size": batch_size}

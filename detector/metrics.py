@@ -63,6 +63,18 @@ def _accumulate(rows: np.ndarray, truth: Annotations, backend: str, limits: list
         # pycocotools raises IndexError on no detections at all. One that scores nothing gives the same numbers: a box
         # outside every image matches no truth.
         rows = np.array([[int(truth.image_ids[0]), -10, -10, 1, 1, 0, truth.categories[0].id]], dtype=np.float64)
+    evaluation = load_evaluation(rows, truth, backend, limits)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+def load_evaluation(rows: np.ndarray, truth: Annotations, backend: str, limits: list[int]) -> Any:
+    """The backend's ``COCOeval`` of ``rows`` [R, 7] before it evaluates.
+
+    It knows detection r as number r + 1 and annotation m of ``truth`` as number m + 1.
+    """
     if backend == "hotcoco":
         from hotcoco import COCO, COCOeval
     else:
@@ -74,10 +86,8 @@ def _accumulate(rows: np.ndarray, truth: Annotations, backend: str, limits: list
         coco.dataset = _as_dict(truth)
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(rows), "bbox")
-        evaluation.params.maxDets = limits
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+    evaluation.params.maxDets = limits
+    return evaluation
 
 
 def _as_dict(truth: Annotations) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from detector.config import Config
 from detector.configfile import save_config
 from detector.data.coco import Category
 from detector.errors import ConfigError
-from detector.storage import append_line, atomic_write, only_one, storing, sync, write_json
+from detector.storage import append_line, atomic_write, make_folder, only_one, storing, sync, write_json
 
 
 class RunFolder:
@@ -41,10 +41,7 @@ class RunFolder:
             raise ConfigError(f"{self.path}: the run exists; continue it with --resume, or choose another --name")
 
     def create(self) -> None:
-        try:
-            self.path.mkdir(parents=True)
-        except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be made: {error.strerror}") from None
+        make_folder(self.path, may_exist=False)
         self.lock()
 
     def lock(self) -> None:

@@ -59,6 +59,14 @@ def storing(path: Path) -> Iterator[None]:
         ) from None
 
 
+def make_folder(folder: Path, may_exist: bool = True) -> None:
+    """Make ``folder`` and those above it. Raises :class:`~detector.errors.ConfigError`: most often, it is misspelt."""
+    try:
+        folder.mkdir(parents=True, exist_ok=may_exist)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made: {error.strerror}") from None
+
+
 def write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as file:
         file.write(json.dumps(value, indent=2) + "\n")

@@ -6,19 +6,21 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from detector import distributed
-from detector.checkpoint import checkpoint_categories, checkpoint_config, read_checkpoint
+from detector.checkpoint import checkpoint_categories, checkpoint_config, load_weights, read_checkpoint
 from detector.config import BackboneConfig, Config
 from detector.configfile import config_to_dict
 from detector.data.coco import Category
-from detector.engine import TrainingState, count_steps, train
+from detector.engine import TrainingState, count_steps, predict_all, train
 from detector.errors import ConfigError, DataError, WeightsError
 from detector.interchange import open_checkpoint
 from detector.models import Model, build_model
 from detector.models.backbones import Backbone
 from detector.optim import scaled_lr
+from detector.reports import Scored
 from detector.run import RunFolder, tensorboard_writer
 from detector.storage import atomic_write
 from detector.tasks import Data, Task, get_task
@@ -79,7 +81,23 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
             run.board = writer(str(run.path), purge_step=state.step + 1)
         print_plan(config, origins, model, train_data, val_data, device)
     distributed.barrier()
-    return train(config, task, state, train_data, val_data, run, device)
+    finished = train(config, task, state, train_data, val_data, run, device)
+    if finished:
+        report_best(config, task, state.evaluated, val_data, run, device)
+    return finished
+
+
+def report_best(config: Config, task: Task, model: Model, val_data: Data, run: RunFolder, device: torch.device) -> None:
+    """``report.html`` of the best checkpoint, whose weights ``model`` takes over."""
+    distributed.barrier()  # the main rank has written it
+    if not run.best.exists():
+        return  # a run that was resumed from its last.pt alone, and was better before
+    load_weights(model, read_checkpoint(run.best)["model"], run.best)
+    rows = predict_all(model, task, val_data, config, device)
+    if distributed.is_main():
+        scored = Scored(str(run.best), np.concatenate(rows), task.evaluate(rows, val_data.truth, config))
+        report = task.report(scored, val_data.truth, config, val_data.images)
+        report.write_page(run.path, f"Evaluation of {run.path.name}")
 
 
 def load_start(model: Model, config: Config, categories: list[Category]) -> tuple[list[str], str | None]:

@@ -20,16 +20,24 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> Image.Image:
     """``image`` [H, W, C] with boxes [D, 4] xyxy and their texts, best first; lines and letters grow with it."""
+    return draw_colored(image, boxes, [class_color(label) for label in labels], texts)
+
+
+def draw_colored(
+    image: np.ndarray, boxes: np.ndarray, colors: Sequence[tuple[int, int, int]], texts: Sequence[str]
+) -> Image.Image:
+    """As :func:`draw_boxes`, in colours of one's own; a box without a text is a thin line."""
     canvas, factor = _canvas(image)
     draw = ImageDraw.Draw(canvas)
     line = max(2, round(max(canvas.size) / 350))
     font = _font(max(11, round(max(canvas.size) / 55)))
     # The best last, so that it lies on top.
-    for box, label, text in reversed(list(zip(boxes * factor, labels, texts, strict=True))):
-        color = class_color(label)
+    for box, color, text in reversed(list(zip(boxes * factor, colors, texts, strict=True))):
         left, top, right, bottom = (round(float(side)) for side in box)
-        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=line)
-        _draw_label(draw, text, left, top, color, font)
+        width = line if text else max(1, line // 2)
+        draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=width)
+        if text:
+            _draw_label(draw, text, left, top, color, font)
     return canvas
 
 
@@ -75,23 +83,28 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
     return canvas
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures side by side, row by row, each fitted to the size of the first."""
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height))
+def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 0) -> Image.Image:
+    """Pictures side by side, row by row, each fitted to the size of the first; ``gap`` pixels of white between."""
+    width, height = (side + gap for side in pictures[0].size)
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white" if gap else "black")
     for place, picture in enumerate(pictures):
         row, column = divmod(place, columns)
-        sheet.paste(ImageOps.pad(picture, (width, height), color="white"), (column * width, row * height))
+        sheet.paste(ImageOps.pad(picture, pictures[0].size, color="white"), (column * width, row * height))
     return sheet
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """``image`` [H, W, C] as it is shown, [H, W, 3] uint8: the first three channels, or the first one in gray."""
+    if image.dtype == np.uint16:
+        image = (image >> 8).astype(np.uint8)
+    image = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1].repeat(3, axis=2)
+    return np.ascontiguousarray(image)
 
 
 def _canvas(image: np.ndarray) -> tuple[Image.Image, float]:
     """``image`` [H, W, C] in 8-bit RGB, enlarged where it is small, and the factor."""
-    if image.dtype == np.uint16:
-        image = (image >> 8).astype(np.uint8)
-    # Of other channels than RGB, the first three are shown, or the first one in gray.
-    image = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1].repeat(3, axis=2)
-    canvas = Image.fromarray(np.ascontiguousarray(image))
+    canvas = Image.fromarray(as_rgb(image))
     factor = max(1.0, SMALLEST / max(canvas.size))
     if factor > 1:
         canvas = canvas.resize([round(side * factor) for side in canvas.size], Image.Resampling.BICUBIC)

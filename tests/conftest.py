@@ -15,6 +15,7 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from detector import training
 from detector.data.shapes import write_shapes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -32,6 +33,14 @@ def denormals() -> Iterator[None]:
     """Training and prediction flush denormals, for the whole process; the next test begins without."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def short_runs() -> Iterator[None]:
+    """Runs inside the tests end without their report, which takes longer than they do; one test has it back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "report_best", lambda *arguments: None)
+        yield
 
 
 @pytest.fixture(scope="session")

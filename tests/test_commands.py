@@ -6,19 +6,24 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from detector import training
 from detector.__main__ import main, run_command
+from detector.checkpoint import save_checkpoint
 from detector.configfile import load_config
+from detector.data.coco import Category
 from detector.data.shapes import SIDE
 from detector.metrics import METRICS
+from detector.models import build_model
 from detector.run import RunFolder
-from detector.training import fit
 
+REPORT_BEST = training.report_best  # before ``short_runs`` takes it away
 FAST = [
     "model.backbone.name=resnet10",
     "model.fpn={levels: [3, 4, 5], channels: 16}",
@@ -39,7 +44,10 @@ def data_overrides(folder: Path) -> list[str]:
 def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one step: weights of no use, files of the real kind."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    assert fit(load_config("quickstart.yaml", [*FAST, *data_overrides(shapes)]), RunFolder(path), torch.device("cpu"))
+    config = load_config("quickstart.yaml", [*FAST, *data_overrides(shapes)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "report_best", REPORT_BEST)
+        assert training.fit(config, RunFolder(path), torch.device("cpu"))
     return path
 
 
@@ -233,6 +241,54 @@ def test_predictions_of_infer_score_as_evaluate_does(
     by_model = json.loads(capsys.readouterr().out)
     # Boxes in the file are rounded to hundredths of a pixel.
     assert by_file["AR100"] == pytest.approx(by_model["AR100"], abs=0.02)
+
+
+def test_infer_writes_a_page_of_its_drawings(
+    run: Path, shapes: Path, tmp_path: Path, open_page: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pattern, output = str(shapes / "images" / "val_*.jpg"), tmp_path / "found"
+    arguments = ["--checkpoint", str(run / "best.pt"), "--input", pattern, "--output", str(output), "--html"]
+    assert run_command("infer", [*arguments, "--no-images"]) == 2
+    assert "--no-images" in capsys.readouterr().err
+    assert run_command("infer", [*arguments, "--workers", "0", "--device", "cpu"]) == 0
+    assert str(output / "gallery.html") in capsys.readouterr().out
+    page = open_page(output / "gallery.html", 400)
+    names = sorted(path.name for path in (output / "images").iterdir())
+    assert page.locator(".gallery figcaption").all_inner_texts() == names
+    page.locator(".enlarge").nth(1).click()
+    assert page.locator("dialog p").inner_text() == names[1]
+
+
+def test_a_run_ends_with_a_report_of_its_best_checkpoint(
+    run: Path, tmp_path: Path, open_page: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = open_page(run / "report.html")
+    assert page.locator("h1").inner_text() == "Evaluation of run"
+    results = json.loads((run / "results.json").read_text())
+    shown = page.locator(".numbers").first.locator("dd").all_inner_texts()
+    assert [text.split("\n")[0] for text in shown] == [
+        f"{results[name]:.3f}" if results[name] >= 0 else "–" for name in METRICS
+    ]
+    # The same again, and against itself: no difference.
+    given = ["--checkpoint", str(run / "best.pt"), "--against", str(run), "--report", str(tmp_path), "--device", "cpu"]
+    assert run_command("evaluate", given) == 0
+    assert "0 images have fewer errors here, 0 have more" in (tmp_path / "report.html").read_text()
+    figures = json.loads((tmp_path / "report.json").read_text())
+    assert figures["against"]["metrics"] == figures["metrics"]
+
+
+def test_a_report_against_another_model(
+    run: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ["task=classification", f"data.train.images={colors}/train", f"data.val.images={colors}/val"]
+    given = ["model.backbone={name: resnet10}", "model.fpn={levels: [3], channels: 8}", "model.head.name=pooled"]
+    other = load_config("classify_quickstart.yaml", [*config, *given])
+    model = build_model(other.model, 3)
+    path = tmp_path / "classes.pt"
+    save_checkpoint(path, other, [Category(0, "a"), Category(1, "b"), Category(2, "c")], {"model": model.state_dict()})
+    arguments = ["--checkpoint", str(run / "best.pt"), "--report", str(tmp_path / "r"), "--device", "cpu"]
+    assert run_command("evaluate", [*arguments, "--against", str(path)]) == 2
+    assert f"error: --against {path}: is of classification, not of detection" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

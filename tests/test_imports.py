@@ -21,9 +21,9 @@ LAYERS = [
     ["structures", "config", "configfile", "errors", "boxes", "chunks", "visualize", "pages", "storage"],
     ["anchors", "matching", "losses", "postprocess", "files"],
     ["data", "models"],
-    ["metrics", "class_metrics", "tasks"],
+    ["metrics", "class_metrics", "reports", "tasks"],
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
-    ["engine", "training", "predictor", "inference", "summary", "doctor", "benchmark"],
+    ["engine", "training", "predictor", "inference", "summary", "doctor", "benchmark", "gallery"],
     ["commands", "__main__", "stress"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
@@ -130,6 +130,7 @@ def test_slow_modules_would_be_found() -> None:
         ["tools/stress.py"],
         ["tools/summary.py"],
         ["tools/benchmark.py"],
+        ["tools/browse.py"],
         ["-m", "detector"],
         ["-m", "detector", "quickstart"],
         ["-m", "detector", "train"],
@@ -140,6 +141,7 @@ def test_slow_modules_would_be_found() -> None:
         ["-m", "detector", "stress"],
         ["-m", "detector", "summary"],
         ["-m", "detector", "benchmark"],
+        ["-m", "detector", "browse"],
     ],
 )
 def test_help_answers_at_once(command: list[str]) -> None:

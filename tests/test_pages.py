@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.errors import StorageError
+from detector.errors import ConfigError
 from detector.pages import COLORS, Gallery, Numbers, Section, Table, Text, chart, new_figure, picture, write_page
 
 SECTIONS = ("Numbers", "Classes", "Pictures")
@@ -73,7 +73,7 @@ def test_the_same_content_is_the_same_page() -> None:
 
 def test_a_page_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"file: cannot be written: "):
+    with pytest.raises(ConfigError, match=r"file: cannot be made: "):
         write_page(tmp_path / "file" / "page.html", "", "", [])
 
 

@@ -120,6 +120,7 @@ def test_two_ranks_follow_one_process(tmp_path: Path, tiny: list[str]) -> None:
     assert parts == pytest.approx(one, abs=1e-4)
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert results[0]["AP50"] == pytest.approx(results[1]["AP50"], abs=1e-3)
+    assert all((tmp_path / name / "report.html").exists() for name in ("one", "two"))
 
 
 def test_ctrl_c_saves_and_says_so(tmp_path: Path, tiny: list[str]) -> None:

@@ -4,6 +4,7 @@ tools/evaluate.py --checkpoint runs/x/best.pt
 tools/evaluate.py --checkpoint runs/x/best.pt --annotations val.json --images images/
 tools/evaluate.py --checkpoint runs/classifier/best.pt --images folders/ --output scores/
 tools/evaluate.py --annotations val.json --results results.json
+tools/evaluate.py --checkpoint runs/x/best.pt --report report/ --against runs/y
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
+
     from detector.config import Config
+    from detector.reports import Scored
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,11 +32,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, help="a folder for results.json, and of a classifier the confusion matrix"
     )
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="a folder for report.html and its figures as JSON and CSV"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="OTHER",
+        help="in the report, compare with another results file, checkpoint or run folder, on the same data",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as eval.backend=pycocotools"
     )
+
+
+class _Evaluation(NamedTuple):
+    """A model or a results file, scored."""
+
+    scored: Scored
+    config: Config
+    truth: Any
+    images: Path | None  # the folder of the pictures, if it is known
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,53 +63,64 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("command line: give either --checkpoint or --results")
     if args.results and not args.annotations:
         raise ConfigError("command line: --results needs --annotations to be scored against")
+    if args.against and not args.report:
+        raise ConfigError("command line: --against compares in a report; give --report DIR too")
+
+    from detector.storage import make_folder, write_json
+
+    for folder in (args.output, args.report):
+        if folder:
+            make_folder(folder)
+
+    import torch
 
     from detector import distributed
-    from detector.storage import write_json
     from detector.tasks import get_task
 
-    if args.output:
-        try:
-            args.output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"{args.output}: cannot be made: {error.strerror}") from None
+    torch.set_flush_denormal(True)
     try:
-        metrics, config = _score_results(args) if args.results else _score_checkpoint(args)
+        device = distributed.start(args.device)
+        other = _open_other(args) if args.against else None  # before hours of work
+        evaluation = _score_results(args) if args.results else _score_checkpoint(args, device)
+        against = _score_other(args, other, evaluation, device) if other else None
         if distributed.is_main():
+            metrics, config, task = evaluation.scored.metrics, evaluation.config, get_task(evaluation.config)
             if args.output:
                 write_json(args.output / "results.json", metrics)
-                get_task(config).write_report(metrics, args.output)
+                task.write_report(metrics, args.output)
+            if args.report:
+                report = task.report(evaluation.scored, evaluation.truth, config, evaluation.images, against)
+                path = report.write(args.report, f"Evaluation of {evaluation.scored.name}")
+                print(f"report: {path}", file=sys.stderr)
             numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-            print(json.dumps(numbers) if args.json else get_task(config).describe(metrics, config.eval.per_class))
+            print(json.dumps(numbers) if args.json else task.describe(metrics, config.eval.per_class))
         return 0
     finally:
         distributed.stop()
 
 
-def _score_results(args: argparse.Namespace) -> tuple[dict, Config]:
+def _score_results(args: argparse.Namespace) -> _Evaluation:
     from detector.config import Config
     from detector.configfile import apply_overrides
     from detector.data.coco import read_annotations
+    from detector.errors import DataError
     from detector.metrics import read_results
+    from detector.reports import Scored
     from detector.tasks import detection
 
+    images = Path(args.images) if args.images else None
+    if images and not images.is_dir():
+        raise DataError(f"--images: {images} is no folder")
     config = apply_overrides(Config(), args.overrides, source=args.results)
     truth = read_annotations(args.annotations)
-    metrics = detection.evaluate([read_results(args.results, truth)], truth, config)
-    return metrics, config
+    rows = read_results(args.results, truth)
+    return _Evaluation(Scored(args.results, rows, detection.evaluate([rows], truth, config)), config, truth, images)
 
 
-def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, Config]:
-    import torch
-
-    from detector import distributed
-    from detector.checkpoint import checkpoint_categories, load_model, override_config
-    from detector.engine import run_evaluation
+def _score_checkpoint(args: argparse.Namespace, device: torch.device) -> _Evaluation:
+    from detector.checkpoint import override_config
     from detector.interchange import open_checkpoint
-    from detector.tasks import get_task
 
-    torch.set_flush_denormal(True)
-    device = distributed.start(args.device)
     content = open_checkpoint(args.checkpoint)
     overrides = list(args.overrides)
     for key in ("annotations", "images"):
@@ -99,10 +131,80 @@ def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, Config]:
     if args.images and not args.annotations and content["config"]["task"] == "classification":
         overrides.append("data.val.annotations=null")  # a folder of class folders
     config = override_config(content, args.checkpoint, overrides)
+    return _predict(content, args.checkpoint, config, config, device)
+
+
+def _predict(
+    content: dict[str, Any], name: str, config: Config, scored_by: Config, device: torch.device
+) -> _Evaluation:
+    """The checkpoint on the val data of ``config``, scored as ``scored_by`` says."""
+    import numpy as np
+
+    from detector import distributed
+    from detector.checkpoint import checkpoint_categories, load_model
+    from detector.engine import predict_all
+    from detector.reports import Scored
+    from detector.tasks import get_task
+
     task = get_task(config)
     data = task.open_split(config, "val", checkpoint_categories(content))
     if distributed.is_main():
-        print(f"{args.checkpoint} on {data.source}: {data.summary()}", file=sys.stderr)
-    model = load_model(content, args.checkpoint).to(device)
-    metrics = run_evaluation(model, task, data, config, device)
-    return metrics, config
+        print(f"{name} on {data.source}: {data.summary()}", file=sys.stderr)
+    rows = predict_all(load_model(content, name).to(device), task, data, config, device)
+    metrics = task.evaluate(rows, data.truth, scored_by) if distributed.is_main() else {}
+    return _Evaluation(Scored(name, np.concatenate(rows), metrics), config, data.truth, data.images)
+
+
+class _Other(NamedTuple):
+    """What ``--against`` names."""
+
+    name: str
+    checkpoint: dict[str, Any] | None  # None: a results file
+
+
+def _open_other(args: argparse.Namespace) -> _Other:
+    from detector.errors import ConfigError, DataError
+    from detector.interchange import open_checkpoint
+
+    path = Path(args.against)
+    if path.suffix == ".json":
+        if not path.is_file():
+            raise DataError(f"--against {path}: does not exist")
+        return _Other(args.against, None)
+    if args.results and not args.images:
+        raise ConfigError("command line: --against a checkpoint needs the pictures; give --images too")
+    if not path.is_dir():
+        return _Other(args.against, open_checkpoint(args.against))
+    path /= "best.pt"
+    if not path.is_file():
+        raise DataError(f"--against {args.against}: has no best.pt; give a run's folder, a checkpoint or results")
+    return _Other(str(path), open_checkpoint(path))
+
+
+def _score_other(args: argparse.Namespace, other: _Other, evaluation: _Evaluation, device: torch.device) -> Scored:
+    """``other`` on the data of ``evaluation``, scored in the same way."""
+    from detector.checkpoint import checkpoint_categories, checkpoint_config
+    from detector.errors import ConfigError, DataError
+    from detector.metrics import read_results
+    from detector.reports import Scored
+    from detector.tasks import get_task
+
+    config, truth, (name, content) = evaluation.config, evaluation.truth, other
+    if content is None:
+        if config.task != "detection":
+            raise ConfigError(f"--against {name}: results files are of detection; give a run or a checkpoint")
+        rows = read_results(name, truth)
+        return Scored(name, rows, get_task(config).evaluate([rows], truth, config))
+    own = checkpoint_config(content, name)
+    if own.task != config.task:
+        raise ConfigError(f"--against {name}: is of {own.task}, not of {config.task}")
+    if checkpoint_categories(content) != truth.categories:
+        raise DataError(f"--against {name}: has other classes than {args.checkpoint or args.results}")
+    data = config.data
+    if args.results:
+        val = data.val.model_copy(update={"annotations": args.annotations, "images": args.images})
+        data = data.model_copy(update={"val": val})
+    # Its own resizing, but the same pictures: which ones are held back follows from the split, the share and the seed.
+    same = {key: getattr(data, key) for key in ("train", "val", "val_share", "classes", "invalid_boxes")}
+    same_data = own.model_copy(update={"data": own.data.model_copy(update=same), "seed": config.seed})
+    return _predict(content, name, same_data, config, device).scored

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from detector.commands.train import RESUMABLE
 
+GALLERY = 200  # pictures of --html, at most
 UNREADABLE = 1  # exit code when some pictures could not be read, or changed meanwhile; all others are done
 
 
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draw-score", type=_probability, default=0.4, help="lowest score that is drawn (default: 0.4)"
     )
     parser.add_argument("--no-images", action="store_true", help="write the predictions only")
+    parser.add_argument("--html", action="store_true", help="write a page of the drawings, gallery.html, too")
     parser.add_argument("--batch-size", type=_count, default=8, help="pictures at once (default: 8)")
     parser.add_argument("--workers", type=_workers, default=2, help="processes that read pictures (default: 2)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
@@ -37,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from detector.errors import ConfigError
     from detector.inference import ERRORS, PROGRESS, find_images, infer_folder
 
+    if args.html and args.no_images:
+        raise ConfigError("command line: --html shows the drawings; leave --no-images out")
     for name in ("predictions.json", "predictions.csv"):
         if (args.output / name).exists():
             if args.resume:
@@ -69,6 +73,12 @@ def run(args: argparse.Namespace) -> int:
         print(f"stopped; continue with --resume: {args.output}", file=sys.stderr)
         return RESUMABLE
     print(f"{summary.found} in {summary.read} pictures: {summary.path}")
+    if args.html:
+        from detector.gallery import show_drawings
+
+        page = args.output / "gallery.html"
+        shown = show_drawings(page, f"Found by {args.checkpoint}", args.output / "images", GALLERY)
+        print(f"{shown} of them: {page}")
     for error in summary.errors:
         print(f"not read or changed: {error}")
     if summary.num_errors:

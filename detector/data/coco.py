@@ -130,6 +130,9 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         """Whether each picture is at least as wide as high, [I] bool."""
         return (self.annotations.widths >= self.annotations.heights).numpy()
 
+    def file(self, index: int) -> Path:
+        return self.images / self.annotations.file_name(index)
+
     def summary(self) -> str:
         """A line of counts for the start of a run."""
         annotations, checked = self.annotations, self.checked
@@ -145,9 +148,6 @@ class CocoDataset(Dataset[Sample | DetectorError]):
             text += f"; {checked.clipped:,} invalid boxes clipped, {checked.dropped:,} dropped"
             text += f" (first: {checked.first_invalid})"
         return text
-
-    def file(self, index: int) -> Path:
-        return self.images / self.annotations.file_name(index)
 
     def index_of(self, image_id: int) -> int:
         """Where a picture stands, by the id that batches have."""

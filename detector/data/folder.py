@@ -53,6 +53,12 @@ class Labelled:
     def labels_of(self, index: int) -> np.ndarray:
         return self.labels[self.first[index] : self.first[index + 1]]
 
+    def is_true(self) -> np.ndarray:
+        """Which classes each picture has, [I, K] bool."""
+        is_true = np.zeros((len(self), len(self.categories)), dtype=bool)
+        is_true[np.repeat(np.arange(len(self)), np.diff(self.first)), self.labels] = True
+        return is_true
+
     def counts(self) -> np.ndarray:
         """Pictures of each class, [K]."""
         return np.bincount(self.labels, minlength=len(self.categories))
@@ -238,6 +244,13 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
     def source(self) -> Path:
         return self.labelled.source
 
+    @property
+    def images(self) -> Path:
+        return self.labelled.root
+
+    def file(self, index: int) -> Path:
+        return self.labelled.file(index)
+
     def summary(self) -> str:
         """A line of counts for the start of a run."""
         counts = self.labelled.counts()
@@ -248,9 +261,6 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         if unlabelled := int((np.diff(self.labelled.first) == 0).sum()):
             text += f"; {unlabelled:,} without a label"
         return text
-
-    def file(self, index: int) -> Path:
-        return self.labelled.file(index)
 
     def index_of(self, image_id: int) -> int:
         """Where a picture stands, by the id that batches have: the same."""

@@ -27,7 +27,7 @@ from detector.doctor.files import FileFacts
 from detector.doctor.pictures import QUARTER_TURNS
 from detector.doctor.reading import read_json
 from detector.errors import ConfigError
-from detector.storage import atomic_write, storing
+from detector.storage import atomic_write, make_folder
 
 ROUNDING = 2  # pixels that both sides may differ by in a picture that was not scaled
 
@@ -52,8 +52,7 @@ def fix_split(split: Split, facts: Sequence[FileFacts], target: Path) -> int:
     """Write the cleaned copy and ``target``.changes.jsonl; returns the number of changes."""
     tree = read_json(split.source)
     changes = fix_tree(tree, split, facts)
-    with storing(target.parent):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with atomic_write(changes_path(target)) as file:
         file.writelines(f"{json.dumps(change)}\n" for change in changes)
     with atomic_write(target) as file:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,10 +18,13 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 from PIL import Image
 
-from detector.storage import atomic_write, storing
+from detector.storage import atomic_write, make_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+# Of a page's pictures together, in characters as they stand in it: so a page stays under 8 MB.
+PICTURES_BUDGET = 6_000_000
 
 Tone = Literal["", "good", "warning", "error"]
 Value = str | int | float | None  # None is shown as a dash
@@ -53,6 +56,7 @@ class Table:
     caption: str = ""
     digits: int = 3  # of floats
     tones: Sequence[Tone] = ()  # of each row; none: all plain
+    is_wide: bool = True  # over the whole page, or beside other blocks
     kind: str = field(default="table", init=False)
 
     @property
@@ -70,6 +74,7 @@ class Chart:
 
     svg: Markup
     caption: str
+    is_wide: bool = False  # over the whole page
     kind: str = field(default="chart", init=False)
 
 
@@ -88,6 +93,7 @@ class Gallery:
     """Pictures side by side; a click enlarges one."""
 
     pictures: Sequence[Picture]
+    column: int = 240  # least width of a picture in the page, in pixels
     kind: str = field(default="gallery", init=False)
 
 
@@ -103,8 +109,7 @@ class Section:
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
     """Write the page whole, or not at all; raises :class:`~detector.errors.StorageError` where it cannot be written."""
     text = _environment().get_template("page.html").render(title=title, lead=lead, sections=sections)
-    with storing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_write(path) as file:
         file.write(text)
 
@@ -117,6 +122,17 @@ def picture(image: Image.Image, caption: str, long_side: int = 800, quality: int
     image.save(buffer, "JPEG", quality=quality, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
     return Picture(f"data:image/jpeg;base64,{data}", caption, *image.size)
+
+
+def within_budget(pictures: Iterable[Picture], budget: int = PICTURES_BUDGET) -> list[Picture]:
+    """The first pictures that fit the budget together; those after them are not even made."""
+    kept: list[Picture] = []
+    for one in pictures:
+        budget -= len(one.data)
+        if budget < 0:
+            break
+        kept.append(one)
+    return kept
 
 
 # Colours that a figure is drawn in, and what the page's style sheet puts in their place in either scheme.
@@ -152,7 +168,7 @@ def new_figure(width: float = 4.0, height: float = 3.0) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def chart(figure: Figure, caption: str) -> Chart:
+def chart(figure: Figure, caption: str, is_wide: bool = False) -> Chart:
     """A figure of :func:`new_figure` as SVG; ``caption`` also tells it to those who cannot see it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -160,7 +176,7 @@ def chart(figure: Figure, caption: str) -> Chart:
     svg = svg[svg.index("<svg") :]
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
-    return Chart(Markup(svg), caption)
+    return Chart(Markup(svg), caption, is_wide)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,12 +16,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from detector.class_metrics import multi_label_metrics, single_label_metrics
+from detector.class_metrics import by_picture, multi_label_metrics, single_label_metrics
 from detector.config import Config, ModelConfig
 from detector.data.coco import Category
 from detector.data.folder import ClassDataset, ClassSample, Labelled, open_classes
 from detector.data.transforms import ClassTransform
 from detector.errors import ConfigError
+from detector.reports import Report, Scored
+from detector.reports.class_page import classification_report
 from detector.storage import atomic_write
 from detector.structures import Batch, ClassTargets, Losses
 from detector.visualize import draw_confusion, draw_lines
@@ -78,13 +81,9 @@ def to_rows(scores: Tensor, ids: Tensor, categories: Sequence[Category]) -> np.n
 
 def evaluate(rows: Sequence[np.ndarray], truth: Labelled, config: Config) -> dict[str, Any]:
     """Metrics of batches of scores; every picture of ``truth`` must be among them."""
-    table = np.concatenate(rows)
-    scores = np.empty((len(truth), len(truth.categories)))
-    scores[table[:, 0].astype(np.int64)] = table[:, 1:]
+    scores = by_picture(np.concatenate(rows))
     if config.model.multi_label:
-        is_true = np.zeros(scores.shape, dtype=bool)
-        is_true[np.repeat(np.arange(len(truth)), np.diff(truth.first)), truth.labels] = True
-        return multi_label_metrics(scores, is_true, truth.categories)
+        return multi_label_metrics(scores, truth.is_true(), truth.categories)
     return single_label_metrics(scores, truth.labels, truth.categories)
 
 
@@ -113,6 +112,34 @@ def write_report(metrics: dict[str, Any], folder: Path) -> None:
         writer.writerows([name, *row] for name, row in zip(names, metrics["confusion"], strict=True))
     with atomic_write(folder / "confusion.png", "wb") as file:
         draw_confusion(np.array(metrics["confusion"]), names).save(file, format="png")
+
+
+def report(
+    scored: Scored, truth: Labelled, config: Config, images: Path | None, against: Scored | None = None
+) -> Report:
+    """What is taken for what, for people to read."""
+    return classification_report(scored, truth, config, images or truth.root, against)
+
+
+# --- looking at the data ----------------------------------------------------------------------------------------------
+
+
+def untransformed(data: ClassDataset) -> ClassDataset:
+    """The same pictures as they are stored, none mixed with another."""
+    stored = copy.copy(data)
+    stored.transform, stored.augment = lambda image, epoch, index: image, None  # type: ignore
+    return stored
+
+
+def draw_sample(sample: ClassSample, categories: Sequence[Category]) -> Image.Image:
+    """A picture under its classes, with their shares where it is mixed."""
+    labels = [int(label) for label in sample.shares.argsort(descending=True) if sample.shares[label] > 0]
+    shares = [float(sample.shares[label]) for label in labels]
+    texts = [
+        categories[label].name + (f" {share:.2f}" if share < 1 else "")
+        for label, share in zip(labels, shares, strict=True)
+    ]
+    return draw_lines(sample.image.permute(1, 2, 0).numpy(), labels, texts)
 
 
 # --- single pictures --------------------------------------------------------------------------------------------------

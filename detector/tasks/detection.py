@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,14 +16,16 @@ from torch import Tensor
 from detector import boxes as box_ops
 from detector.config import Config, ModelConfig
 from detector.data.coco import Annotations, Category, CocoDataset, Sample, open_dataset
-from detector.data.transforms import TrainTransform, Transform
+from detector.data.transforms import TrainTransform, Transform, Transformed
 from detector.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.matching import IGNORE, MATCHERS
 from detector.metrics import METRICS, coco_metrics
 from detector.postprocess import detect
+from detector.reports import Report, Scored
+from detector.reports.box_page import detection_report
 from detector.storage import atomic_write
 from detector.structures import Batch, Detections, Losses, Predictions, Targets
-from detector.visualize import draw_boxes
+from detector.visualize import class_color, draw_boxes, draw_colored
 
 PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
 RESULTS = "predictions.json"
@@ -128,6 +131,31 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
 
 def write_report(metrics: dict[str, Any], folder: Path) -> None:
     """Nothing: results.json has it all."""
+
+
+def report(
+    scored: Scored, truth: Annotations, config: Config, images: Path | None, against: Scored | None = None
+) -> Report:
+    """What is right and wrong, for people to read; ``images`` None: without pictures."""
+    return detection_report(scored, truth, config, images, against)
+
+
+# --- looking at the data ----------------------------------------------------------------------------------------------
+
+
+def untransformed(data: CocoDataset) -> CocoDataset:
+    """The same pictures and boxes as they are stored."""
+    stored = copy.copy(data)
+    stored.transform = lambda image, boxes, labels, epoch, index: Transformed(image, boxes, labels)  # type: ignore
+    return stored
+
+
+def draw_sample(sample: Sample, categories: Sequence[Category]) -> Image.Image:
+    """A picture with its boxes; regions that the loss ignores in gray."""
+    labels = sample.labels.tolist()
+    texts = [categories[label].name if label >= 0 else "ignored" for label in labels]
+    colors = [class_color(label) if label >= 0 else (128, 128, 128) for label in labels]
+    return draw_colored(sample.image.permute(1, 2, 0).numpy(), sample.boxes.numpy(), colors, texts)
 
 
 # --- single pictures --------------------------------------------------------------------------------------------------

@@ -1,0 +1,37 @@
+"""Show the training data on a page: pictures as they are stored and as they are augmented, with boxes or classes.
+
+tools/browse.py --config retinanet_r50_fpn.yaml data.train.annotations=train.json data.train.images=images/
+tools/browse.py --config classify_r50_fpn.yaml --number 60 --output classes.html data.train.images=folders/
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from detector.commands.infer import _count
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="whose pictures (default: train)")
+    parser.add_argument("--number", type=_count, default=40, help="pictures shown, evenly spread (default: 40)")
+    parser.add_argument("--epochs", type=_count, default=2, help="augmentations of each that are shown (default: 2)")
+    parser.add_argument("--output", type=Path, default=Path("browse.html"), help="the page (default: browse.html)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as data.augment.mixup=1")
+
+
+def run(args: argparse.Namespace) -> int:
+    from detector.configfile import load_config
+
+    config = load_config(args.config, args.overrides)
+
+    from detector.gallery import browse
+    from detector.tasks import get_task
+
+    task = get_task(config)
+    data = task.open_split(config, args.split)
+    epochs = args.epochs if args.split == "train" else 1  # nothing is drawn for val
+    shown = browse(args.output, f"{args.split} data of {args.config}", data, task, args.number, epochs)
+    print(f"{shown} pictures: {args.output}")
+    return 0

@@ -1,0 +1,129 @@
+"""The page of a classification report: what its figures look like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from detector.config import Config
+from detector.data.folder import Labelled
+from detector.data.images import read_image
+from detector.pages import Block, Gallery, Numbers, Picture, Section, Table, Text, picture, within_budget
+from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
+from detector.reports.classes import ClassReport, class_report
+from detector.visualize import as_rgb
+
+DRAWN = 60  # mistakes with their picture
+LISTED = 300  # mistakes in the page's table; mistakes.csv has all
+COLUMNS = ("precision", "recall", "f1", "AP")  # of a class, those that the metrics have
+
+
+def classification_report(
+    scored: Scored, truth: Labelled, config: Config, images: Path, against: Scored | None
+) -> Report:
+    """The report of scores on ``truth``, with the most confident mistakes out of the folder ``images``."""
+    report = class_report(scored.rows, truth, scored.metrics)
+    other = class_report(against.rows, truth, against.metrics) if against else None
+    sections = [Section("Score", _score(report)), Section("Classes", [_class_table(report)])]
+    figures = report.figures()
+    if against and other:
+        sections.insert(1, Section("Compared", _comparison(scored.name, report, against.name, other, truth)))
+        figures["against"] = {"name": against.name, **other.figures()}
+    if report.confusion is not None:
+        names = [row["name"] for row in report.metrics["per_class"]]
+        sections.append(Section("Confusion", confusion_blocks(report.confusion, names)))
+    sections.append(Section("Most confident mistakes", _mistakes(report, config, images)))
+    lead = f"{len(truth):,} pictures of {len(truth.categories)} classes of {truth.source}."
+    lead += f" Against {against.name}." if against else ""
+    return Report(lead, sections, figures, {"classes": report.metrics["per_class"], "mistakes": report.mistakes})
+
+
+def _score(report: ClassReport) -> list[Block]:
+    numbers = [(_spaced(name), known(value)) for name, value in report.metrics.items() if isinstance(value, float)]
+    right = int(report.is_right.sum())
+    return [
+        Numbers(
+            [*numbers, ("pictures", len(report.is_right)), ("right", right), ("wrong", len(report.is_right) - right)]
+        )
+    ]
+
+
+def _columns(report: ClassReport) -> list[str]:
+    return [name for name in COLUMNS if name in report.metrics["per_class"][0]]
+
+
+def _class_table(report: ClassReport) -> Table:
+    columns = _columns(report)
+    rows = [
+        [row["name"], row["images"], *(known(row[name]) for name in columns)] for row in report.metrics["per_class"]
+    ]
+    return Table(["class", "pictures", *columns], rows, "A click on a head sorts.")
+
+
+def _mistakes(report: ClassReport, config: Config, images: Path) -> list[Block]:
+    if not report.mistakes:
+        return [Text("There is none.", "good")]
+    drawn = within_budget(_draw(islice(report.mistakes, DRAWN), config, images))
+    rows = [[row[name] for name in ("file", "true", "predicted", "score")] for row in report.mistakes[:LISTED]]
+    caption = f"The {LISTED} first; mistakes.csv has all {len(report.mistakes):,}." if len(rows) == LISTED else ""
+    return [Gallery(drawn, column=180), Table(["file", "true", "predicted", "score"], rows, caption)]
+
+
+def _draw(mistakes: Iterator[dict[str, Any]], config: Config, images: Path) -> Iterator[Picture]:
+    for row in mistakes:
+        caption = f"{row['predicted']} {row['score']:.2f}, is {row['true'] or 'nothing'} ({row['file']})"
+        image = as_rgb(read_image(images / row["file"], config.model.in_channels))
+        yield picture(Image.fromarray(image), caption, long_side=480)
+
+
+def _comparison(name: str, report: ClassReport, other_name: str, other: ClassReport, truth: Labelled) -> list[Block]:
+    numbers = [
+        [_spaced(key), known(value), known(other.metrics[key]), difference(value, other.metrics[key])]
+        for key, value in report.metrics.items()
+        if isinstance(value, float)
+    ]
+    columns = _columns(report)
+    classes = []
+    for row, against in zip(report.metrics["per_class"], other.metrics["per_class"], strict=True):
+        values = [value for key in columns for value in (known(row[key]), difference(row[key], against[key]))]
+        classes.append([row["name"], row["images"], *values])
+    only_here = np.flatnonzero(report.is_right & ~other.is_right)
+    only_there = np.flatnonzero(other.is_right & ~report.is_right)
+    text = (
+        f"This is {name}; the other is {other_name}. {len(only_here):,} pictures are right only here,"
+        f" {len(only_there):,} only there."
+    )
+    pictures = _changes(only_there, "only there", truth) + _changes(only_here, "only here", truth)
+    blocks: list[Block] = [
+        Text(text),
+        Table(["figure", "this", "other", "difference"], numbers, tones=[tone_of(row[3]) for row in numbers]),
+        Table(
+            ["class", "pictures", *(head for key in columns for head in (key, f"± {key}"))],
+            classes,
+            "By class; ± is the difference to the other.",
+        ),
+    ]
+    if pictures:
+        blocks.append(Table(["file", "true", "right"], pictures, f"Pictures that differ, at most {LISTED} of a kind."))
+    return blocks
+
+
+def _changes(indices: np.ndarray, where: str, truth: Labelled) -> list[list[str]]:
+    names: Sequence[str] = [category.name for category in truth.categories]
+    return [
+        [
+            str(truth.file(index).relative_to(truth.root)),
+            ", ".join(names[label] for label in truth.labels_of(index)),
+            where,
+        ]
+        for index in indices[:LISTED].tolist()
+    ]
+
+
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
