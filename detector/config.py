@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python's bool is an int, and pydantic takes it for one: epochs: yes would be one epoch.
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise ValueError(f"must be a number; it is {value}")
+        return value
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -90,7 +98,7 @@ class DataConfig(Section):
     crop: CropConfig = CropConfig()
     augment: AugmentConfig = AugmentConfig()
     group_by_aspect: bool = True  # batches of portrait or of landscape pictures, so that they pad little
-    workers: Annotated[int, Field(ge=0)] = 2  # processes that load, a rank
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # processes that load, a rank
 
     @model_validator(mode="after")
     def _each_class_once(self) -> DataConfig:
@@ -173,7 +181,7 @@ class AnchorConfig(Section):
     # Level l has stride 2^l; or, as in torchvision, the padded picture's side // the level's, which is less where P6
     # and P7 were rounded up.
     strides: Literal["exact", "from_size"] = "exact"
-    levels: dict[int, AnchorShapes] = {}  # overrides by level
+    levels: dict[Annotated[int, Field(ge=2, le=7)], AnchorShapes] = {}  # overrides by level
 
     @model_validator(mode="after")
     def _same_count(self) -> AnchorConfig:
@@ -203,7 +211,7 @@ class AnchorConfig(Section):
 class HeadConfig(Section):
     name: str = "retina"  # a key of detector.models.heads.HEADS
     # retina
-    num_convs: Annotated[int, Field(ge=0)] = 4
+    num_convs: Annotated[int, Field(ge=0, le=100)] = 4
     channels: Count | None = None  # null: as many as the pyramid
     norm: Literal["none", "gn"] = "none"
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # initial score of every class (RetinaNet, section 4.1)
@@ -367,7 +375,7 @@ class Config(Section):
     """A whole experiment."""
 
     task: str = "detection"  # a key of detector.tasks.TASKS
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
