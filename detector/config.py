@@ -274,7 +274,8 @@ class ModelConfig(Section):
     # A checkpoint of this package, torchvision, Detectron2 or MMDetection to begin with: a path, a URL, or a name of
     # torchvision's such as RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1. What fits is taken, classes by name.
     weights: str | None = None
-    in_channels: Count = 3  # 1: gray; others: pictures must have exactly as many
+    # 1: gray; others: pictures must have exactly as many.
+    in_channels: Annotated[int, Field(ge=1, le=4096)] = 3
     normalise: NormaliseConfig = NormaliseConfig()
     backbone: BackboneConfig | None = BackboneConfig()  # null where pyramid.branches stand in for it
     pyramid: PyramidConfig = PyramidConfig()

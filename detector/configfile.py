@@ -285,6 +285,7 @@ def _explain(detail: Any, places: _Places) -> str:
 
 
 _SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 
 

@@ -28,7 +28,7 @@ from detector.data.sampler import EvalBatches, TrainBatches
 from detector.ema import average_weights
 from detector.errors import DetectorError, NonFiniteError
 from detector.models import Model
-from detector.optim import build_optimizer, lr_factor, scaled_lr, set_lr
+from detector.optim import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
 from detector.run import RunFolder
 from detector.tasks import Data, Task
 
@@ -82,7 +82,7 @@ class TrainingState:
         if self.ema and content["ema"]:
             load_weights(self.ema.module, content["ema"], str(path))
             self.ema.n_averaged.fill_(content["ema_updates"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        load_optimizer(self.optimizer, content["optimizer"], path)
         self.scaler.load_state_dict(content["scaler"])
         for name in ("step", "evaluated_step", "train_seconds", "best", "best_epoch"):
             setattr(self, name, content[name])

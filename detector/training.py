@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from detector import distributed
-from detector.checkpoint import checkpoint_categories, checkpoint_config, read_checkpoint
+from detector.checkpoint import checkpoint_categories, checkpoint_config, read_progress
 from detector.config import BackboneConfig, Config
 from detector.configfile import config_to_dict
 from detector.data.coco import Category
@@ -40,7 +40,7 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     if not resume:
         run.check_free()
     distributed.barrier()  # no rank makes the folder before all have looked
-    content = read_checkpoint(run.last) if resume and run.last.exists() else None
+    content = read_progress(run.last, run.best) if resume and run.last.exists() else None
     if content is not None:
         check_config(content, config, run)
     train_data = task.open_split(config, "train")
