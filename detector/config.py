@@ -90,6 +90,10 @@ class DataConfig(Section):
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
+    # A picture that training cannot read: stop, or take another in its place and name it in the run's skipped.txt,
+    # until more than max_bad_share of an epoch's pictures are broken. Evaluation always stops: its score is of all.
+    on_bad_image: Literal["error", "skip"] = "error"
+    max_bad_share: Share = 0.01
     val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of each class of data.train, held back as data.val
     classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those that data.train has, by name
     # Null: all equal. balanced: each class in inverse proportion to its pictures. Or a weight by class, others 1.

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detector.data.coco import Sample
 from detector.data.folder import ClassSample
+from detector.data.replace import Replaced, Skipped
 from detector.errors import DetectorError
 from detector.structures import PADDING, Batch, ClassTargets, Targets
 
@@ -65,22 +66,37 @@ def _box_targets(samples: list[Sample]) -> Targets:
     return Targets(boxes, labels)
 
 
-def load_batches(dataset: Dataset[Any], batches: Any, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches of ``dataset`` in the order of a sampler of key lists; raises the error of a broken sample."""
+def load_batches(
+    dataset: Dataset[Any], batches: Any, workers: int, pin_memory: bool, skipped: Skipped | None = None
+) -> Iterator[Batch]:
+    """The batches of ``dataset`` in the order of a sampler of key lists; raises the error of a broken sample.
+
+    ``skipped`` is told what a :class:`~detector.data.replace.Replacing` data set left out, as its batch comes.
+    """
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate_replaced,
         pin_memory=pin_memory,
         worker_init_fn=init_worker,
         # Its own, or the loader would draw from the one that dropout draws from, once a process: not once a run.
         generator=torch.Generator(),
     )
-    for batch in loader:
+    for batch, replaced in loader:
+        for place in replaced:
+            if skipped:
+                skipped.add(place)
         if isinstance(batch, DetectorError):
             raise batch
         yield batch
+
+
+def _collate_replaced(samples: list[Any]) -> tuple[Batch | DetectorError, list[Replaced]]:
+    """The batch, and what stands in it in other pictures' places, without the samples themselves."""
+    replaced = [sample for sample in samples if isinstance(sample, Replaced)]
+    batch = collate([sample.sample if isinstance(sample, Replaced) else sample for sample in samples])
+    return batch, [place._replace(sample=None) for place in replaced]
 
 
 def init_worker(worker: int) -> None:
