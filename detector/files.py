@@ -70,12 +70,11 @@ def read_file(path: Path) -> Any:
     numbers, texts, lists and dicts.
     """
     try:
-        with path.open("rb") as file:
-            is_zip = zipfile.is_zipfile(file)
+        path.open("rb").close()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from None
     try:
-        return _read(path, is_zip)
+        return _read(path)
     except WeightsError:
         raise
     except Exception as error:  # broken files raise almost anything
@@ -88,12 +87,12 @@ def read_file(path: Path) -> Any:
         raise WeightsError(f"{path}: is no file of tensors, or is cut off ({reason[:120]})") from None
 
 
-def _read(path: Path, is_zip: bool) -> Any:
+def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
-    if is_zip:
+    if zipfile.is_zipfile(path):
         _check_zip(path)
     elif path.suffix == ".pkl":
         with path.open("rb") as file:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_training import CPU, assert_same_tensors, steps_of, tiny  # noqa: F401 (a fixture)
+from test_training import CPU, TINY, assert_same_tensors, steps_of
 
 from detector.configfile import load_config
 from detector.data.collate import load_batches
@@ -20,6 +20,13 @@ from detector.errors import DataError
 from detector.run import RunFolder
 from detector.tasks import get_task
 from detector.training import fit
+
+
+@pytest.fixture
+def small(shapes: Path) -> list[str]:
+    """Overrides for a run of seconds on generated pictures (12 to train on, 6 to evaluate)."""
+    splits = [f"data.{split}.annotations={shapes}/annotations/{split}.json" for split in ("train", "val")]
+    return [*TINY, *splits, f"data.train.images={shapes}/images", f"data.val.images={shapes}/images"]
 
 
 class Numbers:
@@ -91,11 +98,11 @@ def broken_set(shapes: Path, folder: Path, count: int) -> tuple[list[str], list[
 def test_batches_stay_full_and_do_not_depend_on_workers_or_ranks(
     workers: int,
     tmp_path: Path,
-    tiny: list[str],
-    shapes: Path,  # noqa: F811
+    small: list[str],
+    shapes: Path,
 ) -> None:
     overrides, names = broken_set(shapes, tmp_path / "broken", 3)
-    config = load_config("quickstart.yaml", [*tiny, *overrides])
+    config = load_config("quickstart.yaml", [*small, *overrides])
     data = Replacing(get_task(config).open_split(config, "train"), 0)
 
     def batches_of(rank: int, ranks: int, workers: int) -> tuple[list[torch.Tensor], set[str]]:
@@ -115,12 +122,12 @@ def test_batches_stay_full_and_do_not_depend_on_workers_or_ranks(
 
 def test_a_run_goes_on_without_broken_pictures_and_resumes_exactly(
     tmp_path: Path,
-    tiny: list[str],
+    small: list[str],
     shapes: Path,
-    capsys: pytest.CaptureFixture[str],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     overrides, names = broken_set(shapes, tmp_path / "broken", 2)
-    overrides = [*tiny, *overrides, "train.batch_size=4", "data.workers=0", "data.on_bad_image=skip"]
+    overrides = [*small, *overrides, "train.batch_size=4", "data.workers=0", "data.on_bad_image=skip"]
     whole = RunFolder(tmp_path / "whole")
     generous = [*overrides, "data.max_bad_share=0.5", "train.steps=5"]
     assert fit(load_config("quickstart.yaml", generous), whole, CPU)
