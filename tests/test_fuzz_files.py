@@ -8,6 +8,7 @@ import pickle
 import random
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +67,15 @@ def test_a_damaged_override_is_taken_or_refused(override: str) -> None:
 def doublings(first: str, other: Callable[[str], str], times: int = 40) -> str:
     """Each line holds the one before several times: a kilobyte that means 9^40 values."""
     names = [f"a{number}" for number in range(times)]
-    pairs = zip(names, names[1:], strict=False)
+    pairs = pairwise(names)
     return f"a0: &a0 {first}\n" + "".join(f"{name}: &{name} {other('*' + before)}\n" for before, name in pairs)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (doublings("[x]", lambda name: f"[{', '.join([name] * 9)}]"), "with its aliases written out, "),
-        (doublings("{x: 1}", lambda name: f"{{a: {name}, b: {name}, c: {name}}}"), "with its aliases written out, "),
+        (doublings("[x]", lambda name: f"[{', '.join([name] * 9)}]"), "its aliases, written out, make "),
+        (doublings("{x: 1}", lambda name: f"{{a: {name}, b: {name}, c: {name}}}"), "its aliases, written out, make "),
         ("data: &a {b: *a}", "an alias stands inside what it names"),
         ("data: &a [*a]", "an alias stands inside what it names"),
         ("[" * 5000 + "]" * 5000, "nested too deeply"),
@@ -110,9 +111,7 @@ def test_not_every_one_of_a_thousand_errors_is_listed(tmp_path: Path) -> None:
 def test_a_tag_builds_no_object(tag: str, tmp_path: Path) -> None:
     proof = tmp_path / "was_here"
     lines = error_of(tmp_path / "x.yaml", f"seed: {tag} ['touch {proof}']")
-    assert lines[0].startswith(
-        f"{tmp_path / 'x.yaml'}:1: not valid YAML: could not determine a constructor for the tag"
-    )
+    assert lines[0].startswith(f"{tmp_path / 'x.yaml'}:1: not valid YAML: could not determine a constructor for")
     for override in (f"seed={tag} ['touch {proof}']", f"seed: {tag}", "seed=&a [*a]", "seed=" + "[" * 5000):
         (line,) = error_of(tmp_path / "x.yaml", "", (override,))
         assert line.startswith("command line: seed")
@@ -302,7 +301,7 @@ def test_no_place_of_a_checkpoint_runs_code(content: dict[str, Any], tmp_path: P
     for part in (*content, "optimizer", "extra"):
         for save in (torch.save, save_legacy):
             save({**content, part: Marker(proof)}, tmp_path / "x.pt")
-            with pytest.raises(WeightsError, match="holds .*mkdir, which is no tensor and is not loaded"):
+            with pytest.raises(WeightsError, match=r"holds .*mkdir, which is no tensor and is not loaded"):
                 open_checkpoint(tmp_path / "x.pt")
     assert not proof.exists()
     torch.load(tmp_path / "x.pt", weights_only=False)  # it is a trap
