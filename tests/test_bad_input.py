@@ -1,4 +1,4 @@
-"""Bad input to whole commands: one line, exit code 2, and no file that looks finished; and pictures of extreme sides."""
+"""Bad input to whole commands: one line, exit code 2, no file that looks finished; and pictures of extreme sides."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_is_loaded_or_refused(whole: Path, tmp_path: Path) 
                 archive.writestr(entry, data if entry == name else value)
         read_checkpoint(path)
 
-    survive("checkpoint", entries[name], 150, read)
+    survive("checkpoint", entries[name], 100, read)
 
 
 NO_PARTS: list[tuple[str, Any]] = [

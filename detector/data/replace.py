@@ -38,6 +38,9 @@ class Replacing(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.data)
 
+    def file(self, index: int) -> Path:
+        return self.data.file(index)
+
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         sample = self.data[key]
