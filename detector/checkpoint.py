@@ -68,8 +68,19 @@ def check_format(content: Any, path: str | Path) -> dict[str, Any]:
         if not is_state_dict(state):
             raise WeightsError(f"{path}: its {part} is no state dict (names to tensors)")
         for name, tensor in state.items():
+            _check_size(name, tensor, path)
             check_tensor(name, tensor, path)
     return content
+
+
+def _check_size(name: Any, tensor: torch.Tensor, path: str | Path) -> None:
+    """A small file can claim a tensor of any size by repeating one number, and a config that fits it."""
+    is_plain = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
+    if is_plain and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise WeightsError(
+            f"{path}: {name} is {list(tensor.shape)}, made of {tensor.untyped_storage().nbytes():,} bytes that repeat;"
+            " training saves no such tensor"
+        )
 
 
 # What a run needs to go on, beside what every checkpoint has.
@@ -168,7 +179,7 @@ def compare_weights(own: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
                 f"{path}: {name} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model;"
                 " it is of another architecture or class count"
             )
-        if tensor.is_floating_point() != own[name].is_floating_point():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
             raise WeightsError(f"{path}: {name} is of {tensor.dtype} in the checkpoint, {own[name].dtype} in the model")
 
 

@@ -150,17 +150,12 @@ def is_state_dict(value: Any) -> bool:
 
 
 def check_tensor(name: Any, tensor: Tensor, path: str | Path) -> None:
-    """Refuse a tensor of a file that holds no finite, real numbers, or fewer than it claims."""
+    """Refuse a tensor of a file that holds no finite, real numbers."""
     if not isinstance(name, str):
         raise WeightsError(f"{path}: has a tensor by the name {name!r}; names are texts")
     is_dense = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
     if not is_dense or tensor.is_quantized or tensor.is_complex():
         raise WeightsError(f"{path}: {name} is no dense tensor of numbers")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise WeightsError(
-            f"{path}: {name} is {list(tensor.shape)}, made of {tensor.untyped_storage().nbytes():,} bytes that repeat;"
-            " training saves no such tensor"
-        )
     if not tensor.is_floating_point():
         return
     if tensor.element_size() == 1:
