@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from detector.config import Config
 from detector.configfile import apply_overrides, config_from_dict, config_to_dict
 from detector.data.coco import Category
 from detector.errors import ConfigError, WeightsError
-from detector.files import read_file
+from detector.files import check_tensor, is_state_dict, read_file
 from detector.models import Model, build_model
 from detector.storage import atomic_write
 
@@ -43,16 +45,71 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def check_format(content: Any, path: str | Path) -> dict[str, Any]:
-    """``content`` if it is of this package and version."""
+    """``content`` if it is of this package and version, and its parts are of the kinds that they should be."""
     if not isinstance(content, dict) or "format" not in content:
         raise WeightsError(f"{path}: holds weights, but not of this package's training (no 'format')")
-    if content["format"] != FORMAT:
-        raise WeightsError(
-            f"{path}: has format {content['format']}, this version reads {FORMAT}; use the version that wrote it"
-        )
+    if type(content["format"]) is not int or content["format"] != FORMAT:
+        found = content["format"] if isinstance(content["format"], int | str) else type(content["format"]).__name__
+        raise WeightsError(f"{path}: has format {found}, this version reads {FORMAT}; use the version that wrote it")
     if missing := {"config", "categories", "model"} - content.keys():
         raise WeightsError(f"{path}: is no whole checkpoint: {min(missing)} is missing")
+    if not isinstance(content["config"], dict):
+        raise WeightsError(f"{path}: its config is a {type(content['config']).__name__}, no mapping of sections")
+    _check_categories(content["categories"], path)
+    for part in ("model", "ema"):
+        state = content.get(part)
+        if state is None and part == "ema":
+            continue
+        if not is_state_dict(state):
+            raise WeightsError(f"{path}: its {part} is no state dict (names to tensors)")
+        for name, tensor in state.items():
+            _check_size(name, tensor, path)
+            check_tensor(name, tensor, path)
     return content
+
+
+def _check_size(name: Any, tensor: torch.Tensor, path: str | Path) -> None:
+    """A small file can claim a tensor of any size by repeating one number, and a config that fits it."""
+    is_plain = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
+    if is_plain and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise WeightsError(
+            f"{path}: {name} is {list(tensor.shape)}, made of {tensor.untyped_storage().nbytes():,} bytes that repeat;"
+            " training saves no such tensor"
+        )
+
+
+# What a run needs to go on, beside what every checkpoint has.
+_PROGRESS = {"step": int, "evaluated_step": int, "num_images": int, "ema_updates": int, "best_epoch": int}
+_PROGRESS |= {"best": float, "train_seconds": float, "optimizer": dict, "scaler": dict}
+
+
+def read_progress(path: Path, best: Path) -> dict[str, Any]:
+    """The content of a run's ``last.pt``. Where it is damaged, the error says what else there is (``best``)."""
+    try:
+        content = read_checkpoint(path)
+        for name, kind in _PROGRESS.items():
+            value = content.get(name)
+            if not isinstance(value, kind) or (kind is float and not math.isfinite(value)):
+                raise WeightsError(f"{path}: holds no training to go on with: its {name} is {reprlib.repr(value)[:80]}")
+        return content
+    except WeightsError as error:
+        remedy = f"begin another run from the best epoch's weights with --init-from {best}"
+        if not best.exists():
+            remedy = f"there is no {best.name} either, begin another run with --name"
+        raise WeightsError(f"{error}; {remedy}") from None
+
+
+def _check_categories(rows: Any, path: str | Path) -> None:
+    if not isinstance(rows, list) or not rows:
+        raise WeightsError(f"{path}: its categories are no list of classes")
+    seen: set[int] = set()
+    for row in rows:
+        is_whole = isinstance(row, dict) and row.keys() == {"id", "name"}
+        if not is_whole or type(row["id"]) is not int or abs(row["id"]) > 2**53 or not isinstance(row["name"], str):
+            raise WeightsError(f"{path}: category {reprlib.repr(row)[:120]} is not an integer id and a name")
+        if row["id"] in seen:
+            raise WeightsError(f"{path}: category id {row['id']} stands twice")
+        seen.add(row["id"])
 
 
 def checkpoint_config(content: dict[str, Any], path: str | Path) -> Config:
@@ -85,9 +142,18 @@ def checkpoint_categories(content: dict[str, Any]) -> list[Category]:
 
 def load_model(content: dict[str, Any], path: str | Path) -> Model:
     """The model of a checkpoint with the weights to predict with: the averaged ones where training kept an average."""
-    config = checkpoint_config(content, path)
-    model = build_model(config.model, len(content["categories"]))
-    load_weights(model, content["ema"] if content.get("ema") else content["model"], path)
+    config, num_classes = checkpoint_config(content, path).model, len(content["categories"])
+    weights = content["ema"] if content.get("ema") else content["model"]
+    try:
+        # A config of a stranger's can ask for any size: the file must have the weights of it before memory is taken.
+        with torch.device("meta"):
+            own = build_model(config, num_classes).state_dict()
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise WeightsError(f"{path}: its config asks for a model that cannot be built: {reason}") from None
+    compare_weights(own, weights, path)
+    model = build_model(config, num_classes)
+    model.load_state_dict(weights)
     return model.eval()
 
 
@@ -108,6 +174,8 @@ def compare_weights(own: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
                 f"{path}: {name} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model;"
                 " it is of another architecture or class count"
             )
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            raise WeightsError(f"{path}: {name} is of {tensor.dtype} in the checkpoint, {own[name].dtype} in the model")
 
 
 def versions() -> dict[str, str]:

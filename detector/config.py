@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python's bool is an int, and pydantic takes it for one: epochs: yes would be one epoch.
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise ValueError(f"must be a number; it is {value}")
+        return value
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -83,6 +91,10 @@ class DataConfig(Section):
     val: SplitConfig = SplitConfig()
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
     allow_outside: bool = False  # COCO file names may lead out of the folder of images: absolute, by "..", or by links
+    # A picture that training cannot read: stop, or take another in its place and name it in the run's skipped.txt,
+    # until more than max_bad_share of an epoch's pictures are broken. Evaluation always stops: its score is of all.
+    on_bad_image: Literal["error", "skip"] = "error"
+    max_bad_share: Share = 0.01
     val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of each class of data.train, held back as data.val
     classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those that data.train has, by name
     # Null: all equal. balanced: each class in inverse proportion to its pictures. Or a weight by class, others 1.
@@ -91,7 +103,7 @@ class DataConfig(Section):
     crop: CropConfig = CropConfig()
     augment: AugmentConfig = AugmentConfig()
     group_by_aspect: bool = True  # batches of portrait or of landscape pictures, so that they pad little
-    workers: Annotated[int, Field(ge=0)] = 2  # processes that load, a rank
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # processes that load, a rank
 
     @model_validator(mode="after")
     def _each_class_once(self) -> DataConfig:
@@ -174,7 +186,7 @@ class AnchorConfig(Section):
     # Level l has stride 2^l; or, as in torchvision, the padded picture's side // the level's, which is less where P6
     # and P7 were rounded up.
     strides: Literal["exact", "from_size"] = "exact"
-    levels: dict[int, AnchorShapes] = {}  # overrides by level
+    levels: dict[Annotated[int, Field(ge=2, le=7)], AnchorShapes] = {}  # overrides by level
 
     @model_validator(mode="after")
     def _same_count(self) -> AnchorConfig:
@@ -204,7 +216,7 @@ class AnchorConfig(Section):
 class HeadConfig(Section):
     name: str = "retina"  # a key of detector.models.heads.HEADS
     # retina
-    num_convs: Annotated[int, Field(ge=0)] = 4
+    num_convs: Annotated[int, Field(ge=0, le=100)] = 4
     channels: Count | None = None  # null: as many as the pyramid
     norm: Literal["none", "gn"] = "none"
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # initial score of every class (RetinaNet, section 4.1)
@@ -267,7 +279,8 @@ class ModelConfig(Section):
     # A checkpoint of this package, torchvision, Detectron2 or MMDetection to begin with: a path, a URL, or a name of
     # torchvision's such as RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1. What fits is taken, classes by name.
     weights: str | None = None
-    in_channels: Count = 3  # 1: gray; others: pictures must have exactly as many
+    # 1: gray; others: pictures must have exactly as many.
+    in_channels: Annotated[int, Field(ge=1, le=4096)] = 3
     normalise: NormaliseConfig = NormaliseConfig()
     backbone: BackboneConfig | None = BackboneConfig()  # null where pyramid.branches stand in for it
     pyramid: PyramidConfig = PyramidConfig()
@@ -373,7 +386,7 @@ class Config(Section):
     """A whole experiment."""
 
     task: str = "detection"  # a key of detector.tasks.TASKS
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()

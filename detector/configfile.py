@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import difflib
+import math
+import os
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +23,11 @@ from detector.storage import atomic_write
 _PACKAGE = Path(__file__).resolve().parent
 CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # of a checkout, of an installed wheel
 
+# More than any experiment has; what a file is allowed to cost before it is refused.
+LARGEST_FILE = 2**20  # bytes
+LARGEST_TREE = 200_000  # values, with every alias written out
+MOST_ERRORS = 20  # that are listed
+
 _Tree = dict[str, Any]
 _Places = dict[tuple[str, ...], str]  # dotted path of a key → "file:line" or "command line"
 
@@ -28,7 +36,7 @@ def find_config(name: str | Path) -> Path:
     """The file that ``--config`` means: a path, or a name in the package's ``configs``."""
     candidates = [Path(name), *(folder / name for folder in CONFIG_FOLDERS)]
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
             return candidate
     known = sorted({path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
     near = difflib.get_close_matches(Path(name).name, known, n=1)
@@ -47,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     base = tree.pop("base", None)
     if base is not None:
         base_path = path.parent / str(base)
-        if not base_path.is_file():
+        if not os.path.isfile(base_path):  # noqa: PTH113
             try:
                 base_path = find_config(str(base))
             except ConfigError as error:
@@ -95,12 +103,14 @@ def save_config(config: Config, path: Path) -> None:
 
 def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ConfigError(f"{path}: has {path.stat().st_size:,} bytes; a config has at most {LARGEST_FILE:,}")
         text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node, value = _load_yaml(text)
         places: _Places = {(): str(path)}
         if node is not None:
-            _note_places(node, (), path, places)
-        tree = _text_keys(yaml.safe_load(text) or {})
+            _note_places(node, (), str(path), places)
+        tree = _text_keys(value or {})
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
@@ -108,25 +118,52 @@ def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not valid YAML: an alias stands inside what it names") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds a {type(tree).__name__}; a config is a mapping of sections")
     return tree, places
 
 
-def _note_places(node: yaml.Node, keys: tuple[str, ...], path: Path, places: _Places) -> None:
+def _load_yaml(text: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes of a document, with their lines, and its value."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            return None, None
+        size = _size(node, {})
+        if size == math.inf:
+            raise yaml.YAMLError("an alias stands inside what it names")
+        if size > LARGEST_TREE:
+            raise yaml.YAMLError(
+                f"its aliases, written out, make {size:,} values; a config has at most {LARGEST_TREE:,}"
+            )
+        return node, yaml.constructor.SafeConstructor().construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+
+
+def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """Values in a document with every alias written out, which is how what follows walks it; inf for a cycle."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf  # what it would count if it were met again below itself
+        pairs = isinstance(node, yaml.MappingNode)
+        children = [child for pair in node.value for child in pair] if pairs else node.value
+        below = () if isinstance(node, yaml.ScalarNode) else children
+        sizes[id(node)] = 1 + sum(_size(child, sizes) for child in below)
+    return sizes[id(node)]
+
+
+def _note_places(node: yaml.Node, keys: tuple[str, ...], source: str, places: _Places) -> None:
     """Fill ``places`` with the line of every key; PyYAML silently takes the last of two equal keys, so refuse those."""
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             below = (*keys, str(key_node.value))
-            place = f"{path}:{key_node.start_mark.line + 1}"
+            place = f"{source}:{key_node.start_mark.line + 1}"
             if below in places:
                 raise ConfigError(f"{place}: {'.'.join(below)}: stands twice, first at {places[below]}; keep one")
             places[below] = place
-            _note_places(value_node, below, path, places)
+            _note_places(value_node, below, source, places)
 
 
 def _text_keys(tree: Any) -> Any:
@@ -147,11 +184,14 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise ConfigError(f"command line: {override}: an override is written key=value, as in train.epochs=12")
-    try:
-        value = _text_keys(yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError):
-        raise ConfigError(f"command line: {override}: the value is not valid YAML; quote it") from None
     keys = dotted.split(".")
+    try:
+        node, value = _load_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"command line: {override[:120]}: the value is not valid YAML; quote it") from None
+    if node is not None:
+        _note_places(node, tuple(keys), "command line", {})
+    value = _text_keys(value)
     for depth, key in enumerate(keys[:-1]):
         child = tree.get(key)
         if child is None:
@@ -169,7 +209,10 @@ def _validate(tree: _Tree, places: _Places) -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(detail, places) for detail in error.errors() if not _is_other_branch(detail)]
+        details = [detail for detail in error.errors() if not _is_other_branch(detail)]
+        lines = [_explain(detail, places) for detail in details[:MOST_ERRORS]]
+        if len(details) > MOST_ERRORS:
+            lines.append(f"{places[()]}: {len(details) - MOST_ERRORS} more errors like these")
         raise ConfigError("\n".join(lines)) from None
     lines = [
         f"{_where(tuple(key.split('.')), places)}has no effect here, it is for {user}; remove it"
@@ -240,7 +283,17 @@ def _explain(detail: Any, places: _Places) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
         return where + message
-    return f"{where}{message[0].lower()}{message[1:]}; it is {detail['input']!r}"
+    return f"{where}{message[0].lower()}{message[1:]}; it is {_short(detail['input'])}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+
+
+def _short(value: Any) -> str:
+    """A value as a message can show it: whatever was given, a line."""
+    return _SHORT.repr(value)
 
 
 def _section_at(keys: tuple[str, ...]) -> type[Section]:

@@ -24,11 +24,12 @@ from detector.checkpoint import load_weights, save_checkpoint
 from detector.config import Config, TrainConfig
 from detector.data.coco import Category
 from detector.data.collate import load_batches
+from detector.data.replace import Replacing, Skipped
 from detector.data.sampler import EvalBatches, TrainBatches
 from detector.ema import average_weights
 from detector.errors import DetectorError, NonFiniteError
 from detector.models import Model
-from detector.optim import build_optimizer, lr_factor, scaled_lr, set_lr
+from detector.optim import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
 from detector.run import RunFolder
 from detector.tasks import Data, Task
 
@@ -85,7 +86,7 @@ class TrainingState:
         if self.ema and content["ema"]:
             load_weights(self.ema.module, content["ema"], str(path))
             self.ema.n_averaged.fill_(content["ema_updates"])
-        self.optimizer.load_state_dict(content["optimizer"])
+        load_optimizer(self.optimizer, content["optimizer"], path)
         self.scaler.load_state_dict(content["scaler"])
         for name in ("step", "evaluated_step", "train_seconds", "best", "best_epoch"):
             setattr(self, name, content[name])
@@ -145,7 +146,7 @@ def train(
     network: nn.Module = state.model
     if world_size > 1:
         network = DistributedDataParallel(state.model, device_ids=[device] if device.type == "cuda" else None)
-    batches = _train_batches(config, train_data, state.step, steps, device)
+    batches = _train_batches(config, train_data, state.step, steps, device, run)
 
     def ends_epoch(step: int) -> bool:
         return step > 0 and (step % steps_per_epoch == 0 or step == steps)
@@ -343,7 +344,9 @@ def predict_rows(model: Model, task: Task, batch: Any, config: Config, categorie
     return task.to_rows(task.predict(output, batch, config.model), batch.ids, categories)
 
 
-def _train_batches(config: Config, data: Data, start: int, steps: int, device: torch.device) -> Iterator[Any]:
+def _train_batches(
+    config: Config, data: Data, start: int, steps: int, device: torch.device, run: RunFolder
+) -> Iterator[Any]:
     sampler = TrainBatches(
         num_images=len(data),
         batch_size=config.train.batch_size,
@@ -355,7 +358,12 @@ def _train_batches(config: Config, data: Data, start: int, steps: int, device: t
         world_size=distributed.world_size(),
         accumulate=config.train.accumulate,
     )
-    return load_batches(data, sampler, config.data.workers, pin_memory=device.type == "cuda")
+    skipped = None
+    if config.data.on_bad_image == "skip":
+        data = Replacing(data, config.seed)
+        own_images = -(-len(data) // distributed.world_size())
+        skipped = Skipped(own_images, config.data.max_bad_share, run.path / "skipped.txt")
+    return load_batches(data, sampler, config.data.workers, device.type == "cuda", skipped)
 
 
 def _autocast(config: TrainConfig, device: torch.device) -> Any:

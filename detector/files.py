@@ -70,12 +70,11 @@ def read_file(path: Path) -> Any:
     numbers, texts, lists and dicts.
     """
     try:
-        with path.open("rb") as file:
-            is_zip = zipfile.is_zipfile(file)
+        path.open("rb").close()
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from None
     try:
-        return _read(path, is_zip)
+        return _read(path)
     except WeightsError:
         raise
     except Exception as error:  # broken files raise almost anything
@@ -88,22 +87,25 @@ def read_file(path: Path) -> Any:
         raise WeightsError(f"{path}: is no file of tensors, or is cut off ({reason[:120]})") from None
 
 
-def _read(path: Path, is_zip: bool) -> Any:
+def _read(path: Path) -> Any:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
-    if is_zip:
+    if zipfile.is_zipfile(path):
         _check_zip(path)
     elif path.suffix == ".pkl":
         with path.open("rb") as file:
-            return _as_tensors(_Unpickler(file).load(), path)
+            return _as_tensors(_Unpickler(file).load(), path, {})
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _check_zip(path: Path) -> None:
-    """torch stores tensors as they are: a compressed file is no checkpoint, and may grow without end."""
+    """torch stores tensors as they are, each once: what is compressed or overlaps may grow without end."""
     with zipfile.ZipFile(path) as archive:
+        claimed, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        if claimed > size and all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise WeightsError(f"{path}: claims to hold {claimed:,} bytes, and has {size:,}; it is cut off, or a trap")
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise WeightsError(
@@ -125,16 +127,42 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _as_tensors(value: Any, path: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _as_tensors(inner, path) for key, inner in value.items()}
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fiub":
+def _as_tensors(value: Any, path: Path, done: dict[int, Any]) -> Any:
+    """``value`` with tensors for arrays; what stands in it several times is made once, and stands there again."""
+    if not isinstance(value, dict | np.ndarray):
+        return value
+    if id(value) not in done:
+        done[id(value)] = done  # not made yet
+        if isinstance(value, dict):
+            done[id(value)] = {key: _as_tensors(inner, path, done) for key, inner in value.items()}
+        elif value.dtype.kind in "fiub":
+            done[id(value)] = torch.from_numpy(value.copy(order="C"))
+        else:
             raise WeightsError(f"{path}: holds an array of {value.dtype}, which is no tensor")
-        return torch.from_numpy(value.copy(order="C"))
-    return value
+    if done[id(value)] is done:
+        raise ValueError("a dict stands inside itself")
+    return done[id(value)]
 
 
 def is_state_dict(value: Any) -> bool:
     """Names to tensors."""
     return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def check_tensor(name: Any, tensor: Tensor, path: str | Path) -> None:
+    """Refuse a tensor of a file that holds no finite, real numbers."""
+    if not isinstance(name, str):
+        raise WeightsError(f"{path}: has a tensor by the name {name!r}; names are texts")
+    is_dense = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
+    if not is_dense or tensor.is_quantized or tensor.is_complex():
+        raise WeightsError(f"{path}: {name} is no dense tensor of numbers")
+    if not tensor.is_floating_point():
+        return
+    if tensor.element_size() == 1:
+        raise WeightsError(f"{path}: {name} is of {tensor.dtype}; weights have 16 bits or more")
+    if not bool(tensor.isfinite().all()):
+        count = int((~tensor.isfinite()).sum())
+        raise WeightsError(
+            f"{path}: {name} has {count:,} of {tensor.numel():,} values that are not finite; training had diverged, or"
+            " the file is damaged: use an earlier one"
+        )

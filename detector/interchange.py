@@ -21,7 +21,7 @@ from detector.config import AnchorConfig, Config
 from detector.configfile import config_from_dict, config_to_dict, merge, overlay
 from detector.data.coco import Category
 from detector.errors import WeightsError, one_of
-from detector.files import is_state_dict, read_file, resolve
+from detector.files import check_tensor, is_state_dict, read_file, resolve
 from detector.models import build_model
 from detector.models.backbones import BACKBONES
 
@@ -188,15 +188,12 @@ def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
 
 
 def _check_tensor(name: Any, tensor: Tensor, path: Path) -> None:
-    """Refuse what is no dense tensor of numbers, or claims to be larger than any model."""
-    if not isinstance(name, str):
-        raise WeightsError(f"{path}: has a tensor by the name {name!r}; names are texts")
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-        raise WeightsError(f"{path}: {name} is no dense tensor of numbers")
-    if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
-        raise WeightsError(f"{path}: {name} is of {tensor.dtype}; weights are floating-point numbers")
+    """Refuse what is no dense tensor of finite numbers, or claims to be larger than any model."""
     if tensor.numel() > LARGEST:
         raise WeightsError(f"{path}: {name} is {list(tensor.shape)}, which is larger than any of a RetinaNet")
+    check_tensor(name, tensor, path)
+    if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+        raise WeightsError(f"{path}: {name} is of {tensor.dtype}; weights are floating-point numbers")
 
 
 def _read_shapes(

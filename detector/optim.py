@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detector.config import OptimizerConfig, ScheduleConfig
+from detector.errors import WeightsError
+from detector.files import check_tensor
 
 
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
@@ -45,3 +48,33 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, path: object) -> None:
+    """Go on with the state of a checkpoint. Raises :class:`~detector.errors.WeightsError` for that of another model."""
+    own = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not isinstance(saved, dict) or saved.keys() != own.keys() or not isinstance(saved["state"], dict):
+        raise WeightsError(f"{path}: its optimizer is no optimizer's state")
+    if _without_lr(saved["param_groups"]) != _without_lr(own["param_groups"]):
+        raise WeightsError(f"{path}: its optimizer is of another kind, or of other parameters")
+    for index, values in saved["state"].items():
+        if index not in range(len(parameters)) or not isinstance(values, dict):
+            raise WeightsError(f"{path}: its optimizer has a parameter {index!r} of {len(parameters)}")
+        for name, value in values.items():
+            where = f"optimizer: {name} of parameter {index}"
+            if isinstance(value, Tensor):
+                check_tensor(where, value, path)
+                if value.ndim and value.shape != parameters[index].shape:
+                    shape = list(parameters[index].shape)
+                    raise WeightsError(f"{path}: {where} is {list(value.shape)}, the parameter {shape}")
+            elif value is not None:
+                raise WeightsError(f"{path}: {where} is a {type(value).__name__}, no tensor")
+    optimizer.load_state_dict(saved)
+
+
+def _without_lr(groups: Any) -> Any:
+    """What stays as it began; the rate is set anew at every step."""
+    if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
+        return None
+    return [{key: value for key, value in group.items() if key != "lr"} for group in groups]

@@ -17,6 +17,7 @@ from detector.data.coco import Category
 from detector.data.collate import collate
 from detector.data.images import read_image
 from detector.distributed import choose_device
+from detector.errors import DataError
 from detector.interchange import open_checkpoint
 from detector.models import Model
 from detector.tasks import get_task
@@ -87,7 +88,11 @@ def as_array(image: Picture, channels: int = 3) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(Path(image), channels)
     if isinstance(image, Image.Image):
-        upright = ImageOps.exif_transpose(image)
+        try:
+            upright = ImageOps.exif_transpose(image)  # reads the file, if PIL has only opened it yet
+        except Exception as error:  # damaged files raise almost anything
+            name = getattr(image, "filename", "") or "a PIL image"
+            raise DataError(f"{name}: cannot be decoded: {' '.join(str(error).split())}") from None
         is_deep = upright.mode.startswith("I")  # 16 bits a pixel, which PIL would clip to 255; in 16 or in 32 bits
         if channels in (1, 3) and not is_deep:
             upright = upright.convert({1: "L", 3: "RGB"}[channels])

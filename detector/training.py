@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from detector import distributed
-from detector.checkpoint import checkpoint_categories, checkpoint_config, load_weights, read_checkpoint
+from detector.checkpoint import checkpoint_categories, checkpoint_config, load_weights, read_checkpoint, read_progress
 from detector.config import BackboneConfig, Config
 from detector.configfile import config_to_dict
 from detector.data.coco import Category
@@ -53,7 +53,7 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
 
 
 def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any) -> bool:
-    content = read_checkpoint(run.last) if resume and run.last.exists() else None
+    content = read_progress(run.last, run.best) if resume and run.last.exists() else None
     if content is not None:
         check_config(content, config, run)
     train_data = task.open_split(config, "train")

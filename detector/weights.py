@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detector.config import BackboneConfig
 from detector.errors import WeightsError, one_of
-from detector.files import is_state_dict, read_file, resolve
+from detector.files import check_tensor, is_state_dict, read_file, resolve
 from detector.models.backbones import TIMM, Backbone
 
 
@@ -74,6 +74,8 @@ def _read(name: str, source: str) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: is a checkpoint of training; start from it with --init-from instead")
     if not is_state_dict(weights):
         raise WeightsError(f"{path}: is no state dict (names to tensors)")
+    for tensor_name, tensor in weights.items():
+        check_tensor(tensor_name, tensor, path)
     return weights
 
 

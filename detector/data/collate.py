@@ -12,6 +12,7 @@ from torch.utils.data import get_worker_info
 from detector.data.coco import Sample
 from detector.data.folder import ClassSample
 from detector.data.loader import load
+from detector.data.replace import Replaced, Skipped
 from detector.errors import DetectorError
 from detector.structures import PADDING, Batch, ClassTargets, Targets
 
@@ -76,9 +77,24 @@ def _box_targets(samples: list[Sample]) -> Targets:
     return Targets(boxes, labels)
 
 
-def load_batches(data: Any, batches: Any, workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches of ``data`` in the order of a sampler of key lists; raises the error of a broken sample."""
-    for batch in load(data, batches, workers, collate, pin_memory):
+def load_batches(
+    data: Any, batches: Any, workers: int, pin_memory: bool, skipped: Skipped | None = None
+) -> Iterator[Batch]:
+    """The batches of ``data`` in the order of a sampler of key lists; raises the error of a broken sample.
+
+    ``skipped`` is told what a :class:`~detector.data.replace.Replacing` data set left out, as its batch comes.
+    """
+    for batch, replaced in load(data, batches, workers, _collate_replaced, pin_memory):
+        for place in replaced:
+            if skipped:
+                skipped.add(place)
         if isinstance(batch, DetectorError):
             raise batch
         yield batch
+
+
+def _collate_replaced(samples: list[Any]) -> tuple[Batch | DetectorError, list[Replaced]]:
+    """The batch, and what stands in it in other pictures' places, without the samples themselves."""
+    replaced = [sample for sample in samples if isinstance(sample, Replaced)]
+    batch = collate([sample.sample if isinstance(sample, Replaced) else sample for sample in samples])
+    return batch, [place._replace(sample=None) for place in replaced]

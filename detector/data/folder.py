@@ -86,6 +86,9 @@ def read_folders(root: Path, classes: Sequence[str] | None) -> Labelled:
         raise DataError(f"{root}: has no class folders; put the pictures of each class into a folder of its name")
     if stray := sorted(path for path in root.iterdir() if path.is_file() and _is_picture(path, root)):
         raise DataError(f"{stray[0]}: lies outside the class folders ({len(stray)} pictures do); move or remove it")
+    for folder in folders:
+        if not _is_utf8(folder.name):
+            raise DataError(f"{folder}: the folder's name is not UTF-8, and no class can have it; rename it")
     names = list(classes) if classes is not None else [folder.name for folder in folders]
     files: list[str] = []
     labels: list[int] = []
@@ -97,6 +100,10 @@ def read_folders(root: Path, classes: Sequence[str] | None) -> Labelled:
         files += [path.relative_to(root).as_posix() for path in own]
         labels += [label] * len(own)
     return _labelled(root, root, names, files, [[label] for label in labels])
+
+
+def _is_utf8(name: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in name)  # bytes that Python kept as they were
 
 
 def _is_picture(path: Path, folder: Path) -> bool:
@@ -324,7 +331,7 @@ def _read_split(config: Config, name: str, classes: Sequence[str] | None) -> Lab
         remedy = "; or data.val_share=0.2 holds back a part of data.train" if name == "val" else ""
         raise DataError(f"data.{name}.images is not set; give it in the config or as data.{name}.images=DIR{remedy}")
     root = Path(split.images)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         raise DataError(f"data.{name}.images: {root} is no folder")
     if split.annotations is not None:
         labelled = read_csv(Path(split.annotations), root, classes, config.model.multi_label)

@@ -5,19 +5,28 @@ channels are read as they are stored, and a file must have exactly as many.
 
 EXIF orientation: annotations are drawn on some frame of the picture. Where width and height are annotated, that frame
 is the one that has them, and the stored frame wins where both do. Where nothing is annotated (inference, folders of
-classes), the picture is read upright, as a viewer shows it.
+classes), the picture is read upright, as a viewer shows it; an orientation that does not exist is none.
+
+The kind of a file is what its content says, not its name. Of an animation, the first frame is read.
 """
 
 from __future__ import annotations
 
 import io
+import stat
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import TiffImagePlugin
 
+from detector.data.headers import checked
 from detector.errors import DataError
+
+# It prints lines of its own about every broken file, without the file's name; our errors have it.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+LARGEST_FILE = 2**31  # bytes; the largest picture that is read (see headers) has 2^30.6 as 16-bit RGB, uncompressed
 
 ARRAY_SUFFIX = ".npy"  # an array [H, W, C], for more channels than picture files have
 IMAGE_SUFFIXES = {
@@ -56,9 +65,14 @@ def read_annotated_image(path: Path, height: int, width: int, channels: int = 3)
     )
 
 
-def _read_bytes(path: Path) -> np.ndarray:
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = np.fromfile(path, dtype=np.uint8)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would hang, a device never end
+            raise DataError(f"{path}: cannot be read: it is no file")
+        if status.st_size > LARGEST_FILE and path.suffix.lower() != ARRAY_SUFFIX:
+            raise DataError(f"{path}: has {status.st_size:,} bytes; a picture has at most {LARGEST_FILE:,}")
+        data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) == 0:
@@ -66,26 +80,30 @@ def _read_bytes(path: Path) -> np.ndarray:
     return data
 
 
-def _decode(path: Path, data: np.ndarray, channels: int, upright: bool) -> np.ndarray:
-    suffix = path.suffix.lower()
-    if suffix == ARRAY_SUFFIX:
+def _decode(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray:
+    if path.suffix.lower() == ARRAY_SUFFIX:
         image = _read_array(path, data)
-    elif suffix in (".tif", ".tiff") and channels >= 3 and (straight := _read_straight_alpha(data)) is not None:
-        image = straight[:, :, :channels]
     else:
-        try:
-            image = cv2.imdecode(data, _flags(channels, upright))
-        except cv2.error as error:
-            raise DataError(f"{path}: cannot be decoded: {error.err}") from None
-        if image is None:
-            raise DataError(f"{path}: is no picture that can be decoded, or is cut off")
-        if image.ndim == 3 and image.shape[2] in (3, 4):
-            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
+        image = _read_picture(path, checked(path, data), channels, upright)
     if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or image.size == 0:
         raise DataError(f"{path}: holds {image.dtype} {list(image.shape)}; a picture is [H, W, C] uint8 or uint16")
     image = image.reshape(*image.shape[:2], -1)
     if image.shape[2] != channels:
         raise DataError(f"{path}: has {image.shape[2]} channels, model.in_channels asks for {channels}")
+    return image
+
+
+def _read_picture(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray:
+    if channels >= 3 and (straight := _read_straight_alpha(data)) is not None:
+        return straight[:, :, :channels]
+    try:
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), _flags(channels, upright))
+    except (cv2.error, MemoryError) as error:
+        raise DataError(f"{path}: cannot be decoded: {getattr(error, 'err', error)}") from None
+    if image is None:
+        raise DataError(f"{path}: is no picture that can be decoded, or is cut off")
+    if image.ndim == 3 and image.shape[2] in (3, 4):
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
     return image
 
 
@@ -97,9 +115,9 @@ def _flags(channels: int, upright: bool) -> int:
     return known[channels] | cv2.IMREAD_ANYDEPTH | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
 
 
-def _read_array(path: Path, data: np.ndarray) -> np.ndarray:
+def _read_array(path: Path, data: bytes) -> np.ndarray:
     try:
-        image = np.load(io.BytesIO(data.tobytes()), allow_pickle=False)
+        image = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # a damaged header raises almost anything
         raise DataError(f"{path}: is no array that can be read: {' '.join(str(error).split())[:120]}") from None
     if not isinstance(image, np.ndarray):
@@ -107,11 +125,13 @@ def _read_array(path: Path, data: np.ndarray) -> np.ndarray:
     return image
 
 
-def _read_straight_alpha(data: np.ndarray) -> np.ndarray | None:
+def _read_straight_alpha(data: bytes) -> np.ndarray | None:
     """RGBA of an 8-bit TIFF file that has it, which OpenCV would multiply colours by; None for others."""
+    if data[:2] not in (b"II", b"MM"):
+        return None
     try:
-        with Image.open(io.BytesIO(data.tobytes())) as image:
-            bits = getattr(image, "tag_v2", {}).get(258)  # BitsPerSample
+        with TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as image:
+            bits = image.tag_v2.get(258)  # BitsPerSample
             return np.asarray(image) if image.mode == "RGBA" and bits == (8, 8, 8, 8) else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # a damaged header raises almost anything; OpenCV says what is wrong
         return None

@@ -1,0 +1,104 @@
+"""What a picture's file says of itself, looked at before a decoder is let at it.
+
+The decoder is OpenCV's, and believes much: it allocates what a header claims, draws half a picture where the rest of
+the file was never written, and up to its version 5.0 crashes on damaged animations in PNG files.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    ImageFile,
+    Jpeg2KImagePlugin,
+    JpegImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+)
+
+from detector.errors import DataError
+
+# 16,384 × 16,384: 805 MB of RGB. The largest cameras take 2^27.2 pixels; what is larger is a map or a slide, of which
+# a network that looks at 800 × 1333 pixels sees nothing.
+MAX_PIXELS = 2**28
+
+# What it finds odd in a TIFF file is no business of who reads a million of them.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+# Kinds by their first bytes, whatever the name says. Opening one of Pillow's reads no more than its header.
+_OPENERS: dict[bytes, type[ImageFile.ImageFile]] = {
+    b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+    b"GIF8": GifImagePlugin.GifImageFile,
+    b"BM": BmpImagePlugin.BmpImageFile,
+    b"\0\0\0\x0cjP  \r\n\x87\n": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    b"\xff\x4f\xff\x51": Jpeg2KImagePlugin.Jpeg2KImageFile,
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+    **dict.fromkeys((b"P%d" % number for number in range(1, 7)), PpmImagePlugin.PpmImageFile),
+}
+
+
+def checked(path: Path, data: bytes) -> bytes:
+    """What of a file is to be decoded.
+
+    Raises :class:`~detector.errors.DataError` for what is no picture, claims more than ``MAX_PIXELS``, or is cut off.
+    """
+    if data.startswith(_PNG):
+        return _checked_png(path, data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return data  # has at most 16,383 × 16,383 pixels, and says how many bytes it has
+    opener = next((opener for start, opener in _OPENERS.items() if data.startswith(start)), None)
+    if opener is None:
+        kinds = "JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000, PPM or PGM"
+        raise DataError(f"{path}: is no picture: it begins with {data[:8]!r}, which none of {kinds} does")
+    file = io.BytesIO(data)
+    try:
+        width, height = opener(file).size
+    except Exception:  # damaged headers raise almost anything
+        return data  # of an odd kind, or damaged: OpenCV says so, and stops at 2^30 pixels
+    _check_size(path, width, height)
+    # Where a disk was full, or a download was cut off, zeros may follow what was written, up to the length that was
+    # planned. The search begins behind the header, which may have a thumbnail with an end of its own.
+    if opener is JpegImagePlugin.JpegImageFile and data.rfind(b"\xff\xd9", file.tell()) < 0:
+        raise DataError(f"{path}: is cut off: the picture has no end (FFD9); restore the file")
+    return data
+
+
+def _checked_png(path: Path, data: bytes) -> bytes:
+    """The picture without what would move it: of an animation, the picture that viewers show that know none."""
+    chunks = list(_chunks(data))
+    kinds = [kind for kind, _, _ in chunks]
+    if kinds[:1] == [b"IHDR"]:
+        _check_size(path, *struct.unpack_from(">II", data, len(_PNG) + 8))
+    if kinds[-1:] != [b"IEND"]:
+        raise DataError(f"{path}: is cut off or damaged: the picture has no end (IEND); restore the file")
+    if b"acTL" not in kinds:
+        return data
+    still = [data[start:end] for kind, start, end in chunks if kind not in (b"acTL", b"fcTL", b"fdAT")]
+    return _PNG + b"".join(still)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Type, start and end of each whole chunk, to the last one."""
+    start, kind = len(_PNG), b""
+    while start + 12 <= len(data) and kind != b"IEND":
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, type, content, checksum
+        if end > len(data):
+            return
+        kind = data[start + 4 : start + 8]
+        yield kind, start, end
+        start = end
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{path}: has {width:,}×{height:,} pixels, more than the {MAX_PIXELS:,} that a picture may have; cut it"
+            " into tiles, or scale it down"
+        )
