@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint, or a COCO results file",
     "infer": "find objects in a folder of pictures, or classify them",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
+    "anchors": "show how well anchors reach the objects of a data set, and suggest better ones",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
 }
 

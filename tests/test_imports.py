@@ -21,9 +21,9 @@ LAYERS = [
     ["structures", "config", "configfile", "errors", "boxes", "visualize", "pages"],
     ["anchors", "matching", "losses", "postprocess", "files"],
     ["data", "models"],
-    ["metrics", "class_metrics", "tasks"],
+    ["metrics", "class_metrics", "reach", "tasks"],
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
-    ["engine", "training", "predictor", "inference", "summary"],
+    ["engine", "training", "predictor", "inference", "summary", "anchor_search", "anchor_study", "anchor_report"],
     ["commands", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
@@ -127,6 +127,7 @@ def test_slow_modules_would_be_found() -> None:
         ["tools/infer.py"],
         ["tools/import_weights.py"],
         ["tools/summary.py"],
+        ["tools/anchors.py"],
         ["-m", "detector"],
         ["-m", "detector", "quickstart"],
         ["-m", "detector", "train"],
@@ -134,6 +135,7 @@ def test_slow_modules_would_be_found() -> None:
         ["-m", "detector", "infer"],
         ["-m", "detector", "import_weights"],
         ["-m", "detector", "summary"],
+        ["-m", "detector", "anchors"],
     ],
 )
 def test_help_answers_at_once(command: list[str]) -> None:
