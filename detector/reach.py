@@ -16,12 +16,13 @@ from torch import Tensor
 
 from detector.anchors import Anchors, cell_anchors, level_sizes
 from detector.config import AnchorConfig, MatcherConfig, ModelConfig, ResizeConfig
-from detector.data.coco import Annotations, CheckedBoxes
+from detector.data.coco import Annotations, Category, CheckedBoxes
 from detector.data.collate import SIZE_DIVISOR
 from detector.data.transforms import target_size
 from detector.matching import MATCHERS
 from detector.structures import IGNORE_REGION
 
+FEW = 10  # examples of a class
 RECALL_WANTED = 0.95  # under this, much of the data teaches little
 CHUNK = 50_000  # objects compared with all shapes at once
 
@@ -164,6 +165,15 @@ def reach_of(best: Tensor, matcher: MatcherConfig) -> Reach:
     is_saved = ~is_reached & (best > 0) & matcher.low_quality
     shares = (best.mean(), is_reached.double().mean(), is_saved.double().mean())
     return Reach(len(best), *(float(share) for share in shares))
+
+
+def rare_classes(categories: Sequence[Category], counts: Sequence[int], what: str) -> list[str]:
+    """A warning where classes have too few examples to be learned."""
+    rare = [f"{category.name} {count}" for category, count in zip(categories, counts, strict=True) if count < FEW]
+    if not rare:
+        return []
+    names = ", ".join(rare[:5]) + (", …" if len(rare) > 5 else "")
+    return [f"warning: {len(rare)} of {len(categories)} classes have under {FEW} {what} to learn from ({names})"]
 
 
 class Assigned(NamedTuple):

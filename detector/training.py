@@ -19,6 +19,7 @@ from detector.interchange import open_checkpoint
 from detector.models import Model, build_model
 from detector.models.backbones import Backbone
 from detector.optim import scaled_lr
+from detector.preview import preview_run
 from detector.run import RunFolder, tensorboard_writer
 from detector.tasks import Data, get_task
 from detector.transfer import transfer
@@ -66,6 +67,8 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
         if writer:
             run.board = writer(str(run.path), purge_step=state.step + 1)
         print_plan(config, origins, model, train_data, val_data, device)
+        if content is None:
+            preview_run(config, task, train_data, run)
     distributed.barrier()
     return train(config, task, state, train_data, val_data, run, device)
 

@@ -7,6 +7,7 @@ reference count), spawned ones get it through shared memory.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -68,6 +69,29 @@ class Annotations:
 
     def rows(self, index: int) -> slice:
         return slice(int(self.first[index]), int(self.first[index + 1]))
+
+    def select(self, indices: Sequence[int]) -> Annotations:
+        """Some of the images, in this order; the classes stay."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        counts = self.first.diff()[chosen]
+        names = [self.file_name(index).encode() for index in chosen.tolist()]
+        no_rows = torch.empty(0, dtype=torch.int64)
+        rows = torch.cat([no_rows, *(torch.arange(*self.first[index : index + 2]) for index in chosen.tolist())])
+        return Annotations(
+            path=self.path,
+            categories=self.categories,
+            image_ids=self.image_ids[chosen],
+            heights=self.heights[chosen],
+            widths=self.widths[chosen],
+            name_bytes=torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8),
+            name_ends=torch.tensor([len(name) for name in names]).cumsum(0),
+            first=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            annotation_ids=self.annotation_ids[rows],
+            boxes_xywh=self.boxes_xywh[rows],
+            labels=self.labels[rows],
+            areas=self.areas[rows],
+            is_crowd=self.is_crowd[rows],
+        )
 
     def image_index(self) -> Tensor:
         """The image of each annotation, [M]."""
@@ -305,6 +329,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         self.images = images
         self.transform = transform
         self.channels = channels
+        self.invalid_boxes = invalid_boxes
         self.checked = apply_box_policy(annotations, invalid_boxes)
 
     def __len__(self) -> int:
@@ -328,10 +353,27 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         """Whether each picture is at least as wide as high, [I] bool."""
         return (self.annotations.widths >= self.annotations.heights).numpy()
 
+    @property
+    def is_object(self) -> Tensor:
+        """Which annotations are something to find, [M] bool: no crowds, nothing that was dropped."""
+        return self.checked.is_kept & ~self.annotations.is_crowd
+
+    @property
+    def has_targets(self) -> np.ndarray:
+        """Which pictures have something to find, [I] bool."""
+        images = self.annotations.image_index()[self.is_object]
+        return (torch.bincount(images, minlength=len(self)) > 0).numpy()
+
+    def select(self, indices: Sequence[int]) -> CocoDataset:
+        """Some of the pictures, in this order."""
+        return CocoDataset(
+            self.annotations.select(indices), self.images, self.transform, self.invalid_boxes, self.channels
+        )
+
     def summary(self) -> str:
         """A line of counts for the start of a run."""
         annotations, checked = self.annotations, self.checked
-        boxes = int((checked.is_kept & ~annotations.is_crowd).sum())
+        boxes = int(self.is_object.sum())
         crowds = int((checked.is_kept & annotations.is_crowd).sum())
         empty = int((annotations.first.diff() == 0).sum())
         text = (

@@ -20,6 +20,7 @@ from detector.data.coco import Category
 from detector.data.folder import ClassDataset, ClassSample, Labelled, open_classes
 from detector.data.transforms import ClassTransform
 from detector.errors import ConfigError
+from detector.reach import rare_classes
 from detector.structures import Batch, ClassTargets, Losses
 from detector.visualize import draw_confusion, draw_lines
 
@@ -110,6 +111,24 @@ def write_report(metrics: dict[str, Any], folder: Path) -> None:
         writer.writerow(["true \\ predicted", *names])
         writer.writerows([name, *row] for name, row in zip(names, metrics["confusion"], strict=True))
     draw_confusion(np.array(metrics["confusion"]), names).save(folder / "confusion.png")
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+def preview(data: ClassDataset, config: Config) -> list[str]:
+    """Warnings where a class has few pictures."""
+    return rare_classes(data.categories, data.labelled.counts().tolist(), "pictures")
+
+
+def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:
+    """Each picture under its classes; of a mixed one, with their shares."""
+    drawings = []
+    for image, shares in zip(batch.images, batch.targets.shares, strict=True):
+        labels = shares.nonzero().flatten().tolist()
+        texts = [categories[label].name + (f" {shares[label]:.2f}" if shares[label] < 1 else "") for label in labels]
+        drawings.append(draw_lines(image.permute(1, 2, 0).numpy(), labels, texts))
+    return drawings
 
 
 # --- single pictures --------------------------------------------------------------------------------------------------
