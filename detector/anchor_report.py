@@ -40,6 +40,8 @@ from detector.visualize import draw_targets
 SHOWN_OBJECTS = 12  # in the gallery
 POINTS = 800  # in the chart of sides
 
+GROUPS = {"size": "√ area", "ratio": "height:width"}  # what the names of a kind of groups mean
+
 # The keys of JSON and what a person reads.
 NAMES = {
     "group": "",
@@ -121,7 +123,7 @@ def sections(
     if suggestion:
         parts.append(Section("Suggestion", list(_suggestion(suggestion))))
     for kind, rows in found.groups():
-        parts.append(Section(f"By {kind}", [_table(rows)]))
+        parts.append(Section(f"By {kind}", [_table(rows, NAMES | {"group": GROUPS.get(kind, kind)})]))
     levels = found.levels(summary)
     note = "Anchors and multiply-adds (of the head on this level, in the whole model's) are for the largest picture."
     parts.append(Section("By level", [_table(levels), Text(note)]))

@@ -47,7 +47,7 @@ def draw_first_batch(config: Config, task: Task, data: Data, run: RunFolder) -> 
     pictures = task.draw_batch(_first(batch, DRAWN), data.categories, config.model)
     for picture in pictures:
         picture.thumbnail((LONG_SIDE, LONG_SIDE))
-    contact_sheet(pictures, COLUMNS).save(run.path / "first_batch.jpg", quality=85)
+    contact_sheet(pictures, min(COLUMNS, len(pictures))).save(run.path / "first_batch.jpg", quality=85)
 
 
 def _first(batch: Batch, count: int) -> Batch:

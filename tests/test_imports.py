@@ -23,8 +23,8 @@ LAYERS = [
     ["data", "models"],
     ["metrics", "class_metrics", "reach", "tasks"],
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
-    ["engine", "training", "preview", "overfit", "predictor", "inference"]
-    + ["summary", "anchor_search", "anchor_study", "anchor_report"],
+    ["engine", "training", "preview", "overfit", "predictor", "inference", "summary"],
+    ["anchor_search", "anchor_study", "anchor_report"],
     ["commands", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from detector.anchor_study import study
     from detector.pages import write_page
 
-    splits = open_splits(config)
+    splits = open_splits(config, ["train", "val"] if args.suggest else ["train"])
     found = study(config, splits["train"])
     summary = cost(config, len(found.split.annotations.categories))
     suggestion = suggest(args, config, splits, found) if args.suggest else None
@@ -74,14 +75,14 @@ def check_arguments(args: argparse.Namespace, config: Config) -> None:
         raise DataError("data.train.annotations: is not set; give it in the config or as data.train.annotations=PATH")
 
 
-def open_splits(config: Config) -> dict[str, Split]:
-    """The annotations of train and, where the config has it, val; no picture is looked at."""
+def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
+    """The annotations of those splits that the config has; no picture is looked at."""
     from detector.anchor_search import Split
     from detector.data.coco import apply_box_policy, read_annotations
 
     splits = {}
     categories = None
-    for name in ("train", "val"):
+    for name in names:
         path = getattr(config.data, name).annotations
         if path:
             annotations = read_annotations(path, categories)
