@@ -93,8 +93,12 @@ def plain_config(config: Config, count: int) -> Config:
     head = config.model.head.model_copy(update={"dropout": 0.0})
     loss = config.model.loss.model_copy(update={"label_smoothing": 0.0})
     constant = ScheduleConfig(milestones=[], warmup_steps=min(WARMUP_STEPS, config.train.schedule.warmup_steps))
+    batch_size, optimizer = min(count, config.train.batch_size), config.train.optimizer
+    if optimizer.name == "adamw":  # its steps hardly depend on the batch: a smaller one needs no smaller rate
+        optimizer = optimizer.model_copy(update={"lr_batch_size": batch_size})
     changes = {
-        "batch_size": min(count, config.train.batch_size),
+        "batch_size": batch_size,
+        "optimizer": optimizer,
         "accumulate": 1,
         "steps": None,
         "epochs": MAX_ROUNDS,
