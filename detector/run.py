@@ -18,7 +18,7 @@ from detector.errors import ConfigError
 
 
 class RunFolder:
-    """``runs/NAME/``: config.yaml, environment.json, metrics.jsonl, results.json, last.pt, best.pt."""
+    """``runs/NAME/``: config.yaml, environment.json, first_batch.jpg, metrics.jsonl, results.json, last.pt, best.pt."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
