@@ -17,9 +17,10 @@ COMMANDS = {
     "browse": "show the training data as it is stored and as it is augmented",
     "infer": "find objects in a folder of pictures, or classify them",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
-    "stress": "kill, soak and overload tiny runs, and say whether they lost anything",
+    "anchors": "show how well anchors reach the objects of a data set, and suggest better ones",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
     "benchmark": "measure time and memory beside torchvision",
+    "stress": "kill, soak and overload tiny runs, and say whether they lost anything",
 }
 
 

@@ -54,12 +54,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     tree, places = _read_yaml(path)
     base = tree.pop("base", None)
     if base is not None:
-        base_path = path.parent / str(base)
-        if not os.path.isfile(base_path):  # noqa: PTH113
-            try:
-                base_path = find_config(str(base))
-            except ConfigError as error:
-                raise ConfigError(f"{places[('base',)]}: base: {error}") from None
+        base_path = _find_base(path, base, places)
         base_tree, base_places = _read_yaml(base_path)
         if "base" in base_tree:
             raise ConfigError(f"{base_places[('base',)]}: base: {path} builds on this file; a base has no base itself")
@@ -67,6 +62,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply_override(tree, places, override)
     return _validate(tree, places)
+
+
+def _find_base(path: Path, base: Any, places: _Places) -> Path:
+    """The file that ``base:`` of ``path`` means."""
+    beside = path.parent / str(base)
+    if os.path.isfile(beside):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+        return beside
+    try:
+        return find_config(str(base))
+    except ConfigError as error:
+        raise ConfigError(f"{places[('base',)]}: base: {error}") from None
+
+
+def build_on(path: str | Path, overrides: Sequence[str], changes: _Tree, folder: Path) -> str:
+    """YAML for a file in ``folder`` that is the config of ``path`` and ``overrides`` with ``changes`` on top."""
+    path = find_config(path)
+    own, places = _read_yaml(path)
+    # A base has no base itself: a file with one is copied onto the same base.
+    has_base = "base" in own
+    base = _find_base(path, own.pop("base"), places) if has_base else path
+    tree: _Tree = own if has_base else {}
+    for override in overrides:
+        _apply_override(tree, {}, override)
+    is_packaged = base.parent in CONFIG_FOLDERS and not (folder / base.name).exists()
+    name = base.name if is_packaged else os.path.relpath(base, folder)
+    return yaml.safe_dump({"base": name} | merge(tree, changes), sort_keys=False, allow_unicode=True)
 
 
 def config_from_dict(tree: _Tree, source: str) -> Config:

@@ -22,7 +22,7 @@ from detector.storage import append_line, atomic_write, make_folder, only_one, s
 
 
 class RunFolder:
-    """``runs/NAME/``: config.yaml, environment.json, metrics.jsonl, results.json, last.pt, best.pt."""
+    """``runs/NAME/``: config.yaml, environment.json, first_batch.jpg, metrics.jsonl, results.json, last.pt, best.pt."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -152,6 +152,18 @@ def _trace(model: Model, config: ModelConfig, images: Tensor, sizes: Tensor) -> 
     return counter.get_total_flops() // 2, levels
 
 
+def head_macs(config: ModelConfig, summary: Summary) -> dict[str, int]:
+    """Multiply-adds of a detection head on each level of the pyramid, by name."""
+    levels = {name: level for name, level in summary.levels.items() if level.anchors is not None}
+    head = build_on_meta(config, summary.classes).head
+    features = [torch.empty(1, level.channels, level.height, level.width, device="meta") for level in levels.values()]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        head(features)
+    # The levels share the subnets, so each costs as much as it has anchors.
+    macs, anchors = counter.get_total_flops() // 2, summary.anchors
+    return {name: macs * level.anchors // anchors for name, level in levels.items() if level.anchors is not None}
+
+
 def _named_backbones(model: Model, config: ModelConfig) -> dict[str, Backbone]:
     """By their names in the config; with their place in the list where it has a name twice; one alone has no name."""
     if not isinstance(model.pyramid, FusedPyramid):

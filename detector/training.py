@@ -20,6 +20,7 @@ from detector.interchange import open_checkpoint
 from detector.models import Model, build_model
 from detector.models.backbones import Backbone
 from detector.optim import scaled_lr
+from detector.preview import preview_run
 from detector.reports import Scored
 from detector.run import RunFolder, tensorboard_writer
 from detector.storage import atomic_write
@@ -80,6 +81,8 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
         if writer:
             run.board = writer(str(run.path), purge_step=state.step + 1)
         print_plan(config, origins, model, train_data, val_data, device)
+        if content is None:
+            preview_run(config, task, train_data, run)
     distributed.barrier()
     finished = train(config, task, state, train_data, val_data, run, device)
     if finished:

@@ -41,6 +41,32 @@ def draw_colored(
     return canvas
 
 
+def draw_targets(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    texts: Sequence[str],
+    anchors: np.ndarray,
+    anchor_labels: Sequence[int],
+) -> Image.Image:
+    """``image`` [H, W, C] with boxes [T, 4] in strong lines, and [P, 4] anchors in thin ones of their objects' colours.
+
+    A label under 0 is no class: a region that is left out, in gray.
+    """
+    canvas, factor = _canvas(image)
+    draw = ImageDraw.Draw(canvas, "RGBA")  # lines that let the picture through
+    line = max(2, round(max(canvas.size) / 200))
+    font = _font(max(11, round(max(canvas.size) / 40)))
+    for anchor, label in zip(anchors * factor, anchor_labels, strict=True):
+        draw.rectangle(anchor.round().tolist(), outline=(*class_color(label), 190), width=max(1, line // 2))
+    for box, label, text in zip(boxes * factor, labels, texts, strict=True):
+        color = class_color(label) if label >= 0 else (128, 128, 128)
+        left, top, right, bottom = (round(float(side)) for side in box)
+        draw.rectangle((left, top, right, bottom), outline=color, width=line)
+        _draw_label(draw, text, left, top, color, font)
+    return canvas
+
+
 def draw_lines(image: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> Image.Image:
     """``image`` [H, W, C] with a text a class in its corner, one under the other."""
     canvas, _ = _canvas(image)

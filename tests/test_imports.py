@@ -25,6 +25,11 @@ LAYERS = [
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
     ["engine", "training", "predictor", "inference", "summary", "doctor", "benchmark", "gallery"],
     ["commands", "__main__", "stress"],
+    ["metrics", "class_metrics", "reach", "tasks"],
+    ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
+    ["engine", "training", "preview", "overfit", "predictor", "inference", "summary"],
+    ["anchor_search", "anchor_study", "anchor_report"],
+    ["commands", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 
@@ -131,6 +136,7 @@ def test_slow_modules_would_be_found() -> None:
         ["tools/summary.py"],
         ["tools/benchmark.py"],
         ["tools/browse.py"],
+        ["tools/anchors.py"],
         ["-m", "detector"],
         ["-m", "detector", "quickstart"],
         ["-m", "detector", "train"],
@@ -142,6 +148,7 @@ def test_slow_modules_would_be_found() -> None:
         ["-m", "detector", "summary"],
         ["-m", "detector", "benchmark"],
         ["-m", "detector", "browse"],
+        ["-m", "detector", "anchors"],
     ],
 )
 def test_help_answers_at_once(command: list[str]) -> None:

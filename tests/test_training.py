@@ -261,7 +261,8 @@ def test_what_a_run_leaves_behind(tmp_path: Path, tiny: list[str], shapes: Path)
     run = RunFolder(tmp_path / "run")
     assert fit(config, run, CPU)
     names = {path.name for path in run.path.iterdir()}
-    assert names == {"config.yaml", "environment.json", "metrics.jsonl", "results.json", "last.pt", "best.pt"}
+    files = {"config.yaml", "environment.json", "first_batch.jpg", "metrics.jsonl", "results.json"}
+    assert names == files | {"last.pt", "best.pt"}
     assert load_config(run.path / "config.yaml") == config
     rows = steps_of(run.path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]  # ceil(12 / 5) = 3 steps, twice

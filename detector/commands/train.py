@@ -11,7 +11,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from detector.config import Config
+    from detector.run import RunFolder
+
+FAILED, STOPPED = 1, 130  # exit codes of --overfit
 RESUMABLE = 75  # exit code after Ctrl-C or SIGTERM: all is saved, --resume continues (EX_TEMPFAIL of sysexits.h)
 
 
@@ -24,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init-from",
         metavar="CHECKPOINT",
         help="begin with what fits of a checkpoint of any task, classes or package (model.weights in the config)",
+    )
+    parser.add_argument(
+        "--overfit",
+        type=int,
+        metavar="N",
+        help="learn N pictures by heart, in runs/NAME_overfit, and say whether it works (exit code 0 or 1)",
     )
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as train.batch_size=8")
@@ -40,7 +52,11 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError("command line: --init-from and model.weights name the same thing; give one of them")
         overrides.append(f"model.weights={json.dumps(args.init_from, ensure_ascii=False)}")
     config = load_config(args.config, overrides)
-    run_folder = RunFolder(args.runs / (args.name or Path(args.config).stem))
+    name = args.name or Path(args.config).stem
+    if args.overfit is not None:
+        check_overfit(args)
+        return run_overfit(args, config, RunFolder(args.runs / (args.name or f"{name}_overfit")))
+    run_folder = RunFolder(args.runs / name)
 
     from detector import distributed
     from detector.training import fit
@@ -54,3 +70,30 @@ def run(args: argparse.Namespace) -> int:
         return 0 if finished else RESUMABLE
     finally:
         distributed.stop()
+
+
+def check_overfit(args: argparse.Namespace) -> None:
+    from detector.errors import ConfigError
+
+    if args.overfit < 1:
+        raise ConfigError(f"command line: --overfit {args.overfit}: must be at least 1")
+    if args.resume:
+        raise ConfigError("command line: --overfit begins anew each time; leave --resume out")
+
+
+def run_overfit(args: argparse.Namespace, config: Config, run_folder: RunFolder) -> int:
+    """Exit code 0 if the pictures were learned, 1 if they were not."""
+    from detector import distributed
+    from detector.overfit import describe, overfit
+    from detector.tasks import get_task
+
+    try:
+        device = distributed.start(args.device)
+        outcome = overfit(config, args.overfit, run_folder, device)
+    finally:
+        distributed.stop()
+    if outcome.stopped:
+        print("stopped", file=sys.stderr)
+        return STOPPED
+    print(describe(outcome, run_folder, get_task(config).main_metric(config)), file=sys.stderr)
+    return 0 if outcome.passed else FAILED

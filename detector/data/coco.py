@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -107,6 +108,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         self.images = images
         self.transform = transform
         self.channels = channels
+        self.invalid_boxes = invalid_boxes
         self.checked = apply_box_policy(annotations, invalid_boxes)
 
     def __len__(self) -> int:
@@ -133,10 +135,27 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     def file(self, index: int) -> Path:
         return self.images / self.annotations.file_name(index)
 
+    @property
+    def is_object(self) -> Tensor:
+        """Which annotations are something to find, [M] bool: no crowds, nothing that was dropped."""
+        return self.checked.is_kept & ~self.annotations.is_crowd
+
+    @property
+    def has_targets(self) -> np.ndarray:
+        """Which pictures have something to find, [I] bool."""
+        images = self.annotations.image_index()[self.is_object]
+        return (torch.bincount(images, minlength=len(self)) > 0).numpy()
+
+    def select(self, indices: Sequence[int]) -> CocoDataset:
+        """Some of the pictures, in this order."""
+        return CocoDataset(
+            self.annotations.select(indices), self.images, self.transform, self.invalid_boxes, self.channels
+        )
+
     def summary(self) -> str:
         """A line of counts for the start of a run."""
         annotations, checked = self.annotations, self.checked
-        boxes = int((checked.is_kept & ~annotations.is_crowd).sum())
+        boxes = int(self.is_object.sum())
         crowds = int((checked.is_kept & annotations.is_crowd).sum())
         empty = int((annotations.first.diff() == 0).sum())
         text = (

@@ -8,6 +8,7 @@ its numbers are in the columns, so keys that nobody asks for and long segmentati
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -58,6 +59,29 @@ class Annotations:
 
     def rows(self, index: int) -> slice:
         return slice(int(self.first[index]), int(self.first[index + 1]))
+
+    def select(self, indices: Sequence[int]) -> Annotations:
+        """Some of the images, in this order; the classes stay."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        counts = self.first.diff()[chosen]
+        names = [self.file_name(index).encode() for index in chosen.tolist()]
+        no_rows = torch.empty(0, dtype=torch.int64)
+        rows = torch.cat([no_rows, *(torch.arange(*self.first[index : index + 2]) for index in chosen.tolist())])
+        return Annotations(
+            path=self.path,
+            categories=self.categories,
+            image_ids=self.image_ids[chosen],
+            heights=self.heights[chosen],
+            widths=self.widths[chosen],
+            name_bytes=torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8),
+            name_ends=torch.tensor([len(name) for name in names]).cumsum(0),
+            first=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            annotation_ids=self.annotation_ids[rows],
+            boxes_xywh=self.boxes_xywh[rows],
+            labels=self.labels[rows],
+            areas=self.areas[rows],
+            is_crowd=self.is_crowd[rows],
+        )
 
     def image_index(self) -> Tensor:
         """The image of each annotation, [M]."""

@@ -258,6 +258,15 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
     def file(self, index: int) -> Path:
         return self.labelled.file(index)
 
+    def has_targets(self) -> np.ndarray:
+        """Which pictures have a label, [I] bool."""
+        return np.diff(self.labelled.first) > 0
+
+    def select(self, indices: Sequence[int]) -> ClassDataset:
+        """Some of the pictures, in this order."""
+        some = self.labelled.select(np.asarray(indices))
+        return ClassDataset(some, self.transform, self.weights.numpy(), self.channels, self.augment, self.seed)
+
     def summary(self) -> str:
         """A line of counts for the start of a run."""
         counts = self.labelled.counts()

@@ -67,6 +67,16 @@ class Table:
             for column in zip(*self.rows, strict=True)
         ] or [False] * len(self.columns)
 
+    def as_text(self) -> str:
+        """The same for a terminal."""
+        lines = [list(self.columns), *([_shown(value, self.digits) for value in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        aligned = [str.rjust if is_number else str.ljust for is_number in self.is_number]
+        return "\n".join(
+            "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
 
 @dataclass(frozen=True)
 class Chart:

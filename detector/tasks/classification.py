@@ -22,6 +22,7 @@ from detector.data.coco import Category
 from detector.data.folder import ClassDataset, ClassSample, Labelled, open_classes
 from detector.data.transforms import ClassTransform
 from detector.errors import ConfigError
+from detector.reach import rare_classes
 from detector.reports import Report, Scored
 from detector.reports.class_page import classification_report
 from detector.storage import atomic_write
@@ -132,14 +133,30 @@ def untransformed(data: ClassDataset) -> ClassDataset:
 
 
 def draw_sample(sample: ClassSample, categories: Sequence[Category]) -> Image.Image:
-    """A picture under its classes, with their shares where it is mixed."""
-    labels = [int(label) for label in sample.shares.argsort(descending=True) if sample.shares[label] > 0]
-    shares = [float(sample.shares[label]) for label in labels]
-    texts = [
-        categories[label].name + (f" {share:.2f}" if share < 1 else "")
-        for label, share in zip(labels, shares, strict=True)
+    return _draw_shares(sample.image, sample.shares, categories)
+
+
+def _draw_shares(image: Tensor, shares: Tensor, categories: Sequence[Category]) -> Image.Image:
+    """A picture [C, H, W] under its classes, with their shares [K] where it is mixed."""
+    labels = [int(label) for label in shares.argsort(descending=True) if shares[label] > 0]
+    texts = [categories[label].name + (f" {shares[label]:.2f}" if shares[label] < 1 else "") for label in labels]
+    return draw_lines(image.permute(1, 2, 0).numpy(), labels, texts)
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+def preview(data: ClassDataset, config: Config) -> list[str]:
+    """Warnings where a class has few pictures."""
+    return rare_classes(data.categories, data.labelled.counts().tolist(), "pictures")
+
+
+def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:
+    """Each picture under its classes."""
+    return [
+        _draw_shares(image, shares, categories)
+        for image, shares in zip(batch.images, batch.targets.shares, strict=True)
     ]
-    return draw_lines(sample.image.permute(1, 2, 0).numpy(), labels, texts)
 
 
 # --- single pictures --------------------------------------------------------------------------------------------------

@@ -14,21 +14,24 @@ from PIL import Image
 from torch import Tensor
 
 from detector import boxes as box_ops
-from detector.config import Config, ModelConfig
+from detector.anchors import Anchors, level_sizes
+from detector.config import Config, MatcherConfig, ModelConfig
 from detector.data.coco import Annotations, Category, CocoDataset, Sample, open_dataset
 from detector.data.transforms import TrainTransform, Transform, Transformed
 from detector.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.matching import IGNORE, MATCHERS
 from detector.metrics import METRICS, coco_metrics
 from detector.postprocess import detect
+from detector.reach import RECALL_WANTED, input_boxes, level_ious, rare_classes, reach_of
 from detector.reports import Report, Scored
 from detector.reports.box_page import detection_report
 from detector.storage import atomic_write
-from detector.structures import Batch, Detections, Losses, Predictions, Targets
-from detector.visualize import class_color, draw_boxes, draw_colored
+from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Losses, Predictions, Targets
+from detector.visualize import class_color, draw_boxes, draw_colored, draw_targets
 
 PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
 RESULTS = "predictions.json"
+PREVIEWED_IMAGES = 2000  # of a larger set, a sample
 
 
 class Prediction(NamedTuple):
@@ -66,9 +69,8 @@ def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
 
 def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Losses:
     """Class and box loss over all anchors; the normaliser is the number of positives (RetinaNet, section 4.1)."""
-    matcher = MATCHERS[config.matcher.name]
     anchors = predictions.anchors
-    match = torch.stack([matcher(anchors, *image, config.matcher) for image in zip(*targets, strict=True)])  # [B, N]
+    match = match_batch(anchors, targets, config.matcher)  # [B, N]
     is_positive = match >= 0  # [B, N]
     target = match.clamp(min=0)
     labels = torch.where(is_positive, targets.labels.gather(1, target), -1)  # [B, N]
@@ -84,6 +86,12 @@ def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Los
         "box": (box_loss * is_positive).sum() * config.loss.box_weight,
     }
     return Losses(parts, is_positive.sum())
+
+
+def match_batch(anchors: Tensor, targets: Targets, config: MatcherConfig) -> Tensor:
+    """The target of each anchor in each picture, [B, N]: what the loss learns from."""
+    matcher = MATCHERS[config.name]
+    return torch.stack([matcher(anchors, *image, config) for image in zip(*targets, strict=True)])
 
 
 def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Detections:
@@ -156,6 +164,55 @@ def draw_sample(sample: Sample, categories: Sequence[Category]) -> Image.Image:
     texts = [categories[label].name if label >= 0 else "ignored" for label in labels]
     colors = [class_color(label) if label >= 0 else (128, 128, 128) for label in labels]
     return draw_colored(sample.image.permute(1, 2, 0).numpy(), sample.boxes.numpy(), colors, texts)
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+def preview(data: CocoDataset, config: Config) -> list[str]:
+    """How many objects there are, and how many of them the anchors reach; warnings where they are few."""
+    images = len(data)
+    chosen = np.arange(images)
+    if images > PREVIEWED_IMAGES:
+        chosen = np.random.default_rng(config.seed).choice(images, PREVIEWED_IMAGES, replace=False)
+    part = data.select(chosen)
+    objects = input_boxes(part.annotations, part.checked, config.data.resize, config.seed).objects()
+    best = level_ious(objects, config.model.anchors, config.model.fpn.levels).amax(dim=1)
+    reach, threshold = reach_of(best, config.model.matcher), config.model.matcher.positive
+    of_sample = f" ({len(part):,} sampled images)" if len(part) < images else ""
+    lines = [
+        f"anchors: reach {reach.recall:.1%} of the objects at IoU {threshold:g} (mean best IoU {reach.mean_iou:.2f});"
+        f" {reach.objects / len(part):.1f} objects an image{of_sample}"
+    ]
+    if reach.objects and reach.recall < RECALL_WANTED:
+        lines.append(
+            f"warning: {1 - reach.recall:.1%} of the objects get no anchor at IoU {threshold:g};"
+            " detector anchors --suggest finds anchors that fit"
+        )
+    counts = torch.bincount(data.annotations.labels[data.is_object], minlength=len(data.categories))
+    return lines + rare_classes(data.categories, counts.tolist(), "objects")
+
+
+def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:
+    """Each picture with its targets and the anchors that are matched to them."""
+    anchors, _ = Anchors(config.anchors, config.fpn.levels)(level_sizes(*batch.images.shape[-2:], config.fpn.levels))
+    matches = match_batch(anchors, batch.targets, config.matcher)
+    drawings = []
+    for image, boxes, labels, match in zip(batch.images, *batch.targets, matches, strict=True):
+        is_shown, is_positive = labels != PADDING, match >= 0
+        own = labels[is_shown].tolist()
+        texts = ["ignored" if label == IGNORE_REGION else categories[label].name for label in own]
+        drawings.append(
+            draw_targets(
+                image.permute(1, 2, 0).numpy(),
+                boxes[is_shown].numpy(),
+                own,
+                texts,
+                anchors[is_positive].numpy(),
+                labels[match[is_positive]].tolist(),
+            )
+        )
+    return drawings
 
 
 # --- single pictures --------------------------------------------------------------------------------------------------

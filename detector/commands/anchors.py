@@ -1,0 +1,128 @@
+"""Show how well a config's anchors reach the objects of its training data, and suggest anchors that reach more.
+
+tools/anchors.py --config mine.yaml --html anchors.html
+tools/anchors.py --config mine.yaml --suggest --write mine_anchors.yaml
+tools/anchors.py --config retinanet_r50_fpn.yaml data.train.annotations=train.json --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detector.anchor_report import Suggestion
+    from detector.anchor_search import Split
+    from detector.anchor_study import Study
+    from detector.config import Config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
+    parser.add_argument("--suggest", action="store_true", help="search anchors that fit, and compare other pyramids")
+    parser.add_argument("--write", type=Path, metavar="OUT.yaml", help="with --suggest: the config with these anchors")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with charts and pictures, too")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as model.anchors.base_size=2"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from detector.configfile import load_config
+
+    config = load_config(args.config, args.overrides)
+    check_arguments(args, config)
+
+    from detector.anchor_report import as_json, as_text, cost, gallery, sections
+    from detector.anchor_study import study
+    from detector.pages import write_page
+
+    splits = open_splits(config, ["train", "val"] if args.suggest else ["train"])
+    found = study(config, splits["train"])
+    summary = cost(config, len(found.split.annotations.categories))
+    suggestion = suggest(args, config, splits, found) if args.suggest else None
+    if args.html:
+        images = config.data.train.images
+        pictures = gallery(found, Path(images)) if images else []
+        lead = f"{found.split.annotations.path}, at the input sizes of the config"
+        write_page(args.html, f"Anchors of {args.config}", lead, sections(found, summary, suggestion, pictures))
+    if args.json:
+        print(json.dumps(as_json(args.config, found, summary, suggestion), ensure_ascii=False))
+    else:
+        print(as_text(sections(found, summary, suggestion)))
+    if suggestion and args.write and suggestion.yaml:
+        write_config(args.write, suggestion.yaml)
+    return 0
+
+
+def check_arguments(args: argparse.Namespace, config: Config) -> None:
+    """Refuse what makes no sense before the data is read."""
+    from detector.errors import ConfigError, DataError
+    from detector.tasks import get_task
+
+    get_task(config)
+    if config.task != "detection":
+        raise ConfigError(f"{args.config}: task {config.task} has no anchors; give the config of a detector")
+    if args.write and not args.suggest:
+        raise ConfigError("command line: --write has no effect without --suggest; add it, or remove --write")
+    if args.write and args.write.exists():
+        raise ConfigError(f"{args.write}: exists already and is not written over; choose another name")
+    if not config.data.train.annotations:
+        raise DataError("data.train.annotations: is not set; give it in the config or as data.train.annotations=PATH")
+
+
+def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
+    """The annotations of those splits that the config has; no picture is looked at."""
+    from detector.anchor_search import Split
+    from detector.data.coco import apply_box_policy, read_annotations
+
+    splits = {}
+    categories = None
+    for name in names:
+        path = getattr(config.data, name).annotations
+        if path:
+            annotations = read_annotations(path, categories)
+            categories = annotations.categories
+            splits[name] = Split(annotations, apply_box_policy(annotations, config.data.invalid_boxes), config.seed)
+    return splits
+
+
+def suggest(args: argparse.Namespace, config: Config, splits: dict[str, Split], found: Study) -> Suggestion:
+    """Search on train, and count on every split."""
+    from detector.anchor_report import Suggestion
+    from detector.anchor_search import options, search
+    from detector.anchor_study import study
+    from detector.configfile import build_on
+
+    model = config.model
+    anchors = search(found.objects, model.anchors, model.matcher, model.fpn.levels, config.seed)
+    before = {name: found if name == "train" else study(config, split) for name, split in splits.items()}
+    after, text = before, ""
+    if anchors != model.anchors:
+        changed = config.model_copy(update={"model": model.model_copy(update={"anchors": anchors})})
+        after = {name: study(changed, split) for name, split in splits.items()}
+        shapes = {"base_size": anchors.base_size, "ratios": anchors.ratios, "scales": anchors.scales}
+        # What the config says of single levels would hold in a file that builds on it.
+        own = shapes | ({"levels": dict.fromkeys(model.anchors.levels, shapes)} if model.anchors.levels else {})
+        folder = args.write.parent if args.write else Path()
+        text = build_on(args.config, args.overrides, {"model": {"anchors": own}}, folder)
+    compared = options(splits["train"], config, anchors, len(found.split.annotations.categories))
+    return Suggestion(before, after, compared, text)
+
+
+def write_config(path: Path, text: str) -> None:
+    """Written once, and read back by the loader that training uses."""
+    from detector.configfile import load_config
+    from detector.errors import ConfigError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+    load_config(path)

@@ -1,0 +1,69 @@
+"""What a run says of its data before the first step, and a picture of what the model will be given."""
+
+from __future__ import annotations
+
+import sys
+
+from detector import distributed
+from detector.config import Config
+from detector.data.collate import collate
+from detector.data.sampler import TrainBatches
+from detector.errors import DetectorError
+from detector.run import RunFolder
+from detector.structures import Batch
+from detector.tasks import Data, Task
+from detector.visualize import contact_sheet
+
+DRAWN, COLUMNS = 8, 4
+LONG_SIDE = 640  # of a drawn picture, at most
+
+# A network that begins with random weights needs several times the schedule of a pretrained one, which for COCO is
+# 1.4 million pictures (He et al. 2019, section 5); of a tenth of the first, nothing good is to be expected.
+SHORT_SCHEDULE = 100_000
+
+
+def preview_run(config: Config, task: Task, data: Data, run: RunFolder) -> None:
+    """Print the task's figures and warnings, and draw the first batch."""
+    lines = [*task.preview(data, config), *_warn_of_random_weights(config, len(data))]
+    print("\n".join(lines), file=sys.stderr)
+    draw_first_batch(config, task, data, run)
+
+
+def draw_first_batch(config: Config, task: Task, data: Data, run: RunFolder) -> None:
+    """``first_batch.jpg``: the first pictures of the run's first step, with what the loss will make of them."""
+    sampler = TrainBatches(
+        num_images=len(data),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=0,
+        steps=1,
+        is_wide=data.is_wide if config.data.group_by_aspect else None,
+        world_size=distributed.world_size(),
+        accumulate=config.train.accumulate,
+    )
+    batch = collate([data[key] for key in next(iter(sampler))])
+    if isinstance(batch, DetectorError):
+        return  # training meets the same picture, and says so
+    pictures = task.draw_batch(_first(batch, DRAWN), data.categories, config.model)
+    for picture in pictures:
+        picture.thumbnail((LONG_SIDE, LONG_SIDE))
+    contact_sheet(pictures, min(COLUMNS, len(pictures))).save(run.path / "first_batch.jpg", quality=85)
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """Some of a batch's pictures, padded as they are."""
+    targets = type(batch.targets)(*(tensor[:count] for tensor in batch.targets))
+    images, sizes, originals = batch.images[:count], batch.sizes[:count], batch.sizes_original[:count]
+    return Batch(images, sizes, originals, targets, batch.ids[:count])
+
+
+def _warn_of_random_weights(config: Config, num_images: int) -> list[str]:
+    names = [section.name for section in config.model.backbones if section.weights is None]
+    train = config.train
+    seen = train.steps * train.batch_size if train.steps else train.epochs * num_images
+    if not names or config.model.weights is not None or seen >= SHORT_SCHEDULE:
+        return []
+    return [
+        f"warning: {', '.join(names)} begins with random weights, for which {seen:,} pictures are few; pretrained ones"
+        " (model.backbone.weights, or --init-from) usually reach far more"
+    ]

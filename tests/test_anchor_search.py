@@ -1,0 +1,105 @@
+"""The search for anchors, and what it says of other pyramids and input sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from detector.anchor_search import Split, best_ious, judge, options, search
+from detector.config import AnchorConfig
+from detector.configfile import build_on, load_config
+from detector.data.coco import apply_box_policy, read_annotations
+from detector.reach import InputBoxes, Reach, reach_of
+
+
+@pytest.fixture(scope="module")
+def split(shapes: Path) -> Split:
+    annotations = read_annotations(shapes / "annotations" / "train.json")
+    return Split(annotations, apply_box_policy(annotations, "error"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def objects(split: Split) -> InputBoxes:
+    return split.at(load_config("quickstart.yaml").data.resize).objects()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        AnchorConfig(base_size=4.0),
+        AnchorConfig(base_size=16.0, ratios=[0.2]),
+        AnchorConfig(base_size=2.0, ratios=[1.0], scales=[1.5, 1.0]),
+        AnchorConfig(base_size=2.0, levels={4: {"base_size": 3.0}}),
+    ],
+)
+def test_a_suggestion_is_never_worse(objects: InputBoxes, start: AnchorConfig) -> None:
+    matcher, levels = load_config("quickstart.yaml").model.matcher, [3, 4, 5]
+    found = search(objects, start, matcher, levels, seed=0, generations=4)
+    assert found.per_cell == start.per_cell
+    before, after = (reach_of(best_ious(objects, config, levels), matcher) for config in (start, found))
+    assert after.recall >= before.recall
+    assert after.mean_iou >= before.mean_iou - 1e-3  # the last digits are rounded away
+    if found == start:
+        return
+    assert after.recall + after.mean_iou > before.recall + before.mean_iou
+    assert found == search(objects, start, matcher, levels, seed=0, generations=4)  # the same seed, the same anchors
+
+
+def test_anchors_that_miss_everything_are_mended(objects: InputBoxes) -> None:
+    matcher, levels = load_config("quickstart.yaml").model.matcher, [3, 4, 5]
+    start = AnchorConfig(base_size=16.0)  # 128 px at least, where objects have 8 to 100
+    assert reach_of(best_ious(objects, start, levels), matcher).recall < 0.2
+    found = search(objects, start, matcher, levels, seed=0, generations=8)
+    assert reach_of(best_ious(objects, found, levels), matcher).recall > 0.9
+
+
+@pytest.mark.parametrize(
+    ("recall", "macs", "verdict"),
+    [
+        (0.92, 200, "pays"),
+        (0.905, 200, "does not pay: under 1% more objects reached"),
+        (0.899, 50, "pays"),
+        (0.89, 50, "does not pay: loses objects"),
+    ],
+)
+def test_whether_a_change_pays(recall: float, macs: int, verdict: str) -> None:
+    assert judge(0.9, recall, 100, macs) == verdict
+
+
+def test_other_pyramids_and_sizes(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.anchor_search.FEWER_GENERATIONS", 1)
+    model = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5, 6, 7], channels: 16}"]
+    config = load_config("quickstart.yaml", model)
+    found = {option.name: option for option in options(split, config, config.model.anchors, 4)}
+    assert list(found) == ["as configured", "with P2", "without P7", "without P6 and P7", "input × 0.75", "input × 1.5"]
+    assert isinstance(found["with P2"].reach, Reach)
+    # At 128 px P3 to P7 have 16², 8², 4², 2² and 1² cells of 9 anchors; P2 adds 32².
+    assert found["as configured"].anchors == 341 * 9
+    assert found["with P2"].anchors == (1024 + 341) * 9
+    assert found["without P6 and P7"].anchors == (256 + 64 + 16) * 9
+    assert found["with P2"].macs > found["as configured"].macs > found["without P7"].macs > found["input × 0.75"].macs
+    assert found["input × 1.5"].keys == "data.resize={short: [192], long: 192}"
+
+
+# --- configs that build on others -------------------------------------------------------------------------------------
+
+
+def test_a_config_builds_on_a_packaged_one(tmp_path: Path) -> None:
+    text = build_on("quickstart.yaml", ["train.epochs=7"], {"model": {"anchors": {"base_size": 3.0}}}, tmp_path)
+    assert text.startswith("base: quickstart.yaml\n")
+    (tmp_path / "own.yaml").write_text(text)
+    config = load_config(tmp_path / "own.yaml")
+    assert (config.train.epochs, config.model.anchors.base_size) == (7, 3.0)
+    assert config.model.anchors.ratios == load_config("quickstart.yaml").model.anchors.ratios
+
+
+def test_a_config_with_a_base_is_copied_onto_it(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "base.yaml").write_text("seed: 5\ntrain: {epochs: 2}\n")
+    (tmp_path / "mine.yaml").write_text("base: base.yaml\ntrain: {epochs: 3}\nmodel: {anchors: {offset: 0.5}}\n")
+    text = build_on(tmp_path / "mine.yaml", [], {"model": {"anchors": {"base_size": 3.0}}}, tmp_path / "deep")
+    (tmp_path / "deep" / "own.yaml").write_text(text)
+    config = load_config(tmp_path / "deep" / "own.yaml")
+    assert (config.seed, config.train.epochs) == (5, 3)
+    assert (config.model.anchors.offset, config.model.anchors.base_size) == (0.5, 3.0)

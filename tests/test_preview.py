@@ -1,0 +1,157 @@
+"""What a run says before its first step, the picture of its first batch, and learning a few pictures by heart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from detector.__main__ import main
+from detector.config import Config
+from detector.configfile import load_config
+from detector.data.coco import Category
+from detector.run import RunFolder
+from detector.structures import IGNORE_REGION, Batch, ClassTargets, Targets
+from detector.tasks import classification, detection
+from detector.training import fit
+
+TINY = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5], channels: 16}", "model.head={num_convs: 1}"]
+TINY += ["data.resize={short: [64], long: 64}", "data.workers=0", "train.batch_size=4"]
+CLASSES = ["model.backbone.name=resnet10", "data.crop.size=32", "data.workers=0", "train.batch_size=6"]
+CLASSES += ["train.optimizer.lr=1.0e-3", "model.fpn.channels=16"]
+
+
+@pytest.fixture
+def tiny(shapes: Path) -> list[str]:
+    splits = [f"data.{split}.annotations={shapes}/annotations/{split}.json" for split in ("train", "val")]
+    return [*TINY, *splits, f"data.train.images={shapes}/images", f"data.val.images={shapes}/images"]
+
+
+def test_a_run_begins_with_figures_warnings_and_a_picture(
+    tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config("quickstart.yaml", [*tiny, "train.steps=1", "model.anchors.base_size=16"])
+    assert fit(config, RunFolder(tmp_path / "run"), torch.device("cpu"))
+    said = capsys.readouterr().err
+    before = said[: said.index("step 1/1")]
+    assert "anchors: reach 0.0% of the objects at IoU 0.5" in before
+    assert "warning: 100.0% of the objects get no anchor at IoU 0.5" in before
+    assert "warning: resnet10 begins with random weights, for which 4 pictures are few" in before
+    with Image.open(tmp_path / "run" / "first_batch.jpg") as picture:
+        assert picture.size == (4 * 480, 480)  # four pictures of 64 px, enlarged so that their letters can be read
+
+    # A run that goes on has said it already.
+    (tmp_path / "run" / "first_batch.jpg").unlink()
+    longer = load_config("quickstart.yaml", [*tiny, "train.steps=2", "model.anchors.base_size=16"])
+    assert fit(longer, RunFolder(tmp_path / "run"), torch.device("cpu"), resume=True)
+    assert "anchors: reach" not in capsys.readouterr().err
+    assert not (tmp_path / "run" / "first_batch.jpg").exists()
+
+
+def test_good_anchors_raise_no_warning(tiny: list[str]) -> None:
+    config = load_config("quickstart.yaml", [*tiny, "data.resize={short: [128], long: 128}"])
+    data = detection.open_split(config, "val")
+    lines = detection.preview(data, config)
+    objects = int(data.is_object.sum())
+    assert f"{objects / len(data):.1f} objects an image" in lines[0]
+    assert not any("no anchor" in line for line in lines[1:])
+
+
+def test_rare_classes_are_warned_of(colors: Path) -> None:
+    config = load_config(
+        "classify_quickstart.yaml", [f"data.{split}.images={colors}/{split}" for split in ("train", "val")]
+    )
+    (line,) = classification.preview(classification.open_split(config, "val"), config)
+    assert line == "warning: 3 of 3 classes have under 10 pictures to learn from (blue 2, green 2, red 2)"
+
+
+def test_the_anchors_of_the_first_batch_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in test_reach: an object that is an anchor has that and its four neighbours. The crowd's anchors are left out.
+    drawn = []
+    monkeypatch.setattr(detection, "draw_targets", lambda *arguments: drawn.append(arguments))
+    anchors = {"base_size": 4.0, "ratios": [1.0], "scales": [1.0]}
+    model = Config(model={"anchors": anchors, "fpn": {"levels": [3]}}).model
+    boxes = torch.tensor([[[16.0, 16.0, 48.0, 48.0], [64.0, 64.0, 96.0, 96.0], [0.0, 0.0, 0.0, 0.0]]])
+    size = torch.tensor([[96, 96]])
+    targets = Targets(boxes, torch.tensor([[1, IGNORE_REGION, -1]]))
+    batch = Batch(torch.zeros(1, 3, 96, 96, dtype=torch.uint8), size, size, targets, torch.tensor([1]))
+    detection.draw_batch(batch, [Category(1, "cat"), Category(2, "dog")], model)
+    ((image, own, labels, texts, shown, shown_labels),) = drawn
+    assert image.shape == (96, 96, 3)
+    assert (own.tolist(), labels, texts) == (boxes[0, :2].tolist(), [1, IGNORE_REGION], ["dog", "ignored"])
+    centers = (shown[:, :2] + shown[:, 2:]) / 2
+    assert sorted(centers.tolist()) == [[24, 32], [32, 24], [32, 32], [32, 40], [40, 32]]
+    assert shown_labels == [1] * 5
+
+
+def test_a_mixed_picture_is_drawn_under_both_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(classification, "draw_lines", lambda *arguments: drawn.append(arguments[1:]))
+    shares = torch.tensor([[0.0, 1.0], [0.25, 0.75]])
+    size = torch.tensor([[8, 8]] * 2)
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    batch = Batch(images, size, size, ClassTargets(shares, torch.ones(2, 2)), torch.tensor([1, 2]))
+    classification.draw_batch(batch, [Category(1, "cat"), Category(2, "dog")], Config().model)
+    assert drawn == [([1], ["dog"]), ([0, 1], ["cat 0.25", "dog 0.75"])]
+
+
+# --- learning by heart ------------------------------------------------------------------------------------------------
+
+
+def test_a_detector_learns_two_pictures(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--overfit", "2", "--runs", str(tmp_path)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detector.overfit.NEAR_ZERO", 0.7)
+        patch.setattr("detector.overfit.ROUND_STEPS", 20)
+        assert main(["train", "--config", "quickstart.yaml", *flags, *tiny]) == 0
+    said = capsys.readouterr().err
+    assert "passed: the loss went from " in said
+    run = tmp_path / "quickstart_overfit"
+    assert (run / "first_batch.jpg").exists()
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert sum(losses[-10:]) <= 0.7 * sum(losses[:10])
+    assert sum(row["objects"] for row in json.loads((run / "results.json").read_text())["per_class"]) < 40
+
+
+def test_a_classifier_learns_by_heart(tmp_path: Path, colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--overfit", "6", "--runs", str(tmp_path), "--name", "own", f"data.train.images={colors}/train"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detector.overfit.NEAR_ZERO", 0.3)
+        patch.setattr("detector.overfit.ROUND_STEPS", 20)
+        assert main(["train", "--config", "classify_quickstart.yaml", *flags, *CLASSES]) == 0
+    assert "top1 1.000 on the same pictures" in capsys.readouterr().err
+    assert (tmp_path / "own" / "last.pt").exists()
+
+
+def test_what_cannot_be_learned_fails(
+    tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detector.overfit.ROUND_STEPS", 5)
+    monkeypatch.setattr("detector.overfit.MAX_ROUNDS", 2)
+    flags = ["--overfit", "1", "--runs", str(tmp_path), "train.optimizer.lr=1.0e-9"]
+    assert main(["train", "--config", "quickstart.yaml", *flags, *tiny]) == 1
+    said = capsys.readouterr().err
+    assert "FAILED: the loss went from " in said
+    assert "in 10 steps" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--overfit", "0"], "--overfit 0: must be at least 1"),
+        (["--overfit", "2", "--resume"], "--overfit begins anew each time; leave --resume out"),
+        (["--overfit", "13"], "train.json has 12 pictures to learn from"),
+    ],
+)
+def test_mistakes_get_one_line(
+    tmp_path: Path, tiny: list[str], flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--config", "quickstart.yaml", "--runs", str(tmp_path), *flags, *tiny]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "quickstart_overfit").exists()

@@ -1,0 +1,144 @@
+"""Best IoUs against tables computed by hand and against all anchors; the matcher's gifts; input sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from detector.anchors import Anchors, level_sizes
+from detector.boxes import pairwise_iou
+from detector.config import AnchorConfig, Config, MatcherConfig, ResizeConfig
+from detector.data.coco import Category, apply_box_policy, read_annotations
+from detector.reach import InputBoxes, assign, input_boxes, level_ious, rare_classes, reach_of
+from detector.structures import IGNORE_REGION
+
+ONE_SHAPE = AnchorConfig(base_size=4.0, ratios=[1.0], scales=[1.0])  # on P3: 32 × 32 px, centred on 0, 8, 16, …
+
+
+def boxes_in(height: int, width: int, boxes: list[list[float]], labels: list[int] | None = None) -> InputBoxes:
+    """Boxes of one picture."""
+    count = len(boxes)
+    size = torch.tensor([[height, width]])
+    return InputBoxes(
+        boxes=torch.tensor(boxes).reshape(-1, 4),
+        labels=torch.tensor(labels or [0] * count),
+        image=torch.zeros(count, dtype=torch.int64),
+        rows=torch.arange(count),
+        sizes=size,
+        padded=size,
+        first=torch.tensor([0, count]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("box", "iou"),
+    [
+        ([16.0, 16.0, 48.0, 48.0], 1.0),  # is an anchor
+        ([8.0, 8.0, 24.0, 24.0], 256 / 1024),  # lies in one: 16 · 16 of 32 · 32
+        ([12.0, 16.0, 44.0, 48.0], 896 / 1152),  # halfway between two: they share 28 · 32 of 2 · 1024 - 896
+        ([56.0, 0.0, 64.0, 16.0], 128 / 1024),  # beyond the last column, which is at 56: still lies in that anchor
+        ([0.0, 0.0, 64.0, 64.0], 1024 / 4096),  # around one
+    ],
+)
+def test_the_best_iou_of_a_box(box: list[float], iou: float) -> None:
+    found = level_ious(boxes_in(64, 64, [box]), ONE_SHAPE, [3])
+    assert_close(found, torch.tensor([[iou]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AnchorConfig(),
+        AnchorConfig(base_size=1.5, ratios=[0.3, 1.0, 1.7], scales=[1.0, 2.5], offset=0.5),
+        AnchorConfig(rounded=True, strides="from_size"),
+        AnchorConfig(levels={4: {"base_size": 2.0}}),
+    ],
+    ids=["default", "offset", "torchvision", "levels"],
+)
+@pytest.mark.parametrize("levels", [[2, 3, 4], [3, 4, 5, 6, 7]])
+def test_the_best_ious_are_those_of_all_anchors(config: AnchorConfig, levels: list[int]) -> None:
+    height, width = 160, 224
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(60, 2, generator=generator) * torch.tensor([width, height])
+    sides = torch.exp(torch.rand(60, 2, generator=generator) * 6)  # 1 to 400 px, beyond the picture too
+    objects = boxes_in(height, width, torch.cat([corners, corners + sides], dim=1).tolist())
+    anchors, counts = Anchors(config, levels)(level_sizes(height, width, levels))
+    every = pairwise_iou(objects.boxes.double(), anchors.double())
+    expected = torch.stack([part.amax(dim=1) for part in every.split(counts, dim=1)], dim=1)
+    assert_close(level_ious(objects, config, levels), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_no_objects_have_no_ious() -> None:
+    assert level_ious(boxes_in(64, 64, []), ONE_SHAPE, [3, 4]).shape == (0, 2)
+
+
+def test_shares_of_the_reached() -> None:
+    best = torch.tensor([0.6, 0.5, 0.3, 0.0])
+    found = reach_of(best, MatcherConfig())
+    assert (found.objects, found.recall, found.low_quality, found.missed) == (4, 0.5, 0.25, 0.25)
+    assert found.mean_iou == pytest.approx(0.35)
+    without = reach_of(best, MatcherConfig(low_quality=False))
+    assert (without.recall, without.low_quality, without.missed) == (0.5, 0.0, 0.5)
+    assert reach_of(best[:0], MatcherConfig()).missed == 0.0
+
+
+def test_the_matcher_s_positives_are_counted() -> None:
+    # An object that is an anchor has that, and its four neighbours: 24 · 32 of 2 · 1024 - 768 is IoU 0.6. Those over
+    # the corner share 24 · 24, which is 0.39, and those two cells away 16 · 32, which is 0.33. The second object is too
+    # small for IoU 0.5 and keeps its closest anchors: it lies in nine, equally. A crowd has none.
+    config = Config(model={"anchors": ONE_SHAPE, "fpn": {"levels": [3]}}).model
+    own = [[16.0, 16.0, 48.0, 48.0], [92.0, 92.0, 100.0, 100.0], [0.0, 96.0, 32.0, 128.0]]
+    found = assign(boxes_in(128, 128, own, [0, 1, IGNORE_REGION]), config)
+    assert found.positives.tolist() == [5, 9, 0]
+    assert (found.level_positives, found.images) == ([14], 1)
+
+
+@pytest.fixture
+def annotations_file(tmp_path: Path) -> Path:
+    images = [{"id": 7 + i, "file_name": f"{i}.jpg", "width": 100, "height": 50} for i in range(3)]
+    boxes = [(7, [10, 20, 50, 25], 0), (7, [0, 0, 10, 10], 1), (9, [0, 0, 100, 50], 0)]
+    rows = [
+        {"id": place, "image_id": image, "category_id": 1, "bbox": box, "iscrowd": crowd}
+        for place, (image, box, crowd) in enumerate(boxes)
+    ]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": images, "annotations": rows, "categories": [{"id": 1, "name": "cat"}]}))
+    return path
+
+
+def test_boxes_at_the_input_size(annotations_file: Path) -> None:
+    annotations = read_annotations(annotations_file)
+    resize = ResizeConfig(short=[64], long=96)
+    boxes = input_boxes(annotations, apply_box_policy(annotations, "error"), resize, 0)
+    # The short side to 64 would make the long one 128: 96 / 100 it is, so 48 × 96, padded to 64 × 96.
+    assert boxes.sizes.tolist() == [[48, 96]] * 3
+    assert boxes.padded.tolist() == [[64, 96]] * 3
+    assert_close(boxes.boxes[0], torch.tensor([9.6, 19.2, 57.6, 43.2]))
+    assert boxes.labels.tolist() == [0, IGNORE_REGION, 0]
+    objects = boxes.objects()
+    assert (objects.rows.tolist(), objects.image.tolist(), objects.first.tolist()) == ([0, 2], [0, 2], [0, 1, 1, 2])
+    sampled = boxes.sample(1, seed=0)
+    assert len(sampled.image.unique()) <= 1
+    assert boxes.sample(3, seed=0) is boxes
+
+
+def test_some_of_the_annotations(annotations_file: Path) -> None:
+    annotations = read_annotations(annotations_file)
+    some = annotations.select([2, 0, 2])
+    assert [some.file_name(index) for index in range(3)] == ["2.jpg", "0.jpg", "2.jpg"]
+    assert some.image_ids.tolist() == [9, 7, 9]
+    assert some.annotation_ids.tolist() == [2, 0, 1, 2]
+    assert some.first.tolist() == [0, 1, 3, 4]
+    assert some.boxes_xywh[some.rows(2)].tolist() == [[0, 0, 100, 50]]
+    assert len(annotations.select([1]).annotation_ids) == 0
+
+
+def test_rare_classes_are_named() -> None:
+    categories = [Category(place, name) for place, name in enumerate(["cat", "dog", "cow"])]
+    assert rare_classes(categories, [10, 12, 99], "objects") == []
+    (line,) = rare_classes(categories, [9, 12, 0], "objects")
+    assert line == "warning: 2 of 3 classes have under 10 objects to learn from (cat 9, cow 0)"
