@@ -288,7 +288,7 @@ def test_a_file_cut_short_names_the_line(tmp_path: Path) -> None:
         ("{}".encode("utf-16"), ": is text in UTF-16; save the file as UTF-8"),
         ("{}".encode("utf-16-be"), ": is text in UTF-16-BE; save the file as UTF-8"),
         ('{\n"info": "é"}'.encode("latin-1"), ":2: not valid JSON: byte 0xe9 is not UTF-8; save the file as UTF-8 (c"),
-        (gzip.compress(b"{}"), ": is a gzip file, not JSON; unpack it"),
+        (gzip.compress(b"{}", mtime=0), ": is a gzip file, not JSON; unpack it"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF", ":1: not valid JSON: byte 0xff is not UTF-8; "),
         (b"GIF89a", ":1: not valid JSON: Expecting value (column 1)"),
         (b"[" * 100_000, ": holds a list; "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ def test_a_csv_by_hand(header: str, change: Callable[[str], bytes], tmp_path: Pa
 def test_a_csv_beside_its_pictures_or_not(tmp_path: Path) -> None:
     touch(tmp_path / "pictures", "1.png")
     path = write_csv(tmp_path, f"path,label\n1.png,x\n{tmp_path}/2.png,x\n", "2.png")
-    found = read_csv(path, tmp_path / "pictures", ["y", "x"], multi_label=False)
+    found = read_csv(path, tmp_path / "pictures", ["y", "x"], multi_label=False, allow_outside=True)
     assert [found.file(index) for index in range(2)] == [tmp_path / "pictures/1.png", tmp_path / "2.png"]
     assert found.labels.tolist() == [1, 1]
     assert found.counts().tolist() == [0, 2]
@@ -463,3 +464,17 @@ def test_a_picture_of_several_classes_counts_for_its_rarest(tmp_path: Path) -> N
         train, val = hold_back(read_csv(path, tmp_path, None, multi_label=True), 0.25, seed)
         assert train.counts().tolist() == [15, 3]
         assert val.counts().tolist() == [5, 1]
+
+
+@pytest.mark.parametrize("way", ["..", "absolute", "link"])
+def test_a_path_that_leads_out_of_the_folder(way: str, colors: Path, tmp_path: Path) -> None:
+    root, outside = tmp_path / "pictures", colors / "train" / "red" / "red_0.png"
+    root.mkdir()
+    (root / "link.png").symlink_to(outside)
+    name = {"..": os.path.relpath(outside, root), "absolute": str(outside), "link": "link.png"}[way]
+    path = tmp_path / "labels.csv"
+    path.write_text(f"path,label\n{name},red\n", encoding="utf-8")
+    message = error_of(lambda: read_csv(path, root, None, multi_label=False))
+    assert message.startswith(f"{path}:2: {name} leads out of {root}; ")
+    assert "data.allow_outside=true" in message
+    assert len(read_csv(path, root, None, multi_label=False, allow_outside=True)) == 1

@@ -21,15 +21,11 @@ LAYERS = [
     ["structures", "config", "configfile", "errors", "boxes", "chunks", "visualize", "pages", "storage"],
     ["anchors", "matching", "losses", "postprocess", "files"],
     ["data", "models"],
-    ["metrics", "class_metrics", "reports", "tasks"],
+    ["metrics", "class_metrics", "reports", "reach", "tasks"],
     ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
-    ["engine", "training", "predictor", "inference", "summary", "doctor", "benchmark", "gallery"],
-    ["commands", "__main__", "stress"],
-    ["metrics", "class_metrics", "reach", "tasks"],
-    ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
-    ["engine", "training", "preview", "overfit", "predictor", "inference", "summary"],
+    ["engine", "training", "preview", "overfit", "predictor", "inference", "summary", "doctor", "benchmark", "gallery"],
     ["anchor_search", "anchor_study", "anchor_report"],
-    ["commands", "__main__"],
+    ["commands", "__main__", "stress"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(LAYERS) for name in layer}
 

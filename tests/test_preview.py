@@ -95,7 +95,7 @@ def test_a_mixed_picture_is_drawn_under_both_classes(monkeypatch: pytest.MonkeyP
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     batch = Batch(images, size, size, ClassTargets(shares, torch.ones(2, 2)), torch.tensor([1, 2]))
     classification.draw_batch(batch, [Category(1, "cat"), Category(2, "dog")], Config().model)
-    assert drawn == [([1], ["dog"]), ([0, 1], ["cat 0.25", "dog 0.75"])]
+    assert drawn == [([1], ["dog"]), ([1, 0], ["dog 0.75", "cat 0.25"])]
 
 
 # --- learning by heart ------------------------------------------------------------------------------------------------

@@ -112,12 +112,16 @@ def _is_picture(path: Path, folder: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden and path.is_file()
 
 
-def read_csv(path: Path, root: Path, classes: Sequence[str] | None, multi_label: bool) -> Labelled:
+def read_csv(
+    path: Path, root: Path, classes: Sequence[str] | None, multi_label: bool, allow_outside: bool = False
+) -> Labelled:
     """A CSV file with a header: the path of a picture (relative to ``root``), then its label.
 
     With ``multi_label`` a row may have several, in cells of their own or separated by ``;`` in one, or none. Raises
-    :class:`~detector.errors.DataError` with the line for all that is wrong.
+    :class:`~detector.errors.DataError` with the line for all that is wrong, also, unless ``allow_outside``, for a path
+    that leads out of ``root``: by itself or by a link.
     """
+    real_root = os.path.realpath(root)
     line_of: dict[str, int] = {}
     texts: list[list[str]] = []
     for line, cells in _csv_rows(path):
@@ -132,6 +136,11 @@ def read_csv(path: Path, root: Path, classes: Sequence[str] | None, multi_label:
             raise DataError(f"{path}:{line}: has no path")
         if not os.path.isfile(root / name):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
             raise DataError(f"{path}:{line}: {root / name} does not exist; paths are relative to {root}")
+        if not allow_outside and not Path(os.path.realpath(root / name)).is_relative_to(real_root):
+            raise DataError(
+                f"{path}:{line}: {name} leads out of {root}; put the picture into the folder, or set"
+                " data.allow_outside=true if you trust the file"
+            )
         for text in found:
             if classes is not None:
                 _label_of(text, classes, f"{path}:{line}: label")
@@ -258,6 +267,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
     def file(self, index: int) -> Path:
         return self.labelled.file(index)
 
+    @property
     def has_targets(self) -> np.ndarray:
         """Which pictures have a label, [I] bool."""
         return np.diff(self.labelled.first) > 0
@@ -343,7 +353,7 @@ def _read_split(config: Config, name: str, classes: Sequence[str] | None) -> Lab
     if not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         raise DataError(f"data.{name}.images: {root} is no folder")
     if split.annotations is not None:
-        labelled = read_csv(Path(split.annotations), root, classes, config.model.multi_label)
+        labelled = read_csv(Path(split.annotations), root, classes, config.model.multi_label, config.data.allow_outside)
     else:
         labelled = read_folders(root, classes)
     return labelled

@@ -32,6 +32,7 @@ class Data(Protocol):
     def __getitem__(self, key: tuple[int, int]) -> Any: ...
 
     def file(self, index: int) -> Path: ...
+
     @property
     def has_targets(self) -> np.ndarray: ...  # [I] bool: which pictures have something to learn
 
