@@ -138,9 +138,10 @@ def train(
     trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     buffers = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
     good_buffers = [buffer.clone() for buffer in buffers]
-    network: nn.Module = state.model
+    # A wrapper: checkpoints, the average and evaluation know the model itself. Of a second shape it is compiled for all.
+    network: nn.Module = torch.compile(state.model) if config.train.compile else state.model
     if world_size > 1:
-        network = DistributedDataParallel(state.model, device_ids=[device] if device.type == "cuda" else None)
+        network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
     batches = _train_batches(config, train_data, state.step, steps, device)
 
     def ends_epoch(step: int) -> bool:

@@ -102,6 +102,6 @@ def _score_checkpoint(args: argparse.Namespace) -> tuple[dict, Config]:
     data = task.open_split(config, "val", checkpoint_categories(content))
     if distributed.is_main():
         print(f"{args.checkpoint} on {data.source}: {data.summary()}", file=sys.stderr)
-    model = load_model(content, args.checkpoint).to(device)
+    model = load_model(content, args.checkpoint).fold_norms().to(device, memory_format=torch.channels_last)
     metrics = run_evaluation(model, task, data, config, device)
     return metrics, config

@@ -1,0 +1,72 @@
+"""Activation checkpointing: what is inside a part is computed again in the backward pass, not kept (Chen et al. 2016)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.split_module import split_module
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute(part: nn.Module, *inputs: Tensor) -> Any:
+    """``part(*inputs)``, of which only the inputs are kept; gradients, random draws and statistics are the same."""
+    # What is frozen keeps nothing as it is; checkpointed, it would keep its inputs.
+    is_trained = any(tensor.requires_grad for tensor in (*inputs, *part.parameters()))
+    if not (is_trained and torch.is_grad_enabled()):
+        return part(*inputs)
+    contexts = partial(_contexts, part)
+    return checkpoint(part, *inputs, use_reentrant=False, context_fn=contexts)
+
+
+def _contexts(part: nn.Module) -> tuple[Any, Any]:
+    return contextlib.nullcontext(), _statistics_stand_still(part)
+
+
+@contextlib.contextmanager
+def _statistics_stand_still(part: nn.Module) -> Iterator[None]:
+    """Batch norm normalises by the batch as before, and does not average over it a second time."""
+    norms = [module for module in part.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:  # a recomputation is left by an exception as soon as it has all that the backward pass needs
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
+class Recomputed(nn.Module):
+    """A part that is recomputed."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return recompute(self.part, *inputs)
+
+
+def recompute_stages(body: nn.Module) -> nn.Module:
+    """``body`` as it trains, on its own parameters, in stages that are recomputed one by one.
+
+    A stage ends where a traced body returns a feature map; a body that is not traced is one stage.
+    """
+    if not isinstance(body, fx.GraphModule):
+        return Recomputed(body)
+    ends = body.graph.output_node().all_input_nodes
+    stage, stage_of = 0, {}
+    for node in body.graph.nodes:
+        stage_of[node] = stage
+        stage += node in ends
+    stages = split_module(body, body, stage_of.__getitem__)
+    for node in stages.graph.nodes:
+        if node.op == "call_module":
+            stages.set_submodule(node.target, Recomputed(stages.get_submodule(node.target)))
+    return stages
