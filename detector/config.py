@@ -37,7 +37,7 @@ class ResizeConfig(Section):
     # Several: one is drawn for each training image; evaluation and inference use the last.
     short: Annotated[list[Count], Field(min_length=1)] = [800]
     long: Count = 1333
-    # Height and width of every picture, whatever its ratio, in place of ``short`` and ``long``: all steps have one shape.
+    # Height and width of every picture, whatever its ratio, in place of ``short`` and ``long``: one shape.
     fixed: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     rounding: Literal["nearest", "down"] = "nearest"  # of the sides to whole pixels; torchvision has down
     interpolation: Literal["area", "bilinear"] = "area"  # when it shrinks; area does not alias

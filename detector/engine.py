@@ -138,7 +138,7 @@ def train(
     trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     buffers = [buffer for buffer in state.model.buffers() if buffer.is_floating_point()]
     good_buffers = [buffer.clone() for buffer in buffers]
-    # A wrapper: checkpoints, the average and evaluation know the model itself. Of a second shape it is compiled for all.
+    # A wrapper: checkpoints, the average and evaluation know the model itself. A second shape compiles it for all.
     network: nn.Module = torch.compile(state.model) if config.train.compile else state.model
     if world_size > 1:
         network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)

@@ -114,7 +114,9 @@ def check_compiler() -> None:
     """Refuse to compile where there is no C++ compiler: PyTorch would say so in a hundred lines at the first step."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
     if not any(shutil.which(name) for name in names):
-        raise ConfigError(f"train.compile: there is no C++ compiler here ({one_of(names)}); install one, or set it false")
+        raise ConfigError(
+            f"train.compile: there is no C++ compiler here ({one_of(names)}); install one, or set it false"
+        )
 
 
 def check_ranks(config: Config, world_size: int, device: torch.device) -> None:

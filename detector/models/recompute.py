@@ -1,4 +1,4 @@
-"""Activation checkpointing: what is inside a part is computed again in the backward pass, not kept (Chen et al. 2016)."""
+"""Activation checkpointing: what is inside a part is computed again for its gradient, not kept (Chen et al. 2016)."""
 
 from __future__ import annotations
 
