@@ -196,6 +196,8 @@ def train(
             gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
             torch._foreach_mul_(gradients, world_size / normaliser)
             grad_norm = nn.utils.clip_grad_norm_(trained, config.train.clip_norm or float("inf"))
+            # The one place where a step waits for the device: the numbers decide whether the weights may move. Loading
+            # goes on meanwhile; the device idles until the optimizer's few launches and the next pass arrive.
             *parts, divisor, asked_ranks, norm = torch.cat([totals, grad_norm[None]]).tolist()
             loss_parts = dict(zip(losses.parts, (part / (divisor or 1.0) for part in parts), strict=True))
             loss = sum(loss_parts.values())

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detector import training
 from detector.anchors import level_sizes
@@ -144,6 +146,45 @@ def train(folder: Path, overrides: list[str]) -> list[dict]:
     run = RunFolder(folder)
     assert fit(load_config("quickstart.yaml", overrides), run, CPU)
     return [row for row in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in row]
+
+
+class _Asked(TorchDispatchMode):
+    """Counts the operations of the main process whose outcome Python waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(operation).startswith(ASKING):
+            self.names.append(str(operation))
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_training_step_asks_the_device_for_its_row_only(
+    tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Reading in the main process and the average's count, which is on the CPU everywhere, ask a CPU's tensors.
+    overrides = [*data, "data.resize={fixed: [64, 64]}", "data.workers=1", "train.ema=null", "train.steps=3"]
+    asked = _Asked()
+
+    asked_by_row, read_by_row = [], []
+    reads = []
+    append, tolist = RunFolder.append, Tensor.tolist
+
+    def count(run: RunFolder, row: dict) -> None:
+        if "loss" in row:
+            asked_by_row.append(list(asked.names))
+            read_by_row.append(reads.count(torch.float32))  # what else is read is the batch's ids
+        append(run, row)
+
+    monkeypatch.setattr(RunFolder, "append", count)
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: reads.append(tensor.dtype) or tolist(tensor))
+    with asked:
+        train(tmp_path / "run", overrides)
+    assert [later - read_by_row[0] for later in read_by_row] == [0, 1, 2]
+    assert asked_by_row[1][len(asked_by_row[0]) :] == []
+    assert asked_by_row[2] == asked_by_row[1]
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs a C++ compiler, and there is no g++")
