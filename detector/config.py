@@ -354,7 +354,7 @@ class TrainConfig(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are evaluated and kept
     channels_last: bool = True
     compile: bool = False  # the network by torch.compile: minutes at the start, then faster steps; needs a C++ compiler
-    # Compute the network's stages and the head's towers again in the backward pass in place of keeping what is in them:
+    # Compute the network's blocks and the head's towers again in the backward pass in place of keeping what is in them:
     # about half of the memory, a third more time, the same mathematics.
     activation_checkpointing: bool = False
     checkpoint_steps: Count = 1000  # last.pt is written this often, and at every epoch's end

@@ -24,7 +24,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from detector.config import BackboneConfig
 from detector.errors import ConfigError, one_of
 from detector.models.norms import FrozenNorm
-from detector.models.recompute import recompute_stages
+from detector.models.recompute import recompute_blocks
 from detector.models.vgg import CONFIGURATIONS, build_vgg
 
 TIMM = "timm:"  # what names of timm's networks begin with
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         self.channels = tuple(features[self.place_of_level[level]].channels for level in self.levels)
         self.vector_channels = outputs[-1].shape[1] if outputs[-1].ndim == 2 else None
         self.frozen: list[nn.Module] = []
-        self.recomputed: list[nn.Module] = []  # the body in stages; a list, for its parameters are the body's already
+        self.recomputed: list[nn.Module] = []  # the body in blocks; a list, for its parameters are the body's already
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, C, H, W] → [B, channels_l, H / 2^l, W / 2^l] of each level, fine to coarse; networks round up or down."""
@@ -104,8 +104,8 @@ class Backbone(nn.Module):
         self.train(self.training)
 
     def recompute(self) -> None:
-        """From now on, training keeps what enters a stage and computes the rest again."""
-        self.recomputed = [recompute_stages(self.body.train())]
+        """From now on, training keeps what enters a block and computes the rest again."""
+        self.recomputed = [recompute_blocks(self.body.train())]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:

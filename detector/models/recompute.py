@@ -13,6 +13,9 @@ from torch.fx.passes.split_module import split_module
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+# Operations in a block at least: a bottleneck has ten. Between smaller ones as much would be kept as inside them.
+MIN_OPERATIONS = 8
+
 
 def recompute(part: nn.Module, *inputs: Tensor) -> Any:
     """``part(*inputs)``, of which only the inputs are kept; gradients, random draws and statistics are the same."""
@@ -53,20 +56,25 @@ class Recomputed(nn.Module):
         return recompute(self.part, *inputs)
 
 
-def recompute_stages(body: nn.Module) -> nn.Module:
-    """``body`` as it trains, on its own parameters, in stages that are recomputed one by one.
+def recompute_blocks(body: nn.Module) -> nn.Module:
+    """``body`` as it trains, on its own parameters, in blocks that are recomputed one by one.
 
-    A stage ends where a traced body returns a feature map; a body that is not traced is one stage.
+    A traced body is cut where one tensor alone goes on, as between a ResNet's blocks; another one is a single block.
     """
     if not isinstance(body, fx.GraphModule):
         return Recomputed(body)
-    ends = body.graph.output_node().all_input_nodes
-    stage, stage_of = 0, {}
-    for node in body.graph.nodes:
-        stage_of[node] = stage
-        stage += node in ends
-    stages = split_module(body, body, stage_of.__getitem__)
-    for node in stages.graph.nodes:
+    nodes = list(body.graph.nodes)
+    place = {node: index for index, node in enumerate(nodes)}
+    block, block_of, begin, last_reader = 0, {}, 0, 0
+    for index, node in enumerate(nodes):
+        block_of[node] = block
+        # All that came before was read by this node at the latest; the features that the body returns are kept anyway.
+        if last_reader <= index and index - begin >= MIN_OPERATIONS:
+            block, begin = block + 1, index
+        if node.op != "get_attr":
+            last_reader = max([last_reader, *(place[user] for user in node.users if user.op != "output")])
+    blocks = split_module(body, body, block_of.__getitem__)
+    for node in blocks.graph.nodes:
         if node.op == "call_module":
-            stages.set_submodule(node.target, Recomputed(stages.get_submodule(node.target)))
-    return stages
+            blocks.set_submodule(node.target, Recomputed(blocks.get_submodule(node.target)))
+    return blocks
