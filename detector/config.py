@@ -45,6 +45,8 @@ class ResizeConfig(Section):
     # Several: one is drawn for each training image; evaluation and inference use the last.
     short: Annotated[list[Count], Field(min_length=1)] = [800]
     long: Count = 1333
+    # Height and width of every picture, whatever its ratio, in place of ``short`` and ``long``: one shape.
+    fixed: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     rounding: Literal["nearest", "down"] = "nearest"  # of the sides to whole pixels; torchvision has down
     interpolation: Literal["area", "bilinear"] = "area"  # when it shrinks; area does not alias
 
@@ -365,6 +367,10 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are evaluated and kept
     channels_last: bool = True  # the weights; pictures always are
+    compile: bool = False  # the network by torch.compile: minutes at the start, then faster steps; needs a C++ compiler
+    # Compute the network's blocks and the head's towers again in the backward pass in place of keeping what is in them:
+    # about half of the memory, a third more time, the same mathematics.
+    activation_checkpointing: bool = False
     # last.pt is written after so many steps or minutes, whichever comes first, and at every epoch's end.
     checkpoint_steps: Count = 1000
     checkpoint_minutes: Positive = 10.0
@@ -373,6 +379,12 @@ class TrainConfig(Section):
     max_skips: Count = 20
     log_steps: Count = 20  # steps between two lines of progress where there is no terminal to show a bar
     tensorboard: bool = False  # write the numbers of metrics.jsonl for TensorBoard too (extra: log)
+
+    @model_validator(mode="after")
+    def _recompute_once(self) -> TrainConfig:
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("activation_checkpointing: compile chooses what to keep by itself; set one of them")
+        return self
 
 
 class EvalConfig(Section):

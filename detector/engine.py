@@ -143,9 +143,10 @@ def train(
     trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     buffers = list(state.model.buffers())
     good_buffers = [buffer.clone() for buffer in buffers]
-    network: nn.Module = state.model
+    # A wrapper: checkpoints, the average and evaluation know the model itself. A second shape compiles it for all.
+    network: nn.Module = torch.compile(state.model) if config.train.compile else state.model
     if world_size > 1:
-        network = DistributedDataParallel(state.model, device_ids=[device] if device.type == "cuda" else None)
+        network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
     batches = _train_batches(config, train_data, state.step, steps, device, run)
 
     def ends_epoch(step: int) -> bool:
@@ -200,6 +201,8 @@ def train(
             gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
             torch._foreach_mul_(gradients, world_size / normaliser)
             grad_norm = nn.utils.clip_grad_norm_(trained, config.train.clip_norm or float("inf"))
+            # The one place where a step waits for the device: the numbers decide whether the weights may move. Loading
+            # goes on meanwhile; the device idles until the optimizer's few launches and the next pass arrive.
             *parts, divisor, asked_ranks, norm = torch.cat([totals, grad_norm[None]]).tolist()
             loss_parts = dict(zip(losses.parts, (part / (divisor or 1.0) for part in parts), strict=True))
             loss = sum(loss_parts.values())

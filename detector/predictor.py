@@ -45,7 +45,8 @@ class Predictor:
         torch.set_flush_denormal(True)
         content = open_checkpoint(path)
         config = override_config(content, path, overrides)
-        return cls(load_model(content, path), config, checkpoint_categories(content), choose_device(device))
+        model = load_model(content, path).fold_norms().to(memory_format=torch.channels_last)
+        return cls(model, config, checkpoint_categories(content), choose_device(device))
 
     def predict(
         self, images: Sequence[Picture], score_threshold: float | None = None, batch_size: int = 8

@@ -71,7 +71,8 @@ def default_size(config: Config) -> tuple[int, int]:
         return config.data.crop.size, config.data.crop.size
     short, long = config.data.resize.short[-1], config.data.resize.long
     # No side passes ``long``: where ``short`` does, the largest picture is a square of that.
-    height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in (min(short, long), long))
+    sides = config.data.resize.fixed or (min(short, long), long)
+    height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in sides)
     return height, width
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +17,7 @@ from detector.config import BackboneConfig, Config
 from detector.configfile import config_to_dict
 from detector.data.coco import Category
 from detector.engine import TrainingState, count_steps, predict_all, train
-from detector.errors import ConfigError, DataError, WeightsError
+from detector.errors import ConfigError, DataError, WeightsError, one_of
 from detector.interchange import open_checkpoint
 from detector.models import Model, build_model
 from detector.models.backbones import Backbone
@@ -40,6 +42,8 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     task = get_task(config)
     check_ranks(config, distributed.world_size(), device)
     check_frozen(config)
+    if config.train.compile:
+        check_compiler()
     writer = tensorboard_writer() if config.train.tensorboard else None
     if not resume:
         run.check_free()
@@ -73,6 +77,8 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
     state = TrainingState.begin(model, config.train, len(train_data), device)
     if content is not None:
         state.restore(content, run.last)
+    if config.train.activation_checkpointing:
+        model.recompute_activations()
     if distributed.is_main():
         begin_run(run, config, state)
         if report:
@@ -135,6 +141,15 @@ def check_frozen(config: Config) -> None:
 
 def _is_frozen(section: BackboneConfig) -> bool:
     return section.norm == "frozen_bn" or section.freeze_at > 0
+
+
+def check_compiler() -> None:
+    """Refuse to compile where there is no C++ compiler: PyTorch would say so in a hundred lines at the first step."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
+    if not any(shutil.which(name) for name in names):
+        raise ConfigError(
+            f"train.compile: there is no C++ compiler here ({one_of(names)}); install one, or set it false"
+        )
 
 
 def check_ranks(config: Config, world_size: int, device: torch.device) -> None:

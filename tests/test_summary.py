@@ -267,6 +267,11 @@ def test_the_size_of_detection_is_that_of_the_widest_picture_padded(
     assert default_size(Config(data=DataConfig(resize=ResizeConfig(short=short, long=long)))) == size
 
 
+def test_a_fixed_size_is_that_of_detection_padded() -> None:
+    resize = ResizeConfig(fixed=[600, 800])
+    assert default_size(Config(data=DataConfig(resize=resize))) == (608, 800)
+
+
 def test_the_size_of_classification_is_the_crop_as_it_is() -> None:
     assert default_size(Config(task="classification", data=DataConfig(crop=CropConfig(size=190)))) == (190, 190)
 

@@ -102,6 +102,22 @@ def test_boxes_are_scaled_with_the_picture_by_hand() -> None:
     assert (found.boxes.dtype, found.labels.tolist()) == (np.float32, [4, -2])
 
 
+def test_a_fixed_size_scales_each_axis_by_its_own_factor() -> None:
+    image = np.zeros((480, 640, 3), np.uint8)
+    boxes = np.array([[64, 48, 128, 96]], np.float32)
+    config = ResizeConfig(short=[400], long=500, fixed=[240, 960])
+    train = TrainTransform(config, STILL, seed=0)
+    for transform in (Transform(config), train):
+        found = transform(image, boxes, np.array([4]), epoch=0, index=0)
+        assert found.image.shape == (240, 960, 3)
+        assert np.allclose(found.boxes, [[96, 24, 192, 48]])  # 960 / 640 = 1.5 across, 240 / 480 = 0.5 down
+
+
+def test_a_fixed_size_is_kept_where_a_window_is_zoomed_into() -> None:
+    transform = TrainTransform(ResizeConfig(fixed=[64, 96]), AugmentConfig(scale_jitter=[1.0, 2.0]), seed=0)
+    assert {transform(*scene(), 0, index).image.shape for index in range(10)} == {(64, 96, 3)}
+
+
 def test_a_picture_of_the_right_size_stays_as_it_is() -> None:
     image, boxes, labels = scene()
     found = Transform(size_of(100))(image, boxes, labels, 0, 0)

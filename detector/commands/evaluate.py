@@ -139,6 +139,7 @@ def _predict(
 ) -> _Evaluation:
     """The checkpoint on the val data of ``config``, scored as ``scored_by`` says."""
     import numpy as np
+    import torch
 
     from detector import distributed
     from detector.checkpoint import checkpoint_categories, load_model
@@ -150,7 +151,8 @@ def _predict(
     data = task.open_split(config, "val", checkpoint_categories(content))
     if distributed.is_main():
         print(f"{name} on {data.source}: {data.summary()}", file=sys.stderr)
-    rows = predict_all(load_model(content, name).to(device), task, data, config, device)
+    model = load_model(content, name).fold_norms().to(device, memory_format=torch.channels_last)
+    rows = predict_all(model, task, data, config, device)
     metrics = task.evaluate(rows, data.truth, scored_by) if distributed.is_main() else {}
     return _Evaluation(Scored(name, np.concatenate(rows), metrics), config, data.truth, data.images)
 

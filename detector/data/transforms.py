@@ -43,16 +43,22 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "are
 
 
 class Transform:
-    """Evaluation and inference: the last size of ``resize.short``, nothing drawn."""
+    """Evaluation and inference: ``resize.fixed`` or the last size of ``resize.short``, nothing drawn."""
 
     def __init__(self, config: ResizeConfig) -> None:
         self.config = config
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
-        config = self.config
-        height, width = target_size(*image.shape[:2], config.short[-1], config.long, config.rounding)
+        height, width = self.size_of(image, self.config.short[-1])
         factors = np.array([width / image.shape[1], height / image.shape[0]] * 2, dtype=np.float32)
-        return Transformed(resize(image, height, width, config.interpolation), boxes * factors, labels)
+        return Transformed(resize(image, height, width, self.config.interpolation), boxes * factors, labels)
+
+    def size_of(self, image: np.ndarray, short: int) -> tuple[int, int]:
+        """Height and width that the picture gets."""
+        if self.config.fixed:
+            height, width = self.config.fixed
+            return height, width
+        return target_size(*image.shape[:2], short, self.config.long, self.config.rounding)
 
 
 class TrainTransform(Transform):
@@ -82,8 +88,7 @@ class TrainTransform(Transform):
     ) -> Transformed:
         """Zoomed by a drawn factor: in, a window of the picture fills the target size; out, the target is smaller."""
         full_height, full_width = image.shape[:2]
-        short, long = int(rng.choice(self.config.short)), self.config.long
-        height, width = target_size(full_height, full_width, short, long, self.config.rounding)
+        height, width = self.size_of(image, int(rng.choice(self.config.short)))
         zoom = 1.0
         if self.augment.scale_jitter:
             zoom = float(np.exp(rng.uniform(*np.log(self.augment.scale_jitter))))

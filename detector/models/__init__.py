@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from detector.config import ModelConfig
 from detector.errors import ConfigError, one_of
-from detector.models.heads import HEADS
+from detector.models.backbones import PROBE_SIDES, Backbone
+from detector.models.heads import HEADS, RetinaHead
+from detector.models.norms import fold_norms
 from detector.models.pyramid import build_pyramid
 from detector.structures import Predictions
 
@@ -31,6 +34,20 @@ class Model(nn.Module):
         before padding.
         """
         return self.head(self.pyramid(self.normalise(images, sizes)))
+
+    def recompute_activations(self) -> None:
+        """Train with less memory and more time: see ``train.activation_checkpointing``."""
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.recompute()
+            elif isinstance(module, RetinaHead):
+                module.recomputes = True
+
+    def fold_norms(self) -> Model:
+        """This model with its batch norms in the convolutions before them; from then on it only predicts."""
+        images = torch.zeros(1, self.mean.shape[1], *PROBE_SIDES, dtype=torch.uint8, device=self.mean.device)
+        fold_norms(self, partial(self, images, torch.tensor([PROBE_SIDES], device=self.mean.device)))
+        return self
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Float images of mean 0 and deviation 1, with padding of exactly 0 as torchvision and Detectron2 have it."""

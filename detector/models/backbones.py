@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-from torchvision.ops import FrozenBatchNorm2d
 
 from detector.config import BackboneConfig
 from detector.errors import ConfigError, one_of
+from detector.models.norms import FrozenNorm
+from detector.models.recompute import recompute_blocks
 from detector.models.vgg import CONFIGURATIONS, build_vgg
 
 TIMM = "timm:"  # what names of timm's networks begin with
@@ -62,6 +63,7 @@ class Backbone(nn.Module):
         self.channels = tuple(features[self.place_of_level[level]].channels for level in self.levels)
         self.vector_channels = outputs[-1].shape[1] if outputs[-1].ndim == 2 else None
         self.frozen: list[nn.Module] = []
+        self.recomputed: list[nn.Module] = []  # the body in blocks; a list, for its parameters are the body's already
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, C, H, W] → [B, channels_l, H / 2^l, W / 2^l] of each level, fine to coarse; networks round up or down."""
@@ -70,7 +72,8 @@ class Backbone(nn.Module):
 
     def stages(self, images: Tensor) -> dict[int, Tensor]:
         """All of C2 to C5."""
-        outputs = _listed(self.body(images))
+        body = self.recomputed[0] if self.recomputed and self.body.training else self.body
+        outputs = _listed(body(images))
         return {
             level: outputs[place].permute(0, 3, 1, 2) if self.is_channels_last[place] else outputs[place]
             for level, place in self.place_of_level.items()
@@ -98,6 +101,11 @@ class Backbone(nn.Module):
             own = [parameter.requires_grad for parameter in module.parameters()]
             if own and not any(own):
                 self.frozen.append(module)
+        self.train(self.training)
+
+    def recompute(self) -> None:
+        """From now on, training keeps what enters a block and computes the rest again."""
+        self.recomputed = [recompute_blocks(self.body.train())]
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbone:
@@ -262,7 +270,7 @@ def _with_norm(network: nn.Module, config: BackboneConfig) -> nn.Module:
     if config.norm == "sync_bn":
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for name, module in norms:
-        network.set_submodule(name, FrozenBatchNorm2d(module.num_features, module.eps))
+        network.set_submodule(name, FrozenNorm(module.num_features, module.eps))
     return network
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detector.anchors import Anchors
 from detector.config import ModelConfig
 from detector.models.fpn import group_norm
+from detector.models.recompute import Recomputed
 from detector.structures import Predictions
 
 
@@ -30,6 +31,7 @@ class RetinaHead(nn.Module):
         self.cls_output = nn.Conv2d(out_channels, anchors.per_cell * num_classes, 3, padding=1)
         self.box_output = nn.Conv2d(out_channels, anchors.per_cell * 4, 3, padding=1)
         self.anchors = Anchors(anchors, levels)
+        self.recomputes = False  # the towers' inner features, in the backward pass
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
@@ -41,8 +43,10 @@ class RetinaHead(nn.Module):
 
     def forward(self, pyramid: list[Tensor]) -> Predictions:
         """Pyramid levels [B, C, H_l, W_l], fine to coarse → predictions for all anchors of all levels."""
-        logits = [_per_anchor(self.cls_output(self.cls_tower(feature)), self.num_classes) for feature in pyramid]
-        deltas = [_per_anchor(self.box_output(self.box_tower(feature)), 4) for feature in pyramid]
+        towers = (self.cls_tower, self.box_tower)
+        cls_tower, box_tower = (Recomputed(tower) for tower in towers) if self.recomputes else towers
+        logits = [_per_anchor(self.cls_output(cls_tower(feature)), self.num_classes) for feature in pyramid]
+        deltas = [_per_anchor(self.box_output(box_tower(feature)), 4) for feature in pyramid]
         anchors, level_counts = self.anchors([tuple(feature.shape[-2:]) for feature in pyramid])
         return Predictions(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), anchors, level_counts)
 
