@@ -48,6 +48,7 @@ NAMES = {
     "objects": "objects",
     "mean_iou": "mean best IoU",
     "recall": "reached",
+    "class_recall": "mean by class",
     "low_quality": "only low-quality",
     "missed": "missed",
     "positives": "positives an object",
@@ -79,7 +80,7 @@ class Suggestion:
     yaml: str  # empty where nothing better was found
 
     def rows(self) -> list[Row]:
-        kept = ("objects", "mean_iou", "recall", "low_quality", "missed", "positives")
+        kept = ("objects", "mean_iou", "recall", "class_recall", "low_quality", "missed", "positives")
         return [
             {"split": split, "anchors_are": name, **{key: own[split].overall()[key] for key in kept}}
             for split in self.before
@@ -167,6 +168,7 @@ def _numbers(everything: Row, summary: Summary) -> Numbers:
             ("objects", everything["objects"], f"{everything['objects_per_image']:.1f} an image, {images:,} images"),
             ("mean best IoU", everything["mean_iou"]),
             ("reached", everything["recall"], "share at the positive threshold"),
+            ("reached, by class", everything["class_recall"], "mean over classes, what --suggest goes for"),
             ("only low-quality", everything["low_quality"], "share under it that keeps its closest anchors"),
             ("missed", everything["missed"], "share that no anchor is matched to"),
             ("positives an object", everything["positives"], sample),

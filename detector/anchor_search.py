@@ -1,7 +1,8 @@
 """Anchors that fit a data set: a search over base size, scales and ratios at the same number of anchors a cell.
 
 The search goes for recall first; the mean best IoU of the objects gives it a slope to follow, which recall, a
-staircase, has not. It begins from the config's own anchors, and neither figure ends below theirs.
+staircase, has not. Both are means over classes, as AP is: a class of few small objects counts as much as one of many.
+It begins from the config's own anchors, and neither figure ends below theirs.
 """
 
 from __future__ import annotations
@@ -56,9 +57,14 @@ class Option(NamedTuple):
     verdict: str  # "pays", or why not
 
 
-def score(reach: Reach) -> float:
-    """What is searched for."""
-    return RECALL_WEIGHT * reach.recall + reach.mean_iou
+def score(best: torch.Tensor, labels: torch.Tensor, matcher: MatcherConfig) -> float:
+    """What is searched for, of the best IoU and the class of each object, [M] each."""
+    return float(_figures(best.numpy(), _class_weights(labels), matcher.positive) @ (RECALL_WEIGHT, 1))
+
+
+def _figures(best: np.ndarray, weights: np.ndarray, threshold: float) -> np.ndarray:
+    """Recall and mean best IoU, each object by its weight."""
+    return np.array([weights @ (best >= threshold), weights @ best])
 
 
 def search(
@@ -76,7 +82,8 @@ def search(
     """
     from scipy.optimize import differential_evolution
 
-    sample = _sampled_places(objects, config, levels, seed)
+    sample, labels = _sampled_places(objects, config, levels, seed)
+    weights = _class_weights(labels)  # [M]
     num_scales, num_ratios = len(config.scales), len(config.ratios)
     base_bounds, gap_bounds, ratio_bounds = np.log(_BASE_SIZES), np.log((1.0, _LARGEST_GAP)), np.log(_RATIOS)
     bounds = np.array([base_bounds, *[gap_bounds] * (num_scales - 1), *[ratio_bounds] * num_ratios])
@@ -97,7 +104,7 @@ def search(
         shared = _overlap(width, anchor_width, x) * _overlap(height, anchor_height, y)  # [M, L, A]
         iou = shared / (width * height + anchor_width * anchor_height - shared)
         best = iou.reshape(len(iou), -1).max(axis=1)
-        return np.array([(best >= matcher.positive).mean(), best.mean()])
+        return _figures(best, weights, matcher.positive)
 
     floor = figures(start)
 
@@ -124,9 +131,10 @@ def search(
             "levels": {},
         }
     )
-    before, after = (reach_of(best_ious(objects, anchors, levels), matcher) for anchors in (config, suggestion))
-    is_better = after.recall >= before.recall and score(after) > score(before)
-    return suggestion if is_better else config
+    before, after = (best_ious(objects, anchors, levels) for anchors in (config, suggestion))
+    loses_objects = reach_of(after, matcher).recall < reach_of(before, matcher).recall
+    gains = score(after, objects.labels, matcher) - score(before, objects.labels, matcher)
+    return suggestion if gains > 0 and not loses_objects else config
 
 
 def _overlap(side: np.ndarray, anchor_side: np.ndarray, distance: np.ndarray) -> np.ndarray:
@@ -134,12 +142,20 @@ def _overlap(side: np.ndarray, anchor_side: np.ndarray, distance: np.ndarray) ->
     return np.minimum((side + anchor_side) / 2 - distance, np.minimum(side, anchor_side)).clip(0)
 
 
-def _sampled_places(objects: InputBoxes, config: AnchorConfig, levels: Sequence[int], seed: int) -> Places:
+def _sampled_places(
+    objects: InputBoxes, config: AnchorConfig, levels: Sequence[int], seed: int
+) -> tuple[Places, torch.Tensor]:
     count = len(objects.boxes)
     drawn = torch.arange(count)
     if count > SEARCHED:
         drawn = torch.from_numpy(np.random.default_rng(seed).choice(count, SEARCHED, replace=False))
-    return places(objects.boxes[drawn], objects.padded[objects.image[drawn]], config, levels)
+    return places(objects.boxes[drawn], objects.padded[objects.image[drawn]], config, levels), objects.labels[drawn]
+
+
+def _class_weights(labels: torch.Tensor) -> np.ndarray:
+    """What each object counts, [M]: every class that there is alike, as in AP; they sum to 1."""
+    counts = torch.bincount(labels)
+    return (1 / (counts[labels] * (counts > 0).sum())).numpy()
 
 
 def _rounded(value: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,7 @@ class Study:
         counts = torch.bincount(self.objects.image, minlength=len(self.objects.sizes))
         return {
             **self.row(torch.ones(len(self.objects.boxes), dtype=torch.bool)),
+            "class_recall": float(np.mean([row["recall"] for row in self.by_class()])),
             "images": len(self.objects.sizes),
             "objects_per_image": float(counts.double().mean()),
             "positives_per_image": positives / max(1, self.matched_images),
@@ -73,8 +75,10 @@ class Study:
         )
         ratios = ["1:4", "1:2", "1:1.4", "1.4:1", "2:1", "4:1"]
         yield "ratio", self._rows(torch.bucketize(height / width, torch.tensor(RATIOS), right=True), _bins(ratios))
-        names = [category.name for category in self.split.annotations.categories]
-        yield "class", self._rows(self.objects.labels, names)
+        yield "class", self.by_class()
+
+    def by_class(self) -> list[Row]:
+        return self._rows(self.objects.labels, [category.name for category in self.split.annotations.categories])
 
     def _rows(self, group_of: Tensor, names: Sequence[str]) -> list[Row]:
         rows = [{"group": name, **self.row(group_of == place)} for place, name in enumerate(names)]
