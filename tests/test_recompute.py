@@ -15,7 +15,7 @@ from detector.models import Model, build_model
 
 PARTS = {
     "batch norm": ModelConfig(backbone=BackboneConfig(name="resnet10")),
-    "frozen": ModelConfig(backbone=BackboneConfig(name="resnet10", norm="frozen_bn", freeze_at=2)),
+    "frozen": ModelConfig(backbone=BackboneConfig(name="resnet50", norm="frozen_bn", freeze_at=2)),
     "dropped paths, attributes of the graph": ModelConfig(backbone=BackboneConfig(name="convnext_tiny")),
     "windows": ModelConfig(backbone=BackboneConfig(name="swin_t")),
     "squeeze, dropped paths": ModelConfig(backbone=BackboneConfig(name="efficientnet_b0", freeze_at=2)),
@@ -28,6 +28,7 @@ PARTS = {
 
 def make_model(config: ModelConfig) -> Model:
     torch.manual_seed(0)
+    torch.set_flush_denormal(True)
     small = {
         "fpn": FPNConfig(levels=[3, 4, 5], channels=16),
         "anchors": AnchorConfig(ratios=[1.0], scales=[1.0]),

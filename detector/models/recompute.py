@@ -69,7 +69,8 @@ def recompute_blocks(body: nn.Module) -> nn.Module:
     for index, node in enumerate(nodes):
         block_of[node] = block
         # All that came before was read by this node at the latest; the features that the body returns are kept anyway.
-        if last_reader <= index and index - begin >= MIN_OPERATIONS:
+        is_alone = last_reader <= index and not any(_is_in_place(body, user) for user in node.users)
+        if is_alone and index - begin >= MIN_OPERATIONS:
             block, begin = block + 1, index
         if node.op != "get_attr":
             last_reader = max([last_reader, *(place[user] for user in node.users if user.op != "output")])
@@ -78,3 +79,9 @@ def recompute_blocks(body: nn.Module) -> nn.Module:
         if node.op == "call_module":
             blocks.set_submodule(node.target, Recomputed(blocks.get_submodule(node.target)))
     return blocks
+
+
+def _is_in_place(body: nn.Module, node: fx.Node) -> bool:
+    """Whether a node changes its input, which then is not there to begin a block again from."""
+    operation = body.get_submodule(node.target) if node.op == "call_module" else None
+    return getattr(operation, "inplace", False)
