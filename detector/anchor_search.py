@@ -2,7 +2,7 @@
 
 The search goes for recall first; the mean best IoU of the objects gives it a slope to follow, which recall, a
 staircase, has not. Both are means over classes, as AP is: a class of few small objects counts as much as one of many.
-It begins from the config's own anchors, and neither figure ends below theirs.
+It begins from the config's own anchors, and no figure ends below theirs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from detector.data.collate import SIZE_DIVISOR
 from detector.reach import InputBoxes, Places, Reach, input_boxes, level_ious, places, reach_of
 from detector.summary import default_size, summarise
 
-RECALL_WEIGHT = 3  # of recall, where the mean best IoU counts once
-SHORTFALL_WEIGHT = 10  # of what either of them falls below the config's own anchors
+# Of recall and mean best IoU, as means over classes. Recall of all objects brings nothing, but must not fall.
+WEIGHTS = (3, 1, 0)
+SHORTFALL_WEIGHT = 10  # of what any of them falls below the config's own anchors
 SEARCHED = 4000  # objects that the search looks at
 GENERATIONS, FEWER_GENERATIONS = 50, 15
 POPULATION = 8  # candidates a generation for every value that is searched
@@ -59,12 +60,13 @@ class Option(NamedTuple):
 
 def score(best: torch.Tensor, labels: torch.Tensor, matcher: MatcherConfig) -> float:
     """What is searched for, of the best IoU and the class of each object, [M] each."""
-    return float(_figures(best.numpy(), _class_weights(labels), matcher.positive) @ (RECALL_WEIGHT, 1))
+    return float(_figures(best.numpy(), _class_weights(labels), matcher.positive) @ WEIGHTS)
 
 
 def _figures(best: np.ndarray, weights: np.ndarray, threshold: float) -> np.ndarray:
-    """Recall and mean best IoU, each object by its weight."""
-    return np.array([weights @ (best >= threshold), weights @ best])
+    """Recall and mean best IoU with each object by its weight, and recall of all alike."""
+    is_reached = best >= threshold
+    return np.array([weights @ is_reached, weights @ best, is_reached.mean()])
 
 
 def search(
@@ -110,7 +112,7 @@ def search(
 
     def loss(values: np.ndarray) -> float:
         own = figures(values)
-        return float(-own @ (RECALL_WEIGHT, 1) + SHORTFALL_WEIGHT * (floor - own).clip(0).sum())
+        return float(-own @ WEIGHTS + SHORTFALL_WEIGHT * (floor - own).clip(0).sum())
 
     found = differential_evolution(
         loss,
