@@ -118,7 +118,7 @@ def plain_config(config: Config, count: int) -> Config:
 def _losses(run: RunFolder) -> list[float]:
     """Of every step so far."""
     rows = (json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines())
-    return [row["loss"] for row in rows if "loss" in row]
+    return [row["loss"] for row in rows if row.get("loss") is not None]
 
 
 def describe(outcome: Outcome, run: RunFolder, metric: str) -> str:

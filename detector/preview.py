@@ -10,6 +10,7 @@ from detector.data.collate import collate
 from detector.data.sampler import TrainBatches
 from detector.errors import DetectorError
 from detector.run import RunFolder
+from detector.storage import atomic_write
 from detector.structures import Batch
 from detector.tasks import Data, Task
 from detector.visualize import contact_sheet
@@ -47,7 +48,8 @@ def draw_first_batch(config: Config, task: Task, data: Data, run: RunFolder) -> 
     pictures = task.draw_batch(_first(batch, DRAWN), data.categories, config.model)
     for picture in pictures:
         picture.thumbnail((LONG_SIDE, LONG_SIDE))
-    contact_sheet(pictures, min(COLUMNS, len(pictures))).save(run.path / "first_batch.jpg", quality=85)
+    with atomic_write(run.path / "first_batch.jpg", "wb") as file:
+        contact_sheet(pictures, min(COLUMNS, len(pictures))).save(file, format="jpeg", quality=85)
 
 
 def _first(batch: Batch, count: int) -> Batch:

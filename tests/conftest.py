@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 # The tensors of tests are small: threads that wait for each other cost more than they bring.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, too
 
 # The same examples in every run: a test that fails today fails tomorrow.
 settings.register_profile("repeatable", deadline=None, derandomize=True)

@@ -117,7 +117,15 @@ def errors_of(capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_what_a_run_leaves_behind(run: tuple[str, Path], overrides_of: Callable[[str], list[str]]) -> None:
     kind, path = run
-    names = {"config.yaml", "environment.json", "metrics.jsonl", "results.json", "last.pt", "best.pt"}
+    names = {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "results.json",
+        "last.pt",
+        "best.pt",
+        "first_batch.jpg",
+    }
     several = kind == "several labels"
     assert {file.name for file in path.iterdir()} == names | (set() if several else {"confusion.csv", "confusion.png"})
     assert load_config(path / "config.yaml") == load_config(CONFIG, overrides_of(kind))
@@ -523,7 +531,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         CSV,
         ["train.csv:2", "2 labels", "model.multi_label=true"],
     ),
-    "picture cut off": (spoil("train/red/red_3.png", b"\x89PNG\r\n"), [], ["train/red/red_3.png", "cut off"]),
+    "picture cut off": (spoil("train/red/red_3.png", b"\x89PNG\r\n"), [], ["train/red/red_3.png", "is no picture"]),
     "other channels": (lambda data: None, ["model.in_channels=4"], [".png: has 3 channels", "model.in_channels"]),
     "array that is no picture": (spoil("train/red/x.npy", b"no array"), [], ["train/red/x.npy", "no array"]),
     "head of detection": (lambda data: None, ["model.head={{name: retina}}"], ["'retina'", "use pooled or classic"]),

@@ -207,7 +207,8 @@ def outputs_of_torchvision(model: RetinaNet, image: Tensor) -> Outputs:
 @torch.inference_mode()
 def outputs_of(model: Model, config: Config, image: Tensor, original: tuple[int, int] | None = None) -> Outputs:
     size = torch.tensor([image.shape[1:]])
-    images = pad_images([image])
+    # In the layout that the others compute in: convolutions of pictures channels last round otherwise.
+    images = pad_images([image]).contiguous()
     predictions = model(images, size)
     nothing = Targets(torch.zeros(1, 1, 4), torch.full((1, 1), PADDING))
     batch = Batch(images, size, torch.tensor([original]) if original else size, nothing, torch.zeros(1))

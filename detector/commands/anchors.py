@@ -117,12 +117,9 @@ def suggest(args: argparse.Namespace, config: Config, splits: dict[str, Split], 
 def write_config(path: Path, text: str) -> None:
     """Written once, and read back by the loader that training uses."""
     from detector.configfile import load_config
-    from detector.errors import ConfigError
+    from detector.storage import atomic_write, make_folder
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+    make_folder(path.parent)
+    with atomic_write(path) as file:
+        file.write(text)
     load_config(path)

@@ -91,6 +91,7 @@ def run_overfit(args: argparse.Namespace, config: Config, run_folder: RunFolder)
         device = distributed.start(args.device)
         outcome = overfit(config, args.overfit, run_folder, device)
     finally:
+        run_folder.unlock()
         distributed.stop()
     if outcome.stopped:
         print("stopped", file=sys.stderr)
