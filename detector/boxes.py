@@ -22,7 +22,7 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Shared area of paired boxes, [..., 4] and [..., 4] → [...]."""
-    # Side by side, not corner by corner: operations then run along the boxes, which are many, not along two coordinates.
+    # Side by side, not corner by corner: operations then run along the boxes, which are many, not along two numbers.
     (left1, top1, right1, bottom1), (left2, top2, right2, bottom2) = boxes1.unbind(dim=-1), boxes2.unbind(dim=-1)
     width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
     height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)

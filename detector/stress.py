@@ -118,6 +118,9 @@ class KillReport:
         )
 
 
+MOMENTS = ("saving", "stepping", "starting", "stepping", "saving", "stepping")  # of one kill after the other
+
+
 def kill_and_resume(data: Path, folder: Path, kills: int, seed: int = 0) -> KillReport:
     """Kill training at random moments ``kills`` times and resume it until its end, in ``folder``, which is new.
 
@@ -140,7 +143,7 @@ def kill_and_resume(data: Path, folder: Path, kills: int, seed: int = 0) -> Kill
         run = folder / f"killed_{report.runs}"
         while True:
             process = train(run.name, workers=rng.randrange(3))
-            moment = ("saving", "stepping", "starting")[rng.choice((0, 0, 1, 1, 1, 2))]
+            moment = MOMENTS[report.kills.total() % len(MOMENTS)]
             if report.kills.total() < kills and _wait_until(moment, process, run, rng):
                 kill(process)
                 report.kills[moment] += 1

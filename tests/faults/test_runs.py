@@ -67,7 +67,15 @@ def test_a_disk_that_fills_at_any_file_stops_in_one_line_and_the_run_continues(
             if before is not None:
                 assert torch.load(run.last, weights_only=True)["step"] >= 1
             assert not list(run.path.glob("*.partial"))
-    files = {"config.yaml", "environment.json", "metrics.jsonl", "results.json", "last.pt", "best.pt"}
+    files = {
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "results.json",
+        "last.pt",
+        "best.pt",
+        "first_batch.jpg",
+    }
     assert set(times) == files
     assert times["last.pt"] > 3
     contents = [torch.load(folder / "last.pt", weights_only=True) for folder in (tmp_path / "whole", run.path)]
