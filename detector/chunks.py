@@ -13,5 +13,5 @@ def rows_at_once(rows: int, width: int, device: torch.device) -> int:
     """
     if torch.compiler.is_compiling():
         return rows
-    numbers = 2**16 * torch.get_num_threads() if device.type == "cpu" else 2**25
+    numbers = 2**17 * torch.get_num_threads() if device.type == "cpu" else 2**25
     return max(1, min(rows, numbers // width))

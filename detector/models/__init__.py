@@ -14,6 +14,7 @@ from detector.models.backbones import PROBE_SIDES, Backbone
 from detector.models.heads import HEADS, RetinaHead
 from detector.models.norms import fold_norms
 from detector.models.pyramid import build_pyramid
+from detector.models.recompute import free_large_tensors_at_once
 from detector.structures import Predictions
 
 
@@ -37,6 +38,7 @@ class Model(nn.Module):
 
     def recompute_activations(self) -> None:
         """Train with less memory and more time: see ``train.activation_checkpointing``."""
+        free_large_tensors_at_once()
         for module in self.modules():
             if isinstance(module, Backbone):
                 module.recompute()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -15,6 +16,20 @@ from torch.utils.checkpoint import checkpoint
 
 # Operations in a block at least: a bottleneck has ten. Between smaller ones as much would be kept as inside them.
 MIN_OPERATIONS = 8
+
+
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGE = 4 << 20  # bytes
+
+
+def free_large_tensors_at_once() -> None:
+    """Have the C library give a tensor of ``LARGE`` bytes or more back to the system as soon as it is freed.
+
+    glibc keeps it in a heap otherwise, and what is computed again does not fit into the holes: a tenth of all memory,
+    for R50-FPN at 512×512 on a CPU. It costs time, which is what checkpointing spends. Elsewhere, nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def recompute(part: nn.Module, *inputs: Tensor) -> Any:
