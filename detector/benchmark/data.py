@@ -3,7 +3,8 @@
 torchvision's side is the pipeline of its detection reference with ``--use-v2``: ``CocoDetection`` decodes with PIL,
 workers flip, convert to float and sanitise boxes by transforms v2, batches are lists; then, in the training process,
 ``GeneralizedRCNNTransform`` normalises, resizes and pads them, as its models do before the network. Our batch is uint8;
-the model normalises it, which takes part in the times of ``train`` and ``infer``.
+the model normalises it, which takes part in the times of ``train`` and ``infer``. Pictures without objects are left
+out, as the reference leaves them out.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,7 +27,7 @@ from detector.benchmark.generate import IMAGES, TRAIN, write_photos
 from detector.benchmark.measure import Case, Run, Settings
 from detector.config import Config
 from detector.configfile import config_from_dict
-from detector.data.coco import CocoDataset, read_annotations
+from detector.data.coco import CocoDataset
 from detector.data.collate import load_batches
 from detector.data.sampler import TrainBatches
 from detector.structures import Batch
@@ -55,7 +57,7 @@ def cases(settings: Settings) -> list[Case]:
     pictures = settings.scaled(GENERATED, least=2 * BATCH)
     own = Path(settings.data) if settings.data else None
     name = f"{own.name}" if own else f"{pictures} generated photos"
-    images = count_images(own) if own else pictures
+    images = len(open_data(own, short, long)[1]) if own else pictures
     return [
         Case(
             name=f"{name}, {short}/{long}, flip, batch {BATCH}, {WORKERS} workers",
@@ -70,11 +72,7 @@ def cases(settings: Settings) -> list[Case]:
     ]
 
 
-def count_images(folder: Path) -> int:
-    return len(read_annotations(folder / TRAIN))
-
-
-def make_inputs(folder: Path, short: int, long: int) -> Inputs:
+def open_data(folder: Path, short: int, long: int) -> tuple[Config, CocoDataset]:
     tree = {
         "data": {
             "train": {"annotations": str(folder / TRAIN), "images": str(folder / IMAGES)},
@@ -85,6 +83,11 @@ def make_inputs(folder: Path, short: int, long: int) -> Inputs:
     }
     config = config_from_dict(tree, "benchmark")
     data = detection.open_split(config, "train")
+    return config, data.select(np.flatnonzero(data.has_targets).tolist())
+
+
+def make_inputs(folder: Path, short: int, long: int) -> Inputs:
+    config, data = open_data(folder, short, long)
     steps = -(-len(data) // BATCH)
     batches = TrainBatches(len(data), BATCH, config.seed, start_step=0, steps=steps, is_wide=data.is_wide)
     return Inputs(folder, config, data, list(batches))

@@ -88,6 +88,7 @@ def ours(inputs: Inputs) -> Run:
     categories = [Category(**category) for category in inputs.weights["categories"]]
     model = build_model(inputs.config.model, len(categories))
     model.load_state_dict(inputs.weights["model"])
+    model = model.fold_norms().to(memory_format=torch.channels_last)  # as Predictor.from_checkpoint
     predictor = Predictor(model, inputs.config, categories, torch.device(inputs.device))
 
     def run() -> list[Found]:
