@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,7 +20,7 @@ from detector.data.coco import apply_box_policy, read_annotations
 from detector.doctor.annotations import duplicate_boxes
 from detector.doctor.copies import NEAR, find_nearest
 from detector.doctor.examination import Report, Settings, examine
-from detector.doctor.files import look_at_file
+from detector.doctor.files import look_at
 from detector.doctor.findings import CHECKS, SEVERITIES, Finding
 from detector.doctor.folders import hold_back_val, read_csv, read_folders
 from detector.doctor.reading import read_coco
@@ -453,20 +455,54 @@ def test_every_format_is_read_and_its_end_missed(tmp_path: Path, suffix: str) ->
     path = tmp_path / f"x{suffix}"
     texture(0).save(path)
     for is_quick in (True, False):
-        facts = look_at_file(path, is_quick)
+        facts = look_at([path], is_quick)[0]
         assert (facts.fault, facts.width, facts.height) == ("", WIDTH, HEIGHT)
         assert bool(facts.fingerprint) != is_quick
     cut(path, 0.5)
-    assert look_at_file(path, is_quick=False).fault in ("file-damaged", "file-unreadable")
+    assert look_at([path], is_quick=False)[0].fault in ("file-damaged", "file-unreadable")
 
 
 def test_arrays_and_16_bits_are_read(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((5, 7, 4), dtype=np.uint8))
-    facts = look_at_file(tmp_path / "x.npy", is_quick=True)
+    facts = look_at([tmp_path / "x.npy"], is_quick=True)[0]
     assert (facts.fault, facts.width, facts.height, facts.mode) == ("", 7, 5, "uint8, 4 channels")
     Image.fromarray(np.arange(63, dtype=np.uint16).reshape(7, 9)).save(tmp_path / "x.png")
-    facts = look_at_file(tmp_path / "x.png", is_quick=False)
+    facts = look_at([tmp_path / "x.png"], is_quick=False)[0]
     assert (facts.fault, facts.width, facts.height, facts.mode) == ("", 9, 7, "I;16")
+
+
+@pytest.mark.parametrize("is_quick", [False, True])
+def test_what_training_refuses_before_decoding_is_not_decoded(tmp_path: Path, is_quick: bool) -> None:
+    path = tmp_path / "x.jpg"
+    texture(0).save(path)
+    data = path.read_bytes()
+    size = data.index(b"\xff\xc0") + 5  # height and width, in a JPEG's frame header
+    path.write_bytes(data[:size] + b"\x7f\xff\x7f\xff" + data[size + 4 :])
+    facts = look_at([path], is_quick)[0]
+    assert facts.fault == "file-unreadable"
+    assert facts.reason.startswith("has 32,767×32,767 pixels, more than the 268,435,456")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    assert look_at([tmp_path / "pipe.jpg"], is_quick)[0].reason == "cannot be read: it is no file"
+
+
+def test_a_jpeg_whose_end_was_never_written_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    texture(0).save(path)
+    data = path.read_bytes()
+    for end in range(len(data) // 2, len(data) - 2, 7):
+        path.write_bytes(data[:end] + bytes(len(data) - end))
+        assert look_at([path], is_quick=False)[0].fault == "file-damaged", end
+
+
+def test_the_fingerprint_is_of_the_cosine_transform(tmp_path: Path) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    path = tmp_path / "x.png"
+    Image.fromarray(small).save(path)
+    bits = np.unpackbits(np.frombuffer(look_at([path], is_quick=False)[0].fingerprint, dtype=np.uint8)).astype(bool)
+    transform = cv2.dct(small.astype(np.float32))
+    # The 14 frequencies whose indices sum up to 1 to 4 come first.
+    first = [(i, total - i) for total in range(1, 5) for i in range(total + 1)]
+    assert bits[: len(first)].tolist() == [bool(transform[at] > 0) for at in first]
 
 
 def test_pictures_of_one_tone_are_no_copies_of_each_other(data: Path) -> None:

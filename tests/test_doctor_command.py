@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,9 +235,21 @@ def test_an_interrupt_ends_it(data: Path, monkeypatch: pytest.MonkeyPatch, capsy
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(detector.doctor.files, "_look_at_chunk", interrupt)
+    monkeypatch.setattr(detector.doctor.files.tqdm, "update", interrupt)
     assert main(["doctor", *arguments(data)]) == 130
     assert capsys.readouterr().err.strip().endswith("stopped")
+
+
+def end_at_once(*_: object, **options: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_ends_it(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(detector.doctor.files, "look_at", end_at_once)
+    assert run_command("doctor", arguments(data)) == 2
+    assert "a process that looked at this picture, or at one of the next 64, was killed" in capsys.readouterr().err
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from PIL import (
     BmpImagePlugin,
@@ -18,8 +19,10 @@ from PIL import (
     ImageFile,
     Jpeg2KImagePlugin,
     JpegImagePlugin,
+    PngImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
+    WebPImagePlugin,
 )
 
 from detector.errors import DataError
@@ -32,9 +35,9 @@ MAX_PIXELS = 2**28
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Kinds by their first bytes, whatever the name says. Opening one of Pillow's reads no more than its header.
-_OPENERS: dict[bytes, type[ImageFile.ImageFile]] = {
+_KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
+    _PNG: PngImagePlugin.PngImageFile,
     b"GIF8": GifImagePlugin.GifImageFile,
     b"BM": BmpImagePlugin.BmpImageFile,
     b"\0\0\0\x0cjP  \r\n\x87\n": Jpeg2KImagePlugin.Jpeg2KImageFile,
@@ -44,8 +47,28 @@ _OPENERS: dict[bytes, type[ImageFile.ImageFile]] = {
 }
 
 
-def checked(path: Path, data: bytes) -> bytes:
-    """What of a file is to be decoded.
+def open_header(path: Path, file: IO[bytes]) -> ImageFile.ImageFile | None:
+    """The header of a picture, by Pillow; None where it is damaged, or of a kind that only OpenCV knows.
+
+    The kind is what the first bytes say, whatever the name is. Raises :class:`~detector.errors.DataError` for what is
+    no picture.
+    """
+    start = file.read(12)
+    file.seek(0)
+    opener = next((opener for known, opener in _KINDS.items() if start.startswith(known)), None)
+    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+        opener = WebPImagePlugin.WebPImageFile
+    if opener is None:
+        kinds = "JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000, PPM or PGM"
+        raise DataError(f"{path}: is no picture: it begins with {start[:8]!r}, which none of {kinds} does")
+    try:
+        return opener(file)
+    except Exception:  # damaged headers raise almost anything
+        return None
+
+
+def checked(path: Path, data: bytes, header: ImageFile.ImageFile | None = None) -> bytes:
+    """What of a file is to be decoded; ``header`` where it has been opened already.
 
     Raises :class:`~detector.errors.DataError` for what is no picture, claims more than ``MAX_PIXELS``, or is cut off.
     """
@@ -53,19 +76,13 @@ def checked(path: Path, data: bytes) -> bytes:
         return _checked_png(path, data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return data  # has at most 16,383 × 16,383 pixels, and says how many bytes it has
-    opener = next((opener for start, opener in _OPENERS.items() if data.startswith(start)), None)
-    if opener is None:
-        kinds = "JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000, PPM or PGM"
-        raise DataError(f"{path}: is no picture: it begins with {data[:8]!r}, which none of {kinds} does")
-    file = io.BytesIO(data)
-    try:
-        width, height = opener(file).size
-    except Exception:  # damaged headers raise almost anything
+    header = header or open_header(path, io.BytesIO(data))
+    if header is None:
         return data  # of an odd kind, or damaged: OpenCV says so, and stops at 2^30 pixels
-    _check_size(path, width, height)
+    check_size(path, *header.size)
     # Where a disk was full, or a download was cut off, zeros may follow what was written, up to the length that was
     # planned. The search begins behind the header, which may have a thumbnail with an end of its own.
-    if opener is JpegImagePlugin.JpegImageFile and data.rfind(b"\xff\xd9", file.tell()) < 0:
+    if isinstance(header, JpegImagePlugin.JpegImageFile) and data.rfind(b"\xff\xd9", header.fp.tell()) < 0:
         raise DataError(f"{path}: is cut off: the picture has no end (FFD9); restore the file")
     return data
 
@@ -75,7 +92,7 @@ def _checked_png(path: Path, data: bytes) -> bytes:
     chunks = list(_chunks(data))
     kinds = [kind for kind, _, _ in chunks]
     if kinds[:1] == [b"IHDR"]:
-        _check_size(path, *struct.unpack_from(">II", data, len(_PNG) + 8))
+        check_size(path, *struct.unpack_from(">II", data, len(_PNG) + 8))
     if kinds[-1:] != [b"IEND"]:
         raise DataError(f"{path}: is cut off or damaged: the picture has no end (IEND); restore the file")
     if b"acTL" not in kinds:
@@ -96,7 +113,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         start = end
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise DataError(
             f"{path}: has {width:,}×{height:,} pixels, more than the {MAX_PIXELS:,} that a picture may have; cut it"

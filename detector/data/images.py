@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import stat
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -65,19 +66,24 @@ def read_annotated_image(path: Path, height: int, width: int, channels: int = 3)
     )
 
 
+def open_file(path: Path) -> IO[bytes]:
+    """A picture's file; raises the system's error, or :class:`~detector.errors.DataError` where it is none."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # a pipe would hang, a device never end
+        raise DataError(f"{path}: cannot be read: it is no file")
+    if status.st_size == 0:
+        raise DataError(f"{path}: the file is empty")
+    if status.st_size > LARGEST_FILE and path.suffix.lower() != ARRAY_SUFFIX:
+        raise DataError(f"{path}: has {status.st_size:,} bytes; a picture has at most {LARGEST_FILE:,}")
+    return path.open("rb")
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would hang, a device never end
-            raise DataError(f"{path}: cannot be read: it is no file")
-        if status.st_size > LARGEST_FILE and path.suffix.lower() != ARRAY_SUFFIX:
-            raise DataError(f"{path}: has {status.st_size:,} bytes; a picture has at most {LARGEST_FILE:,}")
-        data = path.read_bytes()
+        with open_file(path) as file:
+            return file.read()
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(data) == 0:
-        raise DataError(f"{path}: the file is empty")
-    return data
 
 
 def _decode(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray:

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from detector.errors import DataError, DetectorError
+from detector.storage import append_line
 
 TRIES = 10  # for one place; where all of them fail, the disk is gone rather than pictures broken
 
@@ -81,8 +82,7 @@ class Skipped:
             self.in_epoch.add(text)
             if text not in self.named:
                 self.named.add(text)
-                with self.log.open("a", encoding="utf-8") as file:  # a line at a time: ranks share the file
-                    file.write(f"{text}\n")
+                append_line(self.log, text)  # a line at a time: ranks share the file
                 self.say(f"skipped: {text} ({len(self.in_epoch)} in this epoch; data.on_bad_image)")
         if len(self.in_epoch) > self.max_share * self.num_images:
             raise DataError(

@@ -1,35 +1,44 @@
 """Looking at picture files: what the header says, whether they decode, and a fingerprint of what they show.
 
 The fingerprint is the signs of the 128 lowest frequencies of a 32×32 gray copy (a perceptual hash after Zauner 2010,
-with twice the usual bits): re-encoded, halved or brighter copies differ in at most 11 of them, unrelated photographs
-in 33 or more (measured on the small real sets that tests use).
+with twice the usual bits): re-encoded, halved or brighter copies differ in at most 12 of them, unrelated photographs
+in 32 or more (measured on the small real sets that tests use).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from threading import Thread
+from typing import IO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL.ImageFile import ImageFile
 from tqdm import tqdm
 
-from detector.data.images import ARRAY_SUFFIX
+from detector.data.headers import check_size, checked, open_header
+from detector.data.images import ARRAY_SUFFIX, open_file
+from detector.errors import DataError
 
 BITS = 128
 _SIDE = 32
-_CHUNK = 16  # files a task of the pool
+_CHUNK = 64  # files a task of the pool
 
-# Frequencies by their sum, without the mean.
-_FREQUENCIES = sorted(((i, j) for i in range(16) for j in range(16) if i + j), key=lambda at: (sum(at), at))[:BITS]
-_ROWS, _COLUMNS = np.array(_FREQUENCIES).T
+# Frequencies by their sum, without the mean, and the cosines that find them (DCT-II).
+_LOWEST = 16
+_FREQUENCIES = sorted(((i, j) for i in range(_LOWEST) for j in range(_LOWEST) if i + j), key=lambda at: (sum(at), at))
+_PLACES = np.array([i * _LOWEST + j for i, j in _FREQUENCIES[:BITS]])
+_COSINES = np.cos(np.pi / _SIDE * np.arange(_LOWEST)[:, None] * (np.arange(_SIDE) + 0.5)).astype(np.float32)
+_NOTHING = np.zeros((_SIDE, _SIDE), dtype=np.uint8)  # seen
 
 
 class FileFacts(NamedTuple):
@@ -49,71 +58,99 @@ class FileFacts(NamedTuple):
 def look_at_files(paths: Sequence[Path], is_quick: bool, title: str) -> list[FileFacts]:
     """The facts of each file, on all cores; ``is_quick`` reads the headers only.
 
-    Threads: reading and decoding let go of the interpreter, and there is no process that an interrupt could leave.
+    Raises :class:`~detector.errors.DataError` where one of the processes is killed.
     """
-    look = partial(_look_at_chunk, is_quick=is_quick)
+    look = partial(look_at, is_quick=is_quick)
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     facts: list[FileFacts] = []
-    pool = ThreadPoolExecutor(os.cpu_count())
+    # Processes: of a small picture, most of the time goes to what holds the interpreter.
+    processes = max(1, min(os.cpu_count() or 1, len(chunks)))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_begin)
     try:
         with tqdm(total=len(paths), desc=title, unit=" files", disable=None, leave=False) as bar:
             for part in pool.map(look, chunks):
                 facts += part
                 bar.update(len(part))
+    except BrokenProcessPool:
+        raise DataError(
+            f"{paths[len(facts)]}: a process that looked at this picture, or at one of the next"
+            f" {_CHUNK * processes}, was killed; if the system was out of memory, one of them may be very large"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
     return facts
 
 
-def _look_at_chunk(paths: Sequence[Path], is_quick: bool) -> list[FileFacts]:
-    return [look_at_file(path, is_quick) for path in paths]
+def _begin() -> None:
+    """What each process does first: it leaves Ctrl-C to its parent, whose death it does not outlive."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(0)
+    Thread(target=_end_with_parent, daemon=True).start()
 
 
-def look_at_file(path: Path, is_quick: bool) -> FileFacts:
-    """The facts of one file; nothing that is wrong with it raises."""
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+    os._exit(1)
+
+
+def look_at(paths: Sequence[Path], is_quick: bool) -> list[FileFacts]:
+    """The facts of some files, in this process; nothing that is wrong with them raises."""
+    looked = [_look_at_file(path, is_quick) for path in paths]
+    prints = fingerprints(np.stack([small for _, small in looked]))
+    return [facts._replace(fingerprint=own) for (facts, _), own in zip(looked, prints, strict=True)]
+
+
+def _look_at_file(path: Path, is_quick: bool) -> tuple[FileFacts, np.ndarray]:
+    """The facts of one file, and what there is to see: [32, 32] uint8."""
     try:
-        if is_quick:
-            with path.open("rb") as file:
-                return _read_header(path, file)
-        data = path.read_bytes()
+        with open_file(path) as file:
+            data = b"" if is_quick else file.read()
+            file.seek(0)
+            if path.suffix.lower() == ARRAY_SUFFIX:
+                return _read_array(file)._replace(digest=_digest(data)), _NOTHING
+            source = file if is_quick else io.BytesIO(data)
+            header = open_header(path, source)
+            facts = _read_facts(path, header) if header else _decode_facts(path, source)
     except FileNotFoundError:
-        return FileFacts("file-missing")
+        return FileFacts("file-missing"), _NOTHING
+    except DataError as error:
+        return FileFacts("file-unreadable", _reason(path, error)), _NOTHING
     except (OSError, ValueError) as error:
-        return FileFacts("file-unreadable", getattr(error, "strerror", None) or str(error))
-    facts = _read_header(path, io.BytesIO(data))
-    if facts.fault:
-        return facts
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    if path.suffix.lower() == ARRAY_SUFFIX:
-        return facts._replace(digest=digest)
-    gray = _decode_gray(data, min(facts.width, facts.height))
-    if gray is None:
-        return facts._replace(fault="file-damaged", reason="its header is sound, its pixels cannot be decoded")
-    return facts._replace(digest=digest, fingerprint=fingerprint(gray))
+        return FileFacts("file-unreadable", getattr(error, "strerror", None) or str(error)), _NOTHING
+    if is_quick:
+        return facts, _NOTHING
+    try:
+        gray = _decode_gray(path, checked(path, data, header), min(facts.width, facts.height))
+    except DataError as error:
+        return facts._replace(fault="file-damaged", reason=_reason(path, error)), _NOTHING
+    small = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+    return facts._replace(digest=_digest(data)), small
 
 
-def _read_header(path: Path, file: io.BufferedIOBase) -> FileFacts:
-    if path.suffix.lower() == ARRAY_SUFFIX:
-        return _read_array(file)
+def _reason(path: Path, error: DataError) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest() if data else b""
+
+
+def _read_facts(path: Path, header: ImageFile) -> FileFacts:
+    check_size(path, *header.size)
+    # PNG looks for EXIF behind the pixels unless it stands before them, and would decode them all.
+    has_exif = header.format != "PNG" or "exif" in header.info
     try:
-        with Image.open(file) as image:
-            # PNG looks for EXIF behind the pixels unless it stands before them, and would decode them all.
-            has_exif = image.format != "PNG" or "exif" in image.info
-            orientation = image.getexif().get(0x0112, 1) if has_exif else 1
-            return FileFacts("", "", image.format or "", image.mode, *image.size, _as_orientation(orientation))
-    except Exception as error:  # damaged headers raise almost anything
-        reason = " ".join(str(error).split()).split(" <")[0]
-    # What Pillow does not know, such as TIFF with three channels of 16 bits, OpenCV may.
-    file.seek(0)
-    data = np.frombuffer(file.read(), dtype=np.uint8)
-    if len(data) == 0:
-        return FileFacts("file-unreadable", "the file is empty")
-    try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        return FileFacts("file-unreadable", reason)
+        orientation = header.getexif().get(0x0112, 1) if has_exif else 1
+    except Exception:  # damaged EXIF raises almost anything, and is none
+        orientation = 1
+    return FileFacts("", "", header.format or "", header.mode, *header.size, _as_orientation(orientation))
+
+
+def _decode_facts(path: Path, file: IO[bytes]) -> FileFacts:
+    """Of what Pillow does not read, such as TIFF with three channels of 16 bits, OpenCV may know more."""
+    pixels = _decode(path, file.read(), cv2.IMREAD_UNCHANGED)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     return FileFacts("", "", "", f"{pixels.dtype}, {channels} channels", pixels.shape[1], pixels.shape[0])
 
@@ -122,7 +159,7 @@ def _as_orientation(value: object) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _read_array(file: io.BufferedIOBase) -> FileFacts:
+def _read_array(file: IO[bytes]) -> FileFacts:
     try:
         array = np.load(file, allow_pickle=False)
         height, width = array.shape[:2]
@@ -132,8 +169,8 @@ def _read_array(file: io.BufferedIOBase) -> FileFacts:
         return FileFacts("file-unreadable", " ".join(str(error).split())[:120])
 
 
-def _decode_gray(data: bytes, short_side: int) -> np.ndarray | None:
-    """The picture in gray, as small as a JPEG decoder can make it with 64 pixels left; None if it is damaged.
+def _decode_gray(path: Path, data: bytes, short_side: int) -> np.ndarray:
+    """The picture in gray, as small as a JPEG decoder can make it with 32 pixels left.
 
     All of the file is read all the same, so that a missing end is noticed: only the transform is of fewer pixels.
     """
@@ -141,18 +178,25 @@ def _decode_gray(data: bytes, short_side: int) -> np.ndarray | None:
     for factor, reduced in (
         (8, cv2.IMREAD_REDUCED_GRAYSCALE_8), (4, cv2.IMREAD_REDUCED_GRAYSCALE_4), (2, cv2.IMREAD_REDUCED_GRAYSCALE_2)
     ):  # fmt: skip
-        if short_side >= 64 * factor:
+        if short_side >= _SIDE * factor:
             flag = reduced
             break
+    return _decode(path, data, flag | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def _decode(path: Path, data: bytes, flag: int) -> np.ndarray:
     try:
-        return cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        return None
+        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flag)
+    except (cv2.error, MemoryError):
+        pixels = None
+    if pixels is None:
+        raise DataError(f"{path}: it cannot be decoded, or is cut off")
+    return pixels
 
 
-def fingerprint(gray: np.ndarray) -> bytes:
-    """16 bytes of a gray picture [H, W]; empty for one of a single tone, which looks like every other such."""
-    small = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
-    if small.max() - small.min() < 4:
-        return b""
-    return np.packbits(cv2.dct(small)[_ROWS, _COLUMNS] > 0).tobytes()
+def fingerprints(small: np.ndarray) -> list[bytes]:
+    """16 bytes for each gray picture of [N, 32, 32] uint8; none for one of a single tone, which looks like all such."""
+    frequencies = (_COSINES @ small.astype(np.float32) @ _COSINES.T).reshape(len(small), -1)[:, _PLACES]
+    has_tones = small.max(axis=(1, 2)) - small.min(axis=(1, 2)) >= 4
+    bits = np.packbits(frequencies > 0, axis=1)
+    return [own.tobytes() if seen else b"" for own, seen in zip(bits, has_tones, strict=True)]

@@ -42,7 +42,7 @@ def _extensions(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
     for index, own in enumerate(facts):
         suffix = split.path(index).suffix.lower() if own.format else ""
         # MPO is a JPEG with a second picture behind it.
-        if own.format not in ("", "array", known.get(suffix)) and (own.format, known.get(suffix)) != ("MPO", "JPEG"):
+        if own.format not in ("", "array", known.get(suffix)) and (own.format, known.get(suffix)) != ("JPEG", "MPO"):
             places.append(index)
     yield from split.in_images("file-extension", places, lambda index: f"is {facts[index].format}")
 

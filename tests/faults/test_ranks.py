@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from detector.data.sampler import epoch_batches
 from detector.errors import DataError, RankLostError
@@ -122,15 +124,18 @@ def test_an_error_on_one_rank_ends_all(place: str, shapes: Path, tmp_path: Path)
 
 
 def test_torchrun_restarts_what_was_killed(shapes: Path, tmp_path: Path) -> None:
+    """With two loader processes a rank at first, and one after the restart."""
     given = [*data_overrides(shapes), "train.batch_size=2", "train.epochs=3", "train.checkpoint_steps=2"]
     whole = Ranks(tmp_path, "whole", 2, *given, "data.workers=1")
 
     arguments = ["--config", CONFIG, "--runs", str(tmp_path), "--name", "killed", "--resume", "--device", "cpu", *TINY]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=3"]
+    train = shlex.join([sys.executable, "-m", "detector", "train", *arguments, *given])
+    workers = "data.workers=$((2 - TORCHELASTIC_RESTART_COUNT))"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     log = tmp_path / "torchrun.txt"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            [*launcher, "-m", "detector", "train", *arguments, *given, "data.workers=1"],
+            [*launcher, "--no-python", "bash", "-c", f"exec {train} {workers}"],
             stdout=file,
             stderr=file,
             # Without it, a restart on gloo hangs or dies most of the time: the old store is used again.
@@ -146,6 +151,7 @@ def test_torchrun_restarts_what_was_killed(shapes: Path, tmp_path: Path) -> None
         process.terminate()  # torchrun ends its ranks then
         process.wait(60)
     assert "resumed from" in log.read_text()
+    assert yaml.safe_load((tmp_path / "killed/config.yaml").read_text())["data"]["workers"] == 1
     assert whole.codes() == [0, 0], whole.said()
     assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []
 
