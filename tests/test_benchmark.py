@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from detector.__main__ import run_command
-from detector.benchmark import PARTS, generate, growth, infer, loss, measure, startup, train
+from detector.benchmark import PARTS, doctor, generate, growth, infer, loss, measure, startup, train
 from detector.benchmark import data as data_part
 from detector.benchmark.measure import BenchmarkError, Case, Memory, Row, Settings, measure_case, measure_time
 from detector.benchmark.peer import same_detections
@@ -248,6 +248,15 @@ def test_the_match_of_many_objects_is_the_dense_one(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(loss, "match_anchors", other_by_one)
     assert not case.equal(inputs, own, None)
+
+
+def test_the_doctor_decodes_every_picture(tmp_path: Path) -> None:
+    [case] = doctor.cases(SMALL)
+    files, own, other = check(case, tmp_path)
+    assert len(files) == len(own) == other
+    files[0].write_bytes(files[0].read_bytes()[:100])
+    assert case.theirs(files)() == 0
+    assert not case.equal(files, case.ours(files)(), other)
 
 
 def test_annotations_are_loaded_alike(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 DATA = "../shared/data/coco"
 DIFFERENT = 1  # exit code where outputs differ
-WITH_CONFIG, WITH_DATA = ("train", "infer"), ("data", "infer")
+WITH_CONFIG, WITH_DATA = ("train", "infer"), ("data", "infer", "doctor")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, default=80, help="of the models of train and infer (default: 80)")
     parser.add_argument(
         "--data",
-        help=f"of {' and '.join(WITH_DATA)}: a folder with images/ and annotations/train.json (default: {DATA})",
+        help=f"of data and infer: a folder with images/ and annotations/train.json; of doctor: any (default: {DATA})",
     )
     parser.add_argument("--synthetic", action="store_true", help="generate the pictures instead")
     parser.add_argument("--runs", type=int, help="how often each side runs (default: 2 to 20, by the part)")
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     from detector.benchmark.measure import measure_part
 
-    settings = make_settings(args, needs_data=any(part in WITH_DATA for part in parts))
+    settings = make_settings(args, parts)
     rows: list[Row] = []
     for part in parts:
         own: list[Row] = []
@@ -110,15 +110,15 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise ConfigError(f"command line: {said} has no effect on {args.part}, only on {one_of(parts)}; remove it")
 
 
-def make_settings(args: argparse.Namespace, needs_data: bool) -> Settings:
+def make_settings(args: argparse.Namespace, parts: Sequence[str]) -> Settings:
     from detector.benchmark.generate import IMAGES, TRAIN
     from detector.benchmark.measure import Settings
     from detector.distributed import choose_device
     from detector.errors import DataError
 
-    data = None if args.synthetic or not needs_data else Path(args.data or DATA)
+    data = None if args.synthetic or not {*parts} & {*WITH_DATA} else Path(args.data or DATA)
     if data:
-        for path in (data / TRAIN, data / IMAGES):
+        for path in (data,) if parts == ["doctor"] else (data / TRAIN, data / IMAGES):
             if not path.exists():
                 raise DataError(f"{path}: does not exist; name the data with --data FOLDER, or use --synthetic")
     return Settings(

@@ -139,8 +139,8 @@ def _digest(data: bytes) -> bytes:
 
 def _read_facts(path: Path, header: ImageFile) -> FileFacts:
     check_size(path, *header.size)
-    # PNG looks for EXIF behind the pixels unless it stands before them, and would decode them all.
-    has_exif = header.format != "PNG" or "exif" in header.info
+    # As the decoder reads it, not from XMP; and PNG would decode all pixels to look for EXIF behind them.
+    has_exif = "exif" in header.info or header.format == "TIFF"
     try:
         orientation = header.getexif().get(0x0112, 1) if has_exif else 1
     except Exception:  # damaged EXIF raises almost anything, and is none
