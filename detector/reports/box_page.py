@@ -210,7 +210,6 @@ def _sizes(report: BoxReport) -> list[Block]:
             ["objects an image", "images", "objects", "AP", "AP50", "missed", "false"],
             by_crowd,
             f"Missed and false at score {report.threshold:.3f}. AP is that of the images with so many objects alone.",
-            is_wide=False,
         ),
     ]
 
