@@ -27,7 +27,7 @@ from detector.data.collate import load_batches
 from detector.data.replace import Replacing, Skipped
 from detector.data.sampler import EvalBatches, TrainBatches
 from detector.ema import average_weights
-from detector.errors import DetectorError, NonFiniteError
+from detector.errors import ConfigError, DetectorError, NonFiniteError
 from detector.models import Model
 from detector.optim import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
 from detector.run import RunFolder
@@ -186,7 +186,7 @@ def train(
                 # Gradients travel between ranks once a step, with the last part.
                 is_last = part == accumulate - 1
                 with contextlib.nullcontext() if is_last or world_size == 1 else network.no_sync():
-                    with _autocast(config.train, device):
+                    with _autocast(config.train, device), _explain_single_values():
                         output = network(batch.images, batch.sizes)
                     losses = task.loss(output, batch.targets, config.model)
                     state.scaler.scale(sum(losses.parts.values())).backward()
@@ -248,6 +248,20 @@ def train(
             is_late = time.monotonic() - run.saved_at > 60 * config.train.checkpoint_minutes
             if ends_epoch(state.step) or state.step % config.train.checkpoint_steps == 0 or is_late:
                 save_last(run, config, categories, state)
+
+
+@contextlib.contextmanager
+def _explain_single_values() -> Iterator[None]:
+    """Whether a batch norm has anything to average over depends on the network, the pictures and the batch at once."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "a batch norm is given a single value a channel, one picture on a map of one cell: use a train.batch_size"
+            " of two or more for each rank and part of train.accumulate, or larger pictures"
+        ) from None
 
 
 def _describe_fault(step: int, lr: float, loss_parts: dict[str, float], grad_norm: float) -> str:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from detector.__main__ import run_command
-from detector.benchmark import PARTS, doctor, generate, growth, infer, loss, measure, startup, train
+from detector.benchmark import PARTS, doctor, generate, growth, infer, loss, measure, report, startup, train
 from detector.benchmark import data as data_part
 from detector.benchmark.measure import BenchmarkError, Case, Memory, Row, Settings, measure_case, measure_time
 from detector.benchmark.peer import same_detections
@@ -248,6 +248,14 @@ def test_the_match_of_many_objects_is_the_dense_one(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(loss, "match_anchors", other_by_one)
     assert not case.equal(inputs, own, None)
+
+
+def test_the_page_of_an_evaluation_has_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [case] = report.cases(replace(SMALL, scale=0.01))
+    _, page, _ = check(case, tmp_path)
+    assert page.read_bytes().count(b"data:image/jpeg") == 24
+    monkeypatch.setattr(report, "MOST_BYTES", page.stat().st_size - 1)
+    assert not case.equal(None, page, None)
 
 
 def test_the_doctor_decodes_every_picture(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ PARTS = {
     "train": "a step of training",
     "infer": "files to detections",
     "eval": "the twelve COCO numbers of 500,000 detections",
+    "report": "the page of an evaluation of 500,000 detections",
     "doctor": "JPEG files as the doctor looks at them, beside two threads that decode them",
     "growth": "time and memory as objects and annotated pictures grow in number",
     "startup": "from launching a training to its first step done",

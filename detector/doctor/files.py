@@ -1,7 +1,7 @@
 """Looking at picture files: what the header says, whether they decode, and a fingerprint of what they show.
 
 The fingerprint is the signs of the 128 lowest frequencies of a 32×32 gray copy (a perceptual hash after Zauner 2010,
-with twice the usual bits): re-encoded, halved or brighter copies differ in at most 12 of them, unrelated photographs
+with twice the usual bits): re-encoded or halved copies differ in at most 12 of them, unrelated photographs
 in 32 or more (measured on the small real sets that tests use).
 """
 

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from detector.data.sampler import epoch_batches
-from detector.errors import DataError, RankLostError
+from detector.errors import ConfigError, DataError, RankLostError
 from detector.stress import CONFIG, TINY, data_overrides, differences, finish, kill, rows_of, start
 
 SECONDS = 60  # within which all ranks have ended after one has
@@ -27,16 +27,19 @@ SECONDS = 60  # within which all ranks have ended after one has
 class Ranks:
     """Training in several processes on this machine, without torchrun: nothing but each other tells them of an end."""
 
-    def __init__(self, folder: Path, name: str, ranks: int, *overrides: str) -> None:
+    def __init__(
+        self, folder: Path, name: str, ranks: int, *overrides: str, config: tuple[str, ...] = (CONFIG, *TINY)
+    ) -> None:
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = str(free.getsockname()[1])
         self.run = folder / name
         self.logs = [folder / f"{name}_{rank}.txt" for rank in range(ranks)]
-        arguments = ["--config", CONFIG, "--runs", str(folder), "--name", name, "--resume", "--device", "cpu"]
+        file, *given = config
+        arguments = ["--config", file, "--runs", str(folder), "--name", name, "--resume", "--device", "cpu"]
         group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
         self.processes: list[BaseProcess] = [
-            start("train", [*arguments, *TINY, *overrides], log, group | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            start("train", [*arguments, *given, *overrides], log, group | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
             for rank, log in enumerate(self.logs)
         ]
 
@@ -100,6 +103,25 @@ def test_ranks_without_objects_or_pictures_finish(shapes: Path, tmp_path: Path) 
     ranks = Ranks(tmp_path, "run", 2, *given, "train.batch_size=4", "train.epochs=2", "data.workers=1")
     assert ranks.codes() == [0, 0], ranks.said()
     assert [row["step"] for row in rows_of(ranks.run)] == [1, 2, 3, 4, 4]  # two steps an epoch, and an evaluation
+
+
+def test_classes_with_fewer_pictures_than_ranks_finish(colors: Path, tmp_path: Path) -> None:
+    for split, names in (("train", ("red", "green", "blue")), ("val", ("red",))):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            file = colors / split / name / f"{name}_0.png"
+            (tmp_path / split / name / file.name).hardlink_to(file)
+    given = [f"data.{split}.images={tmp_path / split}" for split in ("train", "val")]
+    given += ["train.batch_size=2", "train.epochs=2", "data.workers=0"]
+    config = ("classify_quickstart.yaml", "model.backbone={name: resnet10, norm: bn}")
+    ranks = Ranks(tmp_path, "run", 2, *given, "data.crop.size=64", config=config)
+    assert ranks.codes() == [0, 0], ranks.said()
+    assert [row["step"] for row in rows_of(ranks.run)] == [1, 2, 3, 4, 4]
+    assert json.loads((ranks.run / "results.json").read_text())["top1"] in (0, 1)
+
+    ranks = Ranks(tmp_path, "single", 2, *given, "data.crop.size=32", config=config)
+    assert ranks.codes() == [ConfigError.exit_code] * 2
+    assert "error: a batch norm is given a single value a channel" in ranks.said()[0].splitlines()[-1]
 
 
 @pytest.mark.parametrize("place", ["training", "evaluation"])
