@@ -36,12 +36,6 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
-def pairwise_cover(boxes: Tensor, regions: Tensor) -> Tensor:
-    """Share of each box that lies inside each region, [P, 4] and [Q, 4] → [P, Q]."""
-    shared = intersection(boxes[:, None, :], regions[None, :, :])
-    return shared / box_area(boxes)[:, None].clamp(min=torch.finfo(shared.dtype).tiny)
-
-
 def giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     """Generalised IoU of paired boxes, [..., 4] and [..., 4] → [...] in [-1, 1] (Rezatofighi et al. 2019, alg. 1)."""
     shared = intersection(boxes1, boxes2)

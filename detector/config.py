@@ -366,7 +366,6 @@ class TrainConfig(Section):
     clip_norm: Positive | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are evaluated and kept
-    channels_last: bool = True  # the weights; pictures always are
     compile: bool = False  # the network by torch.compile: minutes at the start, then faster steps; needs a C++ compiler
     # Compute the network's blocks and the head's towers again in the backward pass in place of keeping what is in them:
     # about half of the memory, a third more time, the same mathematics.

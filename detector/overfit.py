@@ -62,8 +62,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(whole.categories))
     origins, _ = load_start(model, config, whole.categories)
-    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    model = model.to(device, memory_format=memory_format)
+    model = model.to(device, memory_format=torch.channels_last)
     state = TrainingState.begin(model, config.train, len(train_data), device)
     run.create()
     run.describe(config)

@@ -72,8 +72,7 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
     else:
         check_data(content, config, train_data, run)
         origins, report = [f"resumed from {run.last}", *_changes(content, config, run)], None
-    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    model = model.to(device, memory_format=memory_format)
+    model = model.to(device, memory_format=torch.channels_last)
     state = TrainingState.begin(model, config.train, len(train_data), device)
     if content is not None:
         state.restore(content, run.last)

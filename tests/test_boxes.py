@@ -50,19 +50,11 @@ def test_overlaps_by_hand(first: list[float], second: list[float], shared: float
         assert box_ops.intersection(*pair).item() == shared
         assert box_ops.pairwise_iou(*pair).item() == pytest.approx(shared / union)
         assert box_ops.giou(*pair).item() == pytest.approx(shared / union - (hull - union) / hull, abs=1e-6)
-    assert box_ops.pairwise_cover(two, one).item() == pytest.approx(shared / box_ops.box_area(two).item())
 
 
 def test_area_of_an_inverted_or_empty_box_is_0() -> None:
     boxes = torch.tensor([[1.0, 2, 4, 7], [5, 5, 5, 9], [4, 0, 1, 3], [4, 4, 1, 1]])
     assert box_ops.box_area(boxes).tolist() == [15, 0, 0, 0]  # 3 · 5
-
-
-def test_cover_is_the_share_of_the_first() -> None:
-    boxes = torch.tensor([[0.0, 0, 10, 10], [8, 8, 10, 10], [3, 3, 3, 3]])
-    regions = torch.tensor([[5.0, 0, 25, 10], [0, 0, 9, 9]])
-    # 50 / 100, 81 / 100; all of 4, 1 / 4; no area to be covered
-    assert_close(box_ops.pairwise_cover(boxes, regions), torch.tensor([[0.5, 0.81], [1.0, 0.25], [0.0, 0.0]]))
 
 
 def test_empty_boxes_overlap_nothing() -> None:

@@ -88,8 +88,7 @@ def ours(inputs: Inputs) -> Run:
     device = batch.images.device
     model = build_model(config.model, len(inputs.weights["categories"]))
     model.load_state_dict(inputs.weights["model"])
-    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    model = model.to(device, memory_format=memory_format).train()
+    model = model.to(device, memory_format=torch.channels_last).train()
     optimizer = TrainingState.begin(model, config.train, num_images=1, device=device).optimizer
     if config.train.activation_checkpointing:
         model.recompute_activations()
