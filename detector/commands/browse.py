@@ -9,14 +9,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from detector.commands.infer import _count
+from detector.commands import count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("--split", choices=("train", "val"), default="train", help="whose pictures (default: train)")
-    parser.add_argument("--number", type=_count, default=40, help="pictures shown, evenly spread (default: 40)")
-    parser.add_argument("--epochs", type=_count, default=2, help="augmentations of each that are shown (default: 2)")
+    parser.add_argument("--number", type=count, default=40, help="pictures shown, evenly spread (default: 40)")
+    parser.add_argument("--epochs", type=count, default=2, help="augmentations of each that are shown (default: 2)")
     parser.add_argument("--output", type=Path, default=Path("browse.html"), help="the page (default: browse.html)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as data.augment.mixup=1")
 

@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from detector.commands import count
 from detector.commands.train import RESUMABLE
 
 GALLERY = 200  # pictures of --html, at most
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-images", action="store_true", help="write the predictions only")
     parser.add_argument("--html", action="store_true", help="write a page of the drawings, gallery.html, too")
-    parser.add_argument("--batch-size", type=_count, default=8, help="pictures at once (default: 8)")
+    parser.add_argument("--batch-size", type=count, default=8, help="pictures at once (default: 8)")
     parser.add_argument("--workers", type=_workers, default=2, help="processes that read pictures (default: 2)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as model.predict.max_detections=300")
@@ -97,14 +98,6 @@ def _probability(text: str) -> float:
 
 
 def _workers(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is less than 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)

@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from detector.commands import count
+
 FAILED = 1  # exit code when a promise was broken
 SETTLED = 200  # steps after which memory must not grow by more than GROWTH
 GROWTH = 0.05
@@ -18,10 +20,10 @@ GROWTH = 0.05
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("kill", "soak", "infer"), help="what is done to the runs")
-    parser.add_argument("--kills", type=int, default=100, help="kill: so many (default: 100)")
+    parser.add_argument("--kills", type=count, default=100, help="kill: so many (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="kill: of the moments (default: 0)")
-    parser.add_argument("--steps", type=int, default=2000, help="soak: so many, in 20 parts (default: 2000)")
-    parser.add_argument("--pictures", type=int, default=100_000, help="infer: so many (default: 100000)")
+    parser.add_argument("--steps", type=count, default=2000, help="soak: so many, in 20 parts (default: 2000)")
+    parser.add_argument("--pictures", type=count, default=100_000, help="infer: so many (default: 100000)")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder, removed)")
 
 
