@@ -7,6 +7,7 @@ in 32 or more (measured on the small real sets that tests use).
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import multiprocessing
@@ -31,7 +32,7 @@ from detector.errors import DataError
 
 BITS = 128
 _SIDE = 32
-_CHUNK = 64  # files a task of the pool
+_MOST = 128  # files a task of the pool
 
 # Frequencies by their sum, without the mean, and the cosines that find them (DCT-II).
 _LOWEST = 16
@@ -61,11 +62,13 @@ def look_at_files(paths: Sequence[Path], is_quick: bool, title: str) -> list[Fil
     Raises :class:`~detector.errors.DataError` where one of the processes is killed.
     """
     look = partial(look_at, is_quick=is_quick)
-    chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
+    cores = os.cpu_count() or 1
+    # Large tasks cost less to hand over; of a small set, every core gets several, or one would wait for another.
+    size = min(_MOST, max(1, len(paths) // (8 * cores)))
+    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
     facts: list[FileFacts] = []
     # Processes: of a small picture, most of the time goes to what holds the interpreter.
-    processes = max(1, min(os.cpu_count() or 1, len(chunks)))
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("fork"), initializer=_begin)
+    pool = ProcessPoolExecutor(max(1, min(cores, len(chunks))), multiprocessing.get_context("fork"), initializer=_begin)
     try:
         with tqdm(total=len(paths), desc=title, unit=" files", disable=None, leave=False) as bar:
             for part in pool.map(look, chunks):
@@ -74,7 +77,7 @@ def look_at_files(paths: Sequence[Path], is_quick: bool, title: str) -> list[Fil
     except BrokenProcessPool:
         raise DataError(
             f"{paths[len(facts)]}: a process that looked at this picture, or at one of the next"
-            f" {_CHUNK * processes}, was killed; if the system was out of memory, one of them may be very large"
+            f" {size * cores}, was killed; if the system was out of memory, one of them may be very large"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
@@ -85,6 +88,7 @@ def _begin() -> None:
     """What each process does first: it leaves Ctrl-C to its parent, whose death it does not outlive."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
+    gc.freeze()  # collections need not walk over what the parent has, which would copy its pages
     Thread(target=_end_with_parent, daemon=True).start()
 
 
