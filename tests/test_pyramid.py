@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -36,14 +35,6 @@ def config_for(name: str, head: str = "retina") -> ModelConfig:
     )
 
 
-@pytest.fixture(scope="module", params=[*BACKBONES, *TIMM])
-def model(request: pytest.FixtureRequest) -> Iterator[Model]:
-    """A detection model of three classes; its tests follow each other, so that each backbone is built once."""
-    gc.collect()  # traced graphs are cycles, and the largest are gigabytes
-    torch.manual_seed(0)
-    yield build_model(config_for(request.param), num_classes=3)
-
-
 def make_images() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
@@ -65,7 +56,17 @@ def step(model: Model, loss: Tensor) -> None:
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_channels_and_sizes_of_every_backbone(model: Model) -> None:
+@pytest.mark.parametrize("name", [*BACKBONES, *TIMM])
+def test_every_backbone(name: str) -> None:
+    gc.collect()  # traced graphs are cycles, and the largest are gigabytes
+    torch.manual_seed(0)
+    model = build_model(config_for(name), num_classes=3)
+    check_channels_and_sizes(model)
+    check_it_learns_to_detect_and_predicts(model)
+    check_it_learns_to_classify_and_predicts(model)
+
+
+def check_channels_and_sizes(model: Model) -> None:
     backbone = model.pyramid.backbone
     assert backbone.levels == (3, 4, 5)
     images = torch.randn(2, 3, 64, 96)
@@ -88,7 +89,7 @@ def test_channels_and_sizes_of_every_backbone(model: Model) -> None:
     assert [tuple(feature.shape) for feature in pyramid] == [(2, 16, *size) for size in sizes]
 
 
-def test_every_backbone_learns_to_detect_and_predicts(model: Model) -> None:
+def check_it_learns_to_detect_and_predicts(model: Model) -> None:
     images, sizes = make_images()
     config = config_for("resnet10")  # of any name
     targets = Targets(torch.tensor([[[8.0, 8.0, 40.0, 48.0]], [[0.0, 0.0, 0.0, 0.0]]]), torch.tensor([[1], [-1]]))
@@ -104,7 +105,7 @@ def test_every_backbone_learns_to_detect_and_predicts(model: Model) -> None:
     assert ((boxes >= 0) & (boxes <= 2 * sizes.flip(1).tile(2)[:, None])).all()
 
 
-def test_every_backbone_learns_to_classify_and_predicts(model: Model) -> None:
+def check_it_learns_to_classify_and_predicts(model: Model) -> None:
     images, sizes = make_images()
     config = config_for("resnet10", head="pooled")
     pyramid = model.pyramid
