@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detector.config import ResizeConfig
 from detector.data.coco_json import Annotations, read_annotations
-from detector.data.collate import SIZE_DIVISOR
+from detector.data.resize import input_sizes, padded
 from detector.data.sampler import EvalBatches, Key, TrainBatches, epoch_batches
-from detector.data.transforms import target_size
 
 sizes = st.integers(1, 60)
 batch_sizes = st.integers(1, 17)
@@ -166,10 +166,10 @@ def test_evaluation_goes_in_order_by_hand() -> None:
 
 def padded_share(notes: Annotations, batches: np.ndarray) -> float:
     """The share of padding in all pixels of batches at 800 / 1333."""
-    files = torch.stack([notes.heights, notes.widths], dim=1).tolist()
-    sizes = np.array([target_size(*file, 800, 1333) for file in files])
-    padded = -(-sizes[batches].max(axis=1) // SIZE_DIVISOR) * SIZE_DIVISOR
-    return 1 - sizes[batches].prod(axis=-1).sum() / (padded.prod(axis=-1).sum() * batches.shape[1])
+    files = torch.stack([notes.heights, notes.widths], dim=1).numpy()
+    sizes = input_sizes(files, ResizeConfig())
+    whole = padded(sizes[batches].max(axis=1))
+    return 1 - sizes[batches].prod(axis=-1).sum() / (whole.prod(axis=-1).sum() * batches.shape[1])
 
 
 @pytest.mark.parametrize(("batch_size", "most"), [(2, 0.12), (4, 0.16), (16, 0.25)])
