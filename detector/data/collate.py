@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +58,19 @@ def collate(samples: list[Sample | ClassSample | DetectorError]) -> Batch | Dete
         targets=targets,
         ids=torch.tensor([sample.id for sample in samples]),
     )
+
+
+def by_shape(samples: Sequence[Sample | ClassSample]) -> list[list[int]]:
+    """Indices of the samples that have the same shape once each is padded as it is alone.
+
+    Predictions are made in batches of these. Zeros beyond an image do not stay zeros: after a convolution's bias they
+    are features like others, and group norms count them, so what is found would depend on how far neighbours pad.
+    """
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        height, width = sample.image.shape[-2:]
+        groups[padded(height), padded(width)].append(index)
+    return list(groups.values())
 
 
 def _class_targets(samples: list[ClassSample]) -> ClassTargets:
