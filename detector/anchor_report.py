@@ -191,7 +191,7 @@ def _remarks(found: Study, everything: Row) -> Iterator[tuple[str, Tone]]:
     if config.data.augment.scale_jitter:
         low, high = config.data.augment.scale_jitter
         yield f"data.augment.scale_jitter, {low:g} to {high:g} times these sizes, is not counted.", ""
-    if len(config.data.resize.short) > 1:
+    if len(config.data.resize.short) > 1 and not config.data.resize.fixed:
         yield "Of the several data.resize.short, one is drawn for each picture, as in training.", ""
 
 

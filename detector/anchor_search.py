@@ -16,7 +16,7 @@ import torch
 
 from detector.config import AnchorConfig, Config, MatcherConfig, ResizeConfig
 from detector.data.coco import Annotations, CheckedBoxes
-from detector.data.collate import SIZE_DIVISOR
+from detector.data.resize import SIZE_DIVISOR
 from detector.reach import InputBoxes, Places, Reach, input_boxes, level_ious, places, reach_of
 from detector.summary import default_size, summarise
 
@@ -203,19 +203,29 @@ def _changes(config: Config) -> list[tuple[str, str, list[int], ResizeConfig]]:
     changes = [("as configured", "", levels, resize)]
     if levels[0] > 2:
         more = [levels[0] - 1, *levels]
-        changes.append((f"with P{more[0]}", f"model.fpn.levels={more}", more, resize))
+        changes.append((f"with P{more[0]}", _override("model.fpn.levels", more), more, resize))
     for dropped in range(1, len(levels)):
         if levels[-dropped] < 6:
             break
         fewer = levels[:-dropped]
         names = " and ".join(f"P{level}" for level in levels[-dropped:])
-        changes.append((f"without {names}", f"model.fpn.levels={fewer}", fewer, resize))
+        changes.append((f"without {names}", _override("model.fpn.levels", fewer), fewer, resize))
     for factor in (0.75, 1.5):
-        short, long = ([_multiple(side * factor) for side in sides] for sides in (resize.short, [resize.long]))
-        scaled = resize.model_copy(update={"short": short, "long": long[0]})
-        keys = f"data.resize={{short: {short}, long: {long[0]}}}"
+        # What ``fixed`` overrules has no effect.
+        own = {"fixed": resize.fixed} if resize.fixed else {"short": resize.short, "long": resize.long}
+        update = {
+            key: [_multiple(side * factor) for side in value] if isinstance(value, list) else _multiple(value * factor)
+            for key, value in own.items()
+        }
+        scaled = resize.model_copy(update=update)
+        keys = " ".join(_override(f"data.resize.{key}", value) for key, value in update.items())
         changes.append((f"input × {factor}", keys, levels, scaled))
     return changes
+
+
+def _override(key: str, value: object) -> str:
+    """As the command line takes it, without spaces to quote."""
+    return f"{key}={value}".replace(" ", "")
 
 
 def _multiple(side: float) -> int:

@@ -262,6 +262,8 @@ class PredictConfig(Section):
     clip: Literal["before_nms", "after_nms"] = "before_nms"  # boxes to the picture
     keep_empty: bool = False  # boxes of which the picture shows nothing, as torchvision does
     classes: Count = 5  # classification: so many of the best are written for each picture
+    # Of the network in evaluation and inference, whatever it was trained in; boxes, scores and NMS are always in fp32.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]

@@ -29,11 +29,10 @@ from detector.data.sampler import EvalBatches, TrainBatches
 from detector.ema import average_weights
 from detector.errors import ConfigError, DetectorError, NonFiniteError
 from detector.models import Model
+from detector.models.precision import autocast
 from detector.optim import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
 from detector.run import RunFolder
 from detector.tasks import Data, Task
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
@@ -186,7 +185,7 @@ def train(
                 # Gradients travel between ranks once a step, with the last part.
                 is_last = part == accumulate - 1
                 with contextlib.nullcontext() if is_last or world_size == 1 else network.no_sync():
-                    with _autocast(config.train, device), _explain_single_values():
+                    with autocast(config.train.precision, device), _explain_single_values():
                         output = network(batch.images, batch.sizes)
                     losses = task.loss(output, batch.targets, config.model)
                     state.scaler.scale(sum(losses.parts.values())).backward()
@@ -344,7 +343,9 @@ def predict_all(model: Model, task: Task, data: Data, config: Config, device: to
     model.eval()
     # Each rank has its own running statistics; the checkpoint will hold the main one's.
     distributed.copy_from_main(model.buffers())
-    own_batches = EvalBatches(len(data), config.eval.batch_size, distributed.rank(), distributed.world_size())
+    own_batches = EvalBatches(
+        len(data), config.eval.batch_size, distributed.rank(), distributed.world_size(), data.shapes
+    )
     batches = load_batches(data, own_batches, config.data.workers, pin_memory=device.type == "cuda")
     hidden = not (distributed.is_main() and sys.stderr.isatty())
     rows = []
@@ -356,7 +357,7 @@ def predict_all(model: Model, task: Task, data: Data, config: Config, device: to
 
 @torch.inference_mode()
 def predict_rows(model: Model, task: Task, batch: Any, config: Config, categories: list[Category]) -> Any:
-    with _autocast(config.train, batch.images.device):
+    with autocast(config.model.predict.precision, batch.images.device):
         output = model(batch.images, batch.sizes)
     return task.to_rows(task.predict(output, batch, config.model), batch.ids, categories)
 
@@ -381,11 +382,6 @@ def _train_batches(
         own_images = -(-len(data) // distributed.world_size())
         skipped = Skipped(own_images, config.data.max_bad_share, run.path / "skipped.txt")
     return load_batches(data, sampler, config.data.workers, device.type == "cuda", skipped)
-
-
-def _autocast(config: TrainConfig, device: torch.device) -> Any:
-    dtype = AUTOCAST[config.precision]
-    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 class _Progress:

@@ -63,9 +63,11 @@ def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: PredictConf
     """Class-wise NMS of one image, best first."""
     if len(boxes) == 0:
         return boxes, scores, labels
-    # Classes are moved apart so that one NMS call never compares two of them; in float64, because a thousand classes
+    # Classes are moved apart so that one NMS call never compares two of them: by more than all boxes reach from end to
+    # end, as those that are not clipped yet may begin at negative coordinates. In float64, because a thousand classes
     # away float32 rounds to eighths of a pixel.
-    apart = boxes.double() + (labels * (boxes.max().double() + 1))[:, None]
+    lowest, highest = boxes.double().aminmax()
+    apart = boxes.double() + (labels * (highest - lowest + 1))[:, None]
     order = scores.argsort(descending=True, stable=True)
     # What is kept of the best does not depend on the rest, and the best few hundred are usually enough.
     num_compared = 4 * config.max_detections

@@ -14,12 +14,13 @@ from torch import Tensor
 from detector.checkpoint import checkpoint_categories, load_model, override_config
 from detector.config import Config
 from detector.data.coco import Category
-from detector.data.collate import collate
+from detector.data.collate import by_shape, collate
 from detector.data.images import read_image
 from detector.distributed import choose_device
 from detector.errors import DataError
 from detector.interchange import open_checkpoint
 from detector.models import Model
+from detector.models.precision import autocast, check_precision
 from detector.tasks import get_task
 
 Picture = str | Path | Image.Image | np.ndarray | Tensor
@@ -29,6 +30,7 @@ class Predictor:
     """A model with all that stands around it: reading, resizing, batching and the classes' names."""
 
     def __init__(self, model: Model, config: Config, categories: list[Category], device: torch.device) -> None:
+        check_precision(config.model.predict.precision, device, "model.predict.precision")
         self.device = device
         self.model = model.to(device).eval()
         self.config = config
@@ -73,15 +75,19 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
-        """What is in each sample, computed as one batch."""
-        if not samples:
-            return []
+        """What is in each sample; those of one shape are computed as one batch, so neighbours do not pad each other."""
         config = self.config.model
         if score_threshold is not None:
             config = self.task.with_threshold(config, score_threshold)
-        batch = collate(samples).to(self.device)
-        output = self.model(batch.images, batch.sizes)
-        return self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
+        predictions: list[Any] = [None] * len(samples)
+        for indices in by_shape(samples):
+            batch = collate([samples[index] for index in indices]).to(self.device)
+            with autocast(config.predict.precision, self.device):
+                output = self.model(batch.images, batch.sizes)
+            found = self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
+            for index, prediction in zip(indices, found, strict=True):
+                predictions[index] = prediction
+        return predictions
 
 
 def as_array(image: Picture, channels: int = 3) -> np.ndarray:

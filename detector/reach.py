@@ -17,8 +17,7 @@ from torch import Tensor
 from detector.anchors import Anchors, cell_anchors, level_sizes
 from detector.config import AnchorConfig, MatcherConfig, ModelConfig, ResizeConfig
 from detector.data.coco import Annotations, Category, CheckedBoxes
-from detector.data.collate import SIZE_DIVISOR
-from detector.data.transforms import target_size
+from detector.data.resize import input_sizes, padded
 from detector.matching import MATCHERS
 from detector.structures import IGNORE_REGION
 
@@ -68,12 +67,8 @@ class InputBoxes:
 def input_boxes(annotations: Annotations, checked: CheckedBoxes, resize: ResizeConfig, seed: int) -> InputBoxes:
     """The boxes of a split at its input sizes; of several ``resize.short``, one is drawn for each picture."""
     originals = torch.stack([annotations.heights, annotations.widths], dim=1)  # [I, 2]
-    shorts = np.random.default_rng(seed).choice(resize.short, len(annotations)).tolist()
-    targets = [
-        target_size(height, width, short, resize.long, resize.rounding)
-        for (height, width), short in zip(originals.tolist(), shorts, strict=True)
-    ]
-    sizes = torch.tensor(targets).reshape(-1, 2)
+    shorts = np.random.default_rng(seed).choice(resize.short, len(annotations))
+    sizes = torch.from_numpy(input_sizes(originals.numpy(), resize, shorts))
     factors = (sizes.double() / originals).float().flip(1).repeat(1, 2)  # [I, 4], rounded as the transform rounds
     image = annotations.image_index()
     labels = torch.where(annotations.is_crowd, IGNORE_REGION, annotations.labels)
@@ -83,7 +78,7 @@ def input_boxes(annotations: Annotations, checked: CheckedBoxes, resize: ResizeC
         image=image,
         rows=torch.arange(len(labels)),
         sizes=sizes,
-        padded=-(-sizes // SIZE_DIVISOR) * SIZE_DIVISOR,
+        padded=padded(sizes),
         first=annotations.first,
     )
     return everything._keep(checked.is_kept)

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from detector.config import Config, ModelConfig
-from detector.data.collate import SIZE_DIVISOR
+from detector.data.resize import input_size, padded
 from detector.errors import ConfigError
 from detector.models import Model, build_model
 from detector.models.backbones import Backbone
@@ -69,11 +69,10 @@ def default_size(config: Config) -> tuple[int, int]:
     """Height and width of what the model is given: the crop; for detection, the widest picture, padded."""
     if config.task == "classification":
         return config.data.crop.size, config.data.crop.size
-    short, long = config.data.resize.short[-1], config.data.resize.long
-    # No side passes ``long``: where ``short`` does, the largest picture is a square of that.
-    sides = config.data.resize.fixed or (min(short, long), long)
-    height, width = (-(-side // SIZE_DIVISOR) * SIZE_DIVISOR for side in sides)
-    return height, width
+    resize = config.data.resize
+    # No side passes ``long``: where ``short`` does, the largest image is a square of that.
+    height, width = input_size(min(resize.short[-1], resize.long), resize.long, resize)
+    return padded(height), padded(width)
 
 
 def default_classes(config: Config) -> int:

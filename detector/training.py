@@ -21,6 +21,7 @@ from detector.errors import ConfigError, DataError, WeightsError, one_of
 from detector.interchange import open_checkpoint
 from detector.models import Model, build_model
 from detector.models.backbones import Backbone
+from detector.models.precision import check_precision
 from detector.optim import scaled_lr
 from detector.preview import preview_run
 from detector.reports import Scored
@@ -42,6 +43,8 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     task = get_task(config)
     check_ranks(config, distributed.world_size(), device)
     check_frozen(config)
+    check_precision(config.train.precision, device, "train.precision")
+    check_precision(config.model.predict.precision, device, "model.predict.precision")
     if config.train.compile:
         check_compiler()
     writer = tensorboard_writer() if config.train.tensorboard else None

@@ -85,7 +85,23 @@ def test_other_pyramids_and_sizes(split: Split, monkeypatch: pytest.MonkeyPatch)
     assert found["with P2"].anchors == (1024 + 341) * 9
     assert found["without P6 and P7"].anchors == (256 + 64 + 16) * 9
     assert found["with P2"].macs > found["as configured"].macs > found["without P7"].macs > found["input × 0.75"].macs
-    assert found["input × 1.5"].keys == "data.resize={short: [192], long: 192}"
+    assert found["input × 1.5"].keys == "data.resize.short=[192] data.resize.long=192"
+
+
+def test_other_sizes_of_a_fixed_one_change_what_counts(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("detector.anchor_search.FEWER_GENERATIONS", 1)
+    overrides = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5], channels: 16}"]
+    overrides.append("data.resize={short: [640], long: 640, fixed: [128, 256], rounding: down}")
+    config = load_config("quickstart.yaml", overrides)
+    for option in options(split, config, config.model.anchors, 4):
+        changed = load_config("quickstart.yaml", [*overrides, *option.keys.split()])  # as a person would give them
+        height, width = changed.data.resize.fixed or []
+        cells = sum(-(-height // 2**level) * -(-width // 2**level) for level in changed.model.fpn.levels)
+        assert option.anchors == 9 * cells
+        assert changed.data.resize.rounding == "down"
+        assert changed.data.resize.short == [640]  # overruled: varying it would say nothing
+        if option.name.startswith("input"):
+            assert [height, width] == ([96, 192] if option.name == "input × 0.75" else [192, 384])
 
 
 # --- configs that build on others -------------------------------------------------------------------------------------

@@ -39,11 +39,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detector.anchors import Anchors, cell_anchors, level_sizes
 from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model, save_checkpoint
-from detector.config import AnchorConfig, BackboneConfig, Config, FPNConfig, PredictConfig
+from detector.config import AnchorConfig, BackboneConfig, Config, FPNConfig, PredictConfig, ResizeConfig
 from detector.configfile import config_to_dict
 from detector.data.coco import Category
 from detector.data.collate import pad_images
-from detector.data.transforms import resize, target_size
+from detector.data.resize import input_size
+from detector.data.transforms import resize
 from detector.errors import ConfigError, WeightsError
 from detector.interchange import COCO, RESNETS, Imported, import_checkpoint, open_checkpoint, to_torchvision
 from detector.models import Model, build_model
@@ -1081,25 +1082,13 @@ def test_clipping_after_nms_pads_pictures_to_the_same_number() -> None:
 @example(1, 3000, (800, 1333))
 def test_sizes_rounded_down_are_torchvisions(height: int, width: int, limits: tuple[int, int]) -> None:
     transform = GeneralizedRCNNTransform(limits[0], limits[1], [0.0] * 3, [1.0] * 3).eval()
-    ours = target_size(height, width, *limits, rounding="down")
+    ours = input_size(height, width, ResizeConfig(short=[limits[0]], long=limits[1], rounding="down"))
     try:
         theirs = transform.resize(torch.empty(3, height, width, device="meta"))[0].shape[1:]
     except (RuntimeError, ZeroDivisionError):  # it cannot make a side of 0, we make it 1
         assert 1 in ours
         return
     assert ours == tuple(theirs)
-
-
-def test_the_two_roundings_by_hand() -> None:
-    # 427 × 640: 800 / 427 = 1.8735, so 1199.06; 333 × 500 at 64: 500 · 64 / 333 = 96.096. 480 × 641: 1068.33.
-    # 333 × 504 at 64: 504 · 64 / 333 = 96.86: 96 or 97.
-    assert target_size(333, 504, 64, 1333, "down") == (64, 96)
-    assert target_size(333, 504, 64, 1333, "nearest") == (64, 97)
-    # Long side: 600 × 1400 to 1333 is 571.3 high, 601 × 1400 is 572.2, 602 × 1400 is 573.19, 603 × 1400 is 574.14.
-    assert target_size(605, 1400, 800, 1333, "nearest") == (576, 1333)  # 576.05
-    assert target_size(620, 1400, 800, 1333, "nearest")[0] == 590  # 590.33
-    assert target_size(616, 1400, 800, 1333, "nearest")[0] == 587  # 586.52
-    assert target_size(616, 1400, 800, 1333, "down")[0] == 586
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (37, 91), (150, 190)])

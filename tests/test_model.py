@@ -73,16 +73,6 @@ def test_predictions_do_not_depend_on_the_pixels_of_the_padding() -> None:
     assert not torch.allclose(predictions.cls_logits, changed.cls_logits, atol=1e-4)
 
 
-def test_an_image_is_predicted_alike_alone_and_in_a_batch() -> None:
-    model, images, sizes = make_model(), make_images(3, 64, 64), torch.tensor([[64, 64], [40, 64], [64, 33]])
-    with torch.no_grad():
-        together = model(images, sizes)
-        for image in range(3):
-            alone = model(images[image : image + 1], sizes[image : image + 1])
-            assert_close(alone.cls_logits[0], together.cls_logits[image], rtol=1e-4, atol=1e-5)
-            assert_close(alone.box_deltas[0], together.box_deltas[image], rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("levels", [[3, 4, 5, 6, 7], [2, 3, 4, 5], [2, 3, 4, 5, 6, 7], [4, 5, 6]], ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_anchors_and_outputs_agree_at_an_odd_size(levels: list[int], training: bool) -> None:

@@ -99,23 +99,51 @@ def test_norms_of_a_pyramid_and_of_two_networks_are_folded() -> None:
 
 
 class Readers(nn.Module):
-    """A convolution whose output a norm and another convolution read, and a norm that two convolutions feed."""
+    """Convolutions that only a norm reads (0 and 5), or another convolution too, or a function, or who asked."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm, self.other = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)
-        self.left, self.right, self.shared = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(8))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(7))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.first(x)
-        x = self.norm(x) + self.other(x)
-        return self.shared(self.left(x)) + self.shared(self.right(x))
+    def forward(self, x: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        x = self.norms[0](self.convs[0](x))
+        x = self.convs[1](x)
+        x = self.norms[1](x) + self.convs[7](x)
+        added, joined, viewed = (conv(x) for conv in self.convs[2:5])
+        x = added + self.norms[2](added)
+        x = x + torch.cat([joined[:, 1:], self.norms[3](joined)[:, :1]], dim=1)
+        x = x + self.norms[4](viewed) + viewed.flatten(1).mean()
+        x = self.norms[5](self.convs[5](x))
+        asked = self.convs[6](x)
+        return {"features": [self.norms[6](asked), asked]}
 
 
 def test_what_others_read_is_not_folded() -> None:
+    torch.manual_seed(0)
     model, x = Readers().eval(), torch.randn(1, 3, 4, 4)
+    randomise(model)
+    expected = model(x)["features"]
+    fold_norms(model, lambda: model(x))
+    assert [type(norm) is nn.Identity for norm in model.norms] == [number in (0, 5) for number in range(7)]
+    assert_close(model(x)["features"], expected)
+
+
+class Shared(nn.Module):
+    """A norm that two convolutions feed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.norm = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.left(x)) + self.norm(self.right(x))
+
+
+def test_a_shared_norm_is_not_folded() -> None:
+    model, x = Shared().eval(), torch.randn(1, 3, 4, 4)
     randomise(model)
     expected = model(x)
     fold_norms(model, lambda: model(x))
-    assert norms_of(model) == 2
+    assert norms_of(model) == 1
     assert torch.equal(model(x), expected)

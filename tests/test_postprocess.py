@@ -127,6 +127,17 @@ def test_nms_by_hand() -> None:
     assert detections.labels.tolist() == [[0, 1, 0]]
 
 
+def test_classes_never_meet_left_of_the_image() -> None:
+    # Not clipped yet, the boxes reach from -11 to 10. Moved by 11, the largest coordinate and 1, the second class's box
+    # would lie on the first's.
+    boxes = [[0.0, 0, 10, 10], [-11, -11, -1, -1]]
+    predictions = exact_predictions(boxes, [[0.9, 0.01], [0.01, 0.8]], [2])
+    config = PredictConfig(clip="after_nms", keep_empty=True)
+    detections = detect(predictions, torch.tensor([[64, 64]]), config)
+    assert_close(detections.scores, torch.tensor([[0.9, 0.8]]))
+    assert detections.labels.tolist() == [[0, 1]]
+
+
 def test_the_score_threshold_is_exclusive() -> None:
     boxes = [[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
     predictions = exact_predictions(boxes, [[0.5], [0.51], [0.49]], [3])  # logit 0 is exactly 0.5

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
 from detector.anchors import Anchors, level_sizes
 from detector.boxes import pairwise_iou
-from detector.config import AnchorConfig, Config, MatcherConfig, ResizeConfig
+from detector.config import AnchorConfig, AugmentConfig, Config, MatcherConfig, ResizeConfig
 from detector.data.coco import Category, apply_box_policy, read_annotations
+from detector.data.collate import pad_images
+from detector.data.transforms import TrainTransform, Transform
+from detector.doctor.reading import read_coco
+from detector.doctor.sets import object_sizes
 from detector.reach import InputBoxes, assign, input_boxes, level_ious, rare_classes, reach_of
 from detector.structures import IGNORE_REGION
 
@@ -124,6 +129,47 @@ def test_boxes_at_the_input_size(annotations_file: Path) -> None:
     sampled = boxes.sample(1, seed=0)
     assert len(sampled.image.unique()) <= 1
     assert boxes.sample(3, seed=0) is boxes
+
+
+@pytest.mark.parametrize(
+    "resize",
+    [
+        ResizeConfig(short=[64], long=96),
+        ResizeConfig(short=[31, 57], long=200, rounding="down"),
+        ResizeConfig(short=[31, 57], long=200, fixed=[48, 200]),
+    ],
+    ids=["one short", "several, down", "fixed"],
+)
+def test_all_that_speak_of_the_input_size_agree(resize: ResizeConfig, tmp_path: Path) -> None:
+    files = [(30, 100), (101, 55), (33, 34)]  # height, width
+    box = [3, 5, 20, 11]  # x, y, width, height
+    tree = {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": w, "height": h} for i, (h, w) in enumerate(files)],
+        "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": box} for i in range(len(files))],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(tree))
+    annotations = read_annotations(tmp_path / "a.json")
+    evaluated = resize.model_copy(update={"short": resize.short[-1:]})
+    boxes = input_boxes(annotations, apply_box_policy(annotations, "error"), evaluated, 0)
+    trained = input_boxes(annotations, apply_box_policy(annotations, "error"), resize, 0)
+    split = read_coco("train", tmp_path / "a.json", tmp_path)
+    sides = object_sizes(split, np.array(files)[:, ::-1], resize)
+    xyxy, label = np.array([[3, 5, 23, 16]], np.float32), np.array([0])
+    for place, (height, width) in enumerate(files):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        given = Transform(resize)(pixels, xyxy, label, 0, place)
+        assert boxes.sizes[place].tolist() == list(given.image.shape[:2])
+        assert_close(boxes.boxes[place].numpy(), given.boxes[0])
+        assert boxes.padded[place].tolist() == list(
+            pad_images([torch.from_numpy(given.image.transpose(2, 0, 1))]).shape[2:]
+        )
+        new_width, new_height = given.boxes[0, 2:] - given.boxes[0, :2]
+        assert sides[place] == pytest.approx((new_width * new_height) ** 0.5, rel=1e-5)
+        still = TrainTransform(resize, AugmentConfig(horizontal_flip=0), seed=0)
+        drawn = {still(pixels, xyxy, label, 0, index).image.shape[:2] for index in range(20)}
+        assert tuple(trained.sizes[place].tolist()) in drawn
+        assert len(drawn) == (1 if resize.fixed else len(resize.short))
 
 
 def test_some_of_the_annotations(annotations_file: Path) -> None:

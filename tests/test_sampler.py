@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from detector.config import ResizeConfig
 from detector.data.coco_json import Annotations, read_annotations
-from detector.data.collate import SIZE_DIVISOR
+from detector.data.resize import input_sizes, padded
 from detector.data.sampler import EvalBatches, Key, TrainBatches, epoch_batches
-from detector.data.transforms import target_size
 
 sizes = st.integers(1, 60)
 batch_sizes = st.integers(1, 17)
@@ -146,9 +146,10 @@ def test_reading_it_twice_or_at_once_gives_the_same() -> None:
     assert [one for one, _ in interleaved] == [other for _, other in interleaved] == list(sampler)
 
 
-@given(num_images=st.integers(0, 30), batch_size=batch_sizes, world_size=st.integers(1, 5))
-def test_ranks_evaluate_every_image_once(num_images: int, batch_size: int, world_size: int) -> None:
-    samplers = [EvalBatches(num_images, batch_size, rank, world_size) for rank in range(world_size)]
+@given(num_images=st.integers(0, 30), batch_size=batch_sizes, world_size=st.integers(1, 5), kinds=st.integers(0, 4))
+def test_ranks_evaluate_every_image_once(num_images: int, batch_size: int, world_size: int, kinds: int) -> None:
+    shapes = np.random.default_rng(0).integers(kinds, size=(num_images, 2)) * 32 if kinds else None
+    samplers = [EvalBatches(num_images, batch_size, rank, world_size, shapes) for rank in range(world_size)]
     shares = [list(sampler) for sampler in samplers]
     assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
     assert all(1 <= len(batch) <= batch_size for share in shares for batch in share)
@@ -156,20 +157,29 @@ def test_ranks_evaluate_every_image_once(num_images: int, batch_size: int, world
     assert sorted(keys) == [(0, index) for index in range(num_images)]
     lengths = [sum(map(len, share)) for share in shares]
     assert max(lengths) - min(lengths) <= 1
+    for share in shares if kinds else ():
+        of_batch = [{tuple(shapes[index]) for _, index in batch} for batch in share]
+        assert all(len(own) == 1 for own in of_batch)
+        # As few as there can be: of each shape one that is not full.
+        counts = Counter(tuple(shapes[index]) for batch in share for _, index in batch)
+        assert len(share) == sum(-(-count // batch_size) for count in counts.values())
 
 
 def test_evaluation_goes_in_order_by_hand() -> None:
     assert list(EvalBatches(5, 2)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
     assert list(EvalBatches(5, 2, rank=1, world_size=2)) == [[(0, 1), (0, 3)]]
     assert list(EvalBatches(2, 2, rank=2, world_size=3)) == []
+    shapes = np.array([[64, 96], [96, 64], [64, 96], [64, 64], [64, 96]])
+    assert list(EvalBatches(5, 2, shapes=shapes)) == [[(0, 3)], [(0, 0), (0, 2)], [(0, 4)], [(0, 1)]]
+    assert list(EvalBatches(5, 2, 1, 2, shapes)) == [[(0, 0), (0, 4)]]  # of 3, 0, 2, 4, 1
 
 
 def padded_share(notes: Annotations, batches: np.ndarray) -> float:
     """The share of padding in all pixels of batches at 800 / 1333."""
-    files = torch.stack([notes.heights, notes.widths], dim=1).tolist()
-    sizes = np.array([target_size(*file, 800, 1333) for file in files])
-    padded = -(-sizes[batches].max(axis=1) // SIZE_DIVISOR) * SIZE_DIVISOR
-    return 1 - sizes[batches].prod(axis=-1).sum() / (padded.prod(axis=-1).sum() * batches.shape[1])
+    files = torch.stack([notes.heights, notes.widths], dim=1).numpy()
+    sizes = input_sizes(files, ResizeConfig())
+    whole = padded(sizes[batches].max(axis=1))
+    return 1 - sizes[batches].prod(axis=-1).sum() / (whole.prod(axis=-1).sum() * batches.shape[1])
 
 
 @pytest.mark.parametrize(("batch_size", "most"), [(2, 0.12), (4, 0.16), (16, 0.25)])

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -258,18 +259,19 @@ def test_gray_pictures() -> None:
 
 
 @pytest.mark.parametrize(
-    ("short", "long", "size"),
-    [([800], 1333, (800, 1344)), ([480, 600], 1000, (608, 1024)), ([128], 128, (128, 128)), ([800], 500, (512, 512))],
+    ("resize", "size"),
+    [
+        ({"short": [800], "long": 1333}, (800, 1344)),
+        ({"short": [480, 600], "long": 1000}, (608, 1024)),
+        ({"short": [128], "long": 128}, (128, 128)),
+        ({"short": [800], "long": 500}, (512, 512)),
+        ({"fixed": [600, 800]}, (608, 800)),
+    ],
 )
 def test_the_size_of_detection_is_that_of_the_widest_picture_padded(
-    short: list[int], long: int, size: tuple[int, int]
+    resize: dict[str, Any], size: tuple[int, int]
 ) -> None:
-    assert default_size(Config(data=DataConfig(resize=ResizeConfig(short=short, long=long)))) == size
-
-
-def test_a_fixed_size_is_that_of_detection_padded() -> None:
-    resize = ResizeConfig(fixed=[600, 800])
-    assert default_size(Config(data=DataConfig(resize=resize))) == (608, 800)
+    assert default_size(Config(data=DataConfig(resize=ResizeConfig(**resize)))) == size
 
 
 def test_the_size_of_classification_is_the_crop_as_it_is() -> None:

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from detector.config import AugmentConfig, ResizeConfig
 from detector.data.coco import CocoDataset, read_annotations
 from detector.data.collate import load_batches
+from detector.data.resize import input_size
 from detector.data.sampler import TrainBatches
-from detector.data.transforms import TrainTransform, Transform, Transformed, crop_boxes, resize, target_size
+from detector.data.transforms import TrainTransform, Transform, Transformed, crop_boxes, resize
 from detector.structures import IGNORE_REGION, Batch
 
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
@@ -57,13 +58,29 @@ def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         (1, 1000, 50, 100, (1, 100)),
     ],
 )
-def test_target_size_by_hand(height: int, width: int, short: int, long: int, expected: tuple[int, int]) -> None:
-    assert target_size(height, width, short, long) == expected
+def test_input_size_by_hand(height: int, width: int, short: int, long: int, expected: tuple[int, int]) -> None:
+    assert input_size(height, width, size_of(short, long)) == expected
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "short", "down", "nearest"),
+    [
+        (333, 504, 64, (64, 96), (64, 97)),  # 504 · 64 / 333 = 96.86
+        (605, 1400, 800, (576, 1333), (576, 1333)),  # 605 · 1333 / 1400 = 576.05
+        (616, 1400, 800, (586, 1333), (587, 1333)),  # 586.52
+    ],
+)
+def test_the_two_roundings_by_hand(
+    height: int, width: int, short: int, down: tuple[int, int], nearest: tuple[int, int]
+) -> None:
+    for rounding, expected in (("down", down), ("nearest", nearest)):
+        config = ResizeConfig(short=[short], long=1333, rounding=rounding)
+        assert input_size(height, width, config) == expected
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1500), st.integers(1, 2000))
 def test_one_side_meets_its_limit_and_none_passes_it(height: int, width: int, short: int, long: int) -> None:
-    new_height, new_width = target_size(height, width, short, long)
+    new_height, new_width = input_size(height, width, size_of(short, long))
     new_short, new_long = sorted((new_height, new_width))
     assert new_short <= short
     assert new_long <= long

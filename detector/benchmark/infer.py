@@ -20,6 +20,7 @@ from detector.benchmark.peer import Found, build_torchvision, comparable, make_w
 from detector.benchmark.postprocess import to_found, to_list
 from detector.config import Config
 from detector.data.coco import Category, read_annotations
+from detector.data.resize import in_words
 from detector.models import build_model
 from detector.predictor import Predictor
 from detector.structures import Batch, Targets
@@ -50,11 +51,11 @@ def cases(settings: Settings) -> list[Case]:
     if not settings.config:
         overrides = (f"data.resize={{short: [{side}], long: {side}}}", *overrides)
     config = comparable(settings.config or CONFIG, overrides)
-    backbone, size = config.model.backbone, config.data.resize
+    backbone = config.model.backbone
     own = Path(settings.data) if settings.data else None
     name = backbone.name if backbone else settings.config
     from_files = Case(
-        name=f"{name}, files at {size.short[-1]}/{size.long}, one by one",
+        name=f"{name}, files at {in_words(config.data.resize)}, one by one",
         files=None if own else lambda folder: write_photos(folder / "pictures", PICTURES, side),
         inputs=lambda folder: make_inputs(config, settings, own or folder / "pictures", side),
         ours=ours,

@@ -6,7 +6,6 @@ as in ``loss``. Ours gets uint8 pictures, as its loader makes them, torchvision'
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,9 +18,10 @@ from detector.benchmark.generate import random_boxes
 from detector.benchmark.measure import Case, Run, Settings
 from detector.benchmark.peer import build_torchvision, comparable, make_weights
 from detector.config import Config
-from detector.engine import AUTOCAST, TrainingState
+from detector.engine import TrainingState
 from detector.interchange import to_torchvision
 from detector.models import build_model
+from detector.models.precision import autocast
 from detector.optim import scaled_lr
 from detector.structures import Batch, Targets
 from detector.summary import default_size
@@ -95,7 +95,7 @@ def ours(inputs: Inputs) -> Run:
     network = torch.compile(model) if config.train.compile else model
 
     def run() -> Outputs:
-        with autocast(config, device):
+        with autocast(config.train.precision, device):
             output = network(batch.images, batch.sizes)
         losses = detection.loss(output, batch.targets, config.model)
         total = sum(losses.parts.values())
@@ -124,7 +124,7 @@ def theirs(inputs: Inputs) -> Run:
     targets = [{"boxes": boxes, "labels": labels} for boxes, labels in zip(*batch.targets, strict=True)]
 
     def run() -> Outputs:
-        with autocast(config, device):
+        with autocast(config.train.precision, device):
             total = sum(model(images, targets).values())
         optimizer.zero_grad()
         total.backward()
@@ -132,11 +132,6 @@ def theirs(inputs: Inputs) -> Run:
         return Outputs(total.detach(), model.state_dict)
 
     return run
-
-
-def autocast(config: Config, device: torch.device) -> Any:
-    dtype = AUTOCAST[config.train.precision]
-    return torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext()
 
 
 def equal(inputs: Inputs, own: Outputs, other: Outputs) -> bool:

@@ -144,10 +144,12 @@ def _predict(
     from detector import distributed
     from detector.checkpoint import checkpoint_categories, load_model
     from detector.engine import predict_all
+    from detector.models.precision import check_precision
     from detector.reports import Scored
     from detector.tasks import get_task
 
     task = get_task(config)
+    check_precision(config.model.predict.precision, device, "model.predict.precision")
     data = task.open_split(config, "val", checkpoint_categories(content))
     if distributed.is_main():
         print(f"{name} on {data.source}: {data.summary()}", file=sys.stderr)

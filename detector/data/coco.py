@@ -19,6 +19,7 @@ from detector.config import DataConfig, SplitConfig
 from detector.data.coco_json import Annotations, Category, read_annotations
 from detector.data.images import read_annotated_image
 from detector.data.json_stream import show_text
+from detector.data.resize import input_sizes, padded
 from detector.data.transforms import Transform
 from detector.errors import DataError, DetectorError
 from detector.structures import IGNORE_REGION
@@ -131,6 +132,12 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     def is_wide(self) -> np.ndarray:
         """Whether each picture is at least as wide as high, [I] bool."""
         return (self.annotations.widths >= self.annotations.heights).numpy()
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """Height and width of each image as evaluation predicts it, padded on its own, [I, 2]."""
+        sizes = torch.stack([self.annotations.heights, self.annotations.widths], dim=1).numpy()
+        return padded(input_sizes(sizes, self.transform.config))
 
     def file(self, index: int) -> Path:
         return self.images / self.annotations.file_name(index)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +14,9 @@ from detector.data.coco import Sample
 from detector.data.folder import ClassSample
 from detector.data.loader import load
 from detector.data.replace import Replaced, Skipped
+from detector.data.resize import SIZE_DIVISOR, padded
 from detector.errors import DetectorError
 from detector.structures import PADDING, Batch, ClassTargets, Targets
-
-SIZE_DIVISOR = 32  # of the padded sides: the stride of C5
 
 
 def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch.Tensor:
@@ -25,13 +25,13 @@ def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch
     It is channels last, as files are decoded and as convolutions want it: whole rows are copied, nothing is transposed.
     """
     sides = torch.tensor([image.shape[-2:] for image in images]).amax(dim=0)
-    height, width = (-(-sides // divisor) * divisor).tolist()
+    height, width = padded(sides, divisor).tolist()
     if any(image.dtype == torch.uint16 for image in images):  # 8 bits among them: 255 becomes 65535
         images = [image if image.dtype == torch.uint16 else image.to(torch.uint16) * 257 for image in images]
-    padded = _zeros([len(images), height, width, images[0].shape[0]], images[0].dtype).permute(0, 3, 1, 2)
+    batch = _zeros([len(images), height, width, images[0].shape[0]], images[0].dtype).permute(0, 3, 1, 2)
     for row, image in enumerate(images):
-        padded[row, :, : image.shape[1], : image.shape[2]] = image
-    return padded
+        batch[row, :, : image.shape[1], : image.shape[2]] = image
+    return batch
 
 
 def _zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
@@ -58,6 +58,19 @@ def collate(samples: list[Sample | ClassSample | DetectorError]) -> Batch | Dete
         targets=targets,
         ids=torch.tensor([sample.id for sample in samples]),
     )
+
+
+def by_shape(samples: Sequence[Sample | ClassSample]) -> list[list[int]]:
+    """Indices of the samples that have the same shape once each is padded as it is alone.
+
+    Predictions are made in batches of these. Zeros beyond an image do not stay zeros: after a convolution's bias they
+    are features like others, and group norms count them, so what is found would depend on how far neighbours pad.
+    """
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        height, width = sample.image.shape[-2:]
+        groups[padded(height), padded(width)].append(index)
+    return list(groups.values())
 
 
 def _class_targets(samples: list[ClassSample]) -> ClassTargets:

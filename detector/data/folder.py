@@ -226,7 +226,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
     included. A broken picture comes back as the error itself (see ``CocoDataset``).
     """
 
-    is_wide = None  # all pictures become squares
+    is_wide = shapes = None  # all images become squares of one size
 
     def __init__(
         self,

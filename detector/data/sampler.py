@@ -64,15 +64,31 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """This rank's batches of a whole data set in order; a rank without images has none."""
+    """This rank's batches of a whole data set; a rank without images has none.
 
-    def __init__(self, num_images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, num_images, world_size)
-        self.batch_size = batch_size
+    They go in order, or with ``shapes`` [I, 2] (height, width of each image padded on its own) shape by shape: then
+    each batch has one shape, and what is found in an image does not depend on its neighbours.
+    """
+
+    def __init__(
+        self,
+        num_images: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shapes: np.ndarray | None = None,
+    ) -> None:
+        order, shape_of = np.arange(num_images), np.zeros(num_images, dtype=np.int64)
+        if shapes is not None:
+            shape_of = np.unique(shapes, axis=0, return_inverse=True)[1].reshape(-1)
+            order = np.argsort(shape_of, kind="stable")
+        own = order[rank::world_size]
+        alike = np.split(own, np.flatnonzero(np.diff(shape_of[own])) + 1)
+        self.batches = [part[start : start + batch_size] for part in alike for start in range(0, len(part), batch_size)]
 
     def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+        for batch in self.batches:
+            yield [(0, index) for index in batch.tolist()]

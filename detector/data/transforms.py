@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from detector.config import AugmentConfig, CropConfig, ResizeConfig
+from detector.data.resize import input_size
 from detector.structures import IGNORE_REGION
 
 
@@ -21,13 +22,6 @@ class Transformed(NamedTuple):
     image: np.ndarray  # [H, W, C] uint8 or uint16
     boxes: np.ndarray  # [T, 4] float32 xyxy
     labels: np.ndarray  # [T] int64
-
-
-def target_size(height: int, width: int, short: int, long: int, rounding: str = "nearest") -> tuple[int, int]:
-    """Height and width with the short side at ``short``, or the long one at ``long`` if it would pass that."""
-    scale = min(short / min(height, width), long / max(height, width))
-    cut = int if rounding == "down" else round
-    return max(1, cut(height * scale)), max(1, cut(width * scale))
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str = "area") -> np.ndarray:
@@ -49,16 +43,9 @@ class Transform:
         self.config = config
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
-        height, width = self.size_of(image, self.config.short[-1])
+        height, width = input_size(*image.shape[:2], self.config)
         factors = np.array([width / image.shape[1], height / image.shape[0]] * 2, dtype=np.float32)
         return Transformed(resize(image, height, width, self.config.interpolation), boxes * factors, labels)
-
-    def size_of(self, image: np.ndarray, short: int) -> tuple[int, int]:
-        """Height and width that the picture gets."""
-        if self.config.fixed:
-            height, width = self.config.fixed
-            return height, width
-        return target_size(*image.shape[:2], short, self.config.long, self.config.rounding)
 
 
 class TrainTransform(Transform):
@@ -88,7 +75,7 @@ class TrainTransform(Transform):
     ) -> Transformed:
         """Zoomed by a drawn factor: in, a window of the picture fills the target size; out, the target is smaller."""
         full_height, full_width = image.shape[:2]
-        height, width = self.size_of(image, int(rng.choice(self.config.short)))
+        height, width = input_size(full_height, full_width, self.config, int(rng.choice(self.config.short)))
         zoom = 1.0
         if self.augment.scale_jitter:
             zoom = float(np.exp(rng.uniform(*np.log(self.augment.scale_jitter))))

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from detector.data.images import read_annotated_image, read_image
+from detector.data.resize import in_words
 from detector.doctor.columns import Split
 from detector.doctor.examination import Report
 from detector.doctor.findings import Example, Finding
@@ -198,9 +199,8 @@ def _class_chart(
 
 def _sizes(report: Report) -> Iterator[Block]:
     with_sizes = [own for own in report.sets if len(own.sizes)]
-    resize = report.settings.resize
     if with_sizes:
-        at = f"{resize.short[-1]}/{resize.long} px"
+        at = f"{in_words(report.settings.resize)} px"
         yield Text(
             f"Sizes of objects are square roots of their areas once the picture is resized to {at}; anchors of the"
             " usual pyramid begin at 32 px."

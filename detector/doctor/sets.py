@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detector.config import ResizeConfig
+from detector.data.resize import input_sizes
 from detector.doctor.columns import Split
 from detector.doctor.findings import Finding, found, in_words
 
@@ -62,12 +63,14 @@ def describe(split: Split, picture_sizes: np.ndarray, resize: ResizeConfig) -> S
 
 
 def object_sizes(split: Split, picture_sizes: np.ndarray, resize: ResizeConfig) -> np.ndarray:
-    """The square root of each object's area once its picture is resized, without those of unknown pictures, float32."""
-    with np.errstate(divide="ignore"):  # as detector.data.transforms.target_size has it
-        scale = np.minimum(resize.short[-1] / picture_sizes.min(axis=1), resize.long / picture_sizes.max(axis=1))
+    """The square root of each object's area once its image is resized, without those of unknown images, float32."""
+    is_known = (picture_sizes > 0).all(axis=1)
+    factors = np.zeros(picture_sizes.shape)  # [I, 2] width, height
+    known = picture_sizes[is_known]
+    factors[is_known] = input_sizes(known[:, ::-1], resize)[:, ::-1] / known
     rows = np.flatnonzero(split.is_object)
-    sizes = np.sqrt(split.boxes[rows, 2:].prod(axis=1)) * scale[split.image[rows]]
-    return sizes[np.isfinite(sizes)].astype(np.float32)
+    rows = rows[is_known[split.image[rows]]]
+    return np.sqrt((split.boxes[rows, 2:] * factors[split.image[rows]]).prod(axis=1)).astype(np.float32)
 
 
 def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detections: int) -> Iterator[Finding]:

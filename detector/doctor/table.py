@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from detector.data.resize import in_words
 from detector.doctor.examination import Report
 from detector.doctor.findings import Example, Finding
 from detector.doctor.sets import SMALL_SIDES, SetFacts
@@ -38,11 +39,10 @@ def _describe(own: SetFacts, report: Report) -> list[str]:
         shown = ordered if len(ordered) <= 6 else [*ordered[:3], ("…", -1, 0), *ordered[-3:]]
         lines.append("  " + ", ".join(name if count < 0 else f"{name} {count:,}" for name, count, _ in shown))
     if len(own.sizes):
-        resize = report.settings.resize
         shares = ", ".join(f"{own.share_under(side):.0%} under {side} px" for side in SMALL_SIDES)
         lines.append(
             f"  objects an image: median {np.median(own.objects_an_image):.0f}, at most {max(own.objects_an_image):,};"
-            f" size at {resize.short[-1]}/{resize.long}: median {np.median(own.sizes):.0f} px, {shares}"
+            f" size at {in_words(report.settings.resize)}: median {np.median(own.sizes):.0f} px, {shares}"
         )
     return lines
 

@@ -47,7 +47,8 @@ class Model(nn.Module):
 
     def fold_norms(self) -> Model:
         """This model with its batch norms in the convolutions before them; from then on it only predicts."""
-        images = torch.zeros(1, self.mean.shape[1], *PROBE_SIDES, dtype=torch.uint8, device=self.mean.device)
+        shape, noise = (1, self.mean.shape[1], *PROBE_SIDES), torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise).to(self.mean.device)
         fold_norms(self, partial(self, images, torch.tensor([PROBE_SIDES], device=self.mean.device)))
         return self
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 
@@ -25,12 +27,59 @@ class FrozenNorm(FrozenBatchNorm2d):
 FOLDABLE = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenNorm)  # not their subclasses: timm's hold activations
 
 
+# How much of an output's range folding may move it: rounding moves it by less than 1e-5.
+TOLERANCE = 1e-4
+
+
 @torch.no_grad()
-def fold_norms(model: nn.Module, run: Callable[[], object]) -> None:
+def fold_norms(model: nn.Module, run: Callable[[], Any]) -> None:
     """Put every batch norm that follows a convolution into its weights; from then on ``model`` only predicts.
 
-    ``run`` runs the model on any input: what follows what is seen, not typed in.
+    ``run`` runs the model on an input and returns its output, tensors in any nest: what follows what is seen, not typed
+    in. A norm that cannot be folded stays: modules that read the convolution too are seen, and where a function does
+    (``x + conv(x)``), the output shows it.
     """
+    model.eval()
+    pairs, expected = _pairs(model, run)
+
+    def fold(pairs: list[tuple[nn.Conv2d, str]]) -> None:
+        before = [(convolution, convolution.weight, convolution.bias) for convolution, _ in pairs]
+        norms = [(name, model.get_submodule(name)) for _, name in pairs]
+        for (convolution, name), (_, norm) in zip(pairs, norms, strict=True):
+            convolution.weight, convolution.bias = fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            model.set_submodule(name, nn.Identity())
+        if all(map(_is_close, _tensors(run()), expected)):
+            return
+        for convolution, weight, bias in before:
+            convolution.weight, convolution.bias = weight, bias
+        for name, norm in norms:
+            model.set_submodule(name, norm)
+        if len(pairs) > 1:  # those that may be folded are found by halves
+            fold(pairs[: len(pairs) // 2])
+            fold(pairs[len(pairs) // 2 :])
+
+    fold(pairs)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    is_off = (found - expected).abs() > TOLERANCE * (expected.max() - expected.min())
+    return not is_off.any()
+
+
+def _pairs(model: nn.Module, run: Callable[[], Any]) -> tuple[list[tuple[nn.Conv2d, str]], list[Tensor]]:
+    """Convolutions that no module reads but one norm, with the names of these norms; and what the model puts out."""
     outputs: list[tuple[Tensor, nn.Module]] = []
     readers: dict[nn.Module, set[nn.Module]] = defaultdict(set)  # modules that take a convolution's output
     sources: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)  # convolutions whose output a norm takes
@@ -47,18 +96,14 @@ def fold_norms(model: nn.Module, run: Callable[[], object]) -> None:
     leaves = [module for module in model.modules() if not any(module.children())]
     handles = [module.register_forward_pre_hook(note_input) for module in leaves]
     handles += [module.register_forward_hook(note_output) for module in leaves if type(module) is nn.Conv2d]
-    model.eval()
-    run()
+    output = _tensors(run())
     for handle in handles:
         handle.remove()
 
-    for name, norm in list(model.named_modules()):
-        if type(norm) not in FOLDABLE or len(sources[norm]) != 1:
-            continue
-        (convolution,) = sources[norm]
-        if convolution is None or readers[convolution] != {norm}:
-            continue
-        convolution.weight, convolution.bias = fuse_conv_bn_weights(
-            convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        model.set_submodule(name, nn.Identity())
+    pairs = []
+    for name, norm in model.named_modules():
+        if type(norm) in FOLDABLE and len(sources[norm]) == 1:
+            (convolution,) = sources[norm]
+            if convolution is not None and readers[convolution] == {norm}:
+                pairs.append((convolution, name))
+    return pairs, output

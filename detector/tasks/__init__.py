@@ -23,6 +23,7 @@ class Data(Protocol):
 
     categories: list[Category]
     is_wide: np.ndarray | None  # [I] bool: which pictures are at least as wide as high; None where all are alike
+    shapes: np.ndarray | None  # [I, 2] height, width of each image in evaluation, padded; None where all are alike
     source: Path  # what it was read from, for messages
     truth: Any  # what the task scores predictions against
     images: Path  # the folder of its pictures
