@@ -345,7 +345,7 @@ class OptimizerConfig(Section):
     lr_batch_size: Count = 16
     momentum: Probability = 0.9  # sgd
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    decay_norm_and_bias: bool = True
+    decay_norm_and_bias: bool = True  # false: only weights of convolutions and linear layers decay
 
 
 class ScheduleConfig(Section):
