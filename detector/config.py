@@ -270,7 +270,8 @@ IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 class NormaliseConfig(Section):
     """Per channel, of values 0..255 (16-bit values count 1/257 each).
 
-    Null is ImageNet's, RGB; for other than three channels, the mean of its three for each.
+    Null is that of the weights which training starts from, of a network or a checkpoint; of random weights, and in a
+    checkpoint, it is ImageNet's, RGB. For other than three channels, each has the mean of the three.
     """
 
     mean: list[float] | None = None
@@ -325,14 +326,15 @@ class ModelConfig(Section):
 
     @property
     def mean(self) -> list[float]:
-        return self.normalise.mean or _for_channels(IMAGENET_MEAN, self.in_channels)
+        return self.normalise.mean or for_channels(IMAGENET_MEAN, self.in_channels)
 
     @property
     def std(self) -> list[float]:
-        return self.normalise.std or _for_channels(IMAGENET_STD, self.in_channels)
+        return self.normalise.std or for_channels(IMAGENET_STD, self.in_channels)
 
 
-def _for_channels(values: list[float], in_channels: int) -> list[float]:
+def for_channels(values: list[float], in_channels: int) -> list[float]:
+    """Those of RGB for a number of channels."""
     return values if in_channels == 3 else [sum(values) / 3] * in_channels
 
 

@@ -116,6 +116,15 @@ def config_to_dict(config: Config) -> _Tree:
     return config.model_dump(mode="json")
 
 
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys at which two trees below ``key`` differ, and both values."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for name in old:
+            yield from differences(old[name], new[name], f"{key}.{name}".removeprefix("."))
+    elif old != new:
+        yield key, old, new
+
+
 def save_config(config: Config, path: Path) -> None:
     """The resolved config as YAML: every key, defaults included."""
     with atomic_write(path) as file:

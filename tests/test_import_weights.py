@@ -40,7 +40,7 @@ from detector.data.coco import Category
 from detector.interchange import Imported, import_checkpoint
 from detector.models import build_model
 from detector.run import RunFolder
-from detector.training import fit, load_start
+from detector.training import fit, load_start, open_start
 
 State = dict[str, Tensor]
 CPU = torch.device("cpu")
@@ -516,7 +516,7 @@ def test_classes_of_the_same_name_are_kept(scratch: Path) -> None:
     own = build_model(config.model, 4)
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     names = ["zebra", "cell", "person", "stop sign"]
-    lines, report = load_start(own, config, [Category(row, name) for row, name in enumerate(names)])
+    lines, report = load_start(own, config, [Category(row, name) for row, name in enumerate(names)], open_start(config))
     said = "3 of 4 classes (zebra, person, stop sign)"
     assert f"the class layer by name: {said}" in lines[0]
     ids = [24, None, 1, 13]  # COCO's
