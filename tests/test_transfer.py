@@ -208,6 +208,35 @@ def test_another_number_of_anchors_begins_at_random() -> None:
         assert torch.equal(second.state_dict()[name], before[name])
 
 
+@pytest.mark.parametrize(
+    ("change", "is_random"),
+    [
+        # Biases of the class and box layers would fit, and those of the pyramid's first layers.
+        ({"fpn": {"levels": [3, 4, 5], "channels": 24}}, {"cls_tower", "box_tower", "cls_output", "box_output"}),
+        ({"head": {"num_convs": 1, "channels": 8}}, {"cls_tower", "box_tower", "cls_output", "box_output"}),
+        # Convolutions 0, 2, 4 here, 0, 3, 6 there: number 6 would be another one.
+        ({"head": {"num_convs": 4, "norm": "gn"}}, {"cls_tower", "box_tower"}),
+        ({"head": {"num_convs": 2}}, {"cls_tower", "box_tower"}),
+    ],
+    ids=["narrower pyramid", "narrower head", "norms", "longer tower"],
+)
+def test_a_part_of_the_head_is_taken_whole_or_not_at_all(change: dict[str, Any], is_random: set[str]) -> None:
+    first, second = make_model(DETECTOR, 3, seed=1), make_model({**DETECTOR, **change}, 3, seed=2)
+    before, content = state_of(second), content_of(DETECTOR, OLD, first)
+    outcome = transfer(second, OLD, content, PATH)
+    assert_all_is_said(outcome, second, content)
+    assert {name.split(".")[1] for name in outcome.begun if name.startswith("head.")} == is_random
+    for name, tensor in second.state_dict().items():
+        if name.startswith("head.") and name.split(".")[1] in is_random:
+            assert torch.equal(tensor, before[name]), name
+    # The line says one thing of a part.
+    said = outcome.summary()
+    assert ("class layer by name" in said) == ("head.cls_output.*" not in said)
+    assert said.count("head.cls_output") <= 1
+    counts = [int(count) for count in re.findall(r"(?:^|; )(\d+) (?:of|begin)", said)]
+    assert sum(counts) + len(outcome.by_class) == len(second.state_dict())
+
+
 def test_the_list_of_classes_in_a_report_is_cut() -> None:
     many = categories(*[f"class {number}" for number in range(12)])
     first, second = make_model(POOLED, 12, seed=1), make_model(POOLED, 12, seed=2)
