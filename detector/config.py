@@ -221,12 +221,19 @@ class HeadConfig(Section):
     num_convs: Annotated[int, Field(ge=0, le=100)] = 4
     channels: Count | None = None  # null: as many as the pyramid
     norm: Literal["none", "gn"] = "none"
+    norm_bias: bool = False  # convolutions before a norm have a bias, too, as Detectron2's
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # initial score of every class (RetinaNet, section 4.1)
     # pooled
     pool: Literal["avg", "max", "gem"] = "avg"  # each level to one vector; gem: generalised mean
     fuse: Literal["mean", "concat", "learned"] = "concat"  # the levels' vectors; learned: a weighted mean
     hidden: list[Count] = []  # widths of fully connected layers before the last one
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before every fully connected layer
+
+    @model_validator(mode="after")
+    def _norm_for_the_bias(self) -> HeadConfig:
+        if self.norm_bias and self.norm == "none":
+            raise ValueError("norm_bias: without a norm, convolutions have a bias anyway; remove it, or use norm: gn")
+        return self
 
 
 class MatcherConfig(Section):

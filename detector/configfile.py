@@ -268,7 +268,7 @@ _DETECTION += tuple(f"model.predict.{key}" for key in PredictConfig.model_fields
 _CLASSIFICATION = ("data.val_share", "data.classes", "data.class_weights", "data.crop", "data.augment.mixup")
 _CLASSIFICATION += ("data.augment.cutmix", "model.loss.label_smoothing", "model.predict.classes", "model.multi_label")
 _USERS = dict.fromkeys(_DETECTION, ("task", "detection")) | dict.fromkeys(_CLASSIFICATION, ("task", "classification"))
-_USERS |= {f"model.head.{key}": ("head", "retina") for key in ("num_convs", "channels", "norm", "prior")}
+_USERS |= {f"model.head.{key}": ("head", "retina") for key in ("num_convs", "channels", "norm", "norm_bias", "prior")}
 _USERS |= {f"model.head.{key}": ("head", "pooled") for key in ("pool", "fuse", "hidden", "dropout")}
 
 

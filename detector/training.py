@@ -27,7 +27,7 @@ from detector.reports import Scored
 from detector.run import RunFolder, tensorboard_writer
 from detector.storage import atomic_write
 from detector.tasks import Data, Task, get_task
-from detector.transfer import transfer
+from detector.transfer import missing_parts, other_conventions, transfer
 from detector.weights import follow_weights, load_backbone_weights
 
 
@@ -143,7 +143,11 @@ def load_start(
             f"{source}: {random[0]} and {len(random) - 1} more tensors of the backbone are not in it"
             f" ({outcome.begun[random[0]]}), and would stay random; use the checkpoint's model.backbone"
         )
-    return [f"from {source} ({content['config']['task']}): {outcome.summary()}"], outcome.report()
+    origin = checkpoint_config(content, source)
+    lines = [f"from {source} ({origin.task}): {outcome.summary()}"]
+    if origin.task == config.task:
+        lines += missing_parts(outcome)
+    return [*lines, *other_conventions(config, origin, source)], outcome.report()
 
 
 def check_frozen(config: Config) -> None:

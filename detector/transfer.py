@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +11,8 @@ import torch
 from torch import Tensor
 
 from detector.checkpoint import checkpoint_categories, checkpoint_config
+from detector.config import Config
+from detector.configfile import config_to_dict, differences
 from detector.data.coco import Category
 from detector.errors import WeightsError
 from detector.models import Model
@@ -84,6 +88,42 @@ def transfer(model: Model, categories: list[Category], content: dict[str, Any], 
         names = " + ".join(backbone.name for backbone in old_model.backbones)
         raise WeightsError(f"{path}: nothing of its backbone ({names}) fits this model; use the same model.backbone")
     return outcome
+
+
+def conventions(config: Config, has_head: bool = True) -> dict[str, Any]:
+    """The part of a config that a model's weights were made with, as a tree; nothing that only training asks."""
+    tree = config_to_dict(config)
+    model, data = tree["model"], tree["data"]
+    for backbone in filter(None, [model["backbone"], *model["pyramid"]["branches"]]):
+        for key in ("weights", "freeze_at", "norm"):
+            del backbone[key]
+    model["normalise"] = {"mean": config.model.mean, "std": config.model.std}
+    part = {"model": {key: model[key] for key in ("in_channels", "normalise", "backbone", "pyramid", "fpn")}}
+    if has_head:
+        part["model"] |= {key: model[key] for key in ("anchors", "head", "predict")}
+        part["data"] = {"resize": data["resize"], "crop": {key: data["crop"][key] for key in ("size", "eval_share")}}
+    return part
+
+
+def other_conventions(own: Config, source: Config, path: str | Path) -> list[str]:
+    """Lines that say with which values a checkpoint was trained where the config has others."""
+    there, here = (conventions(config, has_head=own.task == source.task) for config in (source, own))
+    lines = [f"  {key}={_short(old)} (here {_short(new)})" for key, old, new in differences(there, here)]
+    return [f"{path} was made with other values than this config has; its own are", *lines] if lines else []
+
+
+def _short(value: Any) -> str:
+    """As the command line takes it, cut where it is long."""
+    text = json.dumps(value).replace(" ", "")
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def missing_parts(outcome: Transfer) -> list[str]:
+    """A warning where parts of a head that the checkpoint has stay random all the same; a class layer may."""
+    names = [name for name in outcome.begun if re.match(r"head\.(cls_tower|box_tower|box_output|hidden)", name)]
+    if not names:
+        return []
+    return [f"warning: {_grouped(names)} stay random: {names[0]} {outcome.begun[names[0]]}"]
 
 
 def _part(name: str, class_tensors: set[str]) -> str:

@@ -18,7 +18,7 @@ from detector.data.coco import Category
 from detector.errors import ConfigError, WeightsError
 from detector.models import Model, build_model
 from detector.run import RunFolder
-from detector.training import fit, load_start, open_start
+from detector.training import begin_normalise, fit, load_start, open_start
 from detector.transfer import Transfer, transfer
 
 CPU = torch.device("cpu")
@@ -325,8 +325,10 @@ def test_a_backbone_that_counts_on_weights_does_not_stay_random(
 def test_a_backbone_that_is_all_there_may_be_frozen(section: dict[str, Any], checkpoint: Path) -> None:
     # The weights that the config names are not even looked for.
     config = make_config({**POOLED, "weights": str(checkpoint), "backbone": {"name": "resnet10", **section}})
+    start = open_start(config)
+    config, _ = begin_normalise(config, start, str(checkpoint))
     model = build_model(config.model, 1)
-    lines, _ = load_start(model, config, categories("ant"), open_start(config))
+    lines, _ = load_start(model, config, categories("ant"), start)
     assert len(lines) == 1
     assert lines[0].startswith(f"from {checkpoint} (detection): ")
     loaded = torch.load(checkpoint, weights_only=True)["model"]
