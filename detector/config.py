@@ -221,12 +221,19 @@ class HeadConfig(Section):
     num_convs: Annotated[int, Field(ge=0, le=100)] = 4
     channels: Count | None = None  # null: as many as the pyramid
     norm: Literal["none", "gn"] = "none"
+    norm_bias: bool = False  # convolutions before a norm have a bias, too, as Detectron2's
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # initial score of every class (RetinaNet, section 4.1)
     # pooled
     pool: Literal["avg", "max", "gem"] = "avg"  # each level to one vector; gem: generalised mean
     fuse: Literal["mean", "concat", "learned"] = "concat"  # the levels' vectors; learned: a weighted mean
     hidden: list[Count] = []  # widths of fully connected layers before the last one
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before every fully connected layer
+
+    @model_validator(mode="after")
+    def _norm_for_the_bias(self) -> HeadConfig:
+        if self.norm_bias and self.norm == "none":
+            raise ValueError("norm_bias: without a norm, convolutions have a bias anyway; remove it, or use norm: gn")
+        return self
 
 
 class MatcherConfig(Section):
@@ -272,7 +279,8 @@ IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 class NormaliseConfig(Section):
     """Per channel, of values 0..255 (16-bit values count 1/257 each).
 
-    Null is ImageNet's, RGB; for other than three channels, the mean of its three for each.
+    Null is that of the weights which training starts from, of a network or a checkpoint; of random weights, and in a
+    checkpoint, it is ImageNet's, RGB. For other than three channels, each has the mean of the three.
     """
 
     mean: list[float] | None = None
@@ -327,14 +335,15 @@ class ModelConfig(Section):
 
     @property
     def mean(self) -> list[float]:
-        return self.normalise.mean or _for_channels(IMAGENET_MEAN, self.in_channels)
+        return self.normalise.mean or for_channels(IMAGENET_MEAN, self.in_channels)
 
     @property
     def std(self) -> list[float]:
-        return self.normalise.std or _for_channels(IMAGENET_STD, self.in_channels)
+        return self.normalise.std or for_channels(IMAGENET_STD, self.in_channels)
 
 
-def _for_channels(values: list[float], in_channels: int) -> list[float]:
+def for_channels(values: list[float], in_channels: int) -> list[float]:
+    """Those of RGB for a number of channels."""
     return values if in_channels == 3 else [sum(values) / 3] * in_channels
 
 
@@ -347,7 +356,7 @@ class OptimizerConfig(Section):
     lr_batch_size: Count = 16
     momentum: Probability = 0.9  # sgd
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    decay_norm_and_bias: bool = True
+    decay_norm_and_bias: bool = True  # false: only weights of convolutions and linear layers decay
 
 
 class ScheduleConfig(Section):

@@ -116,6 +116,15 @@ def config_to_dict(config: Config) -> _Tree:
     return config.model_dump(mode="json")
 
 
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys at which two trees below ``key`` differ, and both values."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for name in old:
+            yield from differences(old[name], new[name], f"{key}.{name}".removeprefix("."))
+    elif old != new:
+        yield key, old, new
+
+
 def save_config(config: Config, path: Path) -> None:
     """The resolved config as YAML: every key, defaults included."""
     with atomic_write(path) as file:
@@ -259,7 +268,7 @@ _DETECTION += tuple(f"model.predict.{key}" for key in PredictConfig.model_fields
 _CLASSIFICATION = ("data.val_share", "data.classes", "data.class_weights", "data.crop", "data.augment.mixup")
 _CLASSIFICATION += ("data.augment.cutmix", "model.loss.label_smoothing", "model.predict.classes", "model.multi_label")
 _USERS = dict.fromkeys(_DETECTION, ("task", "detection")) | dict.fromkeys(_CLASSIFICATION, ("task", "classification"))
-_USERS |= {f"model.head.{key}": ("head", "retina") for key in ("num_convs", "channels", "norm", "prior")}
+_USERS |= {f"model.head.{key}": ("head", "retina") for key in ("num_convs", "channels", "norm", "norm_bias", "prior")}
 _USERS |= {f"model.head.{key}": ("head", "pooled") for key in ("pool", "fuse", "hidden", "dropout")}
 
 

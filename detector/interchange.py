@@ -35,6 +35,8 @@ RAW_COCO = len(_ROWS)  # torchvision's COCO models have a row for every id from 
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d"]
 RESNETS += ["resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"]
 
+HEAD_BATCH_NORMS = r"(head|bbox_head)\..*\.running_(mean|var)"
+
 LARGEST = 10**8  # numbers of a tensor; a small file can claim any number by repeating one
 
 # torchvision's published weights that were trained with eps 0 in batch norm; the name ends in a hash of the content.
@@ -100,6 +102,11 @@ def _import(value: Any, path: Path, package: str | None, config: str | None, ove
         known = ", ".join(f"{name} ({source.mark})" for name, source in SOURCES.items())
         raise WeightsError(f"{path}: is no RetinaNet of {package or known}: its first tensor is {next(iter(state))}")
     source = SOURCES[package]
+    if norms := [name for name in state if re.fullmatch(HEAD_BATCH_NORMS, name)]:
+        raise WeightsError(
+            f"{path}: {norms[0]}: its head has batch norms, in Detectron2 and MMDetection one for each level, which"
+            " a head that all levels share cannot hold; heads with group norms (GN) or without norms are read"
+        )
     layers = 3 if source.second_layer in state else 2  # convolution, (norm,) ReLU
 
     def theirs(ours: str, ndim: int | None = None) -> Tensor:
@@ -206,6 +213,7 @@ def _read_shapes(
     has_counts = any(name.endswith("num_batches_tracked") for name in state)
     channels = len(theirs("pyramid.fpn.lateral.0.weight", 4))
     width = len(theirs("head.cls_tower.0.weight", 4)) if num_convs else channels
+    has_bias = layers == 3 and source.name("head.cls_tower.0.bias", layers) in state
     p6_from = "p5" if theirs("pyramid.fpn.output.p6.weight", 4).shape[1] == channels else "c5"
     backbone = {"name": _find_backbone(state, source, layers, path), "norm": "bn" if has_counts else "frozen_bn"}
     return {
@@ -217,6 +225,7 @@ def _read_shapes(
                 "num_convs": num_convs,
                 "channels": None if width == channels else width,
                 "norm": "gn" if layers == 3 else "none",
+                "norm_bias": has_bias,
             },
         },
     }
@@ -446,6 +455,7 @@ def check_exportable(config: Config, path: str | Path) -> None:
         "backbone.stride_in_1x1": (model.backbone.stride_in_1x1, False),
         **{f"fpn.{key}": values for key, values in fpn.items()},
         "head.num_convs": (model.head.num_convs, 4),
+        "head.norm_bias": (model.head.norm_bias, False),
         "head.channels": (model.head.channels or model.fpn.channels, model.fpn.channels),
         # Published weights of torchvision's want eps 0, which is set after loading them there, too.
         "backbone.norm_eps": (model.backbone.norm_eps or 1e-5, 1e-5),

@@ -30,19 +30,28 @@ def lr_factor(config: ScheduleConfig, step: int, steps: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trained parameters, norms and biases in a group of their own."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # Weights of convolutions and linear layers are matrices; all that norms and biases have is vectors.
-    matrices = [parameter for parameter in trained if parameter.ndim > 1]
-    vectors = [parameter for parameter in trained if parameter.ndim <= 1]
+    """SGD or AdamW over the trained parameters: weights of layers, and all others in a group of their own."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    weights, others = (
+        [parameter for name, parameter in trained if is_layer_weight(name, parameter) == kind] for kind in (True, False)
+    )
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0},
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0},
     ]
     lr = scaled_lr(config, batch_size)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=True)
+
+
+def is_layer_weight(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is what a convolution or a linear layer multiplies by.
+
+    Norms' weights are vectors. Layer scales, tables of position biases, tokens and temperatures have names of their own
+    whatever their shape. (A traced backbone has the names of its layers, but not always their types.)
+    """
+    return name.rpartition(".")[2].startswith("weight") and parameter.ndim > 1
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -57,7 +66,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, path: object) -
     if not isinstance(saved, dict) or saved.keys() != own.keys() or not isinstance(saved["state"], dict):
         raise WeightsError(f"{path}: its optimizer is no optimizer's state")
     if _without_lr(saved["param_groups"]) != _without_lr(own["param_groups"]):
-        raise WeightsError(f"{path}: its optimizer is of another kind, or of other parameters")
+        raise WeightsError(
+            f"{path}: its optimizer is of another kind, or has its parameters in other groups, as earlier versions"
+            " chose them (those that decay, by shape); start another run from its weights with --init-from"
+        )
     for index, values in saved["state"].items():
         if index not in range(len(parameters)) or not isinstance(values, dict):
             raise WeightsError(f"{path}: its optimizer has a parameter {index!r} of {len(parameters)}")

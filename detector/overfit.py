@@ -22,7 +22,7 @@ from detector.models import build_model
 from detector.preview import draw_first_batch
 from detector.run import RunFolder
 from detector.tasks import get_task
-from detector.training import check_frozen, load_start
+from detector.training import begin_normalise, check_frozen, load_start, open_start
 
 ROUND_STEPS = 50  # between two looks at the loss
 MAX_ROUNDS = 20
@@ -60,13 +60,15 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     val_data = whole.select(chosen.tolist())
 
     torch.manual_seed(config.seed)
+    start = open_start(config)
+    config, normalised = begin_normalise(config, start, str(config.model.weights))
     model = build_model(config.model, len(whole.categories))
-    origins, _ = load_start(model, config, whole.categories)
+    origins, _ = load_start(model, config, whole.categories, start)
     model = model.to(device, memory_format=torch.channels_last)
     state = TrainingState.begin(model, config.train, len(train_data), device)
     run.create()
     run.describe(config)
-    print("\n".join([*origins, f"to be learned by heart: {val_data.summary()}"]), file=sys.stderr)
+    print("\n".join([*origins, normalised, f"to be learned by heart: {val_data.summary()}"]), file=sys.stderr)
     draw_first_batch(config, task, train_data, run)
 
     first = last = float("nan")

@@ -14,7 +14,7 @@ import torch
 from detector import distributed
 from detector.checkpoint import checkpoint_categories, checkpoint_config, load_weights, read_checkpoint, read_progress
 from detector.config import BackboneConfig, Config
-from detector.configfile import config_to_dict
+from detector.configfile import config_to_dict, differences
 from detector.data.coco import Category
 from detector.engine import TrainingState, count_steps, predict_all, train
 from detector.errors import ConfigError, DataError, WeightsError, one_of
@@ -28,8 +28,8 @@ from detector.reports import Scored
 from detector.run import RunFolder, tensorboard_writer
 from detector.storage import atomic_write
 from detector.tasks import Data, Task, get_task
-from detector.transfer import transfer
-from detector.weights import load_backbone_weights
+from detector.transfer import missing_parts, other_conventions, transfer
+from detector.weights import follow_weights, load_backbone_weights
 
 
 def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = False) -> bool:
@@ -62,6 +62,8 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
 
 def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any) -> bool:
     content = read_progress(run.last, run.best) if resume and run.last.exists() else None
+    start = open_start(config) if content is None else None
+    config, normalised = begin_normalise(config, start or content, str(run.last if content else config.model.weights))
     if content is not None:
         check_config(content, config, run)
     train_data = task.open_split(config, "train")
@@ -71,10 +73,11 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(categories))
     if content is None:
-        origins, report = load_start(model, config, categories)
+        origins, report = load_start(model, config, categories, start)
     else:
         check_data(content, config, train_data, run)
         origins, report = [f"resumed from {run.last}", *_changes(content, config, run)], None
+    del start
     model = model.to(device, memory_format=torch.channels_last)
     state = TrainingState.begin(model, config.train, len(train_data), device)
     if content is not None:
@@ -88,7 +91,7 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
                 file.write(report)
         if writer:
             run.board = writer(str(run.path), purge_step=state.step + 1)
-        print_plan(config, origins, model, train_data, val_data, device)
+        print_plan(config, [*origins, normalised], model, train_data, val_data, device)
         if content is None:
             preview_run(config, task, train_data, run)
     distributed.barrier()
@@ -111,14 +114,30 @@ def report_best(config: Config, task: Task, model: Model, val_data: Data, run: R
         report.write_page(run.path, f"Evaluation of {run.path.name}")
 
 
-def load_start(model: Model, config: Config, categories: list[Category]) -> tuple[list[str], str | None]:
-    """Fill a new model with the weights that it begins from; lines that say what came from where, and a full report."""
-    source = config.model.weights
-    if source is None:
+def open_start(config: Config) -> dict[str, Any] | None:
+    """The checkpoint ``model.weights`` that a run starts from, if the config names one."""
+    return open_checkpoint(config.model.weights) if config.model.weights else None
+
+
+def begin_normalise(config: Config, content: dict[str, Any] | None, path: str) -> tuple[Config, str]:
+    """The config with the normalisation that its weights want: of the checkpoint at ``path``, or its backbones'."""
+    checkpoint = checkpoint_config(content, path).model if content else None
+    model, line = follow_weights(config.model, checkpoint)
+    return config.model_copy(update={"model": model}), line
+
+
+def load_start(
+    model: Model, config: Config, categories: list[Category], content: dict[str, Any] | None
+) -> tuple[list[str], str | None]:
+    """Fill a new model with the weights that it starts from; lines that say what came from where, and a full report.
+
+    ``content`` is of the checkpoint ``model.weights``, where the config names one (see :func:`open_start`).
+    """
+    if content is None:
         backbones = [module for module in model.modules() if isinstance(module, Backbone)]
         pairs = zip(backbones, config.model.backbones, strict=True)
         return [load_backbone_weights(backbone, section) for backbone, section in pairs], None
-    content = open_checkpoint(source)
+    source = str(config.model.weights)
     outcome = transfer(model, categories, content, source)
     counts_on_weights = any(_is_frozen(section) or section.weights for section in config.model.backbones)
     random = [name for name in outcome.begun if ".backbone." in name]
@@ -127,7 +146,11 @@ def load_start(model: Model, config: Config, categories: list[Category]) -> tupl
             f"{source}: {random[0]} and {len(random) - 1} more tensors of the backbone are not in it"
             f" ({outcome.begun[random[0]]}), and would stay random; use the checkpoint's model.backbone"
         )
-    return [f"from {source} ({content['config']['task']}): {outcome.summary()}"], outcome.report()
+    origin = checkpoint_config(content, source)
+    lines = [f"from {source} ({origin.task}): {outcome.summary()}"]
+    if origin.task == config.task:
+        lines += missing_parts(outcome)
+    return [*lines, *other_conventions(config, origin, source)], outcome.report()
 
 
 def check_frozen(config: Config) -> None:
@@ -181,21 +204,12 @@ def check_config(content: dict[str, Any], config: Config, run: RunFolder) -> Non
         old, new = config_to_dict(checkpoint_config(content, run.last)), config_to_dict(config)
         for part in key.split("."):
             old, new = old[part], new[part]
-        for own_key, was, now in _differences(key, old, new):
+        for own_key, was, now in differences(old, new, key):
             # What it began with does not matter where it goes on, nor how it predicts.
             if own_key == "model.weights" or own_key.startswith("model.predict."):
                 continue
             remedy = f"{_REMEDY} (--init-from starts a task from the other's weights)" if key == "task" else _REMEDY
             raise ConfigError(f"{run.last}: {own_key} was {was}, is {now}; {remedy}")
-
-
-def _differences(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys at which two configs differ, and both values."""
-    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
-        for name in old:
-            yield from _differences(f"{key}.{name}", old[name], new[name])
-    elif old != new:
-        yield key, old, new
 
 
 def check_data(content: dict[str, Any], config: Config, train_data: Data, run: RunFolder) -> None:
@@ -222,8 +236,8 @@ def check_data(content: dict[str, Any], config: Config, train_data: Data, run: R
 def _changes(content: dict[str, Any], config: Config, run: RunFolder) -> Iterator[str]:
     """A line of each thing that a resumed run does otherwise than the run did before."""
     old = config_to_dict(checkpoint_config(content, run.last))
-    for key, was, now in _differences("", old, config_to_dict(config)):
-        yield f"changed: {key.removeprefix('.')} was {was}, is {now}"
+    for key, was, now in differences(old, config_to_dict(config)):
+        yield f"changed: {key} was {was}, is {now}"
     before, ranks = content.get("ranks", distributed.world_size()), distributed.world_size()
     if before != ranks:
         yield (

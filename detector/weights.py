@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
 import torchvision
 from torch import Tensor
 
-from detector.config import BackboneConfig
-from detector.errors import WeightsError, one_of
+from detector.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig, for_channels
+from detector.errors import ConfigError, WeightsError, one_of
 from detector.files import check_tensor, is_state_dict, read_file, resolve
 from detector.models.backbones import TIMM, Backbone
 
@@ -39,6 +43,87 @@ def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> str:
     counts = {name: parameter.numel() for name, parameter in backbone.body.named_parameters()}
     loaded = sum(count for name, count in counts.items() if name in fitting)
     return f"backbone {config.name}: {loaded:,} of {sum(counts.values()):,} parameters from {config.weights}"
+
+
+Statistics = tuple[list[float], list[float]]  # mean and deviation of each channel, of values 0..255
+
+
+def follow_weights(config: ModelConfig, checkpoint: ModelConfig | None) -> tuple[ModelConfig, str]:
+    """``config`` with what its ``normalise`` leaves open as its weights want it, and a line that says so.
+
+    ``checkpoint`` is the model of the checkpoint that is started from, instead of backbones' own weights. Raises
+    :class:`~detector.errors.ConfigError` where several backbones want different values, or a file's are not known.
+    """
+    statistics, origin = (config.mean, config.std), "the config's"
+    if config.normalise.mean is None or config.normalise.std is None:
+        if checkpoint is None:
+            statistics, origin = _wanted(config)
+        elif checkpoint.in_channels == config.in_channels:
+            statistics, origin = (checkpoint.mean, checkpoint.std), "the checkpoint's"
+        elif checkpoint.in_channels == 3:
+            statistics, origin = _of_rgb(config, checkpoint.mean, checkpoint.std), "the mean of the checkpoint's"
+        else:
+            origin = "ImageNet's"
+    own = {"mean": config.normalise.mean or statistics[0], "std": config.normalise.std or statistics[1]}
+    # ImageNet's is what null means anyway; spelled out, it would be another config to a run that goes on.
+    changed = {key: value for key, value in own.items() if value != getattr(config, key)}
+    config = config.model_copy(update={"normalise": config.normalise.model_copy(update=changed)})
+    mean, std = (", ".join(f"{value:g}" for value in values[:3]) for values in (config.mean, config.std))
+    return config, f"normalised by mean {mean} and std {std} of values 0..255: {origin}"
+
+
+def _of_rgb(config: ModelConfig, *parts: Sequence[float]) -> Statistics:
+    mean, std = (for_channels(list(part), config.in_channels) for part in parts)
+    return mean, std
+
+
+def _wanted(config: ModelConfig) -> tuple[Statistics, str]:
+    """What the weights of the config's networks were trained with, and whose that is."""
+    wanted = [(section.name, _published(section)) for section in config.backbones if section.weights]
+    values = {statistics for _, statistics in wanted}
+    if len(values) > 1:
+        said = "; ".join(f"{name} {_in_words(statistics)}" for name, statistics in wanted)
+        raise ConfigError(f"model.normalise: the networks' weights want different values ({said}); set mean and std")
+    if not values:
+        return (config.mean, config.std), "ImageNet's"
+    return _of_rgb(config, *values.pop()), f"that of the weights of {' and '.join(name for name, _ in wanted)}"
+
+
+def _published(config: BackboneConfig) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of RGB that a network's weights were trained with, as far as its package says."""
+    name, source = config.name, str(config.weights)
+    imagenet = (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD))
+    if name.startswith(TIMM):
+        if importlib.util.find_spec("timm") is None:
+            return imagenet  # the network cannot be built, which says what to do
+        import timm
+
+        network = name.removeprefix(TIMM)
+        configs = {tag: timm.get_pretrained_cfg(f"{network}.{tag}") for tag in _timm_tags(network)}
+        rows = [(tag, f"{network}.{tag}", cfg.url, cfg.mean, cfg.std) for tag, cfg in configs.items()]
+    else:
+        has_weights = name in torchvision.models.list_models()
+        weights = list(torchvision.models.get_model_weights(name)) if has_weights else []
+        presets = [one.transforms() for one in weights]
+        rows = [
+            (one.name, str(one), one.url, preset.mean, preset.std) for one, preset in zip(weights, presets, strict=True)
+        ]
+    # By name, or by the name of a file; any other file may be any of them.
+    named = [
+        row for row in rows if source == row[0] or row[1] in source or Path(source).name == Path(row[2] or "none").name
+    ]
+    found = {tuple(tuple(round(255 * value, 4) for value in part) for part in row[3:]) for row in named or rows}
+    if len(found) > 1 and not name.startswith(TIMM):
+        return imagenet
+    if len(found) > 1:
+        said = " or ".join(_in_words(statistics) for statistics in sorted(found))
+        raise ConfigError(f"model.normalise: weights of {name} want {said}, and {source} may be any; set mean and std")
+    return found.pop() if found else imagenet
+
+
+def _in_words(statistics: Sequence[Sequence[float]]) -> str:
+    mean, std = ([float(f"{value:g}") for value in part] for part in statistics)
+    return f"mean {mean}, std {std}"
 
 
 def _inflated(tensor: Tensor, own: Tensor | None) -> Tensor:

@@ -36,12 +36,20 @@ import detector
 from detector.__main__ import run_command
 from detector.checkpoint import read_checkpoint
 from detector.config import Config
+from detector.configfile import apply_overrides, config_from_dict, differences, load_config
 from detector.data.coco import Category
 from detector.interchange import Imported, import_checkpoint
 from detector.models import build_model
 from detector.run import RunFolder
-from detector.training import fit, load_start
+from detector.training import begin_normalise, fit, load_start, open_start
+from detector.transfer import conventions
 
+OWN_CONVENTION = {
+    "torchvision": "model.anchors.rounded",
+    "detectron2": "model.backbone.stride_in_1x1",
+    "mmdetection": "model.fpn.relu_before_p7",
+}
+PACKAGES = list(OWN_CONVENTION)
 State = dict[str, Tensor]
 CPU = torch.device("cpu")
 
@@ -155,6 +163,45 @@ def test_there_and_back(foreign: Path, retinanet: RetinaNet, scratch: Path, caps
         assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_config_that_fits(package: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, checkpoint, written = scratch / "theirs.pth", scratch / "ours.pt", scratch / "mine.yaml"
+    torch.save(state_of(package), source)
+    assert run_command("import_weights", [str(source), str(checkpoint), "--config-out", str(written)]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [str(checkpoint), str(written)]
+    config = load_config(written)
+    content = read_checkpoint(checkpoint)
+    origin = config_from_dict(content["config"], "x")
+    assert conventions(config) == conventions(origin)
+    assert written.read_text().startswith(f"# detector train --config {written} ")
+    # How it is trained is what the package's own config says, and no other weights are asked for.
+    assert config.train == load_config("retinanet_r50_fpn.yaml").train
+    assert (config.model.weights, config.model.backbone.weights) == (str(checkpoint), None)
+    classes = [Category(**row) for row in content["categories"]]
+    model = build_model(config.model, len(classes))
+    lines, _ = load_start(model, config, classes, open_start(config))
+    assert len(lines) == 1
+    assert (
+        f"{len(model.state_dict()) - 2} of {len(model.state_dict())} tensors loaded; the class layer by name"
+        in lines[0]
+    )
+
+    # Without it, every value that the weights were made with and the config has not is said.
+    own = Config.model_validate(
+        {"model": {"weights": str(checkpoint), "backbone": {"name": config.model.backbone.name}}}
+    )
+    own = begin_normalise(own, content, "x")[0]
+    (_, *lines), _ = load_start(build_model(own.model, 2), own, classes, content)
+    said = {line.strip().partition("=")[0] for line in lines if line.startswith("  ")}
+    expected = {key for key, _, _ in differences(conventions(own), conventions(origin))}
+    assert said == expected >= {"model.fpn.channels", OWN_CONVENTION[package]}
+    (warning,) = (line for line in lines if line.startswith("warning: "))
+    assert warning.startswith("warning: head.cls_tower.*, head.box_tower.*, head.box_output.* stay random: ")
+    # What it says can be given as it stands.
+    overrides = [line.split(" (here")[0].strip() for line in lines if line.startswith("  ") and "…" not in line]
+    assert conventions(apply_overrides(own, overrides, "x"))["model"]["fpn"] == conventions(origin)["model"]["fpn"]
+
+
 def test_a_config_and_overrides(foreign: Path, scratch: Path) -> None:
     (scratch / "x.yaml").write_text("model: {predict: {max_detections: 11, score_threshold: 0.3}}\n")
     arguments = [str(foreign), str(scratch / "ours.pt"), "--config", str(scratch / "x.yaml")]
@@ -189,7 +236,7 @@ def test_without_a_network_it_says_what_to_put_where(hub: Path, capsys: pytest.C
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
-PACKAGES = ["torchvision", "detectron2", "mmdetection"]
+
 # A tensor of the backbone, one of the pyramid, and one of the head.
 TENSORS = {
     "torchvision": [
@@ -516,7 +563,7 @@ def test_classes_of_the_same_name_are_kept(scratch: Path) -> None:
     own = build_model(config.model, 4)
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     names = ["zebra", "cell", "person", "stop sign"]
-    lines, report = load_start(own, config, [Category(row, name) for row, name in enumerate(names)])
+    lines, report = load_start(own, config, [Category(row, name) for row, name in enumerate(names)], open_start(config))
     said = "3 of 4 classes (zebra, person, stop sign)"
     assert f"the class layer by name: {said}" in lines[0]
     ids = [24, None, 1, 13]  # COCO's

@@ -572,6 +572,70 @@ def detectron2_state(num_classes: int, channels: int, per_cell: int = ANCHORS) -
     return {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
 
 
+class Detectron2Head(nn.Module):
+    """Detectron2's RetinaNetHead with MODEL.RETINANET.NORM: every convolution of its subnets has a bias and a norm."""
+
+    def __init__(self, channels: int, num_classes: int, norm: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        for name in ("cls_subnet", "bbox_subnet"):
+            layers = [
+                layer
+                for _ in range(4)
+                for layer in (nn.Conv2d(channels, channels, 3, padding=1), norm(channels), nn.ReLU())
+            ]
+            setattr(self, name, nn.Sequential(*layers))
+        self.cls_score = nn.Conv2d(channels, ANCHORS * num_classes, 3, padding=1)
+        self.bbox_pred = nn.Conv2d(channels, ANCHORS * 4, 3, padding=1)
+
+    def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, N, K] and [B, N, 4]: row, column, anchor."""
+        found = [(self.cls_score(self.cls_subnet(x)), self.bbox_pred(self.bbox_subnet(x))) for x in levels]
+        logits, deltas = (
+            torch.cat([y.unflatten(1, (ANCHORS, -1)).permute(0, 3, 4, 1, 2).flatten(1, 3) for y in kind], dim=1)
+            for kind in zip(*found, strict=True)
+        )
+        return logits, deltas
+
+
+class CycledNorms(nn.ModuleList):
+    """Detectron2's CycleBatchNormList: statistics of each level, weight and bias of all."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.BatchNorm2d(channels, affine=False) for _ in range(5))
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+
+def with_head(head: nn.Module, num_classes: int, channels: int) -> State:
+    state = {name: tensor for name, tensor in detectron2_state(num_classes, channels).items() if "head." not in name}
+    return state | {f"head.{name}": tensor for name, tensor in head.state_dict().items()}
+
+
+def test_detectron2s_head_with_group_norm_and_biases(scratch: Path) -> None:
+    torch.manual_seed(3)
+    head = Detectron2Head(64, 2, partial(nn.GroupNorm, 32)).eval()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    made = imported({"model": with_head(head, 2, 64)}, scratch)
+    config = checkpoint_config(made.content, "x").model.head
+    assert (config.norm, config.norm_bias, config.num_convs) == ("gn", True, 4)
+    features = [torch.randn(2, 64, *size) for size in ((6, 10), (3, 5), (2, 3), (1, 2), (1, 1))]
+    with torch.no_grad():
+        expected = head(features)
+        found = load_model(made.content, "x").head(features)
+    order = torch.arange(expected[0].shape[1]).view(-1, ANCHORS)[:, PLACES].flatten()
+    assert_close(found.cls_logits, expected[0][:, order])
+    assert_close(found.box_deltas, expected[1][:, order])
+    assert expected[0].std() > 0.1
+
+
+@pytest.mark.parametrize("norm", [CycledNorms, nn.BatchNorm2d], ids=["one for each level", "shared"])
+def test_detectron2s_head_with_batch_norms_is_refused(norm: Callable[[int], nn.Module], scratch: Path) -> None:
+    state = with_head(Detectron2Head(64, 2, norm), 2, 64)
+    with pytest.raises(WeightsError, match=r"cls_subnet\.1\..*its head has batch norms.*for each level.*are read$"):
+        imported({"model": state}, scratch)
+
+
 def test_those_names_are_detectron2s(golden: Golden) -> None:
     expected = {name: array.shape for name, array in golden.state.items()}
     assert {name: tensor.shape for name, tensor in detectron2_state(7, 256).items()} == expected

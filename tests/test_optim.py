@@ -7,12 +7,17 @@ from typing import get_args
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
-from detector.config import OptimizerConfig, ScheduleConfig
-from detector.optim import build_optimizer, lr_factor, scaled_lr, set_lr
+from detector.config import BackboneConfig, HeadConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from detector.errors import WeightsError
+from detector.models import build_model
+from detector.models.backbones import build_backbone
+from detector.optim import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
 
 OPTIMIZERS = get_args(OptimizerConfig.model_fields["name"].annotation)
 
@@ -112,6 +117,76 @@ def test_every_trained_parameter_is_optimised_once(name: str, decay_norm_and_bia
     ]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
     assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.01]  # 0.02 · 8 / 16
+
+
+def layer_weights(network: nn.Module) -> set[str]:
+    """Names of what convolutions and linear layers multiply by, by the layers' types."""
+    layers = (_ConvNd, nn.Linear)
+    return {f"{name}.weight" for name, module in network.named_modules() if isinstance(module, layers)}
+
+
+def decayed(network: nn.Module) -> set[str]:
+    """Names of what decays where norms and biases do not."""
+    config = OptimizerConfig(weight_decay=0.3, decay_norm_and_bias=False)
+    groups = build_optimizer(network, config, batch_size=16).param_groups
+    decays = {id(parameter) for group in groups if group["weight_decay"] for parameter in group["params"]}
+    return {name for name, parameter in network.named_parameters() if id(parameter) in decays}
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("resnet18", []),
+        ("vgg11", []),
+        ("convnext_tiny", ["features.1.0.layer_scale"]),
+        ("swin_t", ["features.1.0.attn.relative_position_bias_table"]),
+        ("swin_v2_t", ["features.1.0.attn.logit_scale", "features.7.1.norm1.weight"]),
+    ],
+)
+def test_weights_of_layers_decay_and_nothing_else(name: str, others: list[str]) -> None:
+    # Tracing takes the type from some of a network's layers: they are told by it before.
+    with torch.device("meta"):
+        expected = layer_weights(torchvision.models.get_model(name))
+    body = build_backbone(BackboneConfig(name=name), in_channels=3, finest=2).body
+    own = {parameter for parameter, _ in body.named_parameters()}
+    assert decayed(body) == expected & own
+    assert set(others) <= own - decayed(body)
+    assert len(decayed(body)) > 5
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("resnet10t", []),
+        ("fastvit_t8", ["stages_0.blocks.0.layer_scale.gamma"]),
+        ("efficientformerv2_s0", ["stages_3.blocks.2.token_mixer.attention_biases"]),
+        ("nfnet_f0", ["stages_0.0.conv1.gain"]),
+    ],
+)
+def test_weights_of_timms_layers_decay_and_nothing_else(name: str, others: list[str]) -> None:
+    with torch.device("meta"):
+        network = pytest.importorskip("timm").create_model(name, pretrained=False, features_only=True)
+    assert decayed(network) == layer_weights(network)
+    assert set(others) <= {parameter for parameter, _ in network.named_parameters()} - decayed(network)
+
+
+def test_weights_of_pooling_do_not_decay() -> None:
+    head = HeadConfig(name="pooled", pool="gem", fuse="learned")
+    model = build_model(ModelConfig(backbone=BackboneConfig(name="resnet10"), head=head), num_classes=2)
+    assert {name for name in decayed(model) if name.startswith("head.")} == {"head.classifier.weight"}
+    assert len(layer_weights(model)) == len(decayed(model))
+
+
+def test_an_optimizer_of_other_groups_is_refused_in_one_line() -> None:
+    net = make_net()
+    net.register_parameter("layer_scale", nn.Parameter(torch.ones(4, 1, 1)))
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    # As an earlier version chose them: by their number of axes.
+    groups = [{"params": [p for p in trained if (p.ndim > 1) == is_matrix]} for is_matrix in (True, False)]
+    old = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True)
+    with pytest.raises(WeightsError, match=r"last.pt: its optimizer .* earlier versions .* --init-from") as error:
+        load_optimizer(build_optimizer(net, OptimizerConfig(), 16), old.state_dict(), "last.pt")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

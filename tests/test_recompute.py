@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from detector.config import AnchorConfig, BackboneConfig, FPNConfig, HeadConfig, ModelConfig, PyramidConfig, TrainConfig
 from detector.models import Model, build_model
 
+CLASSIC = HeadConfig(name="classic")
 PARTS = {
     "batch norm": ModelConfig(backbone=BackboneConfig(name="resnet10")),
     "frozen": ModelConfig(backbone=BackboneConfig(name="resnet50", norm="frozen_bn", freeze_at=2)),
@@ -22,6 +23,7 @@ PARTS = {
     "two": ModelConfig(
         backbone=None, pyramid=PyramidConfig(branches=[BackboneConfig(name=name) for name in ("vgg11_bn", "resnet10")])
     ),
+    "classifier with dropout": ModelConfig(backbone=BackboneConfig(name="efficientnet_b0"), head=CLASSIC),
     "the whole network frozen": ModelConfig(backbone=BackboneConfig(name="resnet10", freeze_at=5)),
 }
 
@@ -34,7 +36,8 @@ def make_model(config: ModelConfig) -> Model:
         "anchors": AnchorConfig(ratios=[1.0], scales=[1.0]),
         "head": HeadConfig(num_convs=2, norm="gn"),
     }
-    return build_model(config.model_copy(update=small), num_classes=2).train()
+    update = {} if config.head == CLASSIC else small
+    return build_model(config.model_copy(update=update), num_classes=2).train()
 
 
 def step(model: Model) -> tuple[list[Tensor | None], int]:
@@ -50,7 +53,8 @@ def step(model: Model) -> tuple[list[Tensor | None], int]:
     with saved_tensors_hooks(note, lambda tensor: tensor):
         output = model(images, torch.tensor([[64, 96], [60, 90]]))
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    ((output.cls_logits**2).sum() + output.box_deltas.abs().sum()).backward()
+    outputs = [output] if isinstance(output, Tensor) else [output.cls_logits, output.box_deltas]
+    sum((output**2).sum() for output in outputs).backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     return gradients, sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
 

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.checkpoint import save_checkpoint
+import detector
+from detector.checkpoint import checkpoint_config, read_checkpoint, save_checkpoint
 from detector.config import Config
 from detector.configfile import config_to_dict
 from detector.data.coco import Category
 from detector.errors import ConfigError, WeightsError
 from detector.models import Model, build_model
 from detector.run import RunFolder
-from detector.training import fit, load_start
+from detector.training import begin_normalise, fit, load_start, open_start
 from detector.transfer import Transfer, transfer
 
 CPU = torch.device("cpu")
@@ -207,6 +208,35 @@ def test_another_number_of_anchors_begins_at_random() -> None:
         assert torch.equal(second.state_dict()[name], before[name])
 
 
+@pytest.mark.parametrize(
+    ("change", "is_random"),
+    [
+        # Biases of the class and box layers would fit, and those of the pyramid's first layers.
+        ({"fpn": {"levels": [3, 4, 5], "channels": 24}}, {"cls_tower", "box_tower", "cls_output", "box_output"}),
+        ({"head": {"num_convs": 1, "channels": 8}}, {"cls_tower", "box_tower", "cls_output", "box_output"}),
+        # Convolutions 0, 2, 4 here, 0, 3, 6 there: number 6 would be another one.
+        ({"head": {"num_convs": 4, "norm": "gn"}}, {"cls_tower", "box_tower"}),
+        ({"head": {"num_convs": 2}}, {"cls_tower", "box_tower"}),
+    ],
+    ids=["narrower pyramid", "narrower head", "norms", "longer tower"],
+)
+def test_a_part_of_the_head_is_taken_whole_or_not_at_all(change: dict[str, Any], is_random: set[str]) -> None:
+    first, second = make_model(DETECTOR, 3, seed=1), make_model({**DETECTOR, **change}, 3, seed=2)
+    before, content = state_of(second), content_of(DETECTOR, OLD, first)
+    outcome = transfer(second, OLD, content, PATH)
+    assert_all_is_said(outcome, second, content)
+    assert {name.split(".")[1] for name in outcome.begun if name.startswith("head.")} == is_random
+    for name, tensor in second.state_dict().items():
+        if name.startswith("head.") and name.split(".")[1] in is_random:
+            assert torch.equal(tensor, before[name]), name
+    # The line says one thing of a part.
+    said = outcome.summary()
+    assert ("class layer by name" in said) == ("head.cls_output.*" not in said)
+    assert said.count("head.cls_output") <= 1
+    counts = [int(count) for count in re.findall(r"(?:^|; )(\d+) (?:of|begin)", said)]
+    assert sum(counts) + len(outcome.by_class) == len(second.state_dict())
+
+
 def test_the_list_of_classes_in_a_report_is_cut() -> None:
     many = categories(*[f"class {number}" for number in range(12)])
     first, second = make_model(POOLED, 12, seed=1), make_model(POOLED, 12, seed=2)
@@ -255,11 +285,10 @@ def test_two_branches_are_not_one() -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A detector's, on resnet10."""
+    """A detector's, on resnet10, of images that are normalised by a deviation of its own."""
     path = tmp_path / "best.pt"
-    save_checkpoint(
-        path, make_config(DETECTOR), categories("ant"), {"model": make_model(DETECTOR, 1, 1).state_dict(), "ema": None}
-    )
+    config = make_config({**DETECTOR, "normalise": {"std": [1.0, 2.0, 4.0]}})
+    save_checkpoint(path, config, categories("ant"), {"model": make_model(DETECTOR, 1, 1).state_dict(), "ema": None})
     return path
 
 
@@ -280,14 +309,14 @@ def test_a_backbone_that_counts_on_weights_does_not_stay_random(
     config = make_config({**POOLED, "weights": str(checkpoint), "backbone": {"name": "resnet18", **section}})
     model = build_model(config.model, 1)
     if not is_refused:
-        lines, report = load_start(model, config, categories("ant"))
+        lines, report = load_start(model, config, categories("ant"), open_start(config))
         assert "begin at random (pyramid.backbone.*" in lines[0]
         assert "random     pyramid.backbone.body.layer1.1.conv1.weight: not in the checkpoint\n" in report
         return
     with pytest.raises(
         WeightsError, match=r"layer1\.1\.\S+ and \d+ more tensors of the backbone are not in it"
     ) as caught:
-        load_start(model, config, categories("ant"))
+        load_start(model, config, categories("ant"), open_start(config))
     assert str(caught.value).startswith(f"{checkpoint}: ")
     assert "would stay random; use the checkpoint's model.backbone" in str(caught.value)
 
@@ -296,8 +325,10 @@ def test_a_backbone_that_counts_on_weights_does_not_stay_random(
 def test_a_backbone_that_is_all_there_may_be_frozen(section: dict[str, Any], checkpoint: Path) -> None:
     # The weights that the config names are not even looked for.
     config = make_config({**POOLED, "weights": str(checkpoint), "backbone": {"name": "resnet10", **section}})
+    start = open_start(config)
+    config, _ = begin_normalise(config, start, str(checkpoint))
     model = build_model(config.model, 1)
-    lines, _ = load_start(model, config, categories("ant"))
+    lines, _ = load_start(model, config, categories("ant"), start)
     assert len(lines) == 1
     assert lines[0].startswith(f"from {checkpoint} (detection): ")
     loaded = torch.load(checkpoint, weights_only=True)["model"]
@@ -310,7 +341,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save(make_model(POOLED, 1, 1).state_dict(), path)
     config = make_config({**POOLED, "weights": str(path)})
     with pytest.raises(WeightsError, match=f"{path}: "):
-        load_start(build_model(config.model, 1), config, categories("ant"))
+        load_start(build_model(config.model, 1), config, categories("ant"), open_start(config))
 
 
 # --- whole runs -------------------------------------------------------------------------------------------------------
@@ -354,7 +385,9 @@ def test_a_checkpoint_is_no_backbones_weights(tmp_path: Path, colors: Path, chec
     assert not run.path.exists()
 
 
-def test_what_was_transferred_stands_in_the_runs_folder(tmp_path: Path, colors: Path, checkpoint: Path) -> None:
+def test_what_was_transferred_stands_in_the_runs_folder(
+    tmp_path: Path, colors: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = {**POOLED, "weights": str(checkpoint)}
     run = RunFolder(tmp_path / "run")
     assert fit(of_colors(colors, model), run, CPU)
@@ -364,11 +397,19 @@ def test_what_was_transferred_stands_in_the_runs_folder(tmp_path: Path, colors: 
     assert "random     head.classifier.weight: not in the checkpoint" in report
     assert "left over  head.cls_output.bias" in report
 
+    # Null is the normalisation of what it starts from, and stands in its own checkpoint.
+    said = "normalised by mean 123.675, 116.28, 103.53 and std 1, 2, 4 of values 0..255: the checkpoint's\n"
+    assert said in capsys.readouterr().err
+    assert checkpoint_config(read_checkpoint(run.last), run.last).model.std == [1.0, 2.0, 4.0]
+    assert detector.load(run.last).model.std.flatten().tolist() == [1.0, 2.0, 4.0]
+
     # Resumed, the run goes on from its own last.pt; what it began with is not needed any more.
     checkpoint.unlink()
     assert fit(of_colors(colors, model, steps=2), run, CPU, resume=True)
     assert (run.path / "transfer.txt").read_text(encoding="utf-8").splitlines() == report
     assert torch.load(run.last, weights_only=True)["step"] == 2
+    assert said in capsys.readouterr().err
+    assert checkpoint_config(read_checkpoint(run.last), run.last).model.std == [1.0, 2.0, 4.0]
 
     plain = RunFolder(tmp_path / "plain")
     assert fit(of_colors(colors, POOLED), plain, CPU)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 import torchvision
 
-from detector.config import BackboneConfig
-from detector.errors import WeightsError
+from detector.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig, NormaliseConfig
+from detector.errors import ConfigError, WeightsError
 from detector.models.backbones import Backbone, build_backbone
-from detector.weights import load_backbone_weights
+from detector.weights import follow_weights, load_backbone_weights
 
 
 @pytest.fixture
@@ -142,3 +143,79 @@ def test_a_broken_file_is_refused_in_one_line(
         load(str(path))
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
+
+
+# --- what the weights were trained with -------------------------------------------------------------------------------
+
+LITE = {"name": "timm:tf_efficientnet_lite0", "weights": "in1k"}
+HALF = ([127.5] * 3, [127.5] * 3)
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
+CAFFE = ([122.9993, 116.9991, 103.9992], [1.0] * 3)  # 255 · 0.48235, 0.45882, 0.40784; 255 / 255
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("resnet18", "IMAGENET1K_V1", IMAGENET),
+        ("resnet18", None, IMAGENET),
+        ("resnet10", "some/file.pth", IMAGENET),
+        ("efficientnet_v2_l", "IMAGENET1K_V1", HALF),
+        ("efficientnet_v2_l", "EfficientNet_V2_L_Weights.IMAGENET1K_V1", HALF),
+        ("vgg16", "IMAGENET1K_FEATURES", CAFFE),
+        ("vgg16", "/cache/vgg16_features-amdegroot-88682ab5.pth", CAFFE),
+        ("vgg16", "some/file.pth", IMAGENET),
+        ("timm:tf_efficientnet_lite0", "in1k", HALF),
+        ("timm:tf_efficientnet_lite0", "some/file.pth", HALF),
+        ("timm:tf_efficientnet_lite0", None, IMAGENET),
+        ("timm:efficientnet_lite0", "ra_in1k", IMAGENET),
+        ("timm:tf_efficientnet_b0", "ap_in1k", HALF),  # others of its weights have ImageNet's
+        ("timm:tf_efficientnet_b0", "/hub/models--timm--tf_efficientnet_b0.ap_in1k/model.safetensors", HALF),
+        ("timm:no_such_network", "some/file.pth", IMAGENET),  # refused where it is built
+    ],
+)
+def test_normalisation_follows_the_weights(
+    name: str, weights: str | None, expected: tuple[list[float], list[float]]
+) -> None:
+    config = ModelConfig(backbone=BackboneConfig(name=name, weights=weights))
+    found, line = follow_weights(config, None)
+    assert (found.mean, found.std) == expected
+    # What null means in a checkpoint needs no other words there.
+    assert (found == config) == (expected == IMAGENET)
+    assert line.startswith(f"normalised by mean {expected[0][0]:g}, ")
+    assert line.endswith(f": that of the weights of {name}" if weights else ": ImageNet's")
+
+    said = config.model_copy(update={"normalise": NormaliseConfig(std=[1.0, 2.0, 3.0])})
+    assert follow_weights(said, None)[0].std == [1.0, 2.0, 3.0]
+    assert follow_weights(said, None)[0].mean == expected[0]
+
+
+def test_normalisation_of_other_channels_and_of_checkpoints() -> None:
+    gray = ModelConfig.model_validate({"in_channels": 1, "backbone": LITE})
+    assert follow_weights(gray, None)[0].mean == [127.5]
+    color = ModelConfig(normalise=NormaliseConfig(mean=[1.0, 2.0, 6.0], std=[1.0, 1.0, 4.0]))
+    # A checkpoint's counts, not that of the weights which its backbone would have had without it.
+    assert follow_weights(ModelConfig.model_validate({"backbone": LITE}), color)[0].normalise == color.normalise
+    assert follow_weights(gray, color)[0].normalise == NormaliseConfig(mean=[3.0], std=[2.0])
+    assert follow_weights(color, gray)[0] == color
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        (
+            {"pyramid": {"branches": [{"name": "resnet18", "weights": "IMAGENET1K_V1"}, {"name": "vgg11"}, LITE]}},
+            r"model\.normalise: the networks' weights want different values \(resnet18 .*; timm:.*set mean and std",
+        ),
+        (
+            {"backbone": {"name": "timm:tf_efficientnet_b0", "weights": "some/file.pth"}},
+            r"model\.normalise: weights of timm:tf_efficientnet_b0 want mean .* or .*, and some/file.pth may be any",
+        ),
+    ],
+    ids=["two networks", "a file"],
+)
+def test_normalisation_that_must_be_said(tree: dict[str, Any], said: str) -> None:
+    config = ModelConfig.model_validate(tree)
+    with pytest.raises(ConfigError, match=said):
+        follow_weights(config, None)
+    own = NormaliseConfig(mean=[0.0] * 3, std=[1.0] * 3)
+    assert follow_weights(config.model_copy(update={"normalise": own}), None)[0].normalise == own

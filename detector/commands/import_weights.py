@@ -1,7 +1,7 @@
 """Make a checkpoint of this package from one of torchvision, Detectron2 or MMDetection, or torchvision's from ours.
 
 tools/import_weights.py RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1 retinanet.pt
-tools/import_weights.py model_final_5bd44e.pkl retinanet.pt --from detectron2
+tools/import_weights.py model_final_5bd44e.pkl retinanet.pt --from detectron2 --config-out mine.yaml
 tools/import_weights.py runs/x/best.pt retinanet_torchvision.pth --to torchvision
 """
 
@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from detector.config import Config
+
+BASE = "retinanet_r50_fpn.yaml"  # how it is trained, in a config that is written
 PACKAGES = ("torchvision", "detectron2", "mmdetection")
 
 
@@ -21,19 +26,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="package", choices=PACKAGES, help="whose it is (default: by the tensors' names)")
     parser.add_argument("--to", choices=["torchvision"], help="write torchvision's state dict instead of a checkpoint")
     parser.add_argument("--config", help="a YAML file with what the tensors do not show, such as other anchors")
+    parser.add_argument(
+        "--config-out", type=Path, metavar="FILE.yaml", help="write a config that goes on training the checkpoint"
+    )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as model.backbone.stride_in_1x1=false")
 
 
 def run(args: argparse.Namespace) -> int:
     from detector.errors import ConfigError
 
-    if args.output.exists():
-        raise ConfigError(f"{args.output}: exists already; choose another name, or remove it")
-    if not args.output.parent.is_dir():
-        raise ConfigError(f"{args.output.parent}: no such folder; make it first")
-    if args.to and (args.package or args.config or args.overrides):
+    for output in filter(None, (args.output, args.config_out)):
+        if output.exists():
+            raise ConfigError(f"{output}: exists already; choose another name, or remove it")
+        if not output.parent.is_dir():
+            raise ConfigError(f"{output.parent}: no such folder; make it first")
+    if args.to and (args.package or args.config or args.config_out or args.overrides):
         raise ConfigError(
-            "command line: --to takes a checkpoint as it is; --from, --config and KEY=VALUE are for others"
+            "command line: --to takes a checkpoint as it is; --from, --config, --config-out and KEY=VALUE"
+            " are for others"
         )
     print(_export(args.source, args.output) if args.to else _import(args))
     return 0
@@ -43,6 +53,7 @@ def _import(args: argparse.Namespace) -> str:
     from detector.checkpoint import checkpoint_categories, save_checkpoint
     from detector.configfile import config_from_dict
     from detector.interchange import import_checkpoint
+    from detector.storage import atomic_write
 
     imported = import_checkpoint(args.source, args.package, args.config, args.overrides)
     content = imported.content
@@ -50,12 +61,32 @@ def _import(args: argparse.Namespace) -> str:
     categories = checkpoint_categories(content)
     state = {"model": content["model"], "source": content["source"]}
     save_checkpoint(args.output, config, categories, state)
+    outputs = [str(args.output)]
+    if args.config_out:
+        with atomic_write(args.config_out) as file:
+            file.write(fitting_config(config, args.output, args.config_out))
+        outputs.append(str(args.config_out))
     names = ", ".join(category.name for category in categories[:6]) + (", …" if len(categories) > 6 else "")
     return (
         f"{imported.report()}"
         f"{imported.source}, {config.model.backbones[0].name}, {len(categories)} classes ({names}):"
-        f" {len(imported.used)} tensors used, {len(imported.ignored)} ignored\n{args.output}"
+        f" {len(imported.used)} tensors used, {len(imported.ignored)} ignored\n" + "\n".join(outputs)
     )
+
+
+def fitting_config(config: Config, checkpoint: Path, output: Path) -> str:
+    """YAML of a config that starts from ``checkpoint`` and keeps to what its weights were made with."""
+    from detector.configfile import build_on, differences, load_config
+    from detector.transfer import conventions
+
+    changes: dict[str, Any] = {"model": {"weights": str(checkpoint.resolve()), "backbone": {"weights": None}}}
+    for dotted, _, value in differences(conventions(load_config(BASE)), conventions(config)):
+        tree, keys = changes, dotted.split(".")
+        for key in keys[:-1]:
+            tree = tree.setdefault(key, {})
+        tree[keys[-1]] = value
+    command = f"detector train --config {output} data.train.annotations=train.json data.train.images=images/ ..."
+    return f"# {command}\n{build_on(BASE, (), changes, output.parent)}"
 
 
 def _export(source: str, output: Path) -> str:

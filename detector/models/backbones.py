@@ -72,8 +72,7 @@ class Backbone(nn.Module):
 
     def stages(self, images: Tensor) -> dict[int, Tensor]:
         """All of C2 to C5."""
-        body = self.recomputed[0] if self.recomputed and self.body.training else self.body
-        outputs = _listed(body(images))
+        outputs = self._run(images)
         return {
             level: outputs[place].permute(0, 3, 1, 2) if self.is_channels_last[place] else outputs[place]
             for level, place in self.place_of_level.items()
@@ -81,7 +80,11 @@ class Backbone(nn.Module):
 
     def vector(self, images: Tensor) -> Tensor:
         """[B, C, H, W] → [B, vector_channels], where the body ends in one."""
-        return _listed(self.body(images))[-1]
+        return self._run(images)[-1]
+
+    def _run(self, images: Tensor) -> list[Tensor]:
+        body = self.recomputed[0] if self.recomputed and self.body.training else self.body
+        return _listed(body(images))
 
     def freeze(self, freeze_at: int) -> None:
         """Stop training all that leads to C<freeze_at>, running statistics included; 0 freezes nothing."""

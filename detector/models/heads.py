@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.anchors import Anchors
-from detector.config import ModelConfig
+from detector.config import HeadConfig, ModelConfig
 from detector.models.fpn import group_norm
 from detector.models.recompute import Recomputed
 from detector.structures import Predictions
@@ -25,8 +25,8 @@ class RetinaHead(nn.Module):
         head, anchors = config.head, config.anchors
         channels = head.channels or in_channels
         self.num_classes = num_classes
-        self.cls_tower = _tower(in_channels, channels, head.num_convs, head.norm)
-        self.box_tower = _tower(in_channels, channels, head.num_convs, head.norm)
+        self.cls_tower = _tower(in_channels, channels, head)
+        self.box_tower = _tower(in_channels, channels, head)
         out_channels = channels if head.num_convs else in_channels
         self.cls_output = nn.Conv2d(out_channels, anchors.per_cell * num_classes, 3, padding=1)
         self.box_output = nn.Conv2d(out_channels, anchors.per_cell * 4, 3, padding=1)
@@ -105,11 +105,12 @@ class ClassicHead(nn.Linear):
         super().__init__(in_channels, num_classes)
 
 
-def _tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:
+def _tower(in_channels: int, channels: int, config: HeadConfig) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for index in range(num_convs):
-        layers.append(nn.Conv2d(in_channels if index == 0 else channels, channels, 3, padding=1, bias=norm == "none"))
-        if norm == "gn":
+    for index in range(config.num_convs):
+        width, has_bias = in_channels if index == 0 else channels, config.norm == "none" or config.norm_bias
+        layers.append(nn.Conv2d(width, channels, 3, padding=1, bias=has_bias))
+        if config.norm == "gn":
             layers.append(group_norm(channels))
         layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
