@@ -70,6 +70,19 @@ def test_a_copy_predicts_the_same(
     assert_same(make_copy(predictor).predict([image])[0], predictor.predict([image])[0])
 
 
+@pytest.mark.parametrize("name", ["densenet121", "swin_t"])
+def test_deep_and_branched_networks_can_be_copied(name: str, image: np.ndarray) -> None:
+    given = [
+        f"model.backbone.name={name}",
+        "model.fpn={levels: [3, 4], channels: 8}",
+        "data.resize={short: [32], long: 32}",
+    ]
+    config = load_config("quickstart.yaml", [*given, "model.predict.score_threshold=0.0"])
+    own = Predictor(build_model(config.model, 1).fold_norms(), config, [Category(1, "a")], torch.device("cpu"))
+    for other in (pickle.loads(pickle.dumps(own)), copy.deepcopy(own)):
+        assert_same(other.predict([image])[0], own.predict([image])[0])
+
+
 def _predict_elsewhere(predictor: Predictor, image: np.ndarray, sender: Any) -> None:
     torch.set_num_threads(1)
     sender.send(predictor.predict([image]))

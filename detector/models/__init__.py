@@ -49,6 +49,9 @@ class Model(nn.Module):
         """This model with its batch norms in the convolutions before them; from then on it only predicts."""
         images = torch.zeros(1, self.mean.shape[1], *PROBE_SIDES, dtype=torch.uint8, device=self.mean.device)
         fold_norms(self, partial(self, images, torch.tensor([PROBE_SIDES], device=self.mean.device)))
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.drop_training()
         return self
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
