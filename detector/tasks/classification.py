@@ -24,7 +24,7 @@ from detector.data.inputs import ImageInput, as_shown, check_threshold
 from detector.data.transforms import ClassTransform
 from detector.errors import ConfigError
 from detector.reach import rare_classes
-from detector.reports import Report, Scored
+from detector.reports import Report, Scored, figure
 from detector.reports.class_page import classification_report
 from detector.storage import atomic_write
 from detector.structures import Batch, ClassTargets, Losses
@@ -99,14 +99,14 @@ def evaluate(rows: Sequence[np.ndarray], truth: Labelled, config: Config) -> dic
 
 def describe(metrics: dict[str, Any], per_class: bool) -> str:
     """The metrics as a table for a terminal."""
-    numbers = [f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float)]
+    numbers = [f"{name} {figure(value)}" for name, value in metrics.items() if isinstance(value, float)]
     lines = ["  ".join(numbers)]
     if per_class:
         columns = [name for name in ("precision", "recall", "f1", "AP") if name in metrics["per_class"][0]]
         width = max(5, *(len(row["name"]) for row in metrics["per_class"]))
         lines.append(f"{'class':<{width}}   images  " + "  ".join(f"{name:>9}" for name in columns))
         for row in metrics["per_class"]:
-            cells = "  ".join(f"{row[name]:9.3f}" for name in columns)
+            cells = "  ".join(f"{figure(row[name]):>9}" for name in columns)
             lines.append(f"{row['name']:<{width}}  {row['images']:7d}  {cells}")
     return "\n".join(lines)
 

@@ -24,7 +24,7 @@ from detector.matching import IGNORE, MATCHERS
 from detector.metrics import METRICS, coco_metrics
 from detector.postprocess import detect
 from detector.reach import RECALL_WANTED, input_boxes, level_ious, rare_classes, reach_of
-from detector.reports import Report, Scored
+from detector.reports import Report, Scored, figure
 from detector.reports.box_page import detection_report
 from detector.storage import atomic_write
 from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Losses, Predictions, Targets
@@ -154,15 +154,16 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
     """The metrics as a table for a terminal."""
     names = [name for name in METRICS if not name.startswith("AR")]
     lines = [
-        "  ".join(f"{name} {metrics[name]:.3f}" for name in names),
-        "  ".join(f"{name} {metrics[name]:.3f}" for name in METRICS if name.startswith("AR"))
+        "  ".join(f"{name} {figure(metrics[name])}" for name in names),
+        "  ".join(f"{name} {figure(metrics[name])}" for name in METRICS if name.startswith("AR"))
         + f"  (at most {metrics['max_detections']} detections an image)",
     ]
     if per_class:
         width = max(len(row["name"]) for row in metrics["per_class"])
         lines.append(f"{'class':<{width}}  objects     AP   AP50     AR")
         lines += [
-            f"{row['name']:<{width}}  {row['objects']:7d}  {row['AP']:5.3f}  {row['AP50']:5.3f}  {row['AR']:5.3f}"
+            f"{row['name']:<{width}}  {row['objects']:7d}  "
+            + "  ".join(f"{figure(row[name]):>5}" for name in ("AP", "AP50", "AR"))
             for row in metrics["per_class"]
         ]
     return "\n".join(lines)
