@@ -1,23 +1,23 @@
 """RetinaNet-style detection on feature pyramids: train, evaluate and infer on COCO-format data.
 
 The parts are plain modules (``detector.config``, ``detector.models``, ``detector.tasks.detection``, ...), imported by
-name, so that ``import detector`` stays cheap. The one call that most programs need is :func:`load`.
+name, so that ``import detector`` stays cheap. The calls that most programs need are :func:`train` and :func:`load`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from detector.predictor import Predictor
 
 __version__ = "0.1.0"
 
 
 def load(checkpoint: str | Path, device: str | None = None) -> Predictor:
-    """A ready :class:`~detector.predictor.Predictor` from a checkpoint such as ``runs/x/best.pt``.
+    """A ready :class:`~detector.predictor.Predictor` from a checkpoint such as ``runs/x/best.pt``, or a run's folder.
 
     ``device`` defaults to the first GPU, else the CPU. Raises :class:`~detector.errors.WeightsError` for a file that is
     missing or is no checkpoint of this package.
@@ -25,3 +25,33 @@ def load(checkpoint: str | Path, device: str | None = None) -> Predictor:
     from detector.predictor import Predictor
 
     return Predictor.from_checkpoint(checkpoint, device)
+
+
+def train(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    runs: str | Path = "runs",
+    resume: bool = False,
+    device: str | None = None,
+) -> Path:
+    """Train as ``detector train`` does; returns the run's folder ``runs/name``, which :func:`load` takes.
+
+    ``config`` is a YAML file or the name of one of the package's, ``overrides`` are ``key=value``, ``name`` is the
+    config's unless it is given. Under ``torchrun`` each process makes the same call. Raises
+    :class:`~detector.errors.DetectorError` for all that a person can fix, and KeyboardInterrupt after Ctrl-C or
+    SIGTERM, when all is saved and the same call with ``resume=True`` continues.
+    """
+    from detector import distributed
+    from detector.configfile import load_config
+    from detector.run import RunFolder
+    from detector.training import fit
+
+    run = RunFolder.named(runs, Path(config).stem if name is None else name)
+    resolved = load_config(config, overrides)
+    try:
+        if not fit(resolved, run, distributed.start(device), resume):
+            raise KeyboardInterrupt(f"{run.path}: stopped; everything is saved, resume=True continues")
+    finally:
+        distributed.stop()
+    return run.path

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
+import detector
+from detector.commands import Warnings, check_overrides
 from detector.errors import DetectorError
 
 COMMANDS = {
@@ -20,6 +24,7 @@ COMMANDS = {
     "anchors": "show how well anchors reach the objects of a data set, and suggest better ones",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
     "benchmark": "measure time and memory beside torchvision",
+    "env": "show versions, GPUs and settings of this machine, for a bug report",
     "stress": "kill, soak and overload tiny runs, and say whether they lost anything",
 }
 
@@ -29,24 +34,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="detector", description="RetinaNet-style detection and classification on feature pyramids."
     )
+    parser.add_argument("--version", action="version", version=f"detector {detector.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    known = parser.parse_args(arguments[:1])
-    return run_command(known.command, arguments[1:], prog=f"detector {known.command}")
+    if arguments[:1] == ["--quiet"]:  # belongs to the command
+        arguments = [*arguments[1:], "--quiet"]
+    name = arguments[0].replace("-", "_") if arguments else ""
+    if name in COMMANDS:
+        return run_command(name, arguments[1:], prog=f"detector {name}")
+    if arguments and not arguments[0].startswith("-"):
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        print(f"error: {arguments[0]}: no such command; {hint}", file=sys.stderr)
+        return 2
+    parser.parse_args(arguments)  # --help and --version end here, and so does all else
+    raise AssertionError("a command is required")
 
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse and run the command of ``detector.commands.NAME``; errors that a person can mend become one line each."""
-    command = importlib.import_module(f"detector.commands.{name}")
-    parser = argparse.ArgumentParser(
-        prog=prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    command.add_arguments(parser)
-    args = parser.parse_intermixed_args(argv)
+    args = build_parser(name, prog).parse_intermixed_args(argv)
     try:
-        return command.run(args)
+        check_overrides(getattr(args, "overrides", []))
+        with contextlib.redirect_stderr(Warnings(sys.stderr)) if args.quiet else contextlib.nullcontext():
+            return importlib.import_module(f"detector.commands.{name}").run(args)
     except DetectorError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -54,6 +67,19 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+
+
+def build_parser(name: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command of ``detector.commands.NAME``."""
+    command = importlib.import_module(f"detector.commands.{name}")
+    parser = argparse.ArgumentParser(
+        prog=prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_arguments(parser)
+    parser.add_argument(
+        "--quiet", action="store_true", help="no progress and notices; results, warnings and errors stay"
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from detector.config import Config, PredictConfig, Section
-from detector.errors import ConfigError
+from detector.errors import ConfigError, instead_of_folder
 from detector.storage import atomic_write
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -27,6 +27,7 @@ CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # of a che
 LARGEST_FILE = 2**20  # bytes
 LARGEST_TREE = 200_000  # values, with every alias written out
 MOST_ERRORS = 20  # that are listed
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
 
 _Tree = dict[str, Any]
 _Places = dict[tuple[str, ...], str]  # dotted path of a key → "file:line" or "command line"
@@ -38,9 +39,12 @@ def find_config(name: str | Path) -> Path:
     for candidate in candidates:
         if os.path.isfile(candidate):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
             return candidate
-    known = sorted({path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")})
-    near = difflib.get_close_matches(Path(name).name, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the package has {', '.join(known)}"
+    if os.path.isdir(name):  # noqa: PTH112
+        raise ConfigError(f"{name}: {instead_of_folder(Path(name), '*.yaml')}")
+    packaged = {path.name: path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")}
+    beside = {path.name: str(path) for path in Path(name).parent.glob("*.y*ml")}
+    near = difflib.get_close_matches(Path(name).name, packaged | beside, n=1)
+    hint = f"did you mean {(packaged | beside)[near[0]]}?" if near else f"the package has {', '.join(sorted(packaged))}"
     raise ConfigError(f"{name}: no such config file; {hint}")
 
 
@@ -132,6 +136,8 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        raise ConfigError(f"{path}: is a checkpoint, not a config; the config.yaml of its run's folder is one")
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ConfigError(f"{path}: has {path.stat().st_size:,} bytes; a config has at most {LARGEST_FILE:,}")

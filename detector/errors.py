@@ -3,6 +3,10 @@
 The commands turn them into one line on stderr and the error's exit code; nothing else is caught.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class DetectorError(Exception):
     """What a command prints as one line instead of a traceback."""
@@ -36,6 +40,12 @@ class RankLostError(DetectorError):
 
 class NonFiniteError(DetectorError):
     """Training met a loss or a gradient that is not finite; the last good state was saved."""
+
+
+def instead_of_folder(folder: Path, pattern: str) -> str:
+    """What a message says where a folder was given instead of a file: the first file in it that may be meant."""
+    names = sorted(path.name for path in folder.glob(pattern))
+    return "is a folder; give a file" + (f", as {folder / names[0]}" if names else "")
 
 
 def one_of(choices: object) -> str:

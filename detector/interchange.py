@@ -6,8 +6,11 @@ are plain config fields, so an imported checkpoint is one of ours that could hav
 
 from __future__ import annotations
 
+import difflib
 import math
+import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +19,7 @@ import torch
 import torchvision
 from torch import Tensor
 
+from detector import distributed
 from detector.checkpoint import FORMAT, check_format, compare_weights, versions
 from detector.config import AnchorConfig, Config
 from detector.configfile import config_from_dict, config_to_dict, merge, overlay
@@ -69,11 +73,40 @@ class Imported(NamedTuple):
         return "\n".join([*lines, *(f"ignored  {theirs}" for theirs in self.ignored)]) + "\n"
 
 
-def open_checkpoint(source: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours, or of what :func:`import_checkpoint` makes of another package's."""
+def find_checkpoint(source: str | Path) -> Path:
+    """The file that ``source`` means, here or in another package: a path, a run's folder, a URL or torchvision's name.
+
+    Of a run it is ``best.pt``, else ``last.pt``, and a line says so. Raises
+    :class:`~detector.errors.WeightsError` for anything else.
+    """
+    if os.path.isdir(source):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+        files = [Path(source) / name for name in ("best.pt", "last.pt")]
+        found = next((file for file in files if file.is_file()), None)
+        if found is None:
+            raise WeightsError(
+                f"{source}: is a folder without best.pt and last.pt; give a run's folder or a checkpoint"
+            )
+        if distributed.is_main():
+            print(f"{source}: is a folder, of which {found.name} is taken", file=sys.stderr)
+        return found
     path = resolve(str(source))
     if path is None:
-        raise WeightsError(f"{source}: is no file, no URL and no name of torchvision's weights")
+        beside = {file.name: str(file) for file in Path(source).parent.glob("*")}
+        near = difflib.get_close_matches(Path(source).name, beside, n=1)
+        hint = f"; did you mean {beside[near[0]]}?" if near else ""
+        raise WeightsError(f"{source}: is no file, no URL and no name of torchvision's weights{hint}")
+    if kind := _KINDS.get(path.suffix.lower()):
+        raise WeightsError(f"{path}: is {kind}, not a checkpoint; give one, as runs/NAME/best.pt, or a run's folder")
+    return path
+
+
+_KINDS = {".yaml": "a config", ".yml": "a config", ".json": "a JSON file", ".jpg": "an image", ".png": "an image"}
+_KINDS |= {".csv": "a table", ".onnx": "an exported model"}
+
+
+def open_checkpoint(source: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint of ours, or of what :func:`import_checkpoint` makes of another package's."""
+    path = find_checkpoint(source)
     value = read_file(path)
     if isinstance(value, dict) and "format" in value:
         return check_format(value, path)
@@ -85,13 +118,11 @@ def import_checkpoint(
 ) -> Imported:
     """A checkpoint of another package, with a config that reproduces it.
 
-    ``source``: see :func:`detector.files.resolve`. ``package`` is recognised by the tensors' names if it is None.
+    ``source``: see :func:`find_checkpoint`. ``package`` is recognised by the tensors' names if it is None.
     ``config`` is a YAML file, and ``overrides`` are ``key=value``, of what the tensors do not show and is not usual
     there. Raises :class:`~detector.errors.WeightsError` for a tensor that is missing, too many or of another shape.
     """
-    path = resolve(source)
-    if path is None:
-        raise WeightsError(f"{source}: is no file, no URL and no name of torchvision's weights")
+    path = find_checkpoint(source)
     return _import(read_file(path), path, package, config, overrides)
 
 

@@ -20,6 +20,7 @@ from detector.engine import TrainingState, train
 from detector.errors import ConfigError
 from detector.models import build_model
 from detector.preview import draw_first_batch
+from detector.reports import figure
 from detector.run import RunFolder
 from detector.tasks import get_task
 from detector.training import begin_normalise, check_frozen, load_start, open_start
@@ -42,13 +43,18 @@ class Outcome(NamedTuple):
 
 
 def overfit(config: Config, count: int, run: RunFolder, device: torch.device) -> Outcome:
-    """Train on ``count`` pictures with objects, or labels, until the loss is near zero or the steps are used up."""
+    """Train on ``count`` pictures with objects, or labels, until the loss is near zero or the steps are used up.
+
+    The steps are those of ``train.steps``, and at most ``MAX_ROUNDS`` rounds.
+    """
     if distributed.world_size() > 1:
         raise ConfigError("command line: --overfit runs in one process; start it without torchrun")
     torch.set_flush_denormal(True)  # as training does
     task = get_task(config)
     check_frozen(config)
     run.check_free()
+    wanted, longest = config.train.steps, MAX_ROUNDS * ROUND_STEPS
+    limit = min(wanted or longest, longest)
     config = plain_config(config, count)
     whole = task.open_split(config, "val")  # what is trained on, as evaluation sees it
     usable = np.flatnonzero(whole.has_targets)
@@ -68,12 +74,14 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     state = TrainingState.begin(model, config.train, len(train_data), device)
     run.create()
     run.describe(config)
-    print("\n".join([*origins, normalised, f"to be learned by heart: {val_data.summary()}"]), file=sys.stderr)
+    ignored = f" (train.steps {wanted:,} is for training)" if wanted and wanted > limit else ""
+    goal = f"to be learned by heart in at most {limit:,} steps{ignored}: {val_data.summary()}"
+    print("\n".join([*origins, normalised, goal]), file=sys.stderr)
     draw_first_batch(config, task, train_data, run)
 
     first = last = float("nan")
-    for rounds in range(1, MAX_ROUNDS + 1):
-        longer = config.train.model_copy(update={"epochs": rounds})
+    for rounds in range(1, -(-limit // ROUND_STEPS) + 1):
+        longer = config.train.model_copy(update={"steps": min(rounds * ROUND_STEPS, limit)})
         is_done = train(config.model_copy(update={"train": longer}), task, state, train_data, val_data, run, device)
         losses = _losses(run)
         if not is_done:
@@ -102,7 +110,6 @@ def plain_config(config: Config, count: int) -> Config:
         "optimizer": optimizer,
         "accumulate": 1,
         "steps": None,
-        "epochs": MAX_ROUNDS,
         "schedule": constant,
         "ema": None,
     }
@@ -128,7 +135,7 @@ def describe(outcome: Outcome, run: RunFolder, metric: str) -> str:
     share = outcome.last_loss / outcome.first_loss
     text = (
         f"the loss went from {outcome.first_loss:.3f} to {outcome.last_loss:.3f} ({share:.0%}) in {outcome.steps}"
-        f" steps, {metric} {results[metric]:.3f} on the same pictures"
+        f" steps, {metric} {figure(results[metric])} on the same pictures"
     )
     if outcome.passed:
         return f"passed: {text}"

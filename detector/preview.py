@@ -8,6 +8,7 @@ from detector import distributed
 from detector.config import Config
 from detector.data.collate import collate
 from detector.data.sampler import TrainBatches
+from detector.engine import count_steps
 from detector.errors import DetectorError
 from detector.run import RunFolder
 from detector.storage import atomic_write
@@ -61,11 +62,12 @@ def _first(batch: Batch, count: int) -> Batch:
 
 def _warn_of_random_weights(config: Config, num_images: int) -> list[str]:
     names = [section.name for section in config.model.backbones if section.weights is None]
-    train = config.train
-    seen = train.steps * train.batch_size if train.steps else train.epochs * num_images
+    steps, _ = count_steps(config.train, num_images)
+    seen = steps * config.train.batch_size
     if not names or config.model.weights is not None or seen >= SHORT_SCHEDULE:
         return []
     return [
-        f"warning: {', '.join(names)} begins with random weights, for which {seen:,} pictures are few; pretrained ones"
-        " (model.backbone.weights, or --init-from) usually reach far more"
+        f"warning: {', '.join(names)} starts from random weights, and {seen:,} images seen in {steps:,} steps, of a set"
+        f" of {num_images:,}, are few for that; pretrained weights (model.backbone.weights, --init-from) usually reach"
+        " far more"
     ]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from detector.checkpoint import save_checkpoint, versions
+from detector.checkpoint import save_checkpoint
 from detector.config import Config
 from detector.configfile import save_config
 from detector.data.coco import Category
+from detector.environment import environment
 from detector.errors import ConfigError
 from detector.storage import append_line, atomic_write, make_folder, only_one, storing, sync, write_json
 
@@ -34,6 +31,13 @@ class RunFolder:
         self.saved_at = time.monotonic()  # when last.pt was written by this process, or it began
         self.is_locked = False
         self._lock = contextlib.ExitStack()
+
+    @classmethod
+    def named(cls, runs: str | Path, name: str) -> RunFolder:
+        """``runs/name``. Raises :class:`~detector.errors.ConfigError` for a name that leads elsewhere."""
+        if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+            raise ConfigError(f"--name {name!r}: is not the name of a folder in {runs}/; --runs says where runs are")
+        return cls(Path(runs) / name)
 
     def check_free(self) -> None:
         """A run is never written over."""
@@ -55,15 +59,7 @@ class RunFolder:
 
     def describe(self, config: Config) -> None:
         save_config(config, self.path / "config.yaml")
-        environment = {
-            **versions(),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-            "command": sys.argv,
-        }
-        write_json(self.path / "environment.json", environment)
+        write_json(self.path / "environment.json", {**environment(), "command": sys.argv})
 
     def append(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""

@@ -18,6 +18,11 @@ def class_color(label: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def score_texts(names: Sequence[str], scores: Sequence[float] | np.ndarray) -> list[str]:
+    """``"circle 0.93"`` of each."""
+    return [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
+
+
 def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> Image.Image:
     """``image`` [H, W, C] with boxes [D, 4] xyxy and their texts, best first; lines and letters grow with it."""
     return draw_colored(image, boxes, [class_color(label) for label in labels], texts)

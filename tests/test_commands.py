@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import detector
 from detector import training
 from detector.__main__ import main, run_command
 from detector.checkpoint import save_checkpoint
@@ -289,6 +292,134 @@ def test_a_report_against_another_model(
     arguments = ["--checkpoint", str(run / "best.pt"), "--report", str(tmp_path / "r"), "--device", "cpu"]
     assert run_command("evaluate", [*arguments, "--against", str(path)]) == 2
     assert f"error: --against {path}: is of classification, not of detection" in capsys.readouterr().err
+
+
+# What is typed in a folder with a run "x", a run "half" that has only its last.pt, and a folder "sub"; what is said.
+SLIPS = {
+    "trian": "trian: no such command; did you mean train?",
+    "xyz": "xyz: no such command; the commands are quickstart, train",
+    "train --config retinanet_r50.yaml": "no such config file; did you mean retinanet_r50_fpn.yaml?",
+    "train --config sub/mime.yaml": "sub/mime.yaml: no such config file; did you mean sub/mine.yaml?",
+    "train --config runs/x": "runs/x: is a folder; give a file, as runs/x/config.yaml",
+    "train --config runs/x/best.pt": "best.pt: is a checkpoint, not a config; the config.yaml of its run's folder",
+    "train --config quickstart.yaml --name ../x": "--name '../x': is not the name of a folder in runs/",
+    "train --config quickstart.yaml --name a/b": "--name 'a/b': is not the name of a folder in runs/",
+    "train --config quickstart.yaml --name ..": "--name '..': is not the name of a folder in runs/",
+    "train --config quickstart.yaml --overfit 2 --name ../x": "--name '../x': is not the name of a folder",
+    "quickstart --name ../x": "--name '../x': is not the name of a folder in runs/",
+    "train --config quickstart.yaml train.epochs 12": "train.epochs: is not KEY=VALUE, as in train.epochs=12",
+    "infer --checkpoint runs/x --output y --input sub/a.jpg sub/b.jpg": "sub/b.jpg: is one file too many; quote a",
+    "evaluate --checkpoint runs/x runs/half": "runs/half: is one file too many; quote a pattern",
+    "evaluate --checkpoint sub/mine.yaml": "sub/mine.yaml: is a config, not a checkpoint; give one, as runs/NAME/",
+    "evaluate --checkpoint sub": "sub: is a folder without best.pt and last.pt; give a run's folder or a checkpoint",
+    "evaluate --checkpoint runs/x/bset.pt": "no name of torchvision's weights; did you mean runs/x/best.pt?",
+    "evaluate --checkpoint runs/x/best.pt --report r --against sub": "sub: is a folder without best.pt and last.pt",
+    "evaluate --checkpoint runs/x/best.pt data.val.annotations=sub": "sub: is a folder; give a file, as sub/truth.json",
+    "evaluate --annotations sub/truth.json --results sub": "sub: is a folder; give a file, as sub/truth.json",
+    "infer --checkpoint sub/truth.json --input sub --output y": "sub/truth.json: is a JSON file, not a checkpoint",
+    "import_weights sub y.pt": "sub: is a folder without best.pt and last.pt",
+}
+
+
+@pytest.mark.parametrize("typed", SLIPS)
+def test_a_slip_of_the_hand_is_understood(
+    typed: str, run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/half").mkdir(parents=True)
+    (tmp_path / "runs/x").symlink_to(run)
+    (tmp_path / "sub").mkdir()
+    shutil.copy(shapes / "annotations/val.json", tmp_path / "sub/truth.json")
+    for name in ("mine.yaml", "a.jpg", "b.jpg"):
+        (tmp_path / "sub" / name).touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(typed.split()) == 2
+    printed = capsys.readouterr()
+    assert [line.startswith("error: ") for line in printed.err.splitlines()] == [True], printed.err
+    assert SLIPS[typed] in printed.err
+    assert set(tmp_path.rglob("*")) - set(before) <= {tmp_path / "r"}
+
+
+def test_a_runs_folder_is_accepted_wherever_a_checkpoint_is(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(run / "last.pt", half)
+    assert main(["evaluate", "--checkpoint", str(half), "--json", "--device", "cpu"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["AP"] == pytest.approx(json.loads((run / "results.json").read_text())["AP"])
+    assert f"{half}: is a folder, of which last.pt is taken" in printed.err
+    start = load_config("quickstart.yaml", [*FAST, *data_overrides(shapes), f"model.weights={run}"])
+    assert training.fit(start, RunFolder(tmp_path / "next"), torch.device("cpu"))
+    said = capsys.readouterr().err
+    assert f"{run}: is a folder, of which best.pt is taken" in said
+    assert "the class layer by name: 4 of 4 classes" in said
+    image = next((shapes / "images").glob("val_*.jpg"))
+    same = [detector.load(source, "cpu").predict([image])[0] for source in (run, run / "best.pt")]
+    np.testing.assert_array_equal(same[0].boxes, same[1].boxes)
+    assert main(["import_weights", str(run), str(tmp_path / "x.pth"), "--to", "torchvision"]) == 2
+    assert "torchvision's is detection on one of" in capsys.readouterr().err  # the folder was opened
+
+
+def test_quiet_leaves_results_warnings_and_errors(
+    shapes: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--runs", str(tmp_path), "--device", "cpu", *FAST, *data_overrides(shapes)]
+    assert main(["--quiet", "train", "--config", "quickstart.yaml", *given]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    lines = printed.err.splitlines()
+    assert lines
+    assert all(line.startswith("warning: ") for line in lines)
+    assert main(["evaluate", "--checkpoint", str(run), "--device", "cpu", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("AP ")
+    assert printed.err == ""
+    assert main(["train", "--quiet", "--config", "quickstart.yaml", *given]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_version_and_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"detector {detector.__version__}\n"
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["torch"], found["numpy"]) == (str(torch.__version__), np.__version__)
+    assert found["installed"] == str(Path(detector.__file__).parent)
+    assert (found["python"], found["threads"]) == (platform.python_version(), torch.get_num_threads())
+    assert {"platform", "cpus", "cuda", "gpus", "albumentations", "opencv-python-headless"} <= found.keys()
+    assert main(["env"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(found)
+    assert all(len(line.split()) > 1 for line in lines)
+
+
+def test_types_are_shipped() -> None:
+    """hatchling ships all that is in the package's folder, unless git ignores it."""
+    package = Path(detector.__file__).parent
+    assert (package / "py.typed").is_file()
+    ignored = (package.parent / ".gitignore").read_text().split()
+    assert not any(fnmatch("py.typed", pattern) for pattern in ignored)
+
+
+def test_what_has_no_truth_is_a_dash(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    label = json.loads((data / "annotations/val.json").read_text())["categories"][0]
+    edit(
+        data / "annotations/val.json",
+        lambda tree: tree.update(annotations=[a for a in tree["annotations"] if a["category_id"] != label["id"]]),
+    )
+    given = ["--checkpoint", str(run / "best.pt"), "--annotations", f"{data}/annotations/val.json"]
+    given += ["--images", f"{data}/images", "--device", "cpu"]
+    assert main(["evaluate", *given]) == 0
+    shown = capsys.readouterr().out
+    assert "-1" not in shown
+    row = next(line for line in shown.splitlines() if line.startswith(label["name"]))
+    assert row.split()[1:] == ["0", "–", "–", "–"]
+    assert main(["evaluate", *given, "--json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out)["APl"], float)  # numbers stay numbers
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from PIL import Image
 from detector.config import AugmentConfig, CropConfig, ResizeConfig
 from detector.data import headers
 from detector.data.images import read_annotated_image, read_image
+from detector.data.inputs import as_array
 from detector.data.transforms import ClassTransform, TrainClassTransform, TrainTransform, Transform
 from detector.errors import DataError
-from detector.predictor import as_array
 
 PHOTO = Image.fromarray(photo())
 FRAMES = [PHOTO, PHOTO.rotate(30), PHOTO.rotate(60)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import detector
+from detector.__main__ import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "detector"
@@ -22,7 +23,7 @@ LAYERS = [
     ["anchors", "matching", "losses", "postprocess", "files"],
     ["data", "models"],
     ["metrics", "class_metrics", "reports", "reach", "tasks"],
-    ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "run"],
+    ["weights", "checkpoint", "interchange", "transfer", "optim", "ema", "distributed", "environment", "run"],
     ["engine", "training", "preview", "overfit", "predictor", "inference", "summary", "doctor", "benchmark", "gallery"],
     ["anchor_search", "anchor_study", "anchor_report"],
     ["commands", "__main__", "stress"],
@@ -123,28 +124,9 @@ def test_slow_modules_would_be_found() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        ["tools/train.py"],
-        ["tools/doctor.py"],
-        ["tools/evaluate.py"],
-        ["tools/infer.py"],
-        ["tools/import_weights.py"],
-        ["tools/stress.py"],
-        ["tools/summary.py"],
-        ["tools/benchmark.py"],
-        ["tools/browse.py"],
-        ["tools/anchors.py"],
         ["-m", "detector"],
-        ["-m", "detector", "quickstart"],
-        ["-m", "detector", "train"],
-        ["-m", "detector", "doctor"],
-        ["-m", "detector", "evaluate"],
-        ["-m", "detector", "infer"],
-        ["-m", "detector", "import_weights"],
-        ["-m", "detector", "stress"],
-        ["-m", "detector", "summary"],
-        ["-m", "detector", "benchmark"],
-        ["-m", "detector", "browse"],
-        ["-m", "detector", "anchors"],
+        *(["-m", "detector", name] for name in COMMANDS),
+        *([f"tools/{name}.py"] for name in COMMANDS),
     ],
 )
 def test_help_answers_at_once(command: list[str]) -> None:

@@ -39,7 +39,7 @@ def test_a_run_begins_with_figures_warnings_and_a_picture(
     before = said[: said.index("step 1/1")]
     assert "anchors: reach 0.0% of the objects at IoU 0.5" in before
     assert "warning: 100.0% of the objects get no anchor at IoU 0.5" in before
-    assert "warning: resnet10 begins with random weights, for which 4 pictures are few" in before
+    assert "warning: resnet10 starts from random weights, and 4 images seen in 1 steps, of a set of 12, are" in before
     with Image.open(tmp_path / "run" / "first_batch.jpg") as picture:
         assert picture.size == (4 * 480, 480)  # four pictures of 64 px, enlarged so that their letters can be read
 
@@ -107,7 +107,7 @@ def test_a_detector_learns_two_pictures(tmp_path: Path, tiny: list[str], capsys:
         patch.setattr("detector.overfit.NEAR_ZERO", 0.7)
         patch.setattr("detector.overfit.ROUND_STEPS", 20)
         assert main(["train", "--config", "quickstart.yaml", *flags, *tiny]) == 0
-    said = capsys.readouterr().err
+    said = capsys.readouterr().out
     assert "passed: the loss went from " in said
     run = tmp_path / "quickstart_overfit"
     assert (run / "first_batch.jpg").exists()
@@ -123,20 +123,29 @@ def test_a_classifier_learns_by_heart(tmp_path: Path, colors: Path, capsys: pyte
         patch.setattr("detector.overfit.NEAR_ZERO", 0.3)
         patch.setattr("detector.overfit.ROUND_STEPS", 20)
         assert main(["train", "--config", "classify_quickstart.yaml", *flags, *CLASSES]) == 0
-    assert "top1 1.000 on the same pictures" in capsys.readouterr().err
+    assert "top1 1.000 on the same pictures" in capsys.readouterr().out
     assert (tmp_path / "own" / "last.pt").exists()
 
 
+@pytest.mark.parametrize(
+    ("steps", "limit"), [(7, "at most 7 steps:"), (300, "at most 10 steps (train.steps 300 is for training):")]
+)
 def test_what_cannot_be_learned_fails(
-    tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    steps: int,
+    limit: str,
+    tmp_path: Path,
+    tiny: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("detector.overfit.ROUND_STEPS", 5)
     monkeypatch.setattr("detector.overfit.MAX_ROUNDS", 2)
     flags = ["--overfit", "1", "--runs", str(tmp_path), "train.optimizer.lr=1.0e-9"]
-    assert main(["train", "--config", "quickstart.yaml", *flags, *tiny]) == 1
-    said = capsys.readouterr().err
-    assert "FAILED: the loss went from " in said
-    assert "in 10 steps" in said
+    assert main(["train", "--config", "quickstart.yaml", *flags, *tiny, f"train.steps={steps}"]) == 1
+    said = capsys.readouterr()
+    assert f"to be learned by heart in {limit}" in said.err
+    assert "FAILED: the loss went from " in said.out
+    assert f"in {min(steps, 10)} steps" in said.out
 
 
 @pytest.mark.parametrize(

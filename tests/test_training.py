@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import detector
 from detector.configfile import load_config
-from detector.data.images import read_image
 from detector.data.sampler import epoch_batches
 from detector.errors import ConfigError, DataError, NonFiniteError
 from detector.metrics import METRICS
@@ -271,16 +269,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path, tiny: list[str], shapes: Path)
     assert results["images_seen"] == 30
     assert results.keys() >= set(METRICS)
 
-    # The checkpoint describes itself, and a picture gives the same boxes whatever it comes as.
+    # The checkpoint describes itself.
     predictor = detector.load(run.best, device="cpu")
     assert [category.name for category in predictor.categories] == ["circle", "square", "triangle", "cross"]
-    path = next((shapes / "images").glob("val_*.jpg"))
-    array = read_image(path)
-    tensor = torch.from_numpy(array).permute(2, 0, 1)
-    found = predictor.predict([path, Image.fromarray(array), array, tensor], score_threshold=0.0)
-    assert len(found) == 4
-    for other in found[1:]:
-        np.testing.assert_allclose(other.boxes, found[0].boxes, atol=1e-4)
-        assert other.names == found[0].names
-    with pytest.raises(ValueError, match=r"uint8 or uint16 array \[H, W, 3\]; this one is float32"):
-        predictor.predict([array.astype(np.float32)])
+    assert len(predictor.predict(sorted((shapes / "images").glob("val_*.jpg"))[:1])) == 1

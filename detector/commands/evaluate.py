@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", help="a .pt file of a run; its own val data is used unless others are given")
+    parser.add_argument(
+        "--checkpoint", help="a .pt file or a run's folder; its own val data is used unless others are given"
+    )
     parser.add_argument("--results", help="a COCO results file to score instead of a model")
     parser.add_argument("--annotations", help="a COCO JSON file; for a classifier, a CSV file of paths and labels")
     parser.add_argument(
@@ -168,7 +170,7 @@ class _Other(NamedTuple):
 
 def _open_other(args: argparse.Namespace) -> _Other:
     from detector.errors import ConfigError, DataError
-    from detector.interchange import open_checkpoint
+    from detector.interchange import find_checkpoint, open_checkpoint
 
     path = Path(args.against)
     if path.suffix == ".json":
@@ -177,11 +179,7 @@ def _open_other(args: argparse.Namespace) -> _Other:
         return _Other(args.against, None)
     if args.results and not args.images:
         raise ConfigError("command line: --against a checkpoint needs the pictures; give --images too")
-    if not path.is_dir():
-        return _Other(args.against, open_checkpoint(args.against))
-    path /= "best.pt"
-    if not path.is_file():
-        raise DataError(f"--against {args.against}: has no best.pt; give a run's folder, a checkpoint or results")
+    path = find_checkpoint(args.against)
     return _Other(str(path), open_checkpoint(path))
 
 

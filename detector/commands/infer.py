@@ -18,7 +18,7 @@ UNREADABLE = 1  # exit code when some pictures could not be read, or changed mea
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a .pt file of a run")
+    parser.add_argument("--checkpoint", required=True, help="a .pt file, or a run's folder")
     parser.add_argument("--input", required=True, help="a folder (searched whole), a file, or a quoted pattern")
     parser.add_argument("--output", required=True, type=Path, help="a new folder for the predictions and images/")
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped, or begin it")

@@ -54,14 +54,16 @@ def run(args: argparse.Namespace) -> int:
     import detector
     from detector.configfile import load_config
     from detector.inference import Pictures, find_images, infer_folder
+    from detector.reports import figure
     from detector.run import RunFolder
     from detector.tasks import get_task
     from detector.training import fit
     from detector.visualize import contact_sheet
 
     plan = PLANS[args.task]
-    name = args.name or Path(plan.config).stem
-    folder, data = args.runs / name, args.runs / f"{name}_data"
+    name = Path(plan.config).stem if args.name is None else args.name
+    run_folder = RunFolder.named(args.runs, name)
+    folder, data = run_folder.path, args.runs / f"{name}_data"
     splits = _splits(args.task, data)
     generated = [f"data.{key}={json.dumps(str(path))}" for key, path in splits.items()]
     config = load_config(plan.config, [*generated, *args.overrides])
@@ -71,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
         print(f"generating {plan.pictures[0]} + {plan.pictures[1]} pictures in {data}", file=sys.stderr)
         _generate(args.task, data, plan.pictures, config.seed)
         (data / "complete").touch()
-    run_folder = RunFolder(folder)
     if not fit(config, run_folder, torch.device("cpu"), resume=True):
         print("stopped; everything is saved, the same command continues", file=sys.stderr)
         return RESUMABLE
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     results = json.loads(run_folder.results.read_text())
     metric = get_task(config).main_metric(config)
     print(
-        f"\n{metric} {results[metric]:.3f} on data that it was not trained on, after"
+        f"\n{metric} {figure(results[metric])} on data that it was not trained on, after"
         f" {results['train_seconds']:.0f} s of training\n"
         f"  pictures    {drawn / 'overview.jpg'}, {drawn / 'images'}\n"
         f"  metrics     {run_folder.results}, {run_folder.metrics}\n"

@@ -52,11 +52,11 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError("command line: --init-from and model.weights name the same thing; give one of them")
         overrides.append(f"model.weights={json.dumps(args.init_from, ensure_ascii=False)}")
     config = load_config(args.config, overrides)
-    name = args.name or Path(args.config).stem
+    name = Path(args.config).stem if args.name is None else args.name
     if args.overfit is not None:
         check_overfit(args)
-        return run_overfit(args, config, RunFolder(args.runs / (args.name or f"{name}_overfit")))
-    run_folder = RunFolder(args.runs / name)
+        return run_overfit(args, config, RunFolder.named(args.runs, args.name or f"{name}_overfit"))
+    run_folder = RunFolder.named(args.runs, name)
 
     from detector import distributed
     from detector.training import fit
@@ -96,5 +96,5 @@ def run_overfit(args: argparse.Namespace, config: Config, run_folder: RunFolder)
     if outcome.stopped:
         print("stopped", file=sys.stderr)
         return STOPPED
-    print(describe(outcome, run_folder, get_task(config).main_metric(config)), file=sys.stderr)
+    print(describe(outcome, run_folder, get_task(config).main_metric(config)))
     return 0 if outcome.passed else FAILED

@@ -50,6 +50,9 @@ class Model(nn.Module):
         shape, noise = (1, self.mean.shape[1], *PROBE_SIDES), torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise).to(self.mean.device)
         fold_norms(self, partial(self, images, torch.tensor([PROBE_SIDES], device=self.mean.device)))
+        for module in self.modules():
+            if isinstance(module, Backbone):
+                module.drop_training()
         return self
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:

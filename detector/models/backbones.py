@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
-from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.feature_extraction import DualGraphModule, create_feature_extractor
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from detector.config import BackboneConfig
@@ -85,6 +85,12 @@ class Backbone(nn.Module):
     def _run(self, images: Tensor) -> list[Tensor]:
         body = self.recomputed[0] if self.recomputed and self.body.training else self.body
         return _listed(body(images))
+
+    def drop_training(self) -> None:
+        """Keep only the graph of evaluation: pickle follows those that torchvision keeps node by node, too deep."""
+        if isinstance(self.body, DualGraphModule):
+            self.body = fx.GraphModule(self.body, self.body.eval_graph).eval()
+        self.frozen, self.recomputed = [], []
 
     def freeze(self, freeze_at: int) -> None:
         """Stop training all that leads to C<freeze_at>, running statistics included; 0 freezes nothing."""

@@ -57,6 +57,11 @@ def known(value: float) -> float | None:
     return value if value >= 0 else None
 
 
+def figure(value: float) -> str:
+    """Three decimals, or the dash of nothing to score."""
+    return f"{value:.3f}" if value >= 0 else "–"
+
+
 def difference(own: float, other: float) -> float | None:
     """How much more ``own`` is, None where either has nothing to score."""
     return own - other if own >= 0 and other >= 0 else None

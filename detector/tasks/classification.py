@@ -20,25 +20,34 @@ from detector.class_metrics import by_picture, multi_label_metrics, single_label
 from detector.config import Config, ModelConfig
 from detector.data.coco import Category
 from detector.data.folder import ClassDataset, ClassSample, Labelled, open_classes
+from detector.data.inputs import ImageInput, as_shown, check_threshold
 from detector.data.transforms import ClassTransform
 from detector.errors import ConfigError
 from detector.reach import rare_classes
-from detector.reports import Report, Scored
+from detector.reports import Report, Scored, figure
 from detector.reports.class_page import classification_report
 from detector.storage import atomic_write
 from detector.structures import Batch, ClassTargets, Losses
-from detector.visualize import draw_confusion, draw_lines
+from detector.visualize import draw_confusion, draw_lines, score_texts
 
 PARTS = {"head.name": ("pooled", "classic")}
 RESULTS = "predictions.csv"
 
 
 class ClassPrediction(NamedTuple):
-    """The best classes of one picture, best first."""
+    """The best classes of one image, best first."""
 
     scores: np.ndarray  # [D] float32
     labels: np.ndarray  # [D] int64, 0..K-1
     names: list[str]  # [D]
+
+    def __repr__(self) -> str:
+        return f"ClassPrediction({', '.join(score_texts(self.names, self.scores))})"
+
+    def draw(self, image: ImageInput, score_threshold: float = 0.0) -> Image.Image:
+        """A PIL image of ``image`` under its best class, and the others that score at least ``score_threshold``."""
+        check_threshold(score_threshold)
+        return draw(as_shown(image), self, score_threshold)
 
 
 def main_metric(config: Config) -> str:
@@ -90,14 +99,14 @@ def evaluate(rows: Sequence[np.ndarray], truth: Labelled, config: Config) -> dic
 
 def describe(metrics: dict[str, Any], per_class: bool) -> str:
     """The metrics as a table for a terminal."""
-    numbers = [f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float)]
+    numbers = [f"{name} {figure(value)}" for name, value in metrics.items() if isinstance(value, float)]
     lines = ["  ".join(numbers)]
     if per_class:
         columns = [name for name in ("precision", "recall", "f1", "AP") if name in metrics["per_class"][0]]
         width = max(5, *(len(row["name"]) for row in metrics["per_class"]))
         lines.append(f"{'class':<{width}}   images  " + "  ".join(f"{name:>9}" for name in columns))
         for row in metrics["per_class"]:
-            cells = "  ".join(f"{row[name]:9.3f}" for name in columns)
+            cells = "  ".join(f"{figure(row[name]):>9}" for name in columns)
             lines.append(f"{row['name']:<{width}}  {row['images']:7d}  {cells}")
     return "\n".join(lines)
 
@@ -204,6 +213,6 @@ def describe_results(results: Iterable[dict[str, Any]]) -> str:
 def draw(image: np.ndarray, found: ClassPrediction, draw_score: float) -> Image.Image:
     """The picture under the classes that score at least ``draw_score``, and the best one anyway."""
     is_drawn = [place == 0 or score >= draw_score for place, score in enumerate(found.scores)]
-    texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
+    texts = score_texts(found.names, found.scores)
     shown = [(label, text) for label, text, is_kept in zip(found.labels, texts, is_drawn, strict=True) if is_kept]
     return draw_lines(image, [int(label) for label, _ in shown], [text for _, text in shown])

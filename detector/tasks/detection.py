@@ -17,31 +17,62 @@ from detector import boxes as box_ops
 from detector.anchors import Anchors, level_sizes
 from detector.config import Config, MatcherConfig, ModelConfig
 from detector.data.coco import Annotations, Category, CocoDataset, Sample, open_dataset
+from detector.data.inputs import ImageInput, as_shown, check_threshold
 from detector.data.transforms import TrainTransform, Transform, Transformed
 from detector.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.matching import IGNORE, MATCHERS
 from detector.metrics import METRICS, coco_metrics
 from detector.postprocess import detect
 from detector.reach import RECALL_WANTED, input_boxes, level_ious, rare_classes, reach_of
-from detector.reports import Report, Scored
+from detector.reports import Report, Scored, figure
 from detector.reports.box_page import detection_report
 from detector.storage import atomic_write
 from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Losses, Predictions, Targets
-from detector.visualize import class_color, draw_boxes, draw_colored, draw_targets
+from detector.visualize import class_color, draw_boxes, draw_colored, draw_targets, score_texts
 
 PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
 RESULTS = "predictions.json"
 PREVIEWED_IMAGES = 2000  # of a larger set, a sample
+SHOWN = 5  # objects that a prediction names in its repr
 
 
 class Prediction(NamedTuple):
-    """What was found in one picture, best first; boxes in its own pixels."""
+    """What was found in one image, best first; boxes in its own pixels."""
 
     boxes: np.ndarray  # [D, 4] float32 xyxy
     scores: np.ndarray  # [D] float32
     labels: np.ndarray  # [D] int64, 0..K-1
     category_ids: np.ndarray  # [D] int64, the training set's own ids
     names: list[str]  # [D]
+
+    def __repr__(self) -> str:
+        count, texts = len(self.names), score_texts(self.names[:SHOWN], self.scores[:SHOWN])
+        shown = f": {', '.join(texts)}{', …' * (count > SHOWN)}" if count else ""
+        return f"Prediction({count} object{'s' * (count != 1)}{shown})"
+
+    def draw(self, image: ImageInput, score_threshold: float = 0.0) -> Image.Image:
+        """A PIL image of ``image`` with the boxes that score at least ``score_threshold``."""
+        check_threshold(score_threshold)
+        return draw(as_shown(image), self, score_threshold)
+
+    def to_coco(self, image_id: int | str, file_name: str | None = None) -> list[dict[str, Any]]:
+        """COCO results: ``image_id``, ``category_id``, ``bbox`` (left, top, width, height), ``score`` of each object.
+
+        The names of the file, if it is given, and of the classes stand beside the ids.
+        """
+        image = {"image_id": image_id} | ({} if file_name is None else {"file_name": file_name})
+        return [
+            image
+            | {
+                "category_id": int(category_id),
+                "category_name": category,
+                "bbox": [round(float(number), 2) for number in (*box[:2], *(box[2:] - box[:2]))],
+                "score": round(float(score), 5),
+            }
+            for box, score, category_id, category in zip(
+                self.boxes, self.scores, self.category_ids, self.names, strict=True
+            )
+        ]
 
 
 def main_metric(config: Config) -> str:
@@ -123,15 +154,16 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
     """The metrics as a table for a terminal."""
     names = [name for name in METRICS if not name.startswith("AR")]
     lines = [
-        "  ".join(f"{name} {metrics[name]:.3f}" for name in names),
-        "  ".join(f"{name} {metrics[name]:.3f}" for name in METRICS if name.startswith("AR"))
+        "  ".join(f"{name} {figure(metrics[name])}" for name in names),
+        "  ".join(f"{name} {figure(metrics[name])}" for name in METRICS if name.startswith("AR"))
         + f"  (at most {metrics['max_detections']} detections an image)",
     ]
     if per_class:
         width = max(len(row["name"]) for row in metrics["per_class"])
         lines.append(f"{'class':<{width}}  objects     AP   AP50     AR")
         lines += [
-            f"{row['name']:<{width}}  {row['objects']:7d}  {row['AP']:5.3f}  {row['AP50']:5.3f}  {row['AR']:5.3f}"
+            f"{row['name']:<{width}}  {row['objects']:7d}  "
+            + "  ".join(f"{figure(row[name]):>5}" for name in ("AP", "AP50", "AR"))
             for row in metrics["per_class"]
         ]
     return "\n".join(lines)
@@ -243,19 +275,7 @@ def to_predictions(detections: Detections, categories: Sequence[Category], confi
 
 def to_results(found: Prediction, image_id: int, name: Path) -> list[dict[str, Any]]:
     """COCO results of one picture, with the file's and the classes' names beside the ids."""
-    return [
-        {
-            "image_id": image_id,
-            "file_name": name.as_posix(),
-            "category_id": int(category_id),
-            "category_name": category,
-            "bbox": [round(float(number), 2) for number in (*box[:2], *(box[2:] - box[:2]))],
-            "score": round(float(score), 5),
-        }
-        for box, score, category_id, category in zip(
-            found.boxes, found.scores, found.category_ids, found.names, strict=True
-        )
-    ]
+    return found.to_coco(image_id, name.as_posix())
 
 
 def write_results(results: Iterable[dict[str, Any]], path: Path) -> None:
@@ -274,6 +294,6 @@ def describe_results(results: Iterable[dict[str, Any]]) -> str:
 def draw(image: np.ndarray, found: Prediction, draw_score: float) -> Image.Image:
     """The picture with the boxes that score at least ``draw_score``."""
     is_drawn = found.scores >= draw_score
-    texts = [f"{name} {score:.2f}" for name, score in zip(found.names, found.scores, strict=True)]
+    texts = score_texts(found.names, found.scores)
     texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
     return draw_boxes(image, found.boxes[is_drawn], found.labels[is_drawn].tolist(), texts)
