@@ -288,10 +288,6 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
             text += f"; {unlabelled:,} without a label"
         return text
 
-    def index_of(self, image_id: int) -> int:
-        """Where a picture stands, by the id that batches have: the same."""
-        return image_id
-
     def __getitem__(self, key: tuple[int, int]) -> ClassSample | DetectorError:
         epoch, index = key
         try:

@@ -35,6 +35,7 @@ MAX_PIXELS = 2**28
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
 _KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
     _PNG: PngImagePlugin.PngImageFile,
@@ -65,6 +66,17 @@ def open_header(path: Path, file: IO[bytes]) -> ImageFile.ImageFile | None:
         return opener(file)
     except Exception:  # damaged headers raise almost anything
         return None
+
+
+def orientation_of(header: ImageFile.ImageFile) -> int:
+    """The EXIF orientation, as the decoder reads it: not from XMP; 1 where it is none that exists."""
+    # PNG would decode all pixels to look for EXIF behind them.
+    has_exif = "exif" in header.info or header.format == "TIFF"
+    try:
+        value = header.getexif().get(0x0112, 1) if has_exif else 1
+    except Exception:  # damaged EXIF raises almost anything, and is none
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def checked(path: Path, data: bytes, header: ImageFile.ImageFile | None = None) -> bytes:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from detector.data.coco_rows import Category, Ids
 from detector.data.images import IMAGE_SUFFIXES
-from detector.doctor.columns import Category, Split
+from detector.doctor.columns import Split
 from detector.doctor.findings import Example, Finding, found, in_words
 from detector.errors import DataError
 
@@ -104,14 +105,14 @@ def _split(
         has_boxes=False,
         categories=[Category(place, one) for place, one in enumerate(names)],
         files=files,
-        image_ids=np.arange(len(files)),
+        image_ids=Ids.counting(len(files)),
         sizes=np.zeros((len(files), 2), dtype=np.int64),
-        annotation_ids=np.arange(count),
+        annotation_ids=Ids.counting(count),
         image=image,
         label=label,
         boxes=np.zeros((count, 4)),
+        areas=np.zeros(count),
         is_crowd=np.zeros(count, dtype=bool),
-        is_implied=np.zeros(count, dtype=bool),
     )
 
 

@@ -29,7 +29,7 @@ def format_report(report: Report) -> str:
 def _describe(own: SetFacts, report: Report) -> list[str]:
     things = "objects" if report.splits[0].has_boxes else "labels"
     lines = [f"{own.name}: {own.source}"]
-    crowds = f", {own.crowds:,} crowd regions" if own.crowds else ""
+    crowds = f", {own.crowds:,} ignore regions" if own.crowds else ""
     lines.append(
         f"  {own.images:,} images ({own.empty:,} without {things}), {own.objects:,} {things} of {len(own.classes)}"
         f" classes{crowds}"
