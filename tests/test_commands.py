@@ -113,7 +113,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
             data / "annotations/val.json", lambda tree: tree["categories"].append({"id": 9, "name": "x"})
         ),
         [],
-        ["val.json", "5 classes", "4"],
+        ["val.json", "9 x, which is no class there"],
     ),
 }
 
@@ -174,8 +174,7 @@ def test_evaluate_refuses_another_class_count(
     given = ["--annotations", str(data / "annotations/val.json"), "--images", str(data / "images")]
     assert run_command("evaluate", ["--checkpoint", str(run / "best.pt"), *given, "--device", "cpu"]) == 2
     error = capsys.readouterr().err.strip()
-    assert "has 5 classes" in error
-    assert "the model 4" in error
+    assert "7 seven, which is no class there" in error
     assert "\n" not in error
 
 
@@ -244,6 +243,27 @@ def test_predictions_of_infer_score_as_evaluate_does(
     by_model = json.loads(capsys.readouterr().out)
     # Boxes in the file are rounded to hundredths of a pixel.
     assert by_file["AR100"] == pytest.approx(by_model["AR100"], abs=0.02)
+
+
+def test_infer_uses_the_ids_of_a_data_set(
+    run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = json.loads((shapes / "annotations/val.json").read_text())
+    left_out = tree["images"].pop()
+    ids = {image["file_name"]: f"frame {image['id']}" for image in tree["images"]}
+    for image in tree["images"]:
+        image["id"] = ids[image["file_name"]]
+    truth, output = tmp_path / "truth.json", tmp_path / "found"
+    truth.write_text(json.dumps(tree | {"annotations": []}))
+    arguments = ["--checkpoint", str(run / "best.pt"), "--input", str(shapes / "images" / "val_*.jpg")]
+    arguments += ["--output", str(output), "--annotations", str(truth), "--no-images", "--workers", "0"]
+    assert run_command("infer", [*arguments, "--device", "cpu"]) == 0
+    assert f"1 pictures are not in {truth}, and skipped: {left_out['file_name']}" in capsys.readouterr().err
+    rows = json.loads((output / "predictions.json").read_text())
+    assert rows and all(row["image_id"] == ids[row["file_name"]] for row in rows)
+    truth.write_text(json.dumps(tree | {"images": [{**tree["images"][0], "file_name": "x.jpg"}], "annotations": []}))
+    assert run_command("infer", [*arguments, "--output", str(tmp_path / "other")]) == 2
+    assert "lists none of the 4 pictures" in capsys.readouterr().err
 
 
 def test_infer_writes_a_page_of_its_drawings(

@@ -15,6 +15,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
 from detector.anchors import Anchors, level_sizes
+from detector.checkpoint import checkpoint_categories, read_checkpoint, save_checkpoint
 from detector.config import (
     AnchorConfig,
     BackboneConfig,
@@ -313,6 +314,22 @@ def test_rows_of_nothing() -> None:
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_category_ids_of_any_kind_travel_from_the_checkpoint_to_the_results(tmp_path: Path) -> None:
+    categories = [Category(7, "cat"), Category("8", "dog"), Category("bird", "bird")]
+    save_checkpoint(tmp_path / "x.pt", Config(), categories, {"model": {"x": torch.ones(1)}})
+    assert checkpoint_categories(read_checkpoint(tmp_path / "x.pt")) == categories
+    boxes, scores = torch.tensor([[[1.0, 2, 4, 8]] * 3]), torch.tensor([[0.9, 0.8, 0.7]])
+    (found,) = detection.to_predictions(
+        Detections(boxes, scores, torch.tensor([[2, 1, 0]])), categories, Config().model
+    )
+    rows = json.loads(json.dumps(detection.to_results(found, "frame 1", Path("a.jpg"))))
+    assert [(row["image_id"], row["category_id"]) for row in rows] == [("frame 1", own) for own in ("bird", "8", 7)]
+    (plain,) = detection.to_predictions(
+        Detections(boxes, scores, torch.tensor([[2, 1, 0]])), CATEGORIES, Config().model
+    )
+    assert plain.category_ids.dtype == np.int64
 
 
 def test_scores_of_right_and_wrong_detections(tmp_path: Path) -> None:
