@@ -18,7 +18,7 @@ import numpy as np
 
 from detector.doctor.columns import DANGLING, MALFORMED, NO_ID, Category, Split
 from detector.doctor.findings import Example, Finding, found, in_words
-from detector.errors import DataError
+from detector.errors import DataError, unreadable
 
 _RECORD = struct.Struct("<qqq4db")
 _FIELDS = np.dtype([("id", "<i8"), ("image", "<i8"), ("category", "<i8"), ("box", "<f8", 4), ("crowd", "?")])
@@ -59,7 +59,7 @@ def read_json(path: Path, hook: Any = None) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=hook)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: {unreadable(path, error, '*.json')}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
     except (ValueError, RecursionError) as error:
