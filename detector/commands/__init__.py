@@ -53,3 +53,6 @@ class Warnings(io.TextIOBase):
             if line.startswith(("warning: ", "error: ")):
                 self.stream.write(line + "\n")
         return len(text)
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
