@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 import detector
-from detector.commands import Warnings, check_overrides
+from detector.commands import Warnings, check_overrides, check_repeated
 from detector.errors import DetectorError
 
 COMMANDS = {
@@ -57,6 +57,7 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     """Parse and run the command of ``detector.commands.NAME``; errors that a person can mend become one line each."""
     args = build_parser(name, prog).parse_intermixed_args(argv)
     try:
+        check_repeated(sys.argv[1:] if argv is None else argv)
         check_overrides(getattr(args, "overrides", []))
         with contextlib.redirect_stderr(Warnings(sys.stderr)) if args.quiet else contextlib.nullcontext():
             return importlib.import_module(f"detector.commands.{name}").run(args)

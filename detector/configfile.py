@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 
 from detector.config import Config, PredictConfig, Section
-from detector.errors import ConfigError, instead_of_folder
+from detector.errors import ConfigError, unreadable
 from detector.storage import atomic_write
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -40,7 +40,7 @@ def find_config(name: str | Path) -> Path:
         if os.path.isfile(candidate):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
             return candidate
     if os.path.isdir(name):  # noqa: PTH112
-        raise ConfigError(f"{name}: {instead_of_folder(Path(name), '*.yaml')}")
+        raise ConfigError(f"{name}: {unreadable(Path(name), IsADirectoryError(), '*.yaml')}")
     packaged = {path.name: path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")}
     beside = {path.name: str(path) for path in Path(name).parent.glob("*.y*ml")}
     near = difflib.get_close_matches(Path(name).name, packaged | beside, n=1)
@@ -150,7 +150,7 @@ def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{path}: {unreadable(path, error, '*.yaml')}") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None

@@ -42,10 +42,12 @@ class NonFiniteError(DetectorError):
     """Training met a loss or a gradient that is not finite; the last good state was saved."""
 
 
-def instead_of_folder(folder: Path, pattern: str) -> str:
-    """What a message says where a folder was given instead of a file: the first file in it that may be meant."""
-    names = sorted(path.name for path in folder.glob(pattern))
-    return "is a folder; give a file" + (f", as {folder / names[0]}" if names else "")
+def unreadable(path: Path, error: Exception, pattern: str) -> str:
+    """What the system's error means; of a folder, the first file in it by ``pattern``, which may be meant."""
+    if isinstance(error, IsADirectoryError):
+        names = sorted(file.name for file in path.glob(pattern))
+        return "is a folder; give a file" + (f", as {path / names[0]}" if names else "")
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def one_of(choices: object) -> str:

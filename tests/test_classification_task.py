@@ -225,7 +225,7 @@ def test_what_a_person_reads() -> None:
         ["ant", "1", "0.500", "1.000", "0.667"],
         ["bee", "2", "1.000", "0.500", "0.667"],
         ["cow", "1", "0.000", "0.000", "0.000"],
-        ["doe", "0", "-1.000", "-1.000", "-1.000"],
+        ["doe", "0", "–", "–", "–"],
     ]
     assert classification.describe(one, per_class=False).splitlines() == lines[:1]
     several = classification.evaluate([ROWS], make_truth([[0], [1], [2], [1]]), make_config(multi_label=True))

@@ -131,7 +131,8 @@ def test_training_on_a_mistake(mistake: str, data: Path, tmp_path: Path, capsys:
         *data_overrides(data),
         *overrides,
     ]
-    assert run_command("train", ["--device", "cpu", *arguments, "train.steps=3"]) == 2
+    device = [] if "--device" in overrides else ["--device", "cpu"]
+    assert run_command("train", [*device, *arguments, "train.steps=3"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     for words in said:
@@ -328,6 +329,9 @@ SLIPS = {
     "train --config quickstart.yaml --overfit 2 --name ../x": "--name '../x': is not the name of a folder",
     "quickstart --name ../x": "--name '../x': is not the name of a folder in runs/",
     "train --config quickstart.yaml train.epochs 12": "train.epochs: is not KEY=VALUE, as in train.epochs=12",
+    "train --config quickstart.yaml --config sub/mine.yaml": "--config: is given 2 times; give it once",
+    "infer --checkpoint=runs/x --checkpoint runs/half --input sub --output y": "--checkpoint: is given 2 times",
+    "doctor --annotations sub --images sub": "sub: is a folder; give a file, as sub/truth.json",
     "infer --checkpoint runs/x --output y --input sub/a.jpg sub/b.jpg": "sub/b.jpg: is one file too many; quote a",
     "evaluate --checkpoint runs/x runs/half": "runs/half: is one file too many; quote a pattern",
     "evaluate --checkpoint sub/mine.yaml": "sub/mine.yaml: is a config, not a checkpoint; give one, as runs/NAME/",

@@ -260,9 +260,9 @@ def test_a_missing_file_names_the_nearest() -> None:
     assert error_of("zzz.yaml") == f"zzz.yaml: no such config file; the package has {', '.join(NAMES)}"
 
 
-@pytest.mark.parametrize("missing", [".", ""])
-def test_a_folder_is_no_config(missing: str) -> None:
-    assert "no such config file" in error_of(missing)
+@pytest.mark.parametrize(("missing", "said"), [("tests", "is a folder; give a file"), ("", "no such config file")])
+def test_a_folder_is_no_config(missing: str, said: str) -> None:
+    assert said in error_of(missing)
 
 
 @settings(max_examples=150)

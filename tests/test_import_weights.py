@@ -415,9 +415,9 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path, Path], object], list[str]]] = {
     "nothing": ("x.pth", lambda path, target: path.write_bytes(b""), ["no file of tensors"]),
     "nothing in a .pkl": ("x.pkl", lambda path, target: path.write_bytes(b""), ["no file of tensors"]),
     "nothing in a .safetensors": ("x.safetensors", lambda path, target: path.write_bytes(b""), ["no file of tensors"]),
-    "JSON": ("x.json", lambda path, target: path.write_text(json.dumps({"a": 1})), ["no file of tensors"]),
+    "JSON": ("x.json", lambda path, target: path.write_text(json.dumps({"a": 1})), ["a JSON file, not a checkpoint"]),
     "JSON in a .pkl": ("x.pkl", lambda path, target: path.write_text(json.dumps({"a": 1})), ["no file of tensors"]),
-    "a folder": ("x.pth", lambda path, target: path.mkdir(), ["is no file"]),
+    "a folder": ("x.pth", lambda path, target: path.mkdir(), ["is a folder without best.pt"]),
     "no file": ("x.pth", lambda path, target: None, ["is no file"]),
     "numbers only": (
         "x.pth",

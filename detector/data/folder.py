@@ -20,7 +20,7 @@ from detector.config import AugmentConfig, Config
 from detector.data.coco import Category
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.transforms import ClassTransform, TrainClassTransform, mix
-from detector.errors import ConfigError, DataError, DetectorError, one_of
+from detector.errors import ConfigError, DataError, DetectorError, one_of, unreadable
 
 
 class ClassSample(NamedTuple):
@@ -171,7 +171,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 if cells:
                     yield reader.line_num, cells
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: {unreadable(path, error, '*.csv')}") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is no CSV file in UTF-8: {error}") from None
 

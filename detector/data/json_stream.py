@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from detector.errors import DataError, instead_of_folder
+from detector.errors import DataError, unreadable
 
 BLOCK = 1 << 20  # bytes read at once
 LONGEST = 1 << 24  # characters of one element: no annotation comes near it, and a file without an end stops there
@@ -205,9 +205,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: OSError | ValueError) -> DataError:
-    if isinstance(error, IsADirectoryError):
-        return DataError(f"{show_text(str(path))}: {instead_of_folder(path, '*.json')}")
-    return DataError(f"{show_text(str(path))}: cannot be read: {getattr(error, 'strerror', None) or error}")
+    return DataError(f"{show_text(str(path))}: {unreadable(path, error, '*.json')}")
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

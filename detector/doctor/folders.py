@@ -13,7 +13,7 @@ from detector.data.coco_rows import Category, Ids
 from detector.data.images import IMAGE_SUFFIXES
 from detector.doctor.columns import Split
 from detector.doctor.findings import Example, Finding, found, in_words
-from detector.errors import DataError
+from detector.errors import DataError, unreadable
 
 
 def list_pictures(root: Path) -> list[str]:
@@ -87,7 +87,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 raise DataError(f"{path}:1: the first row must be a header: path,label")
             yield from ((reader.line_num, cells) for cells in reader if cells)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path}: {unreadable(path, error, '*.csv')}") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is no CSV file in UTF-8: {error}") from None
 

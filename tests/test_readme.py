@@ -1,0 +1,250 @@
+"""The README's lines as a newcomer types them: every command parses, every key exists, and what can run here runs.
+
+What runs is made small: ``SMALL`` is added to a command that trains, ``--workers 0`` to ``infer``, and what the README
+names lies in a folder of generated data. A run that a line makes is removed before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detector import training
+from detector.__main__ import COMMANDS, build_parser, main
+from detector.configfile import CONFIG_FOLDERS, _section_at, load_config
+from detector.data.images import read_image
+from detector.run import RunFolder
+from detector.tasks.detection import Prediction
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+class Line(NamedTuple):
+    """A command of the README."""
+
+    section: str  # its heading
+    words: list[str]
+
+    @property
+    def command(self) -> list[str]:
+        """What follows ``detector``; empty for what is not one of its commands, such as make."""
+        for place, word in enumerate(self.words):
+            if Path(word).name == "detector":
+                return self.words[place + 1 :]
+            if word.startswith("tools/"):
+                return [Path(word).stem, *self.words[place + 1 :]]
+        return []
+
+
+def readme_lines() -> Iterator[Line]:
+    """Indented blocks are what is typed; a backslash at the end of a line continues it."""
+    section, in_fence = "", False
+    for line in README.replace("\\\n", " ").splitlines():
+        in_fence ^= line.startswith("```")
+        if line.startswith("#"):
+            section = line.lstrip("# ")
+        if line.startswith("    ") and not in_fence:
+            yield Line(section, shlex.split(line, comments=True))
+
+
+LINES = list(readme_lines())
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+# What is not run here, by a word of the command, and why; it is parsed all the same.
+NOT_RUN = {
+    "quickstart": "minutes",
+    "benchmark": "tens of seconds",
+    "torchrun": "several GPUs",
+    "--suggest": "many seconds, tested with the anchors",
+    "--compare": "many seconds, tested with the summary",
+    "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1": "a download",
+    "model_final.pkl": "a file of Detectron2",
+    "model.weights=model_final.pkl": "a file of Detectron2",
+    "--to": "torchvision takes a whole ResNet",
+    "--version": "ends in SystemExit, tested with the commands",
+}
+RUN = [line for line in LINES if line.command and not set(line.words) & NOT_RUN.keys()]
+
+SMALL = [
+    "model.backbone={name: resnet10, norm: bn, freeze_at: 0}",
+    "train.steps=1",
+    "data.workers=0",
+    "train.batch_size=4",
+]
+DETECTS = [*SMALL, "model.fpn={levels: [3, 4, 5], channels: 16}", "data.resize={short: [64], long: 64}"]
+CLASSIFIES = [*SMALL, "model.fpn={levels: [3, 4, 5], channels: 16, norm: bn}", "data.crop={size: 32}"]
+# A detector's pyramid, that a classifier can begin from.
+CLASSIFIES_AS_DETECTOR = [*SMALL, "model.fpn={levels: [3, 4, 5], channels: 16}", "data.crop={size: 32}"]
+
+
+def test_the_readme_has_commands_and_python() -> None:
+    assert len(LINES) > 30
+    assert len(RUN) > 20
+    assert len(PYTHON) >= 3
+    assert {line.command[0] for line in LINES if line.command} >= COMMANDS.keys() - {"stress"}
+
+
+@pytest.mark.parametrize("line", LINES, ids=lambda line: " ".join(line.words))
+def test_a_line_parses(line: Line) -> None:
+    if not line.command:
+        program, *arguments = line.words
+        assert program in ("make", "pip")
+        if program == "make":
+            assert f"\n{arguments[0]}:" in (REPOSITORY / "Makefile").read_text()
+        return
+    name, *arguments = line.command
+    if name.startswith("--"):
+        assert name == "--version"
+        return
+    parser = build_parser(name)
+    parser.exit_on_error = False  # the parser's own SystemExit says less
+    args = parser.parse_intermixed_args(arguments)
+    given = getattr(args, "config", None)
+    is_packaged = given is not None and (CONFIG_FOLDERS[0] / given).exists()
+    if is_packaged:
+        load_config(given, args.overrides)
+    for config in getattr(args, "compare", None) or []:
+        load_config(config)
+    for override in getattr(args, "overrides", []):
+        assert_is_key(override.partition("=")[0])
+
+
+def assert_is_key(dotted: str) -> None:
+    *section, key = dotted.split(".")
+    assert key in _section_at(tuple(section)).model_fields, f"{dotted} is not a key of a config"
+
+
+KEYS = sorted(set(re.findall(r"`((?:data|model|train|eval)(?:\.[a-z_0-9]+)+)", README)))
+
+
+def test_the_keys_in_the_text_exist() -> None:
+    assert len(KEYS) > 20
+    for key in KEYS:
+        assert_is_key(key)
+
+
+def test_the_files_that_are_named_exist() -> None:
+    named = re.findall(r"\]\(([a-zA-Z_/.]+)\)", README) + re.findall(r"`(tools/\w+\.py)`", README)
+    named += [f"configs/{name}" for name in re.findall(r"`(\w+\.yaml)`", README) if name != "config.yaml"]
+    assert len(named) > 20
+    assert [name for name in named if not (REPOSITORY / name).exists()] == []
+    assert {path.stem for path in (REPOSITORY / "tools").glob("*.py")} == COMMANDS.keys()
+    listed = set(re.findall(r"`(\w+\.yaml)`", README[README.index("## Configs") :]))
+    assert {path.name for path in CONFIG_FOLDERS[0].glob("*.yaml")} == listed
+
+
+# --- run --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that the README's lines name, and runs of one step."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(shapes / "images", folder / "images")
+    for name, split in (("train", "train"), ("val", "val"), ("a", "val")):
+        shutil.copy(shapes / f"annotations/{split}.json", folder / f"{name}.json")
+    truth = json.loads((folder / "a.json").read_text())["annotations"]
+    row = {key: truth[0][key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
+    (folder / "results.json").write_text(json.dumps([row]))
+    (folder / "pictures").mkdir()
+    for image in sorted((folder / "images").glob("val_*"))[:2]:
+        shutil.copy(image, folder / "pictures")
+    shutil.copy(folder / "pictures" / image.name, folder / "a.jpg")
+    for name in ("train", "val"):
+        shutil.copytree(colors / name, folder / name)
+        shutil.copytree(colors / name, folder / "classes" / name)
+    shutil.copytree(colors / "train", folder / "all")
+
+    splits = [f"data.{s}.annotations={s}.json" for s in ("train", "val")] + [
+        f"data.{s}.images=images" for s in ("train", "val")
+    ]
+    small = ["model.head={num_convs: 1}", "train.schedule={warmup_steps: 0}", "model.predict.score_threshold=0.0"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        config = load_config("quickstart.yaml", [*DETECTS, *small, *splits])
+        assert training.fit(config, RunFolder(Path("runs/mine")), torch.device("cpu"))
+        shutil.copy("runs/mine/config.yaml", "mine.yaml")
+        for name in ("before", "detector"):
+            shutil.copytree("runs/mine", f"runs/{name}")
+        data = ["data.train.images=train", "data.val.images=val"]
+        config = load_config("classify_quickstart.yaml", [*CLASSIFIES, *data])
+        assert training.fit(config, RunFolder(Path("runs/classifier")), torch.device("cpu"))
+    return folder
+
+
+@pytest.fixture
+def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "world"
+    shutil.copytree(template, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def shortened(line: Line) -> list[str]:
+    """The command with what makes it small; in the section of classification, runs/mine is a classifier."""
+    name, *arguments = line.command
+    args: argparse.Namespace = build_parser(name).parse_intermixed_args(arguments)
+    added: list[str] = []
+    if line.section == "Classify":
+        shutil.rmtree("runs/mine")
+        shutil.copytree("runs/classifier", "runs/mine")
+    if name == "train":
+        shutil.rmtree(f"runs/{args.name}" if args.name else "nothing", ignore_errors=True)
+        own = {"Classify": CLASSIFIES, "From a detector to a classifier, and back": CLASSIFIES_AS_DETECTOR}
+        # The lines of one folder and of --overfit come last, so that they win.
+        added = own.get(line.section, [] if args.config == "mine.yaml" else DETECTS)
+        added = [*added, *(["train.steps=2"] if args.overfit else [])]
+    if name == "infer":
+        added = ["--workers", "0"]
+    return [name, *arguments, *added]
+
+
+# Exit codes that are right although they are not 0: findings, and what two steps do not learn.
+FOUND = {"doctor": (0, 1), "train --overfit": (0, 1)}
+
+
+@pytest.mark.parametrize("line", RUN, ids=lambda line: " ".join(line.words))
+def test_a_line_runs(line: Line, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(world.rglob("*"))
+    typed = shortened(line)
+    kind = "train --overfit" if "--overfit" in typed else typed[0]
+    assert main(typed) in FOUND.get(kind, (0,)), capsys.readouterr().err
+    for option in ("--output", "--html", "--report", "--fix", "--write"):
+        if option in typed and kind != "doctor":
+            assert set((world / typed[typed.index(option) + 1]).parent.rglob("*")) - before, option
+
+
+def test_the_python_blocks_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, in one namespace, as in a notebook."""
+    made: dict[str, Any] = {}
+    stub = SimpleNamespace(Detections=lambda xyxy, **values: made.update(xyxy=xyxy, **values))
+    monkeypatch.setitem(sys.modules, "supervision", stub)
+    array = read_image(world / "a.jpg")
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    names: dict[str, Any] = {"pil_image": Image.fromarray(array), "numpy_array": array, "tensor": tensor, "numpy": np}
+    for block in PYTHON:
+        exec(
+            block.replace("score_threshold=0.5", "score_threshold=0.0").replace("train.epochs=3", "train.steps=2"),
+            names,
+        )
+    found = names["found"]
+    assert isinstance(found, Prediction)
+    assert Image.open(world / "found.png").size == (480, 480)
+    assert len(names["rows"]) == len(made["xyxy"]) == len(made["confidence"]) == len(made["class_id"]) > 0
+    assert made["data"]["class_name"].tolist() == found.names
+    assert names["run"] == Path("runs/shorter")
+    assert len((world / "runs/shorter/metrics.jsonl").read_text().splitlines()) >= 2
