@@ -256,7 +256,7 @@ _DETECTION = (
 _DETECTION += ("model.anchors", "model.matcher", "model.loss.cls", "model.loss.alpha", "model.loss.gamma")
 _DETECTION += ("model.loss.cls_weight", "model.loss.box", "model.loss.beta", "model.loss.box_weight")
 _DETECTION += tuple(f"model.predict.{key}" for key in PredictConfig.model_fields if key != "classes")
-_CLASSIFICATION = ("data.val_share", "data.classes", "data.class_weights", "data.crop", "data.augment.mixup")
+_CLASSIFICATION = ("data.classes", "data.class_weights", "data.crop", "data.augment.mixup")
 _CLASSIFICATION += ("data.augment.cutmix", "model.loss.label_smoothing", "model.predict.classes", "model.multi_label")
 _USERS = dict.fromkeys(_DETECTION, ("task", "detection")) | dict.fromkeys(_CLASSIFICATION, ("task", "classification"))
 _USERS |= {f"model.head.{key}": ("head", "retina") for key in ("num_convs", "channels", "norm", "prior")}

@@ -66,7 +66,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     state = TrainingState.begin(model, config.train, len(train_data), device)
     run.create()
     run.describe(config)
-    print("\n".join([*origins, f"to be learned by heart: {val_data.summary()}"]), file=sys.stderr)
+    print("\n".join([*origins, f"to be learned by heart: {val_data.summary()}", *val_data.warnings()]), file=sys.stderr)
     draw_first_batch(config, task, train_data, run)
 
     first = last = float("nan")

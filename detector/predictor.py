@@ -15,7 +15,7 @@ from detector.checkpoint import checkpoint_categories, load_model, override_conf
 from detector.config import Config
 from detector.data.coco import Category
 from detector.data.collate import collate
-from detector.data.images import read_image
+from detector.data.images import read_image, scale_depth
 from detector.distributed import choose_device
 from detector.errors import DataError
 from detector.interchange import open_checkpoint
@@ -53,17 +53,18 @@ class Predictor:
     ) -> list[Any]:
         """What is in each picture: a path, a PIL image, an array [H, W, C] or a tensor [C, H, W], uint8 or uint16.
 
-        Paths and PIL images are read upright (EXIF). The result is a list of
+        Paths and PIL images are read upright (EXIF), or stored where the model was trained so (``data.exif``); 16-bit
+        values are scaled by its ``data.max_value``. The result is a list of
         :class:`~detector.tasks.detection.Prediction`, where ``score_threshold`` stands in for the config's own, or of
         :class:`~detector.tasks.classification.ClassPrediction`. Raises :class:`~detector.errors.DataError` for a file
         that cannot be read, ValueError for an array of another kind.
         """
         if isinstance(images, str | Path | Image.Image):
             raise TypeError("predict takes a list of pictures; wrap a single one: predict([picture])")
-        channels = self.config.model.in_channels
+        reading = self.config.model.in_channels, self.config.data.exif, self.config.data.max_value
         predictions: list[Any] = []
         for start in range(0, len(images), batch_size):
-            arrays = [as_array(image, channels) for image in images[start : start + batch_size]]
+            arrays = [as_array(image, *reading) for image in images[start : start + batch_size]]
             predictions += self.predict_samples([self.sample(array) for array in arrays], score_threshold)
         return predictions
 
@@ -84,13 +85,14 @@ class Predictor:
         return self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
 
 
-def as_array(image: Picture, channels: int = 3) -> np.ndarray:
+def as_array(image: Picture, channels: int = 3, exif: str = "auto", max_value: int | None = None) -> np.ndarray:
     """Any kind of picture as [H, W, C] uint8 or uint16; RGB if ``channels`` is 3."""
     if isinstance(image, str | Path):
-        return read_image(Path(image), channels)
+        return read_image(Path(image), channels, exif, max_value)
     if isinstance(image, Image.Image):
         try:
-            upright = ImageOps.exif_transpose(image)  # reads the file, if PIL has only opened it yet
+            image.load()  # reads the file, if PIL has only opened it yet
+            upright = image if exif == "stored" else ImageOps.exif_transpose(image)
         except Exception as error:  # damaged files raise almost anything
             name = getattr(image, "filename", "") or "a PIL image"
             raise DataError(f"{name}: cannot be decoded: {' '.join(str(error).split())}") from None
@@ -110,4 +112,4 @@ def as_array(image: Picture, channels: int = 3) -> np.ndarray:
     if array.dtype not in (np.uint8, np.uint16) or array.ndim != 3 or array.shape[2] != channels or array.size == 0:
         kind = f"tensor [{channels}, H, W]" if isinstance(image, Tensor) else f"array [H, W, {channels}]"
         raise ValueError(f"a picture must be a uint8 or uint16 {kind}; this one is {array.dtype} {list(array.shape)}")
-    return array
+    return scale_depth(array, max_value)

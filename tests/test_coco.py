@@ -535,11 +535,11 @@ def test_opening_checks_what_it_can_without_decoding(tmp_path: Path) -> None:
     write_pictures(tmp_path, tree)
     notes = str(write(tmp_path, tree))
     split = SplitConfig(annotations=notes, images=str(tmp_path))
-    assert len(open_dataset(split, "val", DataConfig(), same_size())) == 3
+    assert len(open_dataset(DataConfig(val=split), "val", same_size())) == 3
 
     def refusal(split: SplitConfig) -> str:
         with pytest.raises(DataError) as caught:
-            open_dataset(split, "val", DataConfig(), same_size())
+            open_dataset(DataConfig(val=split), "val", same_size())
         return str(caught.value)
 
     assert refusal(SplitConfig(images=str(tmp_path))).startswith("data.val.annotations is not set; ")
@@ -557,7 +557,7 @@ def opened(folder: Path, name: str, **config: Any) -> CocoDataset:
     tree["images"] = [{"id": 7, "file_name": name, "height": 50, "width": 100}]
     (folder / "images").mkdir(exist_ok=True)
     split = SplitConfig(annotations=str(write(folder, tree)), images=str(folder / "images"))
-    return open_dataset(split, "val", DataConfig(**config), same_size())
+    return open_dataset(DataConfig(val=split, **config), "val", same_size())
 
 
 def lay_out(folder: Path) -> None:
@@ -638,7 +638,7 @@ def test_the_file_system_is_asked_once_a_folder(tmp_path: Path, monkeypatch: pyt
             os, function, lambda *args, real=real, **named: (asked.append(args), real(*args, **named))[1]
         )
     split = SplitConfig(annotations=str(write(tmp_path, tree)), images=str(tmp_path))
-    assert len(open_dataset(split, "val", DataConfig(), same_size())) == 100
+    assert len(open_dataset(DataConfig(val=split), "val", same_size())) == 100
     assert len(asked) < 60  # the folders, and each part of their paths, which may be links
 
 
@@ -646,9 +646,9 @@ def test_opening_applies_the_configs_policy(tmp_path: Path) -> None:
     tree = tree_with([[-5, 10, 20, 20]])
     write_pictures(tmp_path, tree)
     split = SplitConfig(annotations=str(write(tmp_path, tree)), images=str(tmp_path))
-    assert open_dataset(split, "train", DataConfig(invalid_boxes="clip"), same_size()).checked.clipped == 1
+    assert open_dataset(DataConfig(train=split, invalid_boxes="clip"), "train", same_size()).checked.clipped == 1
     with pytest.raises(DataError):
-        open_dataset(split, "train", DataConfig(), same_size())
+        open_dataset(DataConfig(train=split), "train", same_size())
 
 
 # --- flat arrays ------------------------------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from detector.data.headers import QUARTER_TURNS
 from detector.doctor.annotations import TOLERANCE, has_area, is_outside, repeated
 from detector.doctor.columns import DANGLING, Split
 from detector.doctor.files import FileFacts
-from detector.doctor.pictures import QUARTER_TURNS
 from detector.doctor.reading import read_json
 from detector.errors import ConfigError
 from detector.storage import atomic_write, make_folder

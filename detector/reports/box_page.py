@@ -308,7 +308,8 @@ def _draw_worst(
     for row in listed:
         index = place_of[row["image_id"]]
         size = int(truth.heights[index]), int(truth.widths[index])
-        image = read_annotated_image(folder / row["file_name"], *size, config.model.in_channels)
+        data, channels = config.data, config.model.in_channels
+        image = read_annotated_image(folder / row["file_name"], *size, channels, data.exif, data.max_value)
         own = truth.rows(index)
         is_object = ~truth.is_crowd[own].numpy()
         boxes, labels = truth.boxes_xywh[own].numpy()[is_object], truth.labels[own].numpy()[is_object]

@@ -40,6 +40,8 @@ class Data(Protocol):
 
     def summary(self) -> str: ...
 
+    def warnings(self) -> list[str]: ...  # what a sample of the files shows to be in doubt
+
     def index_of(self, image_id: int) -> int: ...
 
 

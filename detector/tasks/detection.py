@@ -56,7 +56,7 @@ def open_split(config: Config, name: str, categories: list[Category] | None = No
         transform: Transform = TrainTransform(data.resize, data.augment, config.seed, channels)
     else:
         transform = Transform(data.resize)
-    return open_dataset(getattr(data, name), name, data, transform, categories, channels)
+    return open_dataset(data, name, transform, categories, channels, config.seed)
 
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
