@@ -31,7 +31,7 @@ from detector.pages import (
 )
 from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
 from detector.reports.boxes import STEPS, BoxReport, box_report, false_type
-from detector.visualize import contact_sheet, draw_colored
+from detector.visualize import contact_sheet, draw_boxes
 
 WORST = 24  # images drawn
 LISTED = 300  # images in a table of the page; images.csv has all
@@ -317,17 +317,19 @@ def _draw_worst(
         texts = [
             truth.categories[label].name if missed else "" for label, missed in zip(labels, is_missed, strict=True)
         ]
-        left = draw_colored(image, _xyxy(boxes), [ORANGE if missed else GREEN for missed in is_missed], texts)
+        colors = [ORANGE if missed else GREEN for missed in is_missed]
+        left = draw_boxes(image, _xyxy(boxes), labels.tolist(), texts, colors)
 
         found = np.flatnonzero((rows[:, 0] == row["image_id"]) & report.is_shown)
         found = found[np.argsort(-rows[found, 5], kind="stable")]
         is_false = report.is_false[found]
         texts = []
-        for detection, false in zip(rows[found], is_false, strict=True):
-            label = label_of[int(detection[6])]
+        own_labels = [label_of[int(row[6])] for row in rows[found]]
+        for detection, label, false in zip(rows[found], own_labels, is_false, strict=True):
             kind = false_type(detection[1:5], label, boxes, labels) if false else ""
             texts.append(f"{truth.categories[label].name} {detection[5]:.2f} {kind}" if false else "")
-        right = draw_colored(image, _xyxy(rows[found, 1:5]), [RED if false else GREEN for false in is_false], texts)
+        colors = [RED if false else GREEN for false in is_false]
+        right = draw_boxes(image, _xyxy(rows[found, 1:5]), own_labels, texts, colors)
         caption = f"{row['file_name']}: {row['missed']} of {row['objects']} missed, {row['false']} false"
         yield picture(contact_sheet([left, right], 2, gap=8), caption, long_side=1200, quality=78)
 

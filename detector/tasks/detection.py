@@ -27,7 +27,7 @@ from detector.reports import Report, Scored
 from detector.reports.box_page import detection_report
 from detector.storage import atomic_write
 from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Losses, Predictions, Targets
-from detector.visualize import class_color, draw_boxes, draw_colored, draw_targets
+from detector.visualize import draw_boxes, draw_targets
 
 PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
 RESULTS = "predictions.json"
@@ -162,8 +162,7 @@ def draw_sample(sample: Sample, categories: Sequence[Category]) -> Image.Image:
     """A picture with its boxes; regions that the loss ignores in gray."""
     labels = sample.labels.tolist()
     texts = [categories[label].name if label >= 0 else "ignored" for label in labels]
-    colors = [class_color(label) if label >= 0 else (128, 128, 128) for label in labels]
-    return draw_colored(sample.image.permute(1, 2, 0).numpy(), sample.boxes.numpy(), colors, texts)
+    return draw_boxes(sample.image.permute(1, 2, 0).numpy(), sample.boxes.numpy(), labels, texts)
 
 
 # --- before the first step --------------------------------------------------------------------------------------------
