@@ -17,6 +17,7 @@ COMMANDS = {
     "quickstart": "generate a set of shapes, train on it, evaluate, and draw what was found",
     "train": "train a model from a config",
     "doctor": "say what is wrong with a data set, and write a cleaned copy",
+    "split": "divide a COCO file into one to train on and one to evaluate on",
     "evaluate": "score a checkpoint, or a COCO results file",
     "browse": "show the training data as it is stored and as it is augmented",
     "infer": "find objects in a folder of pictures, or classify them",

@@ -281,7 +281,8 @@ def _draw_object(found: Study, place: int, images: Path, name: str) -> Image.Ima
     model, annotations, objects = found.config.model, found.split.annotations, found.objects
     index, box, label = int(objects.image[place]), objects.boxes[place], int(objects.labels[place])
     original = int(annotations.heights[index]), int(annotations.widths[index])
-    image = read_annotated_image(images / annotations.file_name(index), *original, model.in_channels)
+    data, file = found.config.data, images / annotations.file_name(index)
+    image = read_annotated_image(file, *original, model.in_channels, data.exif, data.max_value)
     height, width = objects.sizes[index].tolist()
     image = resize(image, height, width, found.config.data.resize.interpolation)
     anchors, _ = Anchors(model.anchors, model.fpn.levels)(

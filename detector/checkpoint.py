@@ -137,6 +137,17 @@ def override_config(content: dict[str, Any], path: str | Path, overrides: Sequen
     return config
 
 
+def check_val_share(content: dict[str, Any], path: str | Path) -> None:
+    """Refuse to hold back other images than a run did that an older version began."""
+    data = content["config"].get("data", {})
+    if data.get("val_share") is not None and "exif" not in data:  # data.exif came with today's rule
+        raise ConfigError(
+            f"{path}: is of an older version, whose data.val_share={data['val_share']} held back other images, so some"
+            " that it was trained on would be evaluated; evaluate on data of its own (evaluate --images), or begin"
+            " another run with --init-from"
+        )
+
+
 def checkpoint_categories(content: dict[str, Any]) -> list[Category]:
     return [Category(**category) for category in content["categories"]]
 

@@ -90,14 +90,19 @@ class CropConfig(Section):
 
 class DataConfig(Section):
     train: SplitConfig = SplitConfig()
-    val: SplitConfig = SplitConfig()
+    val: SplitConfig | None = SplitConfig()  # null, without val_share: nothing is evaluated, last.pt is the result
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
     allow_outside: bool = False  # names of pictures may lead out of their folder: absolute, by "..", or by links
+    # The frame that boxes are drawn on, and that is read: upright is as EXIF turns it, stored without. auto: whichever
+    # has the annotated width and height (stored where both do), and upright where nothing is annotated.
+    exif: Literal["auto", "stored", "upright"] = "auto"
+    # Of 16-bit images, the value that counts as 255 of 8 bits; null: 65535. 12-bit cameras: 4095.
+    max_value: Annotated[int, Field(ge=1, le=65535)] | None = None
     # A picture that training cannot read: stop, or take another in its place and name it in the run's skipped.txt,
     # until more than max_bad_share of an epoch's pictures are broken. Evaluation always stops: its score is of all.
     on_bad_image: Literal["error", "skip"] = "error"
     max_bad_share: Share = 0.01
-    val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of each class of data.train, held back as data.val
+    val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of data.train, held back as data.val, by seed
     classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those that data.train has, by name
     # Null: all equal. balanced: each class in inverse proportion to its pictures. Or a weight by class, others 1.
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
@@ -106,6 +111,11 @@ class DataConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     group_by_aspect: bool = True  # batches of portrait or of landscape pictures, so that they pad little
     workers: Annotated[int, Field(ge=0, le=1024)] = 2  # processes that load, a rank
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there is to be something to evaluate on."""
+        return self.val is not None or self.val_share is not None
 
     @model_validator(mode="after")
     def _each_class_once(self) -> DataConfig:

@@ -130,11 +130,14 @@ def train(
     task: Task,
     state: TrainingState,
     train_data: Data,
-    val_data: Data,
+    val_data: Data | None,
     run: RunFolder,
     device: torch.device,
 ) -> bool:
-    """Train from ``state.step`` to the end; True if it got there, False if a signal asked it to stop (and it saved)."""
+    """Train from ``state.step`` to the end; True if it got there, False if a signal asked it to stop (and it saved).
+
+    Without ``val_data`` nothing is evaluated, and there is no best checkpoint.
+    """
     steps, steps_per_epoch = count_steps(config.train, len(train_data))
     categories = train_data.categories
     world_size, accumulate, batch_size = distributed.world_size(), config.train.accumulate, config.train.batch_size
@@ -156,7 +159,7 @@ def train(
             # Evaluation comes first in the loop: a run that was stopped before it resumes with it.
             epoch = -(-state.step // steps_per_epoch)
             is_due = ends_epoch(state.step) and (epoch % config.eval.every_epochs == 0 or state.step == steps)
-            if is_due and state.evaluated_step < state.step:
+            if val_data is not None and is_due and state.evaluated_step < state.step:
                 metrics = run_evaluation(state.evaluated, task, val_data, config, device)
                 keep_best(run, config, task, state, categories, metrics, epoch)
                 save_last(run, config, categories, state)

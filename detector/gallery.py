@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
+from detector.data.spot_check import spread
 from detector.errors import DetectorError
 from detector.pages import Gallery, Picture, Section, Text, picture, within_budget, write_page
 from detector.tasks import Data, Task
 from detector.visualize import contact_sheet
-
-
-def spread(count: int, number: int) -> list[int]:
-    """At most ``number`` places of ``count``, evenly spread: sorted pictures of one kind stand together."""
-    return np.unique(np.linspace(0, count - 1, min(count, number)).round().astype(int)).tolist()
 
 
 def browse(path: Path, title: str, data: Data, task: Task, number: int, variants: int) -> int:

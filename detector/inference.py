@@ -99,7 +99,8 @@ class _Samples:
     def __getitem__(self, key: Key) -> _Item:
         _, index = key
         file = self.file(index)
-        image = read_image(file, self.config.model.in_channels)
+        data = self.config.data
+        image = read_image(file, self.config.model.in_channels, data.exif, data.max_value)
         try:
             has_changed = file.stat().st_mtime > self.began
         except OSError as error:

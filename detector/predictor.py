@@ -55,7 +55,8 @@ class Predictor:
         """What is in each image: a path, a PIL image, an array [H, W, C] or a tensor [C, H, W], uint8 or uint16.
 
         Arrays and tensors are RGB; ``cv2.imread`` gives BGR, turned by ``image[:, :, ::-1]``. Paths and PIL images are
-        read upright (EXIF). The result is a list of :class:`~detector.tasks.detection.Prediction`, where
+        read upright (EXIF), or stored where the model was trained so (``data.exif``); 16-bit values are scaled by its
+        ``data.max_value``. The result is a list of :class:`~detector.tasks.detection.Prediction`, where
         ``score_threshold`` in [0, 1] replaces the config's own, or of
         :class:`~detector.tasks.classification.ClassPrediction`. Raises :class:`~detector.errors.DataError` for a file
         that cannot be read, TypeError and ValueError, before anything is predicted, for an argument of another kind.
@@ -63,11 +64,11 @@ class Predictor:
         check_threshold(score_threshold)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"batch_size: {batch_size!r} is not a whole number of at least 1")
-        channels = self.config.model.in_channels
-        images = check_images(images, channels)
+        reading = self.config.model.in_channels, self.config.data.exif, self.config.data.max_value
+        images = check_images(images, self.config.model.in_channels)
         predictions: list[Any] = []
         for start in range(0, len(images), batch_size):
-            arrays = [as_array(image, channels) for image in images[start : start + batch_size]]
+            arrays = [as_array(image, *reading) for image in images[start : start + batch_size]]
             predictions += self.predict_samples([self.sample(array) for array in arrays], score_threshold)
         return predictions
 

@@ -26,7 +26,7 @@ SHORT_SCHEDULE = 100_000
 
 def preview_run(config: Config, task: Task, data: Data, run: RunFolder) -> None:
     """Print the task's figures and warnings, and draw the first batch."""
-    lines = [*task.preview(data, config), *_warn_of_random_weights(config, len(data))]
+    lines = [*task.preview(data, config), *data.warnings(), *_warn_of_random_weights(config, len(data))]
     print("\n".join(lines), file=sys.stderr)
     draw_first_batch(config, task, data, run)
 

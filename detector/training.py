@@ -12,7 +12,14 @@ import numpy as np
 import torch
 
 from detector import distributed
-from detector.checkpoint import checkpoint_categories, checkpoint_config, load_weights, read_checkpoint, read_progress
+from detector.checkpoint import (
+    check_val_share,
+    checkpoint_categories,
+    checkpoint_config,
+    load_weights,
+    read_checkpoint,
+    read_progress,
+)
 from detector.config import BackboneConfig, Config
 from detector.configfile import config_to_dict, differences
 from detector.data.coco import Category
@@ -68,7 +75,7 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
         check_config(content, config, run)
     train_data = task.open_split(config, "train")
     categories = train_data.categories
-    val_data = task.open_split(config, "val", categories)
+    val_data = task.open_split(config, "val", categories) if config.data.has_val else None
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(categories))
@@ -96,7 +103,7 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
             preview_run(config, task, train_data, run)
     distributed.barrier()
     finished = train(config, task, state, train_data, val_data, run, device)
-    if finished:
+    if finished and val_data is not None:
         report_best(config, task, state.evaluated, val_data, run, device)
     return finished
 
@@ -193,13 +200,22 @@ def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
 # What a resumed run must have in common with the run that it continues: all that decides which pictures make a step,
 # and what is in the optimizer's state.
 KEPT = ("task", "seed", "model", "data.resize", "data.crop", "data.augment", "data.invalid_boxes", "data.val_share")
-KEPT += ("data.class_weights", "data.group_by_aspect", "train.batch_size", "train.optimizer", "train.precision")
+KEPT += (
+    "data.exif",
+    "data.max_value",
+    "data.class_weights",
+    "data.group_by_aspect",
+    "train.batch_size",
+    "train.optimizer",
+    "train.precision",
+)
 KEPT += ("train.ema",)
 _REMEDY = "resume with the same, or begin another run with --name"
 
 
 def check_config(content: dict[str, Any], config: Config, run: RunFolder) -> None:
     """Refuse to continue a run with another config, which would not be the same run."""
+    check_val_share(content, run.last)
     for key in KEPT:
         old, new = config_to_dict(checkpoint_config(content, run.last)), config_to_dict(config)
         for part in key.split("."):
@@ -255,7 +271,7 @@ def begin_run(run: RunFolder, config: Config, state: TrainingState) -> None:
 
 
 def print_plan(
-    config: Config, origins: list[str], model: Model, train_data: Data, val_data: Data, device: torch.device
+    config: Config, origins: list[str], model: Model, train_data: Data, val_data: Data | None, device: torch.device
 ) -> None:
     steps, steps_per_epoch = count_steps(config.train, len(train_data))
     train, lr = config.train, scaled_lr(config.train.optimizer, config.train.batch_size)
@@ -264,7 +280,8 @@ def print_plan(
     lines = [
         *origins,
         f"{parameters:,} parameters, {trained:,} trained; {distributed.world_size()} × {device}",
-        *(f"{name}: {data.summary()}" for name, data in (("train", train_data), ("val", val_data))),
+        f"train: {train_data.summary()}",
+        f"val: {val_data.summary()}" if val_data is not None else "val: none; nothing is evaluated (data.val is null)",
         f"{steps} steps of {train.batch_size} images, {steps_per_epoch} an epoch; peak lr {lr:.3g}"
         f" ({train.optimizer.lr:.3g} for {train.optimizer.lr_batch_size} images, scaled by {train.batch_size})",
     ]

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import colorsys
+import json
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
+from detector.fonts import draw_letters, has_letters
+
+Color = tuple[int, int, int]
+
+LEGEND = 8  # classes in a legend, at most
 SMALLEST = 480  # long side of a drawing; smaller pictures are enlarged, or no letter on them could be read
 
 
-def class_color(label: int) -> tuple[int, int, int]:
-    """RGB of a class: hues a golden angle apart, so that neighbours do not look alike."""
+def class_color(label: int) -> Color:
+    """RGB of a class: hues a golden angle apart, so that neighbours do not look alike. Under 0 is no class: gray."""
+    if label < 0:
+        return 128, 128, 128
     red, green, blue = colorsys.hsv_to_rgb((label * 0.61803398875 + 0.05) % 1, 0.75, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -23,27 +30,31 @@ def score_texts(names: Sequence[str], scores: Sequence[float] | np.ndarray) -> l
     return [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
 
 
-def draw_boxes(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> Image.Image:
-    """``image`` [H, W, C] with boxes [D, 4] xyxy and their texts, best first; lines and letters grow with it."""
-    return draw_colored(image, boxes, [class_color(label) for label in labels], texts)
-
-
-def draw_colored(
-    image: np.ndarray, boxes: np.ndarray, colors: Sequence[tuple[int, int, int]], texts: Sequence[str]
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    texts: Sequence[str],
+    colors: Sequence[Color] | None = None,
 ) -> Image.Image:
-    """As :func:`draw_boxes`, in colours of one's own; a box without a text is a thin line."""
+    """``image`` [H, W, C] with boxes [D, 4] xyxy and their texts, best first; lines and letters grow with it.
+
+    ``colors`` are those of the classes unless given; a box without a text is a thin line. A text that no font here has
+    the letters of is the number of its label instead, which a legend below explains.
+    """
     canvas, factor = _canvas(image)
     draw = ImageDraw.Draw(canvas)
-    line = max(2, round(max(canvas.size) / 350))
-    font = _font(max(11, round(max(canvas.size) / 55)))
+    line, size = max(2, round(max(canvas.size) / 350)), max(11, round(max(canvas.size) / 55))
+    colors = colors if colors is not None else [class_color(label) for label in labels]
+    texts, legend = _legible(texts, labels)
     # The best last, so that it lies on top.
     for box, color, text in reversed(list(zip(boxes * factor, colors, texts, strict=True))):
         left, top, right, bottom = (round(float(side)) for side in box)
         width = line if text else max(1, line // 2)
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline=color, width=width)
         if text:
-            _draw_label(draw, text, left, top, color, font)
-    return canvas
+            _draw_label(draw, text, left, top, color, size)
+    return _with_legend(canvas, legend, size)
 
 
 def draw_targets(
@@ -60,37 +71,37 @@ def draw_targets(
     """
     canvas, factor = _canvas(image)
     draw = ImageDraw.Draw(canvas, "RGBA")  # lines that let the picture through
-    line = max(2, round(max(canvas.size) / 200))
-    font = _font(max(11, round(max(canvas.size) / 40)))
+    line, size = max(2, round(max(canvas.size) / 200)), max(11, round(max(canvas.size) / 40))
+    texts, legend = _legible(texts, labels)
     for anchor, label in zip(anchors * factor, anchor_labels, strict=True):
         draw.rectangle(anchor.round().tolist(), outline=(*class_color(label), 190), width=max(1, line // 2))
     for box, label, text in zip(boxes * factor, labels, texts, strict=True):
-        color = class_color(label) if label >= 0 else (128, 128, 128)
         left, top, right, bottom = (round(float(side)) for side in box)
-        draw.rectangle((left, top, right, bottom), outline=color, width=line)
-        _draw_label(draw, text, left, top, color, font)
-    return canvas
+        draw.rectangle((left, top, right, bottom), outline=class_color(label), width=line)
+        _draw_label(draw, text, left, top, class_color(label), size)
+    return _with_legend(canvas, legend, size)
 
 
 def draw_lines(image: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> Image.Image:
     """``image`` [H, W, C] with a text a class in its corner, one under the other."""
     canvas, _ = _canvas(image)
     draw = ImageDraw.Draw(canvas)
-    font = _font(max(11, round(max(canvas.size) / 30)))
-    top = 0
+    size, top = max(11, round(max(canvas.size) / 30)), 0
+    texts, legend = _legible(texts, labels)
     for label, text in zip(labels, texts, strict=True):
-        top = _draw_plate(draw, text, 0, top, class_color(label), font)
-    return canvas
+        top = _draw_plate(draw, draw_letters(text, size), 0, top, class_color(label))
+    return _with_legend(canvas, legend, size)
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
     """``confusion`` [K, K], true by predicted class: the darker a cell, the larger its share of the true class."""
     num_classes = len(names)
-    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
     side = max(6, min(72, 1200 // num_classes))  # of a cell, in pixels
-    font = _font(max(9, min(18, side // 3)))
+    size = max(9, min(18, side // 3))
     has_names, has_counts = side >= 12, side >= 30
-    wide = max(round(font.getlength(name)) for name in names) + 12 if has_names else 12
+    names, legend = _legible([name if len(name) <= 24 else f"{name[:23]}…" for name in names], range(num_classes))
+    plates = [_dark(name, size) for name in names] if has_names else []
+    wide = max((plate.width for plate in plates), default=0) + 12
     margin = wide + 28  # left and on top: the axis's title, then the names
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     cells = np.rint(255 + (np.array([8, 69, 148]) - 255) * share[:, :, None]).astype(np.uint8)
@@ -102,16 +113,19 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
     for row, column in np.argwhere(confusion) if has_counts else []:
         ink = "white" if share[row, column] > 0.5 else "black"
         center = (margin + (column + 0.5) * side, margin + (row + 0.5) * side)
-        draw.text(center, str(confusion[row, column]), ink, font, anchor="mm")
-    middle = margin + num_classes * side / 2
-    title = _font(15)
-    draw.text((middle, 14), "predicted", "black", title, anchor="mm")
-    _draw_upright(canvas, "true", 14, round(middle), title)
-    for place, name in enumerate(names if has_names else []):
+        count = draw_letters(str(confusion[row, column]), size)
+        draw.bitmap((round(center[0] - count.width / 2), round(center[1] - count.height / 2)), count, fill=ink)
+    middle = margin + num_classes * side // 2
+    for title, is_upright in ((_dark("predicted", 15), False), (_dark("true", 15), True)):
+        title = title.rotate(90, expand=True) if is_upright else title
+        center = (14, middle) if is_upright else (middle, 14)
+        canvas.paste(title, (center[0] - title.width // 2, center[1] - title.height // 2))
+    for place, plate in enumerate(plates):
         center = margin + place * side + side // 2
-        draw.text((margin - 6, center), name, "black", font, anchor="rm")
-        _draw_upright(canvas, name, center, margin - 6, font, above=True)
-    return canvas
+        canvas.paste(plate, (margin - 6 - plate.width, center - plate.height // 2))
+        upright = plate.rotate(90, expand=True)
+        canvas.paste(upright, (center - upright.width // 2, margin - 6 - upright.height))
+    return _with_legend(canvas, legend, max(size, 13))
 
 
 def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 0) -> Image.Image:
@@ -142,49 +156,58 @@ def _canvas(image: np.ndarray) -> tuple[Image.Image, float]:
     return canvas, factor
 
 
-def _draw_upright(
-    canvas: Image.Image, text: str, center: int, bottom: int, font: ImageFont.FreeTypeFont, above: bool = False
-) -> None:
-    """``text`` read from below, its middle at x ``center``; its end or, not ``above``, its middle at y ``bottom``."""
-    left, top, right, low = font.getbbox(text)
-    plate = Image.new("RGB", (round(right - left) + 2, round(low - top) + 2), "white")
-    ImageDraw.Draw(plate).text((1 - left, 1 - top), text, "black", font)
-    turned = plate.rotate(90, expand=True)
-    y = bottom - turned.height if above else bottom - turned.height // 2
-    canvas.paste(turned, (center - turned.width // 2, y))
+def _dark(text: str, size: int) -> Image.Image:
+    """``text`` in black on white, as high as any text of this size."""
+    return ImageOps.invert(draw_letters(text, size, is_tight=False)).convert("RGB")
 
 
-def _draw_label(
-    draw: ImageDraw.ImageDraw, text: str, left: int, top: int, color: tuple[int, int, int], font: ImageFont.FreeTypeFont
-) -> None:
-    """``text`` on a plate of ``color`` above the point, or below it where the picture ends."""
-    width, height, _ = _plate_size(draw, text, font)
+def _legible(texts: Sequence[str], labels: Sequence[int]) -> tuple[list[str], dict[int, str]]:
+    """The texts with the label's number for words that no font here has the letters of, and these words by label."""
+    shown, legend = [], {}
+    for text, label in zip(texts, labels, strict=True):
+        if not has_letters(text):
+            words = text.split()
+            lost = [word for word in words if not has_letters(word)]
+            legend[label] = " ".join(lost)
+            text = " ".join([f"#{label}", *(word for word in words if word not in lost)])
+        shown.append(text)
+    return shown, legend
+
+
+def _with_legend(canvas: Image.Image, legend: dict[int, str], size: int) -> Image.Image:
+    """``canvas`` above a strip that says which class a number stands for, in the escapes that JSON files have."""
+    if not legend:
+        return canvas
+    texts = [f"#{label} = {json.dumps(word)[1:-1]}" for label, word in sorted(legend.items())]
+    texts = [*texts[:LEGEND], *(["…"] if len(texts) > LEGEND else []), "No font here has these letters; install one."]
+    lines = [_dark(text, size) for text in texts]
+    strip = Image.new("RGB", (canvas.width, canvas.height + sum(line.height for line in lines) + size), "white")
+    strip.paste(canvas, (0, 0))
+    top = canvas.height + size // 2
+    for line in lines:
+        strip.paste(line, (size // 2, top))
+        top += line.height
+    return strip
+
+
+def _draw_label(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, color: Color, size: int) -> None:
+    """``text`` on a plate of ``color`` above the point, or below it where the image ends."""
+    letters = draw_letters(text, size)
+    width, height, _ = _plate_size(letters)
     left = max(0, min(left, draw.im.size[0] - width))
-    _draw_plate(draw, text, left, top - height if top >= height else top, color, font)
+    _draw_plate(draw, letters, left, top - height if top >= height else top, color)
 
 
-def _plate_size(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int, int]:
-    """Width, height and margin of a plate around ``text``."""
-    width, height = draw.textbbox((0, 0), text, font=font, anchor="lt")[2:]
-    margin = max(1, height // 5)
-    return width + 2 * margin, height + 2 * margin, margin
+def _plate_size(letters: Image.Image) -> tuple[int, int, int]:
+    """Width, height and margin of a plate around ``letters``."""
+    margin = max(1, letters.height // 5)
+    return letters.width + 2 * margin, letters.height + 2 * margin, margin
 
 
-def _draw_plate(
-    draw: ImageDraw.ImageDraw, text: str, left: int, top: int, color: tuple[int, int, int], font: ImageFont.FreeTypeFont
-) -> int:
-    """``text`` on a plate of ``color`` with this corner; returns where the plate ends."""
-    width, height, margin = _plate_size(draw, text, font)
+def _draw_plate(draw: ImageDraw.ImageDraw, letters: Image.Image, left: int, top: int, color: Color) -> int:
+    """``letters`` on a plate of ``color`` with this corner; returns where the plate ends."""
+    width, height, margin = _plate_size(letters)
     draw.rectangle((left, top, left + width, top + height), fill=color)
     is_dark = np.dot(color, (0.299, 0.587, 0.114)) < 140
-    draw.text((left + margin, top + margin), text, fill="white" if is_dark else "black", font=font, anchor="lt")
+    draw.bitmap((left + margin, top + margin), letters, fill="white" if is_dark else "black")
     return top + height
-
-
-@lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """A font with accents and other scripts where the system has one; Pillow's own has Latin letters only."""
-    try:
-        return ImageFont.truetype("DejaVuSans.ttf", size)
-    except OSError:
-        return ImageFont.load_default(size)  # type: ignore[return-value]

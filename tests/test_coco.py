@@ -20,10 +20,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pycocotools import mask
 from pycocotools.coco import COCO
 
 from detector.config import DataConfig, ResizeConfig, SplitConfig
+from detector.configfile import load_config
 from detector.data.coco import (
     CocoDataset,
     Sample,
@@ -33,7 +35,10 @@ from detector.data.coco import (
 from detector.data.coco_json import Category, read_annotations
 from detector.data.transforms import Transform
 from detector.errors import DataError
+from detector.models import build_model
+from detector.predictor import Predictor
 from detector.structures import IGNORE_REGION
+from detector.tasks import get_task
 
 Tree = dict[str, Any]
 
@@ -651,11 +656,11 @@ def test_opening_checks_what_it_can_without_decoding(tmp_path: Path) -> None:
     write_pictures(tmp_path, tree)
     notes = str(write(tmp_path, tree))
     split = SplitConfig(annotations=notes, images=str(tmp_path))
-    assert len(open_dataset(split, "val", DataConfig(), same_size())) == 3
+    assert len(open_dataset(DataConfig(val=split), "val", same_size())) == 3
 
     def refusal(split: SplitConfig) -> str:
         with pytest.raises(DataError) as caught:
-            open_dataset(split, "val", DataConfig(), same_size())
+            open_dataset(DataConfig(val=split), "val", same_size())
         return str(caught.value)
 
     assert refusal(SplitConfig(images=str(tmp_path))).startswith("data.val.annotations is not set; ")
@@ -673,7 +678,7 @@ def opened(folder: Path, name: str, **config: Any) -> CocoDataset:
     tree["images"] = [{"id": 7, "file_name": name, "height": 50, "width": 100}]
     (folder / "images").mkdir(exist_ok=True)
     split = SplitConfig(annotations=str(write(folder, tree)), images=str(folder / "images"))
-    return open_dataset(split, "val", DataConfig(**config), same_size())
+    return open_dataset(DataConfig(val=split, **config), "val", same_size())
 
 
 def lay_out(folder: Path) -> None:
@@ -754,7 +759,7 @@ def test_the_file_system_is_asked_once_a_folder(tmp_path: Path, monkeypatch: pyt
             os, function, lambda *args, real=real, **named: (asked.append(args), real(*args, **named))[1]
         )
     split = SplitConfig(annotations=str(write(tmp_path, tree)), images=str(tmp_path))
-    assert len(open_dataset(split, "val", DataConfig(), same_size())) == 100
+    assert len(open_dataset(DataConfig(val=split), "val", same_size())) == 100
     assert len(asked) < 60  # the folders, and each part of their paths, which may be links
 
 
@@ -762,9 +767,9 @@ def test_opening_applies_the_configs_policy(tmp_path: Path) -> None:
     tree = tree_with([[-5, 10, 20, 20]])
     write_pictures(tmp_path, tree)
     split = SplitConfig(annotations=str(write(tmp_path, tree)), images=str(tmp_path))
-    assert open_dataset(split, "train", DataConfig(invalid_boxes="clip"), same_size()).checked.clipped == 1
+    assert open_dataset(DataConfig(train=split, invalid_boxes="clip"), "train", same_size()).checked.clipped == 1
     with pytest.raises(DataError):
-        open_dataset(split, "train", DataConfig(), same_size())
+        open_dataset(DataConfig(train=split), "train", same_size())
 
 
 # --- flat arrays ------------------------------------------------------------------------------------------------------
@@ -821,3 +826,65 @@ def test_spawned_workers_share_the_arrays(tmp_path: Path) -> None:
     copy.checked.boxes[5] = 77
     assert dataset.checked.boxes[5].tolist() == [77] * 4
     assert copy.annotations.file_name(1999) == "1999.png"
+
+
+# --- the frame and the depth that the config says ---------------------------------------------------------------------
+
+
+def test_boxes_lie_right_on_images_that_exif_turns(shared: Path) -> None:
+    """Boxes drawn upright on images that EXIF turns by 180°, or by 90° where they are square: only the config knows."""
+    case = shared / "cases/exif_180"
+    split = SplitConfig(annotations=str(case / "a.json"), images=str(case / "img"))
+    for exif, is_right in (("auto", False), ("stored", False), ("upright", True)):
+        data = open_dataset(DataConfig(train=split, exif=exif), "train", same_size())  # type: ignore[arg-type]
+        for index in range(len(data)):
+            sample = data[0, index]
+            assert isinstance(sample, Sample)
+            left, top, right, bottom = sample.boxes[0].int().tolist()
+            red, green, _ = (
+                sample.image[:, top + 2 : bottom - 2, left + 2 : right - 2].float().mean(dim=(1, 2)).tolist()
+            )
+            assert (red > 200 and green < 60) == is_right
+        warnings = data.warnings()
+        assert len(warnings) == (exif == "auto")
+        assert all("EXIF turns or mirrors 2 of 2 images" in line for line in warnings)
+        assert len(data.select([1]).warnings()) == (exif == "auto")
+
+
+def test_what_a_run_reads_its_predictor_reads(tmp_path: Path) -> None:
+    """``data.exif`` and ``data.max_value`` are in the checkpoint's config: files, arrays, both tasks."""
+    pixels = np.random.default_rng(0).integers(0, 4096, (20, 30, 3), dtype=np.uint16)
+    folder = tmp_path / "data" / "a"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(folder / "deep.png"), pixels[:, :, ::-1])
+    eight, exif = Image.fromarray((pixels >> 4).astype(np.uint8)), Image.Exif()
+    exif[0x0112] = 3
+    eight.save(folder / "turned.png", exif=exif)
+    tree = {
+        "images": [
+            {"id": number, "file_name": name, "width": 30, "height": 20}
+            for number, name in enumerate(["deep.png", "turned.png"])
+        ],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}],
+        "categories": [{"id": 1, "name": "a"}],
+    }
+    overrides = ["data.exif=stored", "data.max_value=4095", f"data.train.images={tmp_path}/data"]
+    expected = [np.rint(pixels * (65535 / 4095)).astype(np.uint16), np.asarray(eight)]
+    for name, more in (
+        ("quickstart.yaml", [f"data.train.images={folder}", f"data.train.annotations={write(tmp_path, tree)}"]),
+        ("classify_quickstart.yaml", []),
+    ):
+        config = load_config(name, [*overrides, *more, "model.backbone.name=resnet10"])
+        task = get_task(config)
+        data = task.untransformed(task.open_split(config, "train"))
+        assert data.warnings() == []
+        for index, image in enumerate(expected):
+            sample = data[0, index]
+            assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), image)
+            predictor = Predictor(build_model(config.model, 1), config, data.categories, torch.device("cpu"))
+            seen = []
+            predictor.predict_samples = lambda samples, score=None, seen=seen: seen.extend(samples) or []  # type: ignore
+            path = data.file(index)
+            predictor.predict([path, Image.open(path) if index else pixels])
+            for found in seen:
+                assert torch.equal(found.image, predictor.sample(image).image)

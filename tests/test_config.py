@@ -303,7 +303,6 @@ WITHOUT_EFFECT = [  # text, line, key, what it is for
     (f"{POOLED}  predict: {{nms_threshold: 0.6}}\n", 4, "model.predict.nms_threshold", "task detection"),
     (f"{POOLED}  predict: {{topk: 10}}\n", 4, "model.predict.topk", "task detection"),
     ("data: {crop: {size: 96}}\n", 1, "data.crop", "task classification"),
-    ("data:\n  val_share: 0.2\n", 2, "data.val_share", "task classification"),
     ("data:\n  classes: [cat, dog]\n", 2, "data.classes", "task classification"),
     ("data:\n  class_weights: balanced\n", 2, "data.class_weights", "task classification"),
     ("data:\n  augment:\n    mixup: 0.2\n", 3, "data.augment.mixup", "task classification"),
@@ -334,7 +333,7 @@ def test_all_keys_without_effect_are_reported_at_once(tmp_path: Path) -> None:
     "text",
     [
         "model: {head: {name: retina, num_convs: 2, prior: 0.1}, anchors: {ratios: [1]}, predict: {topk: 10}}\n",
-        "data: {resize: {short: [64]}, invalid_boxes: clip, augment: {scale_jitter: [1, 2]}}\n",
+        "data: {resize: {short: [64]}, val_share: 0.2, invalid_boxes: clip, augment: {scale_jitter: [1, 2]}}\n",
         f"{POOLED[:-2]}, pool: gem, fuse: learned, hidden: [8], dropout: 0.5}}\n  fpn: {{channels: 64}}\n",
         f"{CLASSIC}  backbone: {{name: vgg16, freeze_at: 2}}\n  loss: {{label_smoothing: 0.1}}\n  multi_label: true\n",
         f"{POOLED}data: {{val_share: 0.2, class_weights: {{cat: 2}}, crop: {{size: 96}}, augment: {{mixup: 0.2}}}}\n",

@@ -24,7 +24,7 @@ from detector.doctor.copies import NEAR, find_nearest
 from detector.doctor.examination import Report, Settings, examine
 from detector.doctor.files import look_at
 from detector.doctor.findings import CHECKS, SEVERITIES, Finding
-from detector.doctor.folders import hold_back_val, read_csv, read_folders
+from detector.doctor.folders import read_csv, read_folders
 from detector.doctor.reading import read_coco
 from detector.doctor.table import as_object, format_report
 from detector.errors import DataError
@@ -108,6 +108,10 @@ def save(image: Image.Image, path: Path, kind: str = "JPEG", orientation: int | 
     path.write_bytes(buffer.getvalue())
 
 
+def encode(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".png", pixels.astype(np.uint16))[1].tobytes()
+
+
 def cut(path: Path, share: float) -> None:
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
@@ -161,6 +165,20 @@ IN_FILES: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
     "smaller": (lambda folder: save(texture(0, (48, 32)), folder / "0.jpg"), {"size-differs": 1}),
     "upside down": (lambda folder: save(texture(0), folder / "0.jpg", orientation=3), {"exif-ambiguous": 1}),
     "quarter turn": (lambda folder: save(texture(0), folder / "0.jpg", orientation=6), {"exif-turned": 1}),
+    "12 bits": (
+        lambda folder: (folder / "0.jpg").write_bytes(encode(np.asarray(texture(0)).astype(np.uint16) * 16)),
+        {"file-extension": 1, "depth-range": 1},
+    ),
+    "12 bits with alpha": (
+        lambda folder: (folder / "0.jpg").write_bytes(
+            encode(np.dstack([np.asarray(texture(0)).astype(np.uint16) * 16, np.full((HEIGHT, WIDTH), 65535)]))
+        ),
+        {"file-extension": 1, "file-mode": 1, "depth-range": 1},
+    ),
+    "16 bits": (
+        lambda folder: (folder / "0.jpg").write_bytes(encode(np.asarray(texture(0)).astype(np.uint16) * 257)),
+        {"file-extension": 1},
+    ),
     "upright": (lambda folder: save(texture(0), folder / "0.jpg", orientation=1), {}),
     "extra": (lambda folder: save(texture(77), folder / "extra.jpg"), {"file-unlisted": 1}),
     "copied": (lambda folder: shutil.copy(folder / "0.jpg", folder / "1.jpg"), {"images-identical": 1}),
@@ -258,8 +276,8 @@ def test_a_fault_of_the_files_is_found_once(data: Path, fault: str) -> None:
     plant, expected = IN_FILES[fault]
     plant(data / "train")
     assert counts(examine_train(data)) == expected
-    copies = {"images-identical", "images-near", "file-damaged"}
-    assert counts(examine_train(data, is_quick=True)) == {key: expected[key] for key in expected.keys() - copies}
+    of_pixels = {"images-identical", "images-near", "file-damaged", "depth-range"}
+    assert counts(examine_train(data, is_quick=True)) == {key: expected[key] for key in expected.keys() - of_pixels}
 
 
 @pytest.mark.parametrize("fault", IN_TREE)
@@ -334,6 +352,20 @@ def test_a_quarter_turned_picture_may_be_annotated_upright(data: Path, orientati
     found = counts(examine_train(data))
     assert "size-differs" not in found
     assert found["exif-turned"] == 1
+
+
+def test_a_frame_and_a_depth_that_the_config_says_are_not_in_doubt(data: Path) -> None:
+    save(texture(0), data / "train" / "0.jpg", orientation=3)
+    save(texture(1), data / "train" / "1.jpg", orientation=6)
+    (data / "train" / "2.jpg").write_bytes(encode(np.asarray(texture(2)).astype(np.uint16) * 16))
+    split = read_coco("train", data / "train.json", data / "train")
+    found = {
+        exif: counts(examine([split], Settings(exif=exif, max_value=4095), False))
+        for exif in ("auto", "stored", "upright")
+    }
+    assert found["stored"] == {"file-extension": 1}
+    assert found["upright"] == {"file-extension": 1, "size-differs": 1}  # the quarter turn, annotated as stored
+    assert found["auto"] == {"file-extension": 1, "exif-ambiguous": 1, "exif-turned": 1}
 
 
 def test_small_objects_and_crowded_images_depend_on_the_config(data: Path) -> None:
@@ -436,18 +468,6 @@ def test_csv_files_are_examined(classes: Path) -> None:
     ]
     several = read_csv("train", path, classes, None, multi_label=True)
     assert [category.name for category in several.categories] == ["a", "b", "cat", "dog"]
-
-
-def test_a_share_held_back_is_a_split(classes: Path) -> None:
-    shutil.copy(classes / "cat/3.jpg", classes / "cat/4.jpg")
-    whole = read_folders("train", classes, None)
-    train, val = hold_back_val(whole, 0.5, seed=0)
-    assert sorted(train.files + val.files) == whole.files
-    assert val.objects_a_class.tolist() == [5, 5]
-    found = counts(examine([train, val], Settings(), False))
-    assert found.get("leak-identical", 0) + found.get("images-identical", 0) == 1
-    (same,) = hold_back_val(whole, 0.01, seed=0)
-    assert counts(examine([same], Settings(), True))["split-impossible"] == 1
 
 
 # --- the parts --------------------------------------------------------------------------------------------------------

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from detector.config import Config
 from detector.data.coco import Category
-from detector.data.folder import ClassSample, Labelled, hold_back, open_classes, read_csv, read_folders
+from detector.data.folder import ClassSample, Labelled, open_classes, read_csv, read_folders
 from detector.data.transforms import ClassTransform, TrainClassTransform
 from detector.errors import ConfigError, DataError
 
@@ -210,81 +208,6 @@ def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
     assert message == f"{path}: cannot be read: No such file or directory"
 
 
-# --- a part held back -------------------------------------------------------------------------------------------------
-
-
-def make_labelled(counts: list[int], unlabelled: int = 0) -> Labelled:
-    """So many pictures of each class, shuffled, and some without a class."""
-    labels = np.repeat(np.arange(len(counts)), counts).tolist() + [None] * unlabelled
-    order = np.random.default_rng(1).permutation(len(labels))
-    rows = [[] if labels[place] is None else [labels[place]] for place in order]
-    return Labelled(
-        source=Path("somewhere"),
-        root=Path(),
-        categories=[Category(label, f"class {label}") for label in range(len(counts))],
-        files=np.array([f"{number}.png".encode() for number in range(len(rows))]),
-        first=np.cumsum([0, *map(len, rows)]),
-        labels=np.array([label for row in rows for label in row], dtype=np.int64),
-    )
-
-
-@pytest.mark.parametrize(
-    ("counts", "share", "held"),
-    [
-        ([10, 20, 5], 0.2, [2, 4, 1]),
-        ([10, 20, 5], 0.3, [3, 6, 2]),  # 1.5 to the even one, 2
-        ([3, 4], 0.4, [1, 2]),  # 1.2 and 1.6
-        ([100, 7], 0.9, [90, 6]),  # 6.3
-        ([2], 0.5, [1]),
-    ],
-)
-def test_each_class_gives_its_share(counts: list[int], share: float, held: list[int]) -> None:
-    train, val = hold_back(make_labelled(counts), share, seed=0)
-    assert val.counts().tolist() == held
-    assert train.counts().tolist() == [count - gone for count, gone in zip(counts, held, strict=True)]
-
-
-@given(st.lists(st.integers(4, 30), min_size=1, max_size=4), st.floats(0.3, 0.7), st.integers(0, 9), st.integers(0, 9))
-def test_every_picture_stays_once_with_its_label(counts: list[int], share: float, unlabelled: int, seed: int) -> None:
-    labelled = make_labelled(counts, unlabelled)
-    parts = hold_back(labelled, share, seed)
-    again = hold_back(labelled, share, seed)
-    together: dict[str, list[str]] = {}
-    for part, same in zip(parts, again, strict=True):
-        assert part.files.tolist() == same.files.tolist()
-        assert part.labels.tolist() == same.labels.tolist()
-        assert part.categories == labelled.categories
-        assert (np.diff([int(Path(file.decode()).stem) for file in part.files]) > 0).all()  # the order is kept
-        assert not together.keys() & labels_by_file(part).keys()
-        together |= labels_by_file(part)
-    assert together == labels_by_file(labelled)
-
-
-def test_the_seed_draws_who_is_held_back() -> None:
-    drawn = {tuple(hold_back(make_labelled([20, 20]), 0.25, seed)[1].files.tolist()) for seed in range(20)}
-    assert len(drawn) == 20
-    # Every picture has its chance: 40 of them, each held back in a quarter of 200 draws, with a deviation of 6.
-    often = np.zeros(40)
-    for seed in range(200):
-        for file in hold_back(make_labelled([20, 20]), 0.25, seed)[1].files:
-            often[int(Path(file.decode()).stem)] += 1
-    assert often.sum() == 200 * 10
-    assert often.min() > 25
-    assert often.max() < 75
-
-
-@pytest.mark.parametrize(
-    ("counts", "share", "said"),
-    [
-        ([10, 2], 0.2, "class 'class 1' has 2 pictures, of which data.val_share=0.2 would hold back 0"),  # 0.4
-        ([1, 10], 0.5, "class 'class 0' has 1 pictures, of which data.val_share=0.5 would hold back 0"),
-        ([10, 3], 0.9, "class 'class 1' has 3 pictures, of which data.val_share=0.9 would hold back 3"),  # 2.7
-    ],
-)
-def test_a_class_too_small_to_share(counts: list[int], share: float, said: str) -> None:
-    assert error_of(lambda: hold_back(make_labelled(counts), share, 0)).startswith(f"somewhere: {said}; add pictures")
-
-
 # --- the data set of a config -----------------------------------------------------------------------------------------
 
 
@@ -371,15 +294,13 @@ def test_a_part_of_training_held_back(folders: Path) -> None:
     data = {"train": {"images": f"{folders}/train"}, "val_share": 0.34, "class_weights": "balanced"}
     config = make_config(data)
     train, val = open_classes(config, "train"), open_classes(config, "val")
-    # 3 glass, 4 metal, 6 paper: 1.02, 1.36 and 2.04 are held back.
-    assert val.labelled.counts().tolist() == [1, 1, 2]
-    assert train.labelled.counts().tolist() == [2, 3, 4]
-    assert train.weights.tolist() == pytest.approx([9 / 6, 9 / 9, 9 / 12])  # of what is trained on
+    counts = train.labelled.counts()
+    assert (counts + val.labelled.counts()).tolist() == [3, 4, 6]  # glass, metal, paper
+    assert min(*counts, *val.labelled.counts()) > 0
+    assert train.weights.tolist() == pytest.approx(counts.sum() / (3 * counts))  # of what is trained on
     every = labels_by_file(open_classes(make_config(splits(folders)), "train").labelled)
     assert labels_by_file(train.labelled) | labels_by_file(val.labelled) == every
     assert not set(labels_by_file(train.labelled)) & set(labels_by_file(val.labelled))
-    other = open_classes(make_config(data, seed=1), "val")
-    assert set(labels_by_file(other.labelled)) != set(labels_by_file(val.labelled))
 
 
 @pytest.mark.parametrize("key", ["images", "annotations"])
@@ -443,27 +364,6 @@ def test_other_channels_than_a_picture_has(folders: Path) -> None:
     config = make_config(splits(folders), in_channels=4)
     error = open_classes(config, "val")[0, 0]
     assert str(error) == f"{folders}/val/metal/x.png: has 3 channels, model.in_channels asks for 4"
-
-
-def test_a_picture_more_moves_no_other_between_the_parts(tmp_path: Path) -> None:
-    """What a run was trained on must not be what a later evaluation of it holds back."""
-    touch(tmp_path, *(f"{name}/{number}.png" for name in ("a", "b") for number in range(20)))
-    before = [set(part.files.tolist()) for part in hold_back(read_folders(tmp_path, None), 0.25, seed=3)]
-    touch(tmp_path, "a/00.png")
-    after = [set(part.files.tolist()) for part in hold_back(read_folders(tmp_path, None), 0.25, seed=3)]
-    assert [len(part) for part in before] == [30, 10]
-    moved = (before[0] & after[1]) | (before[1] & after[0])
-    assert len(moved) <= 1  # where it is held back itself, it takes the place of one
-
-
-def test_a_picture_of_several_classes_counts_for_its_rarest(tmp_path: Path) -> None:
-    # Class y has 4 pictures, all of which have x too: a quarter of them is held back, not all or none.
-    rows = "".join(f"{number}.png,{'x;y' if number < 4 else 'x'}\n" for number in range(20))
-    path = write_csv(tmp_path, f"path,label\n{rows}", *(f"{number}.png" for number in range(20)))
-    for seed in range(5):
-        train, val = hold_back(read_csv(path, tmp_path, None, multi_label=True), 0.25, seed)
-        assert train.counts().tolist() == [15, 3]
-        assert val.counts().tolist() == [5, 1]
 
 
 @pytest.mark.parametrize("way", ["..", "absolute", "link"])

@@ -11,10 +11,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps
 
-from detector.data.images import IMAGE_SUFFIXES, read_annotated_image, read_image
+from detector.data.images import IMAGE_SUFFIXES, depth_fault, read_annotated_image, read_image
+from detector.data.spot_check import spot_check
 from detector.errors import DataError
+from detector.models import Model
+from detector.predictor import as_array
+from detector.visualize import as_rgb
 
 HEIGHT, WIDTH = 32, 48
 ROTATED = 0x0112  # the EXIF tag of the orientation
@@ -83,6 +88,17 @@ def test_orientation(orientation: int, kind: str, tmp_path: Path) -> None:
         with pytest.raises(DataError):
             read_annotated_image(path, WIDTH, HEIGHT)
 
+    # data.exif holds everywhere, in training and in inference.
+    assert distance(read_image(path, exif="stored"), stored) <= 3
+    assert distance(as_array(Image.open(path), exif="stored"), stored) <= 3
+    assert distance(read_image(path, exif="upright"), upright) <= 3
+    assert distance(read_annotated_image(path, *upright.shape[:2], exif="upright"), upright) <= 3
+    assert distance(read_annotated_image(path, HEIGHT, WIDTH, exif="stored"), stored) <= 3
+    if orientation >= 5:
+        for exif, size in (("upright", (HEIGHT, WIDTH)), ("stored", (WIDTH, HEIGHT))):
+            with pytest.raises(DataError, match=rf"in the frame that data\.exif={exif} reads, its annotation says"):
+                read_annotated_image(path, *size, exif=exif)
+
 
 def test_a_size_that_no_frame_has_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
@@ -90,6 +106,92 @@ def test_a_size_that_no_frame_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_annotated_image(path, 32, 49)
     assert str(caught.value).startswith(f"{path}: the picture is 48×32, its annotation says 49×32; ")
+
+
+# --- depth ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_value_that_counts_as_255(tmp_path: Path) -> None:
+    """A 12-bit camera's 4095 is white: of files of every channel count, of arrays and tensors, and in drawings."""
+    stored = np.array([[0, 1, 2048, 4095, 4096, 65535]], np.uint16)
+    # 65535 / 4095 = 16.0037; 2048 of them are 32775.5006. What is over 4095 is cut off.
+    scaled = np.array([[0, 16, 32776, 65535, 65535, 65535]], np.uint16)
+    for channels in (1, 3, 4):
+        pixels = np.repeat(stored[:, :, None], channels, axis=2)
+        expected = np.repeat(scaled[:, :, None], channels, axis=2)
+        path = tmp_path / f"{channels}.png"
+        cv2.imwrite(str(path), pixels)
+        assert np.array_equal(read_image(path, channels), pixels)
+        for found in (
+            read_image(path, channels, max_value=4095),
+            read_annotated_image(path, 1, 6, channels, max_value=4095),
+            as_array(path, channels, max_value=4095),
+            as_array(pixels, channels, max_value=4095),
+            as_array(torch.from_numpy(pixels).permute(2, 0, 1), channels, max_value=4095),
+        ):
+            assert found.dtype == np.uint16
+            assert np.array_equal(found, expected)
+        assert np.array_equal(as_rgb(expected)[0, :, 0], [0, 0, 128, 255, 255, 255])  # 32776 / 256 = 128.03
+        model = Model([0.0] * channels, [1.0] * channels, torch.nn.Identity(), torch.nn.Identity())
+        seen = model.normalise(torch.from_numpy(expected).permute(2, 0, 1)[None], torch.tensor([[1, 6]]))
+        assert seen[0, 0, 0].tolist() == pytest.approx([0, 16 / 257, 32776 / 257, 255, 255, 255])
+    gray = np.arange(6, dtype=np.uint8).reshape(1, 6, 1)
+    assert np.array_equal(as_array(gray, 1, max_value=4095), gray)  # of 8 bits: as they are
+
+
+@pytest.mark.parametrize(
+    ("peak", "max_value", "said"),
+    [
+        (0, None, ""),  # of 8 bits
+        (65535, None, ""),
+        (16384, None, ""),  # over a quarter
+        (16383, None, "16,383 of 65,535: the model sees them almost black; set data.max_value=16383"),
+        (4011, None, "4,011 of 65,535: the model sees them almost black; set data.max_value=4095"),
+        (1, None, "1 of 65,535: the model sees them almost black; set data.max_value=1"),
+        (4011, 4095, ""),
+        (1000, 4095, "1,000 of 4,095: the model sees them almost black; set data.max_value=1023"),
+        (4096, 4095, "4,096, over data.max_value=4095: what is over it is cut off"),
+    ],
+)
+def test_how_much_of_the_depth_is_used(peak: int, max_value: int | None, said: str) -> None:
+    fault = depth_fault(peak, max_value)
+    assert fault == (said and f"the largest value of the 16-bit images is {said}")
+
+
+# --- what a sample of the files shows ---------------------------------------------------------------------------------
+
+
+def test_a_spot_check_names_turns_and_depths(tmp_path: Path) -> None:
+    sizes = {"side.jpg": (6, 40, 30), "down.jpg": (3, 40, 30), "square.jpg": (6, 30, 30), "plain.jpg": (1, 40, 30)}
+    for name, (orientation, *size) in sizes.items():
+        exif = Image.Exif()
+        exif[ROTATED] = orientation
+        Image.new("RGB", size).save(tmp_path / name, exif=exif)
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xffx")  # reading it says so
+
+    def check(names: list[str], max_value: int | None = None, turns: bool = True, channels: int = 3) -> list[str]:
+        return spot_check(lambda index: tmp_path / names[index], np.arange(len(names)), channels, max_value, turns)
+
+    (line,) = check([*sizes, "broken.jpg", "missing.jpg"])
+    assert line.startswith(f"warning: EXIF turns or mirrors 2 of 6 images without a change of size (first: {tmp_path}/")
+    assert "down.jpg" in line
+    assert "data.exif=upright" in line
+    assert check([*sizes], turns=False) == check(["side.jpg", "plain.jpg"]) == []
+    (line,) = check(["down.jpg"] * 1000)
+    assert "256 of 256 sampled images" in line
+
+    ramp = np.linspace(0, 4011, 6400).astype(np.uint16).reshape(80, 80)
+    said = "warning: the largest value of the 16-bit images is 4,011 of 65,535"
+    for name in ("x.png", "x.tif", "x.jp2", "x.ppm"):
+        cv2.imwrite(str(tmp_path / name), np.repeat(ramp[:, :, None], 3, axis=2))
+        (line,) = check(["plain.jpg", name, "broken.jpg"])
+        assert line.startswith(said)
+        assert check([name], max_value=4095) == []
+    np.save(tmp_path / "x.npy", np.repeat(ramp[:, :, None], 5, axis=2))
+    assert check(["x.npy"], channels=5)[0].startswith(said)
+    assert check(["x.npy", "x.png"], channels=4) == []  # reading complains of the channels
+    cv2.imwrite(str(tmp_path / "light.png"), np.repeat(ramp[:, :, None] * 16, 3, axis=2))
+    assert check(["light.png", "x.png"]) == []  # a dark image among others is none that is read wrongly
 
 
 # --- kinds of pictures ------------------------------------------------------------------------------------------------

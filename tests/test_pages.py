@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,3 +119,14 @@ def test_a_click_enlarges_a_picture(page_file: Path, open_page: Callable[..., An
     assert dialog.locator("p").inner_text() == "picture 0"
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
+
+
+def test_letters_of_any_script_stay_text_for_the_browser() -> None:
+    """What matplotlib's own font lacks is no reason for a warning: the page is drawn by the browser's fonts."""
+    figure = new_figure()
+    figure.add_subplot().barh(["红细胞", "cat"], [1, 2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        svg = chart(figure, "x").svg
+    assert ">红细胞</text>" in svg
+    assert "sans-serif; text-anchor" in svg

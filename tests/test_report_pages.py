@@ -15,7 +15,7 @@ from detector.__main__ import run_command
 from detector.class_metrics import single_label_metrics
 from detector.config import Config
 from detector.data.folder import read_folders
-from detector.gallery import spread
+from detector.data.spot_check import spread
 from detector.metrics import METRICS
 from detector.reports import Scored
 from detector.reports.class_page import classification_report

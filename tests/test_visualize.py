@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import colorsys
+import json
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
-from detector.visualize import SMALLEST, class_color, draw_boxes, draw_confusion, draw_lines
+import detector.fonts
+from detector.fonts import draw_letters, find_font, has_letters
+from detector.visualize import SMALLEST, class_color, draw_boxes, draw_confusion, draw_lines, draw_targets
 
 GRAY = 100
 
@@ -240,3 +247,130 @@ def test_many_classes_have_small_cells(num_classes: int, side: int, has_names: b
     assert (pixels[starts + 2, starts + 2] == (8, 69, 148)).all()
     if num_classes > 1:
         assert (pixels[starts[1:] + 2, starts[:-1] + 2] == 255).all()
+
+
+# --- letters of any script --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder of fonts, empty, that is the only one there is; without fontconfig."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(detector.fonts, "_font_folders", lambda: [tmp_path])
+    find_font.cache_clear()
+    yield tmp_path
+    find_font.cache_clear()
+
+
+def make_font(path: Path, characters: str) -> None:
+    """A font in which each of ``characters`` is a filled square, and what it lacks a tall bar."""
+    builder = FontBuilder(1000, isTTF=True)
+    names = {ord(character): f"glyph{ord(character)}" for character in characters}
+    builder.setupGlyphOrder([".notdef", *names.values()])
+    builder.setupCharacterMap(names)
+    glyphs = {}
+    for name in (".notdef", *names.values()):
+        pen, height = TTGlyphPen(None), 2000 if name == ".notdef" else 700
+        pen.moveTo((0, 0))
+        for corner in ((0, height), (700, height), (700, 0)):
+            pen.lineTo(corner)
+        pen.closePath()
+        glyphs[name] = pen.glyph()
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (800, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": path.stem, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+BOX = np.array([[100, 200, 300, 400]], np.float32)
+
+
+def letters(text: str, size: int = 40) -> np.ndarray:
+    return np.asarray(draw_letters(text, size))
+
+
+SCRIPTS = ["红细胞", "적혈구 cell", "कुत्ता", "หมา", "日本語 ネコ", "👨‍👩‍👧", "x 猫"]
+
+
+def test_common_scripts_need_no_font_of_the_system(fonts: Path) -> None:
+    for text in ("café", "кошка", "γάτα", "قطة", "חתול", "Đặng", "e\u0301", "a\u200db", "two\nlines", ""):
+        assert has_letters(text)
+        assert letters(text).shape[0] < 80
+    assert np.array_equal(letters("a\u200db\ufe0f"), letters("ab"))  # nothing is drawn for what is not seen
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_what_no_font_has_is_a_number_with_a_legend(name: str, fonts: Path) -> None:
+    (fonts / "broken.ttf").write_bytes(b"no font")
+    make_font(fonts / "other.ttf", "ж")
+    assert not has_letters(name)
+    text = f"{name} 0.93"
+    kept = " ".join(word for word in text.split() if word.isascii())
+    pixels, plain_pixels = (draw(plain(), [[100, 200, 300, 400]], [3], [shown]) for shown in (text, f"#3 {kept}"))
+    assert np.array_equal(pixels[:500], plain_pixels)
+    lost = " ".join(word for word in name.split() if not word.isascii())
+    expected = [f"#3 = {json.dumps(lost)[1:-1]}", "No font here has these letters; install one."]
+    strip = pixels[500:]
+    size = max(11, round(600 / 55))
+    top = size // 2
+    for line in expected:
+        own = 255 - np.asarray(draw_letters(line, size, is_tight=False))
+        part = strip[top : top + own.shape[0], size // 2 :][:, : own.shape[1], 0]
+        assert np.array_equal(part, own[:, : part.shape[1]])
+        top += own.shape[0]
+    for drawing in (draw_lines(plain(), [3], [text]), draw_targets(plain(), BOX, [3], [text], BOX[:0], [])):
+        assert drawing.height > 500
+
+
+def test_a_long_legend_is_cut(fonts: Path) -> None:
+    names = [chr(0x4E00 + label) for label in range(30)]
+    confusion = np.eye(30, dtype=np.int64)
+    less, more = draw_confusion(confusion[:9, :9], names[:9]), draw_confusion(confusion[:8, :8], names[:8])
+    heights = [drawing.height - draw_confusion(np.eye(k), ["#1"] * k).height for drawing, k in ((less, 9), (more, 8))]
+    assert heights[0] > heights[1] > 100
+    whole = draw_confusion(confusion, names)
+    assert whole.height - draw_confusion(confusion, [f"#{label}" for label in range(30)]).height < 250
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_font_that_has_the_letters_is_found(name: str, fonts: Path) -> None:
+    for word in name.split():  # two scripts may need two fonts
+        make_font(fonts / f"{ord(word[0])}.ttf", "".join(set(word) - {"\u200d"}))
+    assert has_letters(f"{name} 0.93")
+    square = letters(next(character for character in name if not character.isascii()))
+    assert square.shape == (28, 28)  # 0.7 of 40
+    assert square.min() > 200
+    assert draw_boxes(plain(), BOX, [3], [f"{name} 0.93"]).height == 500
+    # Latin letters and digits beside it are those of the usual font.
+    text = f"{name} 0.93"
+    end = letters(text[max(place for place, one in enumerate(text) if not one.isascii()) + 1 :])
+    both = letters(text)[:, -end.shape[1] :]
+    top = int(np.flatnonzero(both.any(axis=1))[0])
+    assert np.array_equal(both[top : top + len(end)], end)
+
+
+def test_the_plain_font_comes_first(fonts: Path) -> None:
+    for style in ("A-Bold", "B-Serif", "C-Regular", "D-Italic"):
+        make_font(fonts / f"{style}.ttf", "猫")
+    assert find_font(frozenset("猫")) == (str(fonts / "C-Regular.ttf"), 0)
+
+
+def test_fontconfig_is_asked_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_font(tmp_path / "x.ttf", "猫")
+    program = tmp_path / "fc-list"
+    program.write_text(
+        f'#!/bin/sh\nprintf "%s\\t0\\n" "{tmp_path}/gone.ttf" "{tmp_path}/x.ttf"; echo "$@" > {tmp_path}/asked\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(detector.fonts, "_font_folders", lambda: [])
+    find_font.cache_clear()
+    assert find_font(frozenset("猫")) == (f"{tmp_path}/x.ttf", 0)
+    assert "charset=732b" in (tmp_path / "asked").read_text()
+    program.write_text("#!/bin/sh\nexit 1\n")
+    find_font.cache_clear()
+    assert find_font(frozenset("猫")) is None
+    find_font.cache_clear()

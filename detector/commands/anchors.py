@@ -79,20 +79,22 @@ def check_arguments(args: argparse.Namespace, config: Config) -> None:
 def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
     """The annotations of those splits that the config has; no picture is looked at."""
     from detector.anchor_search import Split
-    from detector.data.coco import apply_box_policy, read_annotations, with_sizes
+    from detector.data.coco import apply_box_policy, read_split, with_sizes
+    from detector.data.split import split_to_read
 
-    splits = {}
+    data = config.data
+    has_val = data.val_share is not None or (data.val is not None and data.val.annotations is not None)
+    splits: dict[str, Split] = {}
     categories = None
     for name in names:
-        path = getattr(config.data, name).annotations
-        if path:
-            annotations = read_annotations(path, categories)
+        if name == "train" or has_val:
+            annotations = read_split(data, name, categories, config.seed)
             if annotations.notice:
                 print(annotations.notice, file=sys.stderr)
-            folder = getattr(config.data, name).images
+            folder = split_to_read(data, name)[1].images
             annotations = with_sizes(annotations, Path(folder) if folder else None)
             categories = annotations.categories
-            splits[name] = Split(annotations, apply_box_policy(annotations, config.data.invalid_boxes), config.seed)
+            splits[name] = Split(annotations, apply_box_policy(annotations, data.invalid_boxes), config.seed)
     return splits
 
 

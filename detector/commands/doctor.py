@@ -129,13 +129,15 @@ def _open(name: str, annotations: Path | None, images: Path, config: Config | No
 
 def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     from detector.configfile import load_config
+    from detector.doctor.columns import hold_back_val
     from detector.doctor.examination import Settings
-    from detector.doctor.folders import hold_back_val
     from detector.errors import ConfigError
 
     config = load_config(args.config, args.overrides)
     splits = []
     for name, split in (("train", config.data.train), ("val", config.data.val)):
+        if split is None:
+            continue
         if split.images is None or (split.annotations is None and config.task == "detection"):
             if split.images or split.annotations:
                 missing = "annotations" if split.images else "images"
@@ -144,6 +146,7 @@ def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
         splits.append(_open(name, Path(split.annotations) if split.annotations else None, Path(split.images), config))
     if not splits:
         raise ConfigError(f"{args.config}: names no data; give data.train.images=DIR, or --images")
-    if config.data.val_share is not None and len(splits) == 1:
+    if config.data.val_share is not None and len(splits) == 1 and not args.fix:  # --fix is of a whole file
         splits = hold_back_val(splits[0], config.data.val_share, config.seed)
-    return splits, Settings(config.data.resize, config.model.in_channels, config.model.predict.max_detections)
+    data, model = config.data, config.model
+    return splits, Settings(data.resize, model.in_channels, model.predict.max_detections, data.exif, data.max_value)

@@ -156,7 +156,8 @@ def _describe_invalid(checked: CheckedBoxes, policy: str) -> str:
 
 
 def _score_checkpoint(args: argparse.Namespace, device: torch.device) -> _Evaluation:
-    from detector.checkpoint import override_config
+    from detector.checkpoint import check_val_share, override_config
+    from detector.errors import ConfigError
     from detector.interchange import open_checkpoint
 
     content = open_checkpoint(args.checkpoint)
@@ -169,6 +170,11 @@ def _score_checkpoint(args: argparse.Namespace, device: torch.device) -> _Evalua
     if args.images and not args.annotations and content["config"]["task"] == "classification":
         overrides.append("data.val.annotations=null")  # a folder of class folders
     config = override_config(content, args.checkpoint, overrides)
+    if not config.data.has_val:
+        data = "--images" if config.task == "classification" else "--annotations and --images"
+        raise ConfigError(f"{args.checkpoint}: was trained without data to evaluate on (data.val is null); give {data}")
+    if config.data.val_share is not None:
+        check_val_share(content, args.checkpoint)
     return _predict(content, args.checkpoint, config, config, device)
 
 
@@ -190,7 +196,7 @@ def _predict(
     check_precision(config.model.predict.precision, device, "model.predict.precision")
     data = task.open_split(config, "val", checkpoint_categories(content))
     if distributed.is_main():
-        print(f"{name} on {data.source}: {data.summary()}", file=sys.stderr)
+        print("\n".join([f"{name} on {data.source}: {data.summary()}", *data.warnings()]), file=sys.stderr)
     model = load_model(content, name).fold_norms().to(device, memory_format=torch.channels_last)
     rows = predict_all(model, task, data, config, device)
     metrics = task.evaluate(rows, data.truth, scored_by) if distributed.is_main() else {}
@@ -242,6 +248,9 @@ def _score_other(args: argparse.Namespace, other: _Other, evaluation: _Evaluatio
         val = data.val.model_copy(update={"annotations": args.annotations, "images": args.images})
         data = data.model_copy(update={"val": val})
     # Its own resizing, but the same pictures: which ones are held back follows from the split, the share and the seed.
-    same = {key: getattr(data, key) for key in ("train", "val", "val_share", "classes", "invalid_boxes")}
+    same = {
+        key: getattr(data, key)
+        for key in ("train", "val", "val_share", "classes", "invalid_boxes", "exif", "max_value")
+    }
     same_data = own.model_copy(update={"data": own.data.model_copy(update=same), "seed": config.seed})
     return _predict(content, name, same_data, config, device).scored

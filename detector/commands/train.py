@@ -66,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
         finished = fit(config, run_folder, device, resume=args.resume)
         if distributed.is_main():
             outcome = "finished" if finished else "stopped; everything is saved, continue with --resume"
-            print(f"{outcome}: {run_folder.path}", file=sys.stderr)
+            result = run_folder.path
+            if finished and not config.data.has_val:
+                outcome, result = "finished without evaluation (data.val is null); the result is", run_folder.last
+            print(f"{outcome}: {result}", file=sys.stderr)
         return 0 if finished else RESUMABLE
     finally:
         distributed.stop()

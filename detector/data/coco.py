@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detector.config import DataConfig, SplitConfig
+from detector.config import DataConfig
 from detector.data.coco_json import Annotations, Category, read_annotations, show_id
 from detector.data.coco_rows import odd_areas
 from detector.data.images import read_annotated_image, read_size
 from detector.data.json_stream import show_text
 from detector.data.resize import input_sizes, padded
+from detector.data.split import hold_back, not_set, split_to_read
+from detector.data.spot_check import spot_check
 from detector.data.transforms import Transform
 from detector.errors import DataError, DetectorError
 from detector.structures import IGNORE_REGION
@@ -168,12 +170,20 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     """
 
     def __init__(
-        self, annotations: Annotations, images: Path, transform: Transform, invalid_boxes: str, channels: int = 3
+        self,
+        annotations: Annotations,
+        images: Path,
+        transform: Transform,
+        invalid_boxes: str,
+        channels: int = 3,
+        exif: str = "auto",
+        max_value: int | None = None,
     ) -> None:
         self.annotations = annotations
         self.images = images
         self.transform = transform
         self.channels = channels
+        self.exif, self.max_value = exif, max_value
         self.invalid_boxes = invalid_boxes
         self.checked = apply_box_policy(annotations, invalid_boxes)
 
@@ -220,9 +230,9 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
     def select(self, indices: Sequence[int]) -> CocoDataset:
         """Some of the pictures, in this order."""
-        return CocoDataset(
-            self.annotations.select(indices), self.images, self.transform, self.invalid_boxes, self.channels
-        )
+        part = self.annotations.select(indices)
+        given = self.images, self.transform, self.invalid_boxes, self.channels, self.exif, self.max_value
+        return CocoDataset(part, *given)
 
     def summary(self) -> str:
         """A line of counts for the start of a run."""
@@ -241,6 +251,11 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         lines = (text, annotations.notice, describe_odd_areas(self.truth))
         return "\n".join(line for line in lines if line)
 
+    def warnings(self) -> list[str]:
+        """What a sample of the files shows to be in doubt."""
+        annotated = np.flatnonzero(self.has_targets)
+        return spot_check(self.file, annotated, self.channels, self.max_value, looks_for_turns=self.exif == "auto")
+
     def __getitem__(self, key: tuple[int, int]) -> Sample | DetectorError:
         epoch, index = key
         try:
@@ -251,7 +266,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     def _sample(self, epoch: int, index: int) -> Sample:
         annotations = self.annotations
         height, width = int(annotations.heights[index]), int(annotations.widths[index])
-        image = read_annotated_image(self.file(index), height, width, self.channels)
+        image = read_annotated_image(self.file(index), height, width, self.channels, self.exif, self.max_value)
         rows = annotations.rows(index)
         is_kept = self.checked.is_kept[rows]
         boxes = self.checked.boxes[rows][is_kept].numpy()
@@ -267,23 +282,44 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
 
 def open_dataset(
-    split: SplitConfig,
+    data: DataConfig,
     name: str,
-    config: DataConfig,
     transform: Transform,
     categories: list[Category] | None = None,
     channels: int = 3,
+    seed: int = 0,
 ) -> CocoDataset:
     """The data set of ``data.train`` or ``data.val`` (``name``), checked as far as it can be without decoding."""
+    read_name, split = split_to_read(data, name)
     for key in ("annotations", "images"):
         if getattr(split, key) is None:
-            raise DataError(f"data.{name}.{key} is not set; give it in the config or as data.{name}.{key}=PATH")
+            raise not_set(data, read_name, key)
     images = Path(split.images or "")
     if not images.is_dir():
-        raise DataError(f"data.{name}.images: {images} is no folder")
-    annotations = read_annotations(split.annotations or "", categories)
-    check_files(annotations, images, name, config.allow_outside)
-    return CocoDataset(with_sizes(annotations, images), images, transform, config.invalid_boxes, channels)
+        raise DataError(f"data.{read_name}.images: {images} is no folder")
+    annotations = read_split(data, name, categories, seed)
+    check_files(annotations, images, read_name, data.allow_outside)
+    annotations = with_sizes(annotations, images)
+    return CocoDataset(annotations, images, transform, data.invalid_boxes, channels, data.exif, data.max_value)
+
+
+def read_split(data: DataConfig, name: str, categories: list[Category] | None, seed: int) -> Annotations:
+    """The annotations of ``data.train`` or ``data.val``: a whole file, or its part that is (or is not) held back."""
+    read_name, split = split_to_read(data, name)
+    if split.annotations is None:
+        raise not_set(data, read_name, "annotations")
+    annotations = read_annotations(split.annotations, categories)
+    if data.val_share is None:
+        return annotations
+    is_val = held_back(annotations, data.val_share, seed)
+    return annotations.select(np.flatnonzero(is_val if name == "val" else ~is_val).tolist())
+
+
+def held_back(annotations: Annotations, share: float, seed: int) -> np.ndarray:
+    """Which images :func:`~detector.data.split.hold_back` takes, [I] bool; crowds count for their class."""
+    names = [annotations.file_name(index).encode() for index in range(len(annotations))]
+    image, labels = annotations.image_index().numpy(), annotations.labels.numpy()
+    return hold_back(annotations.path, names, image, labels, share, seed)
 
 
 def check_files(annotations: Annotations, images: Path, split: str, allow_outside: bool) -> None:

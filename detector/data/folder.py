@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detector.config import AugmentConfig, Config
+from detector.config import AugmentConfig, Config, SplitConfig
 from detector.data.coco import Category
 from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.split import hold_back, not_set, split_to_read
+from detector.data.spot_check import spot_check
 from detector.data.transforms import ClassTransform, TrainClassTransform, mix
-from detector.errors import ConfigError, DataError, DetectorError, one_of, unreadable
+from detector.errors import DataError, DetectorError, one_of, unreadable
 
 
 class ClassSample(NamedTuple):
@@ -195,28 +196,11 @@ def _labelled(source: Path, root: Path, names: Iterable[str], files: list[str], 
     )
 
 
-def hold_back(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
-    """The pictures to train on and those held back: ``share`` of each class, chosen by ``seed`` and their paths.
-
-    A picture that is added changes its neighbours' places hardly, so what was trained on is not evaluated on later. One
-    of several classes counts for its rarest. Raises :class:`~detector.errors.DataError` for a class that has too few
-    pictures to share.
-    """
-    is_held = np.zeros(len(labelled), dtype=bool)
-    place = np.array([hashlib.sha256(b"%d %s" % (seed, file)).digest() for file in labelled.files.tolist()])
-    counts = labelled.counts()
-    labels = [labelled.labels_of(index) for index in range(len(labelled))]
-    rarest = np.array([own[counts[own].argmin()] if len(own) else -1 for own in labels])
-    for label in np.unique(rarest):
-        members = np.flatnonzero(rarest == label)
-        count = round(share * len(members))
-        if label >= 0 and not 0 < count < len(members):
-            raise DataError(
-                f"{labelled.source}: class {labelled.categories[label].name!r} has {len(members)} pictures, of which"
-                f" data.val_share={share} would hold back {count}; add pictures or change the share"
-            )
-        is_held[members[np.argsort(place[members], kind="stable")[:count]]] = True
-    return labelled.select(np.flatnonzero(~is_held)), labelled.select(np.flatnonzero(is_held))
+def divide(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
+    """The images to train on and those held back (see :func:`~detector.data.split.hold_back`)."""
+    image = np.repeat(np.arange(len(labelled)), np.diff(labelled.first))
+    is_val = hold_back(labelled.source, labelled.files.tolist(), image, labelled.labels, share, seed)
+    return labelled.select(np.flatnonzero(~is_val)), labelled.select(np.flatnonzero(is_val))
 
 
 class ClassDataset(Dataset[ClassSample | DetectorError]):
@@ -236,6 +220,8 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         channels: int,
         augment: AugmentConfig | None = None,
         seed: int = 0,
+        exif: str = "auto",
+        max_value: int | None = None,
     ) -> None:
         self.labelled = labelled
         self.transform = transform
@@ -243,6 +229,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         self.channels = channels
         self.augment = augment
         self.seed = seed
+        self.exif, self.max_value = exif, max_value
 
     def __len__(self) -> int:
         return len(self.labelled)
@@ -275,7 +262,8 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
     def select(self, indices: Sequence[int]) -> ClassDataset:
         """Some of the pictures, in this order."""
         some = self.labelled.select(np.asarray(indices))
-        return ClassDataset(some, self.transform, self.weights.numpy(), self.channels, self.augment, self.seed)
+        given = self.channels, self.augment, self.seed, self.exif, self.max_value
+        return ClassDataset(some, self.transform, self.weights.numpy(), *given)
 
     def summary(self) -> str:
         """A line of counts for the start of a run."""
@@ -287,6 +275,10 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         if unlabelled := int((np.diff(self.labelled.first) == 0).sum()):
             text += f"; {unlabelled:,} without a label"
         return text
+
+    def warnings(self) -> list[str]:
+        """What a sample of the files shows to be in doubt."""
+        return spot_check(self.file, np.arange(len(self)), self.channels, self.max_value, looks_for_turns=False)
 
     def __getitem__(self, key: tuple[int, int]) -> ClassSample | DetectorError:
         epoch, index = key
@@ -310,7 +302,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
 
     def _read(self, epoch: int, index: int) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
         """Picture, shares of the classes, and the file's height and width."""
-        image = read_image(self.file(index), self.channels)
+        image = read_image(self.file(index), self.channels, self.exif, self.max_value)
         shares = torch.zeros(len(self.categories))
         shares[self.labelled.labels_of(index)] = 1
         return self.transform(image, epoch, index), shares, image.shape[:2]
@@ -320,13 +312,10 @@ def open_classes(config: Config, name: str, categories: list[Category] | None = 
     """The data set of ``data.train`` (augmented) or ``data.val``, with the classes of ``categories`` where given."""
     data, channels = config.data, config.model.in_channels
     classes = [category.name for category in categories] if categories is not None else data.classes
-    if data.val_share is None:
-        labelled = _read_split(config, name, classes)
-    else:
-        for key in ("annotations", "images"):
-            if getattr(data.val, key) is not None:
-                raise ConfigError(f"data.val_share: holds back a part of data.train; data.val.{key} is given too")
-        train, val = hold_back(_read_split(config, "train", classes), data.val_share, config.seed)
+    read_name, split = split_to_read(data, name)
+    labelled = _read_split(config, read_name, split, classes)
+    if data.val_share is not None:
+        train, val = divide(labelled, data.val_share, config.seed)
         labelled = val if name == "val" else train
     if name == "train" and (missing := np.flatnonzero(labelled.counts() == 0)).size:
         raise DataError(
@@ -334,17 +323,17 @@ def open_classes(config: Config, name: str, categories: list[Category] | None = 
             " add some, or remove it from data.classes"
         )
     if name == "val":
-        return ClassDataset(labelled, ClassTransform(data.crop), np.ones(len(labelled.categories)), channels)
-    transform = TrainClassTransform(data.crop, data.augment, config.seed, channels)
-    weights = _class_weights(config, labelled)
-    return ClassDataset(labelled, transform, weights, channels, data.augment, config.seed)
+        weights, transform, augment = np.ones(len(labelled.categories)), ClassTransform(data.crop), None
+    else:
+        weights, augment = _class_weights(config, labelled), data.augment
+        transform = TrainClassTransform(data.crop, data.augment, config.seed, channels)
+    given = channels, augment, config.seed, data.exif, data.max_value
+    return ClassDataset(labelled, transform, weights, *given)
 
 
-def _read_split(config: Config, name: str, classes: Sequence[str] | None) -> Labelled:
-    split = getattr(config.data, name)
+def _read_split(config: Config, name: str, split: SplitConfig, classes: Sequence[str] | None) -> Labelled:
     if split.images is None:
-        remedy = "; or data.val_share=0.2 holds back a part of data.train" if name == "val" else ""
-        raise DataError(f"data.{name}.images is not set; give it in the config or as data.{name}.images=DIR{remedy}")
+        raise not_set(config.data, name, "images")
     root = Path(split.images)
     if not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         raise DataError(f"data.{name}.images: {root} is no folder")

@@ -69,14 +69,26 @@ def open_header(path: Path, file: IO[bytes]) -> ImageFile.ImageFile | None:
 
 
 def orientation_of(header: ImageFile.ImageFile) -> int:
-    """The EXIF orientation, as the decoder reads it: not from XMP; 1 where it is none that exists."""
-    # PNG would decode all pixels to look for EXIF behind them.
-    has_exif = "exif" in header.info or header.format == "TIFF"
+    """EXIF orientation as the decoder takes it, 1 to 8; 1 is as stored, and what does not exist is none."""
+    # Not from XMP, which the decoder does not know; and PNG would decode all pixels to look for EXIF behind them.
+    if "exif" not in header.info and header.format != "TIFF":
+        return 1
     try:
-        value = header.getexif().get(0x0112, 1) if has_exif else 1
+        value = header.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF raises almost anything, and is none
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def is_ambiguous(orientation: int, width: int, height: int) -> bool:
+    """Whether EXIF turns or mirrors an image so that its size does not show which frame boxes are drawn on."""
+    return orientation != 1 and (width == height or orientation not in QUARTER_TURNS)
+
+
+def may_be_deep(header: ImageFile.ImageFile) -> bool:
+    """Whether an image may have 16 bits per channel; of two rare formats, the header does not say it to Pillow."""
+    is_known = header.mode.startswith("I") or ";16" in str(header.tile)
+    return is_known or header.format in ("JPEG2000", "PPM")
 
 
 def checked(path: Path, data: bytes, header: ImageFile.ImageFile | None = None) -> bytes:

@@ -3,9 +3,12 @@
 A picture is [H, W, C] uint8 or, of a file with 16 bits, uint16; RGB if C is 3, gray if it is 1. Other numbers of
 channels are read as they are stored, and a file must have exactly as many.
 
-EXIF orientation: annotations are drawn on some frame of the picture. Where width and height are annotated, that frame
-is the one that has them, and the stored frame wins where both do. Where nothing is annotated (inference, folders of
-classes), the picture is read upright, as a viewer shows it; an orientation that does not exist is none.
+EXIF orientation: annotations are drawn on some frame of the image (``data.exif``). By ``auto``, where width and height
+are annotated, that frame is the one that has them, and the stored frame wins where both do; where nothing is annotated
+(inference, folders of classes), the image is read upright, as a viewer shows it. ``stored`` and ``upright`` hold
+everywhere. An orientation that does not exist is none.
+
+16-bit values are scaled here, and nowhere else, so that ``data.max_value`` becomes 65535, which the model takes as 255.
 
 The kind of a file is what its content says, not its name. Of an animation, the first frame is read.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import io
 import stat
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -46,22 +50,23 @@ IMAGE_SUFFIXES = {
 }
 
 
-def read_image(path: Path, channels: int = 3) -> np.ndarray:
-    """The picture upright. Raises :class:`~detector.errors.DataError` that names the file."""
-    return _decode(path, _read_bytes(path), channels, upright=True)
+def read_image(path: Path, channels: int = 3, exif: str = "auto", max_value: int | None = None) -> np.ndarray:
+    """The image upright, unless ``exif`` is stored. Raises :class:`~detector.errors.DataError` that names the file."""
+    return scale_depth(_decode(path, _read_bytes(path), channels, upright=exif != "stored"), max_value)
 
 
-def read_annotated_image(path: Path, height: int, width: int, channels: int = 3) -> np.ndarray:
+def read_annotated_image(
+    path: Path, height: int, width: int, channels: int = 3, exif: str = "auto", max_value: int | None = None
+) -> np.ndarray:
     """The picture in the frame of ``height`` × ``width`` that its boxes were drawn on."""
     data = _read_bytes(path)
-    stored = _decode(path, data, channels, upright=False)
-    if stored.shape[:2] == (height, width):
-        return stored
-    upright = _decode(path, data, channels, upright=True)
-    if upright.shape[:2] == (height, width):
-        return upright
+    for upright in {"auto": (False, True), "stored": (False,), "upright": (True,)}[exif]:
+        image = _decode(path, data, channels, upright)
+        if image.shape[:2] == (height, width):
+            return scale_depth(image, max_value)
+    frame = f" in the frame that data.exif={exif} reads" if exif != "auto" else ""
     raise DataError(
-        f"{path}: the picture is {stored.shape[1]}×{stored.shape[0]}, its annotation says {width}×{height};"
+        f"{path}: the picture is {image.shape[1]}×{image.shape[0]}{frame}, its annotation says {width}×{height};"
         " correct width and height in the annotation file, or restore the picture"
     )
 
@@ -90,6 +95,34 @@ def read_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     check_size(path, width, height)
     return height, width
+
+
+def scale_depth(image: np.ndarray, max_value: int | None) -> np.ndarray:
+    """16-bit values so that ``max_value`` becomes 65535, with larger ones cut off; 8-bit values as they are."""
+    return image if max_value is None or image.dtype != np.uint16 else _scaled_values(max_value)[image]
+
+
+@lru_cache(maxsize=1)
+def _scaled_values(max_value: int) -> np.ndarray:
+    return np.rint(np.arange(2**16).clip(max=max_value) * (65535 / max_value)).astype(np.uint16)
+
+
+def read_peak(path: Path, channels: int) -> int:
+    """The largest value of a 16-bit image as it is stored; 0 for others."""
+    image = _decode(path, _read_bytes(path), channels, upright=False)
+    return int(image.max()) if image.dtype == np.uint16 else 0
+
+
+def depth_fault(peak: int, max_value: int | None) -> str:
+    """What is wrong with images of 16 bits whose largest value is ``peak``, and the remedy; nothing if it is 0."""
+    limit = max_value or 65535
+    largest = f"the largest value of the 16-bit images is {peak:,}"
+    if peak > limit:
+        return f"{largest}, over data.max_value={limit}: what is over it is cut off"
+    if 0 < peak <= limit // 4:
+        suggestion = 2 ** peak.bit_length() - 1
+        return f"{largest} of {limit:,}: the model sees them almost black; set data.max_value={suggestion}"
+    return ""
 
 
 def open_file(path: Path) -> IO[bytes]:

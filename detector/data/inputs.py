@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from detector.data.images import read_image
+from detector.data.images import read_image, scale_depth
 from detector.errors import DataError
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
@@ -118,18 +118,22 @@ def _type_remedy(image: np.ndarray | Tensor, dtype: str, is_tensor: bool) -> str
     return f"values of {low:.3g} to {high:.3g}, convert them by {scaled}.round().{convert}"
 
 
-def as_array(image: ImageInput, channels: int = 3) -> np.ndarray:
-    """An image that :func:`check_image` lets pass as [H, W, C] uint8 or uint16; RGB if ``channels`` is 3."""
+def as_array(image: ImageInput, channels: int = 3, exif: str = "auto", max_value: int | None = None) -> np.ndarray:
+    """An image that :func:`check_image` lets pass as [H, W, C] uint8 or uint16; RGB if ``channels`` is 3.
+
+    ``exif`` and ``max_value`` are those of ``data``.
+    """
     check_image(image, channels)
     if isinstance(image, str | Path):
-        return read_image(Path(image), channels)
+        return read_image(Path(image), channels, exif, max_value)
     if isinstance(image, Tensor):
-        return image.permute(1, 2, 0).cpu().numpy()
-    if isinstance(image, np.ndarray):
-        return image
-    array = _from_pil(image, channels)
-    check_image(array, channels)
-    return array
+        array = image.permute(1, 2, 0).cpu().numpy()
+    elif isinstance(image, np.ndarray):
+        array = image
+    else:
+        array = _from_pil(image, channels, exif)
+        check_image(array, channels)
+    return scale_depth(array, max_value)
 
 
 def as_shown(image: ImageInput) -> np.ndarray:
@@ -138,9 +142,10 @@ def as_shown(image: ImageInput) -> np.ndarray:
     return as_array(image, int(image.shape[0 if isinstance(image, Tensor) else 2]) if is_array else 3)
 
 
-def _from_pil(image: Image.Image, channels: int) -> np.ndarray:
+def _from_pil(image: Image.Image, channels: int, exif: str) -> np.ndarray:
     try:
-        upright = ImageOps.exif_transpose(image)  # reads the file, if PIL has only opened it yet
+        image.load()  # reads the file, if PIL has only opened it yet
+        upright = image if exif == "stored" else ImageOps.exif_transpose(image)
     except Exception as error:  # damaged files raise almost anything
         name = getattr(image, "filename", "") or "a PIL image"
         raise DataError(f"{name}: cannot be decoded: {' '.join(str(error).split())}") from None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from detector.data.coco_rows import BAD_ID, Category, Ids, Rows
+from detector.data.split import hold_back
 from detector.doctor.findings import Example, Finding, found
+from detector.errors import DataError
 
 # Indices that lead nowhere: an id that is not listed, and a field that is no id.
 DANGLING, MALFORMED = -1, -2
@@ -24,6 +28,9 @@ def _places(places: np.ndarray | list[int]) -> list[int]:
     """Of a mask those that are true."""
     array = np.asarray(places)
     return (np.flatnonzero(array) if array.dtype == bool else array).tolist()
+
+
+_OF_ANNOTATIONS = ("image", "label", "boxes", "areas", "is_crowd")  # one row per annotation
 
 
 @dataclass
@@ -84,6 +91,15 @@ class Split:
         """[K] int64."""
         return np.bincount(self.label[self.is_object], minlength=len(self.categories))
 
+    def select(self, name: str, is_chosen: np.ndarray) -> Split:
+        """The images of a mask [I] and what is annotated in them, without faults and what belongs to no image."""
+        is_kept = (self.image >= 0) & is_chosen[self.image]
+        own: dict[str, Any] = {key: getattr(self, key)[is_kept] for key in _OF_ANNOTATIONS}
+        own["image"] = np.cumsum(is_chosen)[own["image"]] - 1
+        own |= {"annotation_ids": self.annotation_ids.select(is_kept), "image_ids": self.image_ids.select(is_chosen)}
+        files = [file for file, chosen in zip(self.files, is_chosen, strict=True) if chosen]
+        return replace(self, name=name, files=files, sizes=self.sizes[is_chosen], rows=None, faults=[], **own)
+
     def path(self, index: int) -> Path:
         return self.root / self.files[index]
 
@@ -126,3 +142,17 @@ class Split:
     def class_name(self, row: int) -> str:
         label = int(self.label[row])
         return "?" if label < 0 else self.categories[label].name
+
+
+def hold_back_val(split: Split, share: float, seed: int) -> list[Split]:
+    """Train and val as ``data.val_share`` makes them; or the split as it is, with a finding, where that cannot be."""
+    is_known = (split.image >= 0) & (split.label >= 0)
+    names = [os.fsencode(file) for file in split.files]
+    try:
+        is_val = hold_back(split.source, names, split.image[is_known], split.label[is_known], share, seed)
+    except DataError as error:
+        split.faults.append(Finding("split-impossible", split.name, 1, [Example(detail=str(error))]))
+        return [split]
+    train, val = split.select("train", ~is_val), split.select("val", is_val)
+    train.faults = split.faults
+    return [train, val]

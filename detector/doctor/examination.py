@@ -22,6 +22,8 @@ class Settings:
     resize: ResizeConfig = field(default_factory=ResizeConfig)
     in_channels: int = 3
     max_detections: int = 100
+    exif: str = "auto"
+    max_value: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def _findings(
 ) -> Iterator[Finding]:
     for split, own in zip(splits, files, strict=True):
         yield from check_annotations(split, picture_sizes(split, own))
-        yield from check_pictures(split, own, settings.in_channels)
+        yield from check_pictures(split, own, settings.in_channels, settings.exif, settings.max_value)
     yield from check_unlisted(splits)
     yield from check_copies(splits, files)
     yield from check_sets(splits, sets, settings.max_detections)

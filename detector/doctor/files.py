@@ -26,7 +26,7 @@ import numpy as np
 from PIL.ImageFile import ImageFile
 from tqdm import tqdm
 
-from detector.data.headers import check_size, checked, open_header, orientation_of
+from detector.data.headers import check_size, checked, may_be_deep, open_header, orientation_of
 from detector.data.images import ARRAY_SUFFIX, open_file
 from detector.errors import DataError
 
@@ -52,6 +52,7 @@ class FileFacts(NamedTuple):
     width: int = 0  # as stored
     height: int = 0
     orientation: int = 1  # EXIF
+    peak: int = 0  # the largest value of an image of 16 bits, where it was decoded
     digest: bytes = b""  # of the file's bytes; empty if only the header was read
     fingerprint: bytes = b""  # 16 bytes; empty also where nothing is to be seen
 
@@ -126,7 +127,10 @@ def _look_at_file(path: Path, is_quick: bool) -> tuple[FileFacts, np.ndarray]:
     if is_quick:
         return facts, _NOTHING
     try:
-        gray = _decode_gray(path, checked(path, data, header), min(facts.width, facts.height))
+        sound = checked(path, data, header)
+        gray = _decode_gray(path, sound, min(facts.width, facts.height))
+        if header and may_be_deep(header):  # colours without alpha, whose values are always large
+            facts = facts._replace(peak=_peak(_decode(path, sound, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)))
     except DataError as error:
         return facts._replace(fault="file-damaged", reason=_reason(path, error)), _NOTHING
     small = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
@@ -150,7 +154,12 @@ def _decode_facts(path: Path, file: IO[bytes]) -> FileFacts:
     """Of what Pillow does not read, such as TIFF with three channels of 16 bits, OpenCV may know more."""
     pixels = _decode(path, file.read(), cv2.IMREAD_UNCHANGED)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    return FileFacts("", "", "", f"{pixels.dtype}, {channels} channels", pixels.shape[1], pixels.shape[0])
+    mode = f"{pixels.dtype}, {channels} channels"
+    return FileFacts("", "", "", mode, pixels.shape[1], pixels.shape[0], peak=_peak(pixels))
+
+
+def _peak(pixels: np.ndarray) -> int:
+    return int(pixels.max(initial=0)) if pixels.dtype == np.uint16 else 0
 
 
 def _read_array(file: IO[bytes]) -> FileFacts:
@@ -158,7 +167,7 @@ def _read_array(file: IO[bytes]) -> FileFacts:
         array = np.load(file, allow_pickle=False)
         height, width = array.shape[:2]
         channels = array.shape[2] if array.ndim == 3 else 1
-        return FileFacts("", "", "array", f"{array.dtype}, {channels} channels", width, height)
+        return FileFacts("", "", "array", f"{array.dtype}, {channels} channels", width, height, peak=_peak(array))
     except Exception as error:  # damaged headers raise almost anything
         return FileFacts("file-unreadable", " ".join(str(error).split())[:120])
 

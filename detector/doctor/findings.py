@@ -116,7 +116,7 @@ CHECKS: dict[str, Check] = {
     "exif-ambiguous": Check(
         "warning",
         "pictures that EXIF turns or mirrors without a change of size: boxes may be drawn on either frame",
-        "look at them; training uses the stored frame. Store the pixels upright and remove the tag, or move the boxes",
+        "look at them; training uses the stored frame. data.exif=upright or stored says which frame the boxes are on",
     ),
     "exif-turned": Check(
         "note",
@@ -128,6 +128,11 @@ CHECKS: dict[str, Check] = {
     ),
     "file-mode": Check(
         "note", "pictures of another mode than the model reads", "nothing, if that is meant: they are converted"
+    ),
+    "depth-range": Check(
+        "warning",
+        "16-bit images whose values use little of the range, or more than data.max_value",
+        "set data.max_value to the value that is to count as white",
     ),
     "file-unlisted": Check(
         "note", "pictures in the folder that no annotation file lists", "annotate them, or leave them"

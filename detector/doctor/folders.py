@@ -114,26 +114,3 @@ def _split(
         areas=np.zeros(count),
         is_crowd=np.zeros(count, dtype=bool),
     )
-
-
-def hold_back_val(split: Split, share: float, seed: int) -> list[Split]:
-    """Train and val as ``data.val_share`` makes them; or the split as it is, with a finding, where that cannot be."""
-    from detector.data.folder import Labelled, hold_back  # late: it imports torch
-
-    first = np.searchsorted(split.image, np.arange(len(split.files) + 1))
-    files = np.array([os.fsencode(file) for file in split.files])
-    try:
-        parts = hold_back(Labelled(split.source, split.root, split.categories, files, first, split.label), share, seed)
-    except DataError as error:
-        split.faults.append(Finding("split-impossible", split.name, 1, [Example(detail=str(error))]))
-        return [split]
-    names = [category.name for category in split.categories]
-    train, val = (
-        _split(
-            name, split.source, split.root, names, [os.fsdecode(file) for file in part.files],
-            [part.labels_of(index).tolist() for index in range(len(part))],
-        )
-        for name, part in zip(("train", "val"), parts, strict=True)
-    )  # fmt: skip
-    train.faults = split.faults
-    return [train, val]

@@ -11,7 +11,7 @@ from PIL import Image
 from detector.data.images import read_annotated_image, read_image
 from detector.data.resize import in_words
 from detector.doctor.columns import Split
-from detector.doctor.examination import Report
+from detector.doctor.examination import Report, Settings
 from detector.doctor.findings import Example, Finding
 from detector.doctor.sets import SMALL_SIDES, SetFacts
 from detector.doctor.table import NOT_LOOKED_FOR, describe_example
@@ -103,9 +103,9 @@ def _picture(report: Report, finding: Finding, example: Example) -> Picture | No
     split = splits[example.split or finding.split.split("/")[0]]
     try:
         if example.other:
-            drawn = _draw_pair(split, example, splits[example.other_split])
+            drawn = _draw_pair(split, example, splits[example.other_split], report.settings)
         elif example.file:
-            drawn = _draw_one(split, example)
+            drawn = _draw_one(split, example, report.settings)
         else:
             return None
     except (DataError, ValueError):  # ValueError: a name that no file can have
@@ -113,9 +113,11 @@ def _picture(report: Report, finding: Finding, example: Example) -> Picture | No
     return picture(drawn, describe_example(example), _LONG_SIDE if not example.other else 2 * _LONG_SIDE)
 
 
-def _draw_pair(split: Split, example: Example, other: Split) -> Image.Image:
+def _draw_pair(split: Split, example: Example, other: Split, settings: Settings) -> Image.Image:
     sides = [(split, example.file), (other, example.other)]
-    return contact_sheet([draw_lines(_fitted(read_image(own.root / file)), [], []) for own, file in sides], columns=2)
+    frame = settings.exif, settings.max_value
+    drawn = [draw_lines(_fitted(read_image(own.root / file, 3, *frame)), [], []) for own, file in sides]
+    return contact_sheet(drawn, columns=2)
 
 
 def _fitted(image: np.ndarray) -> np.ndarray:
@@ -124,17 +126,17 @@ def _fitted(image: np.ndarray) -> np.ndarray:
     return image[::step, ::step]
 
 
-def _draw_one(split: Split, example: Example) -> Image.Image:
+def _draw_one(split: Split, example: Example, settings: Settings) -> Image.Image:
     """The picture with the box of the example, or with all that it has."""
-    path = split.root / example.file
+    path, frame = split.root / example.file, (settings.exif, settings.max_value)
     index = split.files.index(example.file) if example.file in split.files else None
     if index is None or not split.has_boxes:
-        return draw_lines(_fitted(read_image(path)), [], [])
+        return draw_lines(_fitted(read_image(path, 3, *frame)), [], [])
     width, height = split.sizes[index].tolist()
     try:
-        image = read_annotated_image(path, height, width)
+        image = read_annotated_image(path, height, width, 3, *frame)
     except DataError:
-        image = read_image(path)  # of another size than annotated: shown as it is
+        image = read_image(path, 3, *frame)  # of another size than annotated: shown as it is
     rows = np.array([example.row]) if example.row is not None else np.flatnonzero(split.image == index)
     rows = rows[np.isfinite(split.boxes[rows]).all(axis=1)]
     boxes = split.boxes[rows].copy()

@@ -8,22 +8,28 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from detector.data.headers import QUARTER_TURNS
+from detector.data.headers import QUARTER_TURNS, is_ambiguous
+from detector.data.images import depth_fault
 from detector.doctor.columns import Split
 from detector.doctor.files import FileFacts
 from detector.doctor.findings import Example, Finding, found
 from detector.doctor.folders import list_pictures
 
 
-def check_pictures(split: Split, facts: Sequence[FileFacts], in_channels: int) -> Iterator[Finding]:
+def check_pictures(
+    split: Split, facts: Sequence[FileFacts], in_channels: int, exif: str, max_value: int | None
+) -> Iterator[Finding]:
     """Findings of one split."""
     for check in ("file-missing", "file-unreadable", "file-damaged"):
         places = [index for index, own in enumerate(facts) if own.fault == check and split.files[index]]
         yield from split.in_images(check, places, lambda index: facts[index].reason)
     yield from _extensions(split, facts)
     yield from _modes(split, facts, in_channels)
+    fault = depth_fault(max((own.peak for own in facts), default=0), max_value)
+    deep = [index for index, own in enumerate(facts) if own.peak] if fault else []
+    yield from split.in_images("depth-range", deep, lambda index: f"values up to {facts[index].peak:,}", fault)
     if split.has_boxes:
-        yield from _frames(split, facts)
+        yield from _frames(split, facts, exif)
 
 
 def check_unlisted(splits: Sequence[Split]) -> Iterator[Finding]:
@@ -56,7 +62,7 @@ def _modes(split: Split, facts: Sequence[FileFacts], in_channels: int) -> Iterat
     yield from split.in_images("file-mode", places, lambda index: facts[index].mode, detail)
 
 
-def _frames(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
+def _frames(split: Split, facts: Sequence[FileFacts], exif: str) -> Iterator[Finding]:
     """Sizes that are not annotated, and EXIF turns that leave open which frame the boxes are on."""
     differing, ambiguous, turned, missing, unclear = [], [], [], [], []
     malformed = split.places_at_fault("size-malformed")
@@ -67,10 +73,11 @@ def _frames(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
             (unclear if is_quarter and own.width != own.height else missing).append(index)
         if own.width == 0 or size[0] == 0:
             continue
-        if size not in (stored, stored[::-1] if is_quarter else stored):
+        upright = stored[::-1] if is_quarter else stored
+        if size not in {"auto": (stored, upright), "stored": (stored,), "upright": (upright,)}[exif]:
             differing.append(index)
-        elif own.orientation != 1 and split.objects_an_image[index]:
-            (turned if is_quarter and own.width != own.height else ambiguous).append(index)
+        elif exif == "auto" and own.orientation != 1 and split.objects_an_image[index]:
+            (ambiguous if is_ambiguous(own.orientation, *stored) else turned).append(index)
 
     def sizes(index: int) -> str:
         width, height = split.sizes[index]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -181,7 +182,10 @@ def new_figure(width: float = 4.0, height: float = 3.0) -> Figure:
 def chart(figure: Figure, caption: str, is_wide: bool = False) -> Chart:
     """A figure of :func:`new_figure` as SVG; ``caption`` also tells it to those who cannot see it."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # Letters that matplotlib's own font lacks: they stay text, and the browser has fonts for them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     for color, variable in _VARIABLES.items():

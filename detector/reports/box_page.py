@@ -31,7 +31,7 @@ from detector.pages import (
 )
 from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
 from detector.reports.boxes import STEPS, BoxReport, box_report, false_type
-from detector.visualize import contact_sheet, draw_colored
+from detector.visualize import contact_sheet, draw_boxes
 
 WORST = 24  # images drawn
 LISTED = 300  # images in a table of the page; images.csv has all
@@ -307,7 +307,8 @@ def _draw_worst(
     for row in listed:
         index = place_of[row["image_id"]]
         size = int(truth.heights[index]), int(truth.widths[index])
-        image = read_annotated_image(folder / row["file_name"], *size, config.model.in_channels)
+        data, channels = config.data, config.model.in_channels
+        image = read_annotated_image(folder / row["file_name"], *size, channels, data.exif, data.max_value)
         own = truth.rows(index)
         is_object = ~truth.is_crowd[own].numpy()
         boxes, labels = truth.boxes_xywh[own].numpy()[is_object], truth.labels[own].numpy()[is_object]
@@ -315,7 +316,8 @@ def _draw_worst(
         texts = [
             truth.categories[label].name if missed else "" for label, missed in zip(labels, is_missed, strict=True)
         ]
-        left = draw_colored(image, _xyxy(boxes), [ORANGE if missed else GREEN for missed in is_missed], texts)
+        colors = [ORANGE if missed else GREEN for missed in is_missed]
+        left = draw_boxes(image, _xyxy(boxes), labels.tolist(), texts, colors)
 
         found = np.flatnonzero((rows[:, 0] == index) & report.is_shown)
         found = found[np.argsort(-rows[found, 5], kind="stable")]
@@ -325,7 +327,8 @@ def _draw_worst(
             label = int(detection[6])
             kind = false_type(detection[1:5], label, boxes, labels) if false else ""
             texts.append(f"{truth.categories[label].name} {detection[5]:.2f} {kind}" if false else "")
-        right = draw_colored(image, _xyxy(rows[found, 1:5]), [RED if false else GREEN for false in is_false], texts)
+        colors = [RED if false else GREEN for false in is_false]
+        right = draw_boxes(image, _xyxy(rows[found, 1:5]), rows[found, 6].astype(int).tolist(), texts, colors)
         caption = f"{row['file_name']}: {row['missed']} of {row['objects']} missed, {row['false']} false"
         yield picture(contact_sheet([left, right], 2, gap=8), caption, long_side=1200, quality=78)
 

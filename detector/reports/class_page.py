@@ -77,7 +77,8 @@ def _mistakes(report: ClassReport, config: Config, images: Path) -> list[Block]:
 def _draw(mistakes: Iterator[dict[str, Any]], config: Config, images: Path) -> Iterator[Picture]:
     for row in mistakes:
         caption = f"{row['predicted']} {row['score']:.2f}, is {row['true'] or 'nothing'} ({row['file']})"
-        image = as_rgb(read_image(images / row["file"], config.model.in_channels))
+        data, channels = config.data, config.model.in_channels
+        image = as_rgb(read_image(images / row["file"], channels, data.exif, data.max_value))
         yield picture(Image.fromarray(image), caption, long_side=480)
 
 

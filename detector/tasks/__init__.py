@@ -42,6 +42,8 @@ class Data(Protocol):
 
     def summary(self) -> str: ...
 
+    def warnings(self) -> list[str]: ...  # what a sample of the files shows to be in doubt
+
 
 class Task(Protocol):
     """What a module of this package has. ``Output`` stands for what its heads return."""

@@ -29,7 +29,7 @@ from detector.reports import Report, Scored, figure
 from detector.reports.box_page import detection_report
 from detector.storage import atomic_write
 from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Losses, Predictions, Targets
-from detector.visualize import class_color, draw_boxes, draw_colored, draw_targets, score_texts
+from detector.visualize import draw_boxes, draw_targets, score_texts
 
 PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
 RESULTS = "predictions.json"
@@ -88,7 +88,7 @@ def open_split(config: Config, name: str, categories: list[Category] | None = No
         transform: Transform = TrainTransform(data.resize, data.augment, config.seed, channels)
     else:
         transform = Transform(data.resize)
-    return open_dataset(getattr(data, name), name, data, transform, categories, channels)
+    return open_dataset(data, name, transform, categories, channels, config.seed)
 
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
@@ -196,8 +196,7 @@ def draw_sample(sample: Sample, categories: Sequence[Category]) -> Image.Image:
     """A picture with its boxes; regions that the loss ignores in gray."""
     labels = sample.labels.tolist()
     texts = [categories[label].name if label >= 0 else "ignored" for label in labels]
-    colors = [class_color(label) if label >= 0 else (128, 128, 128) for label in labels]
-    return draw_colored(sample.image.permute(1, 2, 0).numpy(), sample.boxes.numpy(), colors, texts)
+    return draw_boxes(sample.image.permute(1, 2, 0).numpy(), sample.boxes.numpy(), labels, texts)
 
 
 # --- before the first step --------------------------------------------------------------------------------------------

@@ -1,0 +1,101 @@
+"""Divide a COCO JSON file into one to train on and one to evaluate on.
+
+tools/split.py annotations.json --output split/
+tools/split.py annotations.json --val 0.1 --seed 3 --output split/
+
+Which images go where follows from their file names and the seed alone, as with data.val_share in a config: images that
+are added later move no others. Everything else in the file is kept in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from detector.data.coco import Annotations
+
+LISTED = 20  # classes with their own row
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("annotations", type=Path, help="a COCO JSON file")
+    parser.add_argument(
+        "--val", type=_share, default=0.2, metavar="SHARE", help="share of the images that goes to val (default: 0.2)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: 0)")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder of train.json, val.json")
+
+
+def run(args: argparse.Namespace) -> int:
+    from detector.data.coco import held_back, read_annotations
+    from detector.doctor.reading import read_json
+    from detector.errors import ConfigError
+    from detector.storage import atomic_write, make_folder
+
+    paths = [args.output / "train.json", args.output / "val.json"]
+    for path in paths:
+        if path.exists():
+            raise ConfigError(f"{path}: exists and is not written over; give another --output")
+    annotations = read_annotations(args.annotations)
+    is_val = held_back(annotations, args.val, args.seed)
+    tree = read_json(args.annotations)
+    make_folder(args.output)
+    for path, is_chosen in zip(paths, (~is_val, is_val), strict=True):
+        with atomic_write(path) as file:
+            json.dump(select(tree, is_chosen), file)
+    print(describe(annotations, is_val, paths))
+    return 0
+
+
+def select(tree: dict[str, Any], is_chosen: np.ndarray) -> dict[str, Any]:
+    """The tree of a COCO file with the images of a mask [I] and what is annotated in them."""
+    images = [image for image, chosen in zip(tree["images"], is_chosen, strict=True) if chosen]
+    ids = {_key(image["id"]) for image in images}
+    rows = [row for row in tree["annotations"] if _key(row["image_id"]) in ids]
+    return tree | {"images": images, "annotations": rows}
+
+
+def _key(image_id: Any) -> str:
+    """The same for an id that is written as 1, 1.0 or "1"."""
+    return str(int(image_id) if isinstance(image_id, float) else image_id)
+
+
+def describe(annotations: Annotations, is_val: np.ndarray, paths: list[Path]) -> str:
+    """Counts of both parts and of the classes in them, and which classes are in one only."""
+    import numpy as np
+
+    from detector.pages import Table
+
+    image, labels = annotations.image_index().numpy(), annotations.labels.numpy()
+    in_val = is_val[image]
+    files = [
+        [str(path), int(chosen.sum()), int(chosen[image].sum())]
+        for path, chosen in zip(paths, (~is_val, is_val), strict=True)
+    ]
+    text = Table(["file", "images", "annotations"], files).as_text()
+    counts = [np.bincount(labels[part], minlength=len(annotations.categories)) for part in (~in_val, in_val)]
+    rows = [
+        [category.name, int(train), int(val)]
+        for category, train, val in zip(annotations.categories, *counts, strict=True)
+    ]
+    if len(rows) <= LISTED:
+        text += "\n\n" + Table(["class", "train", "val"], rows).as_text()
+    if lacking := [name for name, train, val in rows if train and not val]:
+        names = ", ".join(map(str, lacking[:LISTED])) + (", …" if len(lacking) > LISTED else "")
+        text += f"\n\nnot in val, as their images are too few: {names}"
+    return text
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return share

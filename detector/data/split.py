@@ -1,0 +1,92 @@
+"""Which images are held back for evaluation: one rule for every task, for the doctor and for ``detector split``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from detector.config import DataConfig, SplitConfig
+from detector.errors import ConfigError, DataError
+
+
+def hold_back(
+    source: Path, names: Sequence[bytes], image: np.ndarray, label: np.ndarray, share: float, seed: int
+) -> np.ndarray:
+    """Which of I images are held back, [I] bool, by their file names; annotation m is of class label[m] in image[m].
+
+    Each image is decided alone: a hash of ``seed`` and its name gives a number in [0, 1), and the image is held back
+    where that is below ``share``. So images that are added move no others, and each class gives about its share. Then
+    as few images as possible are moved, those whose numbers are nearest to ``share`` first:
+
+    - to train, one of each class that is wholly held back;
+    - to val, one of each class that has none there, the rarest classes first, unless train would lose the last image
+      of a class.
+
+    Only these few may move back when their class gets more images. Raises :class:`~detector.errors.DataError` where
+    nothing can be held back.
+    """
+    number = np.array([int.from_bytes(hashlib.sha256(b"%d %s" % (seed, name)).digest()[:8], "big") for name in names])
+    number = number.astype(np.float64) / 2**64
+    is_val = number < share
+    # Every image is also of one class that all share, so that neither part is empty.
+    everything = label.max(initial=-1) + 1
+    pairs = np.unique(
+        np.stack([np.append(label, np.full(len(names), everything)), np.append(image, np.arange(len(names)))]), axis=1
+    )  # [2, P] class and image, sorted by class
+    first = np.searchsorted(pairs[0], np.arange(everything + 2))
+    members = [pairs[1, start:end] for start, end in pairwise(first) if end > start]  # images of each class
+    members.sort(key=lambda own: (len(own), number[own].min()))  # the rarest first, whatever their labels are
+    for own in members:
+        if is_val[own].all():
+            is_val[own[number[own].argmax()]] = False
+    in_train = np.bincount(pairs[0, ~is_val[pairs[1]]], minlength=everything + 1)
+    by_image = pairs[:, np.argsort(pairs[1], kind="stable")]
+    bounds = np.searchsorted(by_image[1], np.arange(len(names) + 1))
+    for own in members:
+        if is_val[own].any():
+            continue
+        for index in own[np.argsort(number[own], kind="stable")]:
+            classes = by_image[0, bounds[index] : bounds[index + 1]]
+            if (in_train[classes] > 1).all():
+                is_val[index] = True
+                in_train[classes] -= 1
+                break
+    if not is_val.any():
+        raise DataError(
+            f"{source}: of its {len(names)} image{'s' * (len(names) != 1)}, none can be held back without taking a"
+            " class's last one from training; add images, or train without evaluation (data.val=null)"
+        )
+    return is_val
+
+
+def split_to_read(data: DataConfig, name: str) -> tuple[str, SplitConfig]:
+    """Where the images of ``data.train`` or ``data.val`` (``name``) are listed: there, or val's in train.
+
+    Raises :class:`~detector.errors.DetectorError` where the config has no such split, or names it twice.
+    """
+    if data.val_share is not None:
+        for key in SplitConfig.model_fields:
+            if getattr(data.val, key, None) is not None:
+                raise ConfigError(
+                    f"data.val_share: holds back a part of data.train; data.val.{key} is given too; set data.val=null"
+                )
+        return "train", data.train
+    split = data.train if name == "train" else data.val
+    if split is None:
+        raise DataError(
+            "data.val is null: there is nothing to evaluate on; give data.val.annotations and data.val.images"
+        )
+    return name, split
+
+
+def not_set(data: DataConfig, name: str, key: str) -> DataError:
+    """The error of a split without ``annotations`` or ``images``; of val it names every way."""
+    error = f"data.{name}.{key} is not set; give it in the config or as data.{name}.{key}="
+    error += "DIR" if key == "images" else "PATH"
+    if name == "val" and data.val == SplitConfig():
+        error += "; or data.val_share=0.2 holds back a part of data.train, data.val=null trains without evaluation"
+    return DataError(error)

@@ -1,0 +1,249 @@
+"""Which images are held back: the rule itself, and that training, the doctor and ``detector split`` share it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detector.__main__ import run_command
+from detector.checkpoint import check_val_share, read_checkpoint
+from detector.config import Config, DataConfig
+from detector.configfile import load_config
+from detector.data.coco import open_dataset
+from detector.data.folder import open_classes, read_folders
+from detector.data.shapes import write_shapes
+from detector.data.split import hold_back
+from detector.data.transforms import Transform
+from detector.doctor.columns import hold_back_val
+from detector.doctor.examination import Settings, examine
+from detector.doctor.folders import read_folders as read_folders_leniently
+from detector.doctor.reading import read_coco
+from detector.errors import ConfigError, DataError
+from detector.run import RunFolder
+from detector.training import fit
+
+TINY = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5], channels: 16}", "data.workers=0"]
+TINY += ["data.resize={short: [64], long: 64}", "train.batch_size=4", "train.ema=0.5"]
+Sets = list[set[int]]  # the classes of each image
+
+
+def held(names: list[str], classes: Sets, share: float = 0.2, seed: int = 0) -> set[str]:
+    image = np.array([index for index, own in enumerate(classes) for _ in own], dtype=np.int64)
+    label = np.array([label for own in classes for label in sorted(own)], dtype=np.int64)
+    is_val = hold_back(Path("a.json"), [name.encode() for name in names], image, label, share, seed)
+    return {name for name, own in zip(names, is_val, strict=True) if own}
+
+
+def number(name: str, seed: int = 0) -> float:
+    return int(hashlib.sha256(f"{seed} {name}".encode()).hexdigest()[:16], 16) / 2**64
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_image_is_decided_alone_by_its_name_and_the_seed() -> None:
+    names = [f"ö/{index}.png" for index in range(400)]
+    classes: Sets = [{index % 2} for index in range(400)]
+    for seed in (0, 7):
+        expected = {name for name in names if number(name, seed) < 0.2}
+        assert held(names, classes, seed=seed) == expected
+        assert 60 < len(expected) < 100
+        assert held(names[:300], classes[:300], seed=seed) == expected & set(names[:300])  # more images move none
+    assert held(names, classes) != held(names, classes, seed=7)
+
+
+sets = st.lists(st.sets(st.integers(0, 4), max_size=3), min_size=2, max_size=14)
+
+
+@given(sets, st.floats(0.05, 0.95), st.integers(0, 20), st.randoms())
+def test_a_class_is_in_both_parts_where_it_can_be(classes: Sets, share: float, seed: int, random: Any) -> None:
+    names = [f"{index}.png" for index in range(len(classes))]
+    by_name = dict(zip(names, classes, strict=True))
+    with_all = {name: own | {"any"} for name, own in by_name.items()}  # type: ignore[operator]
+
+    def of(part: set[str]) -> set[Any]:
+        return set().union(*(with_all[name] for name in part))
+
+    try:
+        val = held(names, classes, share, seed)
+    except DataError:
+        val = set()
+    train = set(names) - val
+    assert of(train) == of(set(names))  # everything can be learnt
+    for missing in of(set(names)) - of(val):  # no other image could be moved
+        for name in train:
+            assert missing not in with_all[name] or of(train - {name}) != of(train)
+    moved = {name for name in names if (name in val) != (number(name, seed) < share)}
+    assert len(moved) <= 2 * len(of(set(names))) or not val
+    # Nor does it matter in which order images and classes are listed.
+    shuffled = random.sample(names, len(names))
+    turned = [{4 - label for label in by_name[name]} for name in shuffled]
+    if val:
+        assert held(shuffled, turned, share, seed) == val
+
+
+def test_the_images_nearest_to_the_share_are_moved() -> None:
+    names = [f"{index}.png" for index in range(40)]
+    low, *_, high = sorted(range(40), key=lambda index: number(names[index]))
+    outside = [index for index in range(40) if number(names[index]) >= 0.2]
+    inside = [index for index in range(40) if number(names[index]) < 0.2]
+    rare, early = sorted(outside[-3:], key=lambda index: number(names[index])), inside[:3]
+    classes: Sets = [{0} for _ in names]
+    for index in rare:
+        classes[index] = {0, 1}  # none is held back: the nearest one is moved
+    for index in early:
+        classes[index] = {0, 2}  # all are held back
+    last = max(early, key=lambda index: number(names[index]))
+    expected = {names[index] for index in inside} - {names[last]} | {names[rare[0]]}
+    assert held(names, classes) == expected
+    assert low in inside
+    assert high in outside
+
+
+@pytest.mark.parametrize("classes", [[{0}], [{0}, {1}], [set()]])
+def test_what_cannot_be_held_back_is_refused(classes: Sets) -> None:
+    with pytest.raises(DataError, match=r"a\.json: of its \d images?, none can be held back .*data\.val=null"):
+        held([f"{index}.png" for index in range(len(classes))], classes, share=0.9)
+
+
+# --- the same everywhere ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty generated images in one file, with keys that only the file's owner knows."""
+    folder = tmp_path_factory.mktemp("coco")
+    write_shapes(folder, train=30, val=1)
+    path = folder / "annotations/train.json"
+    tree = json.loads(path.read_text())
+    tree |= {"info": {"year": 2024}, "licenses": [{"id": 5, "name": "ö"}]}
+    tree["categories"].reverse()
+    for row in tree["annotations"]:
+        row["extra"] = [1.0, None]
+    path.write_text(json.dumps(tree))
+    return folder
+
+
+def test_training_the_doctor_and_the_command_agree(
+    coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = coco / "annotations/train.json"
+    split = {"annotations": str(path), "images": f"{coco}/images"}
+    config = load_config("quickstart.yaml", ["data.val=null", "data.val_share=0.3", "seed=3"]).data
+    data = DataConfig(train=split, val=config.val, val_share=config.val_share)
+    parts = [open_dataset(data, name, Transform(data.resize), seed=3) for name in ("train", "val")]
+    files = [[part.annotations.file_name(index) for index in range(len(part))] for part in parts]
+    assert len(files[0]) + len(files[1]) == 30
+    assert 3 < len(files[1]) < 16
+
+    assert run_command("split", [str(path), "--val", "0.3", "--seed", "3", "--output", f"{tmp_path}/new/x"]) == 0
+    said = capsys.readouterr().out
+    trees = [json.loads((tmp_path / f"new/x/{name}.json").read_text()) for name in ("train", "val")]
+    assert [[image["file_name"] for image in tree["images"]] for tree in trees] == files
+    whole = json.loads(path.read_text())
+    for key in ("images", "annotations"):
+        rows = trees[0].pop(key) + trees[1].pop(key)
+        assert sorted(rows, key=lambda row: row["id"]) == sorted(whole.pop(key), key=lambda row: row["id"])
+    assert trees == [whole, whole]
+    assert [line.split()[1] for line in said.splitlines()[1:3]] == [str(len(own)) for own in files]
+    with pytest.raises(SystemExit):
+        run_command("split", [str(path), "--val", "1", "--output", str(tmp_path)])
+    before = (tmp_path / "new/x/train.json").read_bytes()
+    assert run_command("split", [str(path), "--output", f"{tmp_path}/new/x"]) == 2
+    assert "train.json: exists and is not written over" in capsys.readouterr().err
+    assert (tmp_path / "new/x/train.json").read_bytes() == before
+
+    lenient = hold_back_val(read_coco("train", path, coco / "images"), 0.3, seed=3)
+    for own, strict in zip(lenient, parts, strict=True):
+        assert own.files == [strict.annotations.file_name(index) for index in range(len(strict))]
+        assert sorted(own.annotation_ids.tolist()) == sorted(strict.annotations.annotation_ids.tolist())
+        ids = {int(row): int(own.image_ids[image]) for row, image in zip(own.annotation_ids, own.image, strict=True)}
+        images = strict.annotations.image_ids[strict.annotations.image_index()].tolist()
+        assert ids == dict(zip(strict.annotations.annotation_ids.tolist(), images, strict=True))
+    assert examine(lenient, Settings(), True).count("error") == 0
+    (same,) = hold_back_val(read_coco("train", path, coco / "images").select("train", np.arange(30) < 1), 0.3, 3)
+    assert [finding.check for finding in same.faults] == ["split-impossible"]
+
+
+def test_classes_of_folders_are_held_back_by_the_same_rule(colors: Path) -> None:
+    root = colors / "train"
+    config = Config(task="classification", data=DataConfig(train={"images": str(root)}, val=None, val_share=0.3))
+    names = [file.decode() for file in read_folders(root, None).files]
+    expected = held(names, [{sorted(["blue", "green", "red"]).index(name.split("/")[0])} for name in names], 0.3)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"head": {"name": "pooled"}})})
+    assert {file.decode() for file in open_classes(config, "val").labelled.files} == expected
+    assert set(hold_back_val(read_folders_leniently("train", root, None), 0.3, 0)[1].files) == expected
+
+
+def test_other_splits_with_a_share_are_refused() -> None:
+    for data in ({"val": {"images": "x"}}, {"val": {"annotations": "x"}}):
+        with pytest.raises(ConfigError, match=r"holds back a part of data\.train; data\.val\.\w+ is given too; set"):
+            open_dataset(DataConfig(**data, val_share=0.2), "val", Transform(DataConfig().resize))
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_evaluate_on_names_the_three_ways(coco: Path) -> None:
+    train = {"annotations": f"{coco}/annotations/train.json", "images": f"{coco}/images"}
+    with pytest.raises(DataError) as caught:
+        open_dataset(DataConfig(train=train), "val", Transform(DataConfig().resize))
+    for way in ("data.val.annotations=PATH", "data.val_share=0.2", "data.val=null"):
+        assert way in str(caught.value)
+
+
+def test_a_run_without_evaluation(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its result is last.pt, with the averaged weights; it infers, and evaluates on what is given."""
+    data = [f"data.train.annotations={coco}/annotations/train.json", f"data.train.images={coco}/images"]
+    run = ["--config", "quickstart.yaml", "--runs", str(tmp_path), "--name", "x", *TINY, *data, "data.val=null"]
+    assert run_command("train", [*run, "train.steps=3"]) == 0
+    last = tmp_path / "x/last.pt"
+    assert f"finished without evaluation (data.val is null); the result is: {last}\n" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "x").glob("*.*")) == [
+        "config.yaml", "environment.json", "first_batch.jpg", "last.pt", "metrics.jsonl",
+    ]  # fmt: skip
+    content = read_checkpoint(last)
+    assert (content["step"], content["evaluated_step"]) == (3, 0)
+    assert content["ema_updates"] == 3
+    assert run_command("train", [*run, "train.steps=4", "--resume"]) == 0
+    assert read_checkpoint(last)["step"] == 4
+
+    assert (
+        run_command("infer", ["--checkpoint", str(last), "--input", f"{coco}/images", "--output", f"{tmp_path}/o"]) == 0
+    )
+    capsys.readouterr()
+    assert run_command("evaluate", ["--checkpoint", str(last)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: {last}: was trained without data to evaluate on (data.val is null); give --annotations and --images\n"
+    )
+    given = ["--annotations", f"{coco}/annotations/val.json", "--images", f"{coco}/images"]
+    assert run_command("evaluate", ["--checkpoint", str(last), *given, "--json"]) == 0
+    assert "AP50" in json.loads(capsys.readouterr().out)
+
+
+def test_a_share_is_evaluated_and_not_trained_on(coco: Path, tmp_path: Path) -> None:
+    data = [f"data.train.annotations={coco}/annotations/train.json", f"data.train.images={coco}/images"]
+    config = load_config("quickstart.yaml", [*TINY, *data, "data.val=null", "data.val_share=0.3", "train.steps=1"])
+    run = RunFolder(tmp_path / "run")
+    assert fit(config, run, torch.device("cpu"))
+    objects = sum(row["objects"] for row in json.loads(run.results.read_text())["per_class"])
+    val = open_dataset(config.data, "val", Transform(config.data.resize), seed=config.seed)
+    assert objects == len(val.annotations.labels) > 0
+    assert read_checkpoint(run.last)["num_images"] == 30 - len(val)
+
+
+def test_runs_that_held_back_other_images_are_refused() -> None:
+    """Version 0.1 held back by another rule: its images to evaluate on are not those of today."""
+    old: dict[str, Any] = {"config": {"data": {"val_share": 0.2}}}
+    with pytest.raises(ConfigError, match=r"x\.pt: is of an older version, whose data\.val_share=0\.2"):
+        check_val_share(old, "x.pt")
+    for data in ({"val_share": None}, {"val_share": 0.2, "exif": "auto"}):
+        check_val_share({"config": {"data": data}}, "x.pt")
