@@ -297,24 +297,24 @@ def test_training_refuses_what_the_doctor_calls_an_error(data: Path, fault: str)
     is_wrong = examine_train(data, is_quick=True).count("error") > 0
     split = SplitConfig(annotations=str(data / "train.json"), images=str(data / "train"))
     with pytest.raises(DataError) if is_wrong else nullcontext():
-        open_dataset(split, "train", DataConfig(), Transform(ResizeConfig()))
+        open_dataset(DataConfig(train=split), "train", Transform(ResizeConfig()))
 
 
 def test_a_missing_size_is_the_files_own_unless_exif_turns_it(data: Path) -> None:
     edit(data / "train.json", lambda tree: tree["images"][0].pop("width"))
     split = SplitConfig(annotations=str(data / "train.json"), images=str(data / "train"))
-    dataset = open_dataset(split, "train", DataConfig(), Transform(ResizeConfig()))
+    dataset = open_dataset(DataConfig(train=split), "train", Transform(ResizeConfig()))
     assert (int(dataset.annotations.heights[0]), int(dataset.annotations.widths[0])) == (HEIGHT, WIDTH)
     assert "read 1 image without width and height" in dataset.summary()
     # A box that does not fit that size is as wrong as in any other image.
     edit(data / "train.json", set_boxes([90, 4, 30, 20]))
     assert counts(examine_train(data)) == {"size-missing": 1, "box-outside": 1}
     with pytest.raises(DataError, match="reaches outside"):
-        open_dataset(split, "train", DataConfig(), Transform(ResizeConfig()))
+        open_dataset(DataConfig(train=split), "train", Transform(ResizeConfig()))
     save(texture(0), data / "train" / "0.jpg", orientation=6)
     assert counts(examine_train(data))["size-unclear"] == 1
     with pytest.raises(DataError, match="EXIF turns the picture by a quarter, so 96×64 may not be the frame"):
-        open_dataset(split, "train", DataConfig(), Transform(ResizeConfig()))
+        open_dataset(DataConfig(train=split), "train", Transform(ResizeConfig()))
 
 
 def test_a_value_is_shown_as_it_stands(data: Path) -> None:

@@ -166,7 +166,7 @@ def test_training_the_doctor_and_the_command_agree(
         assert own.files == [strict.annotations.file_name(index) for index in range(len(strict))]
         assert sorted(own.annotation_ids.tolist()) == sorted(strict.annotations.annotation_ids.tolist())
         ids = {int(row): int(own.image_ids[image]) for row, image in zip(own.annotation_ids, own.image, strict=True)}
-        images = strict.annotations.image_ids[strict.annotations.image_index()].tolist()
+        images = strict.annotations.image_ids.select(strict.annotations.image_index()).tolist()
         assert ids == dict(zip(strict.annotations.annotation_ids.tolist(), images, strict=True))
     assert examine(lenient, Settings(), True).count("error") == 0
     (same,) = hold_back_val(read_coco("train", path, coco / "images").select("train", np.arange(30) < 1), 0.3, 3)
