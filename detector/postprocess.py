@@ -66,8 +66,9 @@ def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: PredictConf
     # Classes are moved apart so that one NMS call never compares two of them: by more than all boxes reach from end to
     # end, as those that are not clipped yet may begin at negative coordinates. In float64, because a thousand classes
     # away float32 rounds to eighths of a pixel.
-    lowest, highest = boxes.double().aminmax()
-    apart = boxes.double() + (labels * (highest - lowest + 1))[:, None]
+    exact = boxes.double()
+    lowest, highest = exact.aminmax()
+    apart = exact + (labels * (highest - lowest + 1))[:, None]
     order = scores.argsort(descending=True, stable=True)
     # What is kept of the best does not depend on the rest, and the best few hundred are usually enough.
     num_compared = 4 * config.max_detections

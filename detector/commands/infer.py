@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-images", action="store_true", help="write the predictions only")
     parser.add_argument("--html", action="store_true", help="write a page of the drawings, gallery.html, too")
-    parser.add_argument("--batch-size", type=count, default=8, help="pictures at once (default: 8)")
+    parser.add_argument("--batch-size", type=count, default=8, help="images at once, at most (default: 8)")
     parser.add_argument("--workers", type=_workers, default=2, help="processes that read pictures (default: 2)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as model.predict.max_detections=300")
