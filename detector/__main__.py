@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
 from detector.errors import DetectorError
+from detector.processes import handled, interrupt, prepare_command
 
 COMMANDS = {
     "quickstart": "generate a set of shapes, train on it, evaluate, and draw what was found",
@@ -39,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse and run the command of ``detector.commands.NAME``; errors that a person can mend become one line each."""
+    prepare_command()
     command = importlib.import_module(f"detector.commands.{name}")
     parser = argparse.ArgumentParser(
         prog=prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -46,14 +49,15 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     command.add_arguments(parser)
     args = parser.parse_intermixed_args(argv)
     try:
-        return command.run(args)
+        with handled(interrupt):
+            return command.run(args)
     except DetectorError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + (error.args or (signal.SIGINT,))[0]  # 130 and 143, as a shell has them
 
 
 if __name__ == "__main__":

@@ -37,6 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print(f"stopped; continue with --resume: {args.output}", file=sys.stderr)
+        return RESUMABLE
+
+
+def _run(args: argparse.Namespace) -> int:
     from detector.errors import ConfigError
     from detector.inference import ERRORS, PROGRESS, find_images, infer_folder
 
@@ -54,25 +62,24 @@ def run(args: argparse.Namespace) -> int:
         )
     pictures = find_images(args.input)
 
+    import torch
+
     from detector.predictor import Predictor
 
+    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides)
     if args.score is not None:
         predictor.task.with_threshold(predictor.config.model, args.score)  # refused before any work is done
-    try:
-        summary = infer_folder(
-            predictor,
-            pictures,
-            args.output,
-            score=args.score,
-            draw_score=None if args.no_images else args.draw_score,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            resume=args.resume,
-        )
-    except KeyboardInterrupt:
-        print(f"stopped; continue with --resume: {args.output}", file=sys.stderr)
-        return RESUMABLE
+    summary = infer_folder(
+        predictor,
+        pictures,
+        args.output,
+        score=args.score,
+        draw_score=None if args.no_images else args.draw_score,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        resume=args.resume,
+    )
     print(f"{summary.found} in {summary.read} pictures: {summary.path}")
     if args.html:
         from detector.gallery import show_drawings
