@@ -20,7 +20,9 @@ def load(checkpoint: str | Path, device: str | None = None) -> Predictor:
     """A ready :class:`~detector.predictor.Predictor` from a checkpoint such as ``runs/x/best.pt``, or a run's folder.
 
     ``device`` defaults to the first GPU, else the CPU. Raises :class:`~detector.errors.WeightsError` for a file that is
-    missing or is no checkpoint of this package.
+    missing or is no checkpoint of this package. Nothing else of the process changes: no environment, signals, warnings,
+    threads or random numbers. Random weights give denormals, which ``torch.set_flush_denormal(True)`` makes fast on a
+    CPU, as the commands do.
     """
     from detector.predictor import Predictor
 

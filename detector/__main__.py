@@ -6,12 +6,14 @@ import argparse
 import contextlib
 import difflib
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
 import detector
 from detector.commands import Warnings, check_overrides, check_repeated
 from detector.errors import DetectorError
+from detector.processes import handled, interrupt, prepare_command
 
 COMMANDS = {
     "quickstart": "generate a set of shapes, train on it, evaluate, and draw what was found",
@@ -56,19 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse and run the command of ``detector.commands.NAME``; errors that a person can mend become one line each."""
+    prepare_command()
     args = build_parser(name, prog).parse_intermixed_args(argv)
     try:
         check_repeated(sys.argv[1:] if argv is None else argv)
         check_overrides(getattr(args, "overrides", []))
-        with contextlib.redirect_stderr(Warnings(sys.stderr)) if args.quiet else contextlib.nullcontext():
+        quiet = contextlib.redirect_stderr(Warnings(sys.stderr)) if args.quiet else contextlib.nullcontext()
+        with quiet, handled(interrupt):
             return importlib.import_module(f"detector.commands.{name}").run(args)
     except DetectorError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
-        return 130
+        return 128 + (error.args or (signal.SIGINT,))[0]  # 130 and 143, as a shell has them
 
 
 def build_parser(name: str, prog: str | None = None) -> argparse.ArgumentParser:

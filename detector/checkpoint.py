@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import reprlib
 from collections.abc import Sequence
@@ -164,7 +165,8 @@ def load_model(content: dict[str, Any], path: str | Path) -> Model:
         reason = " ".join(str(error).split())[:120]
         raise WeightsError(f"{path}: its config asks for a model that cannot be built: {reason}") from None
     compare_weights(own, weights, path)
-    model = build_model(config, num_classes)
+    with torch.random.fork_rng(devices=[]):  # the random numbers of whoever loads it are their own
+        model = build_model(config, num_classes)
     model.load_state_dict(weights)
     return model.eval()
 
@@ -188,6 +190,16 @@ def compare_weights(own: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
             )
         if own[name].is_floating_point() and not tensor.is_floating_point():
             raise WeightsError(f"{path}: {name} is of {tensor.dtype} in the checkpoint, {own[name].dtype} in the model")
+
+
+def weights_digest(*models: torch.nn.Module) -> str:
+    """64 hexadecimal digits that stand for every bit of the models' parameters and buffers, and for their names."""
+    digest = hashlib.sha256()
+    for model in models:
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from types import FrameType
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from detector.errors import ConfigError, DetectorError, NonFiniteError
 from detector.models import Model
 from detector.models.precision import autocast
 from detector.optim import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
+from detector.processes import handled
 from detector.run import RunFolder
 from detector.tasks import Data, Task
 
@@ -94,24 +93,12 @@ class TrainingState:
 
 @dataclass
 class StopRequest:
-    """Ctrl-C or SIGTERM asks for an end after the current step; a second one ends at once."""
+    """Ctrl-C or SIGTERM asks for an end after the current step."""
 
     asked: bool = False
-    _previous: dict[int, Any] = field(default_factory=dict)
 
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
+    def ask(self, *_: object) -> None:
         self.asked = True
-        for known in self._previous:
-            signal.signal(known, signal.SIG_DFL)  # the second one: the system ends a process whatever it waits for
 
 
 def seed_of(*numbers: int) -> int:
@@ -154,15 +141,17 @@ def train(
     def ends_epoch(step: int) -> bool:
         return step > 0 and (step % steps_per_epoch == 0 or step == steps)
 
-    with StopRequest() as stop, contextlib.closing(_Progress(state.step, steps)) as progress:
+    stop = StopRequest()
+    with handled(stop.ask), contextlib.closing(_Progress(state.step, steps)) as progress:
         while True:
             # Evaluation comes first in the loop: a run that was stopped before it resumes with it.
             epoch = -(-state.step // steps_per_epoch)
             is_due = ends_epoch(state.step) and (epoch % config.eval.every_epochs == 0 or state.step == steps)
             if val_data is not None and is_due and state.evaluated_step < state.step:
-                metrics = run_evaluation(state.evaluated, task, val_data, config, device)
-                keep_best(run, config, task, state, categories, metrics, epoch)
+                rows, metrics = run_evaluation(state.evaluated, task, val_data, config, device)
+                keep_best(run, config, task, state, categories, rows, metrics, epoch)
                 save_last(run, config, categories, state)
+                distributed.barrier()  # the others wait here for the main rank, which scores, and not in a step
             if state.step == steps:
                 return True
 
@@ -181,7 +170,8 @@ def train(
                 except DetectorError:
                     # A broken picture ends the run on the rank that met it; all ranks hold the same state to save.
                     torch._foreach_copy_(buffers, good_buffers)
-                    run.save_last(config, categories, state.content())
+                    if distributed.is_main() or run.is_shared():
+                        run.save_last(config, categories, state.content())
                     raise
                 ids += batch.ids.tolist()
                 batch = batch.to(device)
@@ -307,6 +297,7 @@ def keep_best(
     task: Task,
     state: TrainingState,
     categories: list[Category],
+    rows: list[Any],
     metrics: dict[str, Any],
     epoch: int,
 ) -> None:
@@ -321,6 +312,7 @@ def keep_best(
         save_checkpoint(
             run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": numbers}
         )
+        run.keep_found(np.concatenate(rows), metrics)
     results = {
         "epoch": epoch,
         "images_seen": state.step * config.train.batch_size,
@@ -335,14 +327,17 @@ def keep_best(
     tqdm.write(task.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
 
 
-def run_evaluation(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> dict[str, Any]:
-    """Metrics of ``model`` on ``data``: every rank predicts its share, the main one scores; the others get none."""
+def run_evaluation(
+    model: Model, task: Task, data: Data, config: Config, device: torch.device
+) -> tuple[list[Any], dict[str, Any]]:
+    """What ``model`` predicts on ``data`` and its metrics: every rank predicts its share, the main one alone scores."""
     rows = predict_all(model, task, data, config, device)
-    return task.evaluate(rows, data.truth, config) if distributed.is_main() else {}
+    return rows, task.evaluate(rows, data.truth, config) if distributed.is_main() else {}
 
 
 def predict_all(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> list[Any]:
-    """What ``model`` predicts on ``data``, in the task's rows, of all ranks on every rank."""
+    """What ``model`` predicts on ``data``, in the task's rows, of all ranks on the main one; none on the others."""
+    distributed.barrier()  # for as long as the main rank scores what was predicted before
     model.eval()
     # Each rank has its own running statistics; the checkpoint will hold the main one's.
     distributed.copy_from_main(model.buffers())
@@ -355,7 +350,7 @@ def predict_all(model: Model, task: Task, data: Data, config: Config, device: to
     for batch in tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden):
         rows.append(predict_rows(model, task, batch.to(device), config))
     # Gathered outside the loop: a rank without images takes part all the same.
-    return [row for rank_rows in distributed.gather(rows) for row in rank_rows]
+    return [row for rank_rows in distributed.gather_on_main(rows) for row in rank_rows]
 
 
 @torch.inference_mode()

@@ -23,10 +23,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from detector.checkpoint import weights_digest
 from detector.configfile import config_to_dict
 from detector.data.coco_rows import Id, read_rows
+from detector.data.collate import shared_zeros
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.loader import load
 from detector.data.sampler import EvalBatches, Key
@@ -81,17 +84,47 @@ class Summary(NamedTuple):
 
 
 class _Item(NamedTuple):
-    image: np.ndarray | None  # [H, W, C], None if it could not be read
-    sample: Any
+    image: np.ndarray | None  # [H, W, C], where it is drawn
+    sample: Any  # None if it could not be read
     error: str
+
+
+class _Packed(NamedTuple):
+    """A batch of items, with their images in one piece of memory that processes share: a pipe would copy them."""
+
+    items: list[_Item]  # without their images
+    forms: list[tuple[int, np.dtype[Any], tuple[int, ...]] | None]  # of each image: first byte, type, shape
+    memory: Tensor  # [bytes] uint8
+
+    @classmethod
+    def pack(cls, samples: list[_Item | DetectorError]) -> _Packed:
+        """A picture that could not be read is an item too."""
+        items = [sample if isinstance(sample, _Item) else _Item(None, None, str(sample)) for sample in samples]
+        forms, size = [], 0
+        for item in items:
+            forms.append(None if item.image is None else (size, item.image.dtype, item.image.shape))
+            size += 0 if item.image is None else -(-item.image.nbytes // 16) * 16
+        packed = cls([item._replace(image=None) for item in items], forms, shared_zeros([size], torch.uint8))
+        for item, image in zip(items, packed._images(), strict=True):
+            if image is not None:
+                image[:] = item.image
+        return packed
+
+    def unpack(self) -> list[_Item]:
+        return [item._replace(image=image) for item, image in zip(self.items, self._images(), strict=True)]
+
+    def _images(self) -> Iterator[np.ndarray | None]:
+        memory = self.memory.numpy()
+        for form in self.forms:
+            yield None if form is None else np.ndarray(form[2], form[1], memory, offset=form[0])
 
 
 class _Samples:
     """What the loader's processes read."""
 
-    def __init__(self, progress: _Progress, predictor: Predictor) -> None:
+    def __init__(self, progress: _Progress, predictor: Predictor, are_drawn: bool) -> None:
         self.pictures, self.began = progress.pictures, progress.began
-        self.config = predictor.config
+        self.config, self.are_drawn = predictor.config, are_drawn
 
     def file(self, index: int) -> Path:
         return self.pictures[index]
@@ -106,12 +139,8 @@ class _Samples:
         except OSError as error:
             raise DataError(f"{file}: vanished while it was read: {error.strerror}") from None
         note = f"{file}: was changed after the run began; what was found is of the new content" if has_changed else ""
-        return _Item(image, get_task(self.config).make_sample(image, index + 1, self.config), note)
-
-
-def _items(samples: list[_Item | DetectorError]) -> list[_Item]:
-    """A batch in which a picture that could not be read is an item too."""
-    return [sample if isinstance(sample, _Item) else _Item(None, None, str(sample)) for sample in samples]
+        sample = get_task(self.config).make_sample(image, index + 1, self.config)
+        return _Item(image if self.are_drawn else None, sample, note)
 
 
 def find_images(pattern: str) -> Pictures:
@@ -200,6 +229,8 @@ def _infer(
     batches = islice(EvalBatches(len(pictures), batch_size), progress.done // batch_size, None)
     waiting: deque[tuple[list[dict[str, Any]], list[Future[None]]]] = deque()
 
+    samples = _Samples(progress, predictor, are_drawn=draw_score is not None)
+
     def finish_first() -> None:
         rows, drawn = waiting.popleft()
         for drawing in drawn:
@@ -208,19 +239,22 @@ def _infer(
 
     with (
         ThreadPoolExecutor(max_workers=2) as pool,
-        contextlib.closing(load(_Samples(progress, predictor), batches, workers, _items)) as loader,
+        contextlib.closing(load(samples, batches, workers, _Packed.pack)) as loader,
         tqdm(initial=progress.done, total=len(pictures), unit="img", disable=not sys.stderr.isatty()) as bar,
     ):
-        for first, items in zip(count(progress.done, batch_size), loader, strict=False):
-            found_in = iter(predictor.predict_samples([item.sample for item in items if item.image is not None], score))
+        for first, packed in zip(count(progress.done, batch_size), loader, strict=False):
+            items = packed.unpack()
+            found_in = iter(
+                predictor.predict_samples([item.sample for item in items if item.sample is not None], score)
+            )
             rows, drawn = [], []
             for index, item in enumerate(items, start=first):
                 row: dict[str, Any] = {"error": item.error} if item.error else {}
-                if item.image is not None:
+                if item.sample is not None:
                     name, found = pictures.name(index), next(found_in)
                     image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
                     row["results"] = task.to_results(found, image_id, _as_text(name))
-                    if draw_score is not None:
+                    if item.image is not None:
                         drawn.append(pool.submit(_draw, task, item.image, found, draw_score, drawings / name))
                 rows.append({"file": str(pictures[index])} | row)
             waiting.append((rows, drawn))
@@ -299,11 +333,8 @@ class _Progress:
 
 def _digest(predictor: Predictor) -> str:
     """Stands for all of the model that decides what is found."""
-    digest = hashlib.sha256(json.dumps([config_to_dict(predictor.config), predictor.categories]).encode())
-    for name, tensor in predictor.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    asked = [config_to_dict(predictor.config), predictor.categories, weights_digest(predictor.model)]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]:

@@ -43,7 +43,6 @@ class Predictor:
         ``key=value`` overrides change its config, such as ``model.predict.max_detections=300``. Raises
         :class:`~detector.errors.WeightsError` for a file that is missing or is no checkpoint.
         """
-        torch.set_flush_denormal(True)
         content = open_checkpoint(path)
         config = override_config(content, path, overrides)
         model = load_model(content, path).fold_norms().to(memory_format=torch.channels_last)

@@ -7,7 +7,10 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+import numpy as np
 
 from detector.checkpoint import save_checkpoint
 from detector.config import Config
@@ -15,7 +18,7 @@ from detector.configfile import save_config
 from detector.data.coco import Category
 from detector.environment import environment
 from detector.errors import ConfigError
-from detector.storage import append_line, atomic_write, make_folder, only_one, storing, sync, write_json
+from detector.storage import LOCK, append_line, atomic_write, make_folder, only_one, storing, sync, write_json
 
 
 class RunFolder:
@@ -28,6 +31,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
         self.board: Any = None  # a SummaryWriter, where append should write for TensorBoard too
+        self._best_found: tuple[IO[bytes], dict[str, Any]] | None = None
         self.saved_at = time.monotonic()  # when last.pt was written by this process, or it began
         self.is_locked = False
         self._lock = contextlib.ExitStack()
@@ -81,6 +85,31 @@ class RunFolder:
         sync(self.metrics)
         save_checkpoint(self.last, config, categories, state)
         self.saved_at = time.monotonic()
+
+    def keep_found(self, rows: np.ndarray, metrics: dict[str, Any]) -> None:
+        """Remember what the best epoch found and how it scores, for this process; on the disk, as it can be large."""
+        self._best_found = None
+        with contextlib.suppress(OSError):  # without room for it, it is predicted again
+            file = TemporaryFile(dir=self.path)  # noqa: SIM115 (it lives as long as this object)
+            np.save(file, rows)
+            self._best_found = file, metrics
+
+    @property
+    def has_found(self) -> bool:
+        return self._best_found is not None
+
+    @property
+    def best_found(self) -> tuple[np.ndarray, dict[str, Any]] | None:
+        """What :meth:`keep_found` was told last; None where the best epoch was another process's."""
+        if self._best_found is None:
+            return None
+        file, metrics = self._best_found
+        file.seek(0)
+        return np.load(file), metrics
+
+    def is_shared(self) -> bool:
+        """Whether this machine sees the folder that the main rank works in, and holds the lock of."""
+        return (self.path / LOCK).exists()
 
     def forget_after(self, step: int, evaluated_step: int) -> None:
         """Drop the lines of what a resumed run will do again, and a line that a kill cut short."""

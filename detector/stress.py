@@ -29,6 +29,7 @@ from detector.configfile import load_config
 from detector.data.coco import Category
 from detector.data.shapes import CLASSES
 from detector.models import build_model
+from detector.processes import end_with_parent
 from detector.storage import PARTIAL
 
 # Small enough for tenths of a second, whole enough to have everything that must survive: momentum, an average, batch
@@ -68,6 +69,7 @@ def start(command: str, arguments: Sequence[str], log: Path, environment: dict[s
 def _run(command: str, arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     from detector.__main__ import run_command
 
+    end_with_parent()
     multiprocessing.set_start_method("fork", force=True)  # loaders start as in any other process on this system
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)

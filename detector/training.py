@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -19,6 +21,7 @@ from detector.checkpoint import (
     load_weights,
     read_checkpoint,
     read_progress,
+    weights_digest,
 )
 from detector.config import BackboneConfig, Config
 from detector.configfile import config_to_dict, differences
@@ -45,6 +48,9 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     With ``resume`` the run continues from its ``last.pt``, or begins if there is none. It begins from the weights that
     the config names for the backbone or, in place of them, from what fits of the checkpoint ``model.weights``. Raises
     :class:`~detector.errors.DetectorError` for all that a person can mend.
+
+    Any thread may call it; in the main one, Ctrl-C and SIGTERM end it after the step. It seeds torch's random numbers
+    and flushes the thread's denormals.
     """
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     task = get_task(config)
@@ -55,12 +61,7 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     if config.train.compile:
         check_compiler()
     writer = tensorboard_writer() if config.train.tensorboard else None
-    if not resume:
-        run.check_free()
-    distributed.barrier()  # no rank makes the folder before all have looked
     try:
-        if distributed.is_main() and resume and run.path.exists():
-            run.lock()  # a new run's folder is made, and locked, when all that it needs has been found
         with distributed.peers():
             return _fit(config, task, run, device, resume, writer)
     finally:
@@ -68,7 +69,7 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
 
 
 def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any) -> bool:
-    content = read_progress(run.last, run.best) if resume and run.last.exists() else None
+    content = distributed.from_main(lambda: take_up(run, resume))
     start = open_start(config) if content is None else None
     config, normalised = begin_normalise(config, start or content, str(run.last if content else config.model.weights))
     if content is not None:
@@ -87,8 +88,11 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
     del start
     model = model.to(device, memory_format=torch.channels_last)
     state = TrainingState.begin(model, config.train, len(train_data), device)
+    is_new = content is None
     if content is not None:
         state.restore(content, run.last)
+    del content  # or a second copy of the weights would stay for as long as training takes
+    check_start(config, state, train_data, val_data)
     if config.train.activation_checkpointing:
         model.recompute_activations()
     if distributed.is_main():
@@ -99,7 +103,7 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
         if writer:
             run.board = writer(str(run.path), purge_step=state.step + 1)
         print_plan(config, [*origins, normalised], model, train_data, val_data, device)
-        if content is None:
+        if is_new:
             preview_run(config, task, train_data, run)
     distributed.barrier()
     finished = train(config, task, state, train_data, val_data, run, device)
@@ -108,15 +112,45 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
     return finished
 
 
+def take_up(run: RunFolder, resume: bool) -> dict[str, Any] | None:
+    """What the run continues from, if anything; asked of the main rank, whose disk has the run's folder."""
+    if not resume:
+        run.check_free()
+    elif run.path.exists():
+        run.lock()  # a new run's folder is made, and locked, when all that it needs has been found
+    return read_progress(run.last, run.best) if resume and run.last.exists() else None
+
+
+def check_start(config: Config, state: TrainingState, train_data: Data, val_data: Data | None) -> None:
+    """Refuse ranks that would train something else than each other: machines may have other files of one name."""
+    if distributed.world_size() == 1:
+        return
+    settings = config_to_dict(config)
+    model, data = settings["model"], settings["data"]
+    # Paths, and what a machine can bear, may be its own.
+    for section in (model, *([model["backbone"]] if model["backbone"] else model["pyramid"]["branches"])):
+        section["weights"] = None
+    data["train"] = data["val"] = data["workers"] = None
+    distributed.check_same(
+        settings=hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12],
+        classes=train_data.categories,
+        images=(len(train_data), len(val_data) if val_data is not None else 0),
+        step=state.step,
+        weights=weights_digest(state.model, state.evaluated)[:12],
+    )
+
+
 def report_best(config: Config, task: Task, model: Model, val_data: Data, run: RunFolder, device: torch.device) -> None:
     """``report.html`` of the best checkpoint, whose weights ``model`` takes over."""
-    distributed.barrier()  # the main rank has written it
-    if not run.best.exists():
+    has_best, is_known = distributed.from_main(lambda: (run.best.exists(), run.has_found))
+    if not has_best:
         return  # a run that was resumed from its last.pt alone, and was better before
-    load_weights(model, read_checkpoint(run.best)["model"], run.best)
-    rows = predict_all(model, task, val_data, config, device)
+    if not is_known:  # the best epoch was before a resume
+        load_weights(model, distributed.from_main(lambda: read_checkpoint(run.best)["model"]), run.best)
+        found = predict_all(model, task, val_data, config, device)
     if distributed.is_main():
-        scored = Scored(str(run.best), np.concatenate(rows), task.evaluate(rows, val_data.truth, config))
+        rows, metrics = run.best_found or (np.concatenate(found), task.evaluate(found, val_data.truth, config))
+        scored = Scored(str(run.best), rows, metrics)
         report = task.report(scored, val_data.truth, config, val_data.images)
         report.write_page(run.path, f"Evaluation of {run.path.name}")
 

@@ -6,6 +6,7 @@ Nothing here depends on how long anything takes.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -18,12 +19,13 @@ import pytest
 import torch
 
 from detector.__main__ import run_command
-from detector.benchmark import PARTS, doctor, generate, growth, infer, loss, measure, report, startup, train
+from detector.benchmark import PARTS, doctor, generate, growth, infer, loss, measure, report, startup, train, waiting
 from detector.benchmark import data as data_part
 from detector.benchmark.measure import BenchmarkError, Case, Memory, Row, Settings, measure_case, measure_time
 from detector.benchmark.peer import same_detections
 from detector.data.coco import read_annotations
 from detector.matching import match_anchors
+from detector.processes import child_environment
 
 FIELDS = ["part", "case", "ours_seconds", "theirs_seconds", "time_ratio", "ours_peak_mb", "theirs_peak_mb"]
 FIELDS += ["memory_ratio", "outputs_equal"]
@@ -332,7 +334,7 @@ time.sleep(600)
 
 def test_a_launch_ends_with_the_first_line(tmp_path: Path) -> None:
     launch = startup.Launch(tmp_path, "cpu")
-    assert launch.command[1:4] == ["-m", "detector", "train"]
+    assert launch.command[3:6] == ["train", "--config", "quickstart.yaml"]
     launch.command = [sys.executable, "-c", WRITES]
     launch()
     launch()
@@ -340,6 +342,16 @@ def test_a_launch_ends_with_the_first_line(tmp_path: Path) -> None:
     launch.command = [sys.executable, "-c", "raise SystemExit(2)"]
     with pytest.raises(BenchmarkError, match="did not do a step"):
         launch()
+
+
+def test_a_process_works_when_it_is_asked_and_ends_with_its_object() -> None:
+    process = waiting.Process(child_environment(), "infer", "64")
+    process()
+    child = process.process
+    del process
+    assert child.wait(10) == -signal.SIGKILL
+    with pytest.raises(BenchmarkError, match="has ended"):
+        waiting.Process(child_environment(), "no such work", "64")
 
 
 # --- what they are made of --------------------------------------------------------------------------------------------

@@ -14,5 +14,6 @@ PARTS = {
     "report": "the page of an evaluation of 500,000 detections",
     "doctor": "JPEG files as the doctor looks at them, beside two threads that decode them",
     "growth": "time and memory as objects and annotated pictures grow in number",
+    "waiting": "steps and batches beside a busy process and alone, as OpenMP's threads wait",
     "startup": "from launching a training to its first step done",
 }

@@ -29,6 +29,7 @@ from detector.config import Config
 from detector.configfile import config_from_dict
 from detector.data.coco import CocoDataset
 from detector.data.collate import load_batches
+from detector.data.loader import init_worker
 from detector.data.sampler import TrainBatches
 from detector.structures import Batch
 from detector.tasks import detection
@@ -113,7 +114,9 @@ def theirs(inputs: Inputs) -> Run:
     before_network = GeneralizedRCNNTransform(resize.short[-1], resize.long, MEAN, STD)
 
     def run() -> Outputs:
-        loader = DataLoader(data, batch_sampler=indices, num_workers=WORKERS, collate_fn=list_fields)
+        loader = DataLoader(
+            data, batch_sampler=indices, num_workers=WORKERS, collate_fn=list_fields, worker_init_fn=init_worker
+        )
         batches = (before_network(list(images), list(targets)) for images, targets in loader)
         first = next(batches)
         return Outputs(len(first[1]) + sum(len(targets) for _, targets in batches), first)

@@ -19,6 +19,7 @@ import numpy as np
 from detector.benchmark.generate import write_photos
 from detector.benchmark.measure import BenchmarkError, Case, Run, Settings
 from detector.doctor.files import FileFacts, look_at_files
+from detector.processes import begin_child
 
 GENERATED = 96  # pictures of --synthetic
 PICTURES = 10_000  # the same ones again and again: what processes need to start is no part of a rate
@@ -66,6 +67,7 @@ def theirs(files: list[Path]) -> Run:
 
 
 def decode_all(files: Sequence[Path]) -> None:
+    begin_child()
     with ThreadPoolExecutor(THREADS) as pool:
         sys.exit(not all(pool.map(decodes, (files[start::THREADS] for start in range(THREADS)))))
 

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import torch
 import torchvision
 
-import detector
 from detector.errors import DetectorError
+from detector.processes import child_command, child_environment
 
 Run = Callable[[], Any]  # the work that is timed; returns what is compared
 
@@ -199,12 +199,9 @@ def finish(device: str) -> None:
 def measure_memory(module: str, case: str, side: str, settings: Settings, folder: Path) -> Memory:
     """What a process of its own needs for one side; nothing is known, and a line says why, if it dies."""
     request = {"module": module, "case": case, "side": side, "settings": asdict(settings), "folder": str(folder)}
-    command = [sys.executable, "-m", "detector.benchmark.child", json.dumps(request)]
-    # The package that is running, also where it is not installed.
-    path = os.pathsep.join(filter(None, [str(Path(detector.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    command = child_command("detector.benchmark.child", json.dumps(request))
     # Ctrl-C reaches this process alone, which then ends the other one: no two tracebacks.
-    environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=child_environment(), start_new_session=True)
     if done.returncode:
         print(f"{case}: the process that measures the memory of {side} ended with {done.returncode}", file=sys.stderr)
         return Memory(None, None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 from detector.benchmark.measure import BenchmarkError, Case, Settings
 from detector.data.shapes import write_shapes
+from detector.processes import child_command, child_environment
 
 PICTURES = (4_600, 200)  # that `detector quickstart` generates to train on and to evaluate on
 LOOKS = 0.01  # seconds between two looks at the metrics
@@ -35,7 +35,7 @@ class Launch:
         data = folder / "shapes"
         self.folder = folder
         self.count = 0
-        self.command = [sys.executable, "-m", "detector", "train", "--config", "quickstart.yaml", "--device", device]
+        self.command = child_command("detector", "train", "--config", "quickstart.yaml", "--device", device)
         self.command += [f"data.{split}.images={data / 'images'}" for split in ("train", "val")]
         self.command += [f"data.{split}.annotations={data / 'annotations' / split}.json" for split in ("train", "val")]
 
@@ -43,7 +43,8 @@ class Launch:
         self.count += 1
         runs, name = self.folder / "runs", f"run{self.count}"
         command = [*self.command, "--runs", str(runs), "--name", name]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        process = subprocess.Popen(command, env=child_environment(), **silent)
         metrics, end = runs / name / "metrics.jsonl", time.monotonic() + PATIENCE
         try:
             while not (metrics.exists() and metrics.read_bytes().endswith(b"\n")):

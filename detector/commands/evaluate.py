@@ -85,8 +85,9 @@ def run(args: argparse.Namespace) -> int:
     try:
         device = distributed.start(args.device)
         other = _open_other(args) if args.against else None  # before hours of work
-        evaluation = _score_results(args) if args.results else _score_checkpoint(args, device)
-        against = _score_other(args, other, evaluation, device) if other else None
+        with distributed.peers():
+            evaluation = _score_results(args) if args.results else _score_checkpoint(args, device)
+            against = _score_other(args, other, evaluation, device) if other else None
         if distributed.is_main():
             metrics, config, task = evaluation.scored.metrics, evaluation.config, get_task(evaluation.config)
             if args.output:
@@ -186,7 +187,7 @@ def _predict(
     import torch
 
     from detector import distributed
-    from detector.checkpoint import checkpoint_categories, load_model
+    from detector.checkpoint import checkpoint_categories, load_model, weights_digest
     from detector.engine import predict_all
     from detector.models.precision import check_precision
     from detector.reports import Scored
@@ -198,9 +199,12 @@ def _predict(
     if distributed.is_main():
         print("\n".join([f"{name} on {data.source}: {data.summary()}", *data.warnings()]), file=sys.stderr)
     model = load_model(content, name).fold_norms().to(device, memory_format=torch.channels_last)
+    if distributed.world_size() > 1:
+        distributed.check_same(images=len(data), weights=weights_digest(model)[:12])
     rows = predict_all(model, task, data, config, device)
     metrics = task.evaluate(rows, data.truth, scored_by) if distributed.is_main() else {}
-    return _Evaluation(Scored(name, np.concatenate(rows), metrics), config, data.truth, data.images)
+    found = np.concatenate(rows) if distributed.is_main() else np.empty(0)
+    return _Evaluation(Scored(name, found, metrics), config, data.truth, data.images)
 
 
 class _Other(NamedTuple):

@@ -40,6 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    try:
+        return _run(args)
+    except KeyboardInterrupt:
+        print(f"stopped; continue with --resume: {args.output}", file=sys.stderr)
+        return RESUMABLE
+
+
+def _run(args: argparse.Namespace) -> int:
     from detector.data.json_stream import show_text
     from detector.errors import ConfigError
     from detector.inference import ERRORS, PROGRESS, find_images, infer_folder, known_ids
@@ -63,28 +71,27 @@ def run(args: argparse.Namespace) -> int:
             names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
             print(f"{len(unknown):,} pictures are not in {args.annotations}, and skipped: {names}", file=sys.stderr)
 
+    import torch
+
     from detector.predictor import Predictor
 
+    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides)
     if ids is not None and predictor.config.task != "detection":
         raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
     if args.score is not None:
         predictor.task.with_threshold(predictor.config.model, args.score)  # refused before any work is done
-    try:
-        summary = infer_folder(
-            predictor,
-            pictures,
-            args.output,
-            score=args.score,
-            draw_score=None if args.no_images else args.draw_score,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            resume=args.resume,
-            ids=ids,
-        )
-    except KeyboardInterrupt:
-        print(f"stopped; continue with --resume: {args.output}", file=sys.stderr)
-        return RESUMABLE
+    summary = infer_folder(
+        predictor,
+        pictures,
+        args.output,
+        score=args.score,
+        draw_score=None if args.no_images else args.draw_score,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        resume=args.resume,
+        ids=ids,
+    )
     print(f"{summary.found} in {summary.read} pictures: {summary.path}")
     if args.html:
         from detector.gallery import show_drawings

@@ -57,7 +57,14 @@ def run(args: argparse.Namespace) -> int:
         check_overfit(args)
         return run_overfit(args, config, RunFolder.named(args.runs, args.name or f"{name}_overfit"))
     run_folder = RunFolder.named(args.runs, name)
+    try:
+        return _train(args, config, run_folder)
+    except KeyboardInterrupt:  # before the first step or after the last one, where nothing is there to be saved
+        print(f"stopped; continue with --resume: {run_folder.path}", file=sys.stderr)
+        return RESUMABLE
 
+
+def _train(args: argparse.Namespace, config: Config, run_folder: RunFolder) -> int:
     from detector import distributed
     from detector.training import fit
 

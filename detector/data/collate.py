@@ -28,13 +28,13 @@ def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch
     height, width = padded(sides, divisor).tolist()
     if any(image.dtype == torch.uint16 for image in images):  # 8 bits among them: 255 becomes 65535
         images = [image if image.dtype == torch.uint16 else image.to(torch.uint16) * 257 for image in images]
-    batch = _zeros([len(images), height, width, images[0].shape[0]], images[0].dtype).permute(0, 3, 1, 2)
+    batch = shared_zeros([len(images), height, width, images[0].shape[0]], images[0].dtype).permute(0, 3, 1, 2)
     for row, image in enumerate(images):
         batch[row, :, : image.shape[1], : image.shape[2]] = image
     return batch
 
 
-def _zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+def shared_zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
     """In a loader's worker they lie in memory that it shares with the main process, so sending them copies nothing."""
     if get_worker_info() is None:
         return torch.zeros(shape, dtype=dtype)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -30,9 +29,6 @@ from detector.errors import DataError
 # 16,384 × 16,384: 805 MB of RGB. The largest cameras take 2^27.2 pixels; what is larger is a map or a slide, of which
 # a network that looks at 800 × 1333 pixels sees nothing.
 MAX_PIXELS = 2**28
-
-# What it finds odd in a TIFF file is no business of who reads a million of them.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places

@@ -28,9 +28,6 @@ from PIL import TiffImagePlugin
 from detector.data.headers import QUARTER_TURNS, check_size, checked, open_header, orientation_of
 from detector.errors import DataError
 
-# It prints lines of its own about every broken file, without the file's name; our errors have it.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
 LARGEST_FILE = 2**31  # bytes; the largest picture that is read (see headers) has 2^30.6 as 16-bit RGB, uncompressed
 
 ARRAY_SUFFIX = ".npy"  # an array [H, W, C], for more channels than picture files have

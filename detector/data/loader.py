@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import cv2
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from detector.data.sampler import Key
 from detector.errors import DataError, DetectorError
+from detector.processes import begin_child
 
 
 def load(
@@ -88,11 +91,17 @@ class _Watched(Dataset[Any]):
         )
 
 
+def _say_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """The main process says itself why it ended while a worker's thread was handing memory over to it."""
+    if not issubclass(kind, ConnectionError | EOFError):
+        sys.__excepthook__(kind, error, trace)
+
+
 def init_worker(worker: int) -> None:
     """What every loader process does first."""
-    # Ctrl-C, and torchrun when it stops, signal the whole process group. The main process decides when its workers end
-    # (it finishes a step and saves first), so they leave the group; it ends them by SIGTERM.
-    os.setpgrp()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    begin_child()
+    sys.excepthook = _say_unless_left
     # Workers are the parallelism; threads inside each of them only fight for the cores.
     cv2.setNumThreads(0)
+    # It prints lines of its own about every broken file, without the file's name; our errors have it.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

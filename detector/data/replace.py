@@ -82,7 +82,8 @@ class Skipped:
             self.in_epoch.add(text)
             if text not in self.named:
                 self.named.add(text)
-                append_line(self.log, text)  # a line at a time: ranks share the file
+                if self.log.parent.is_dir():  # a rank on another machine may not see the run's folder
+                    append_line(self.log, text)  # a line at a time: ranks share the file
                 self.say(f"skipped: {text} ({len(self.in_epoch)} in this epoch; data.on_bad_image)")
         if len(self.in_epoch) > self.max_share * self.num_images:
             raise DataError(

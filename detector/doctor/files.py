@@ -12,13 +12,11 @@ import hashlib
 import io
 import multiprocessing
 import os
-import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import IO, NamedTuple
 
 import cv2
@@ -29,6 +27,7 @@ from tqdm import tqdm
 from detector.data.headers import check_size, checked, may_be_deep, open_header, orientation_of
 from detector.data.images import ARRAY_SUFFIX, open_file
 from detector.errors import DataError
+from detector.processes import begin_child
 
 BITS = 128
 _SIDE = 32
@@ -86,18 +85,10 @@ def look_at_files(paths: Sequence[Path], is_quick: bool, title: str) -> list[Fil
 
 
 def _begin() -> None:
-    """What each process does first: it leaves Ctrl-C to its parent, whose death it does not outlive."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """What each process does first."""
+    begin_child()
     cv2.setNumThreads(0)
     gc.freeze()  # collections need not walk over what the parent has, which would copy its pages
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent:
-        parent.join()
-    os._exit(1)
 
 
 def look_at(paths: Sequence[Path], is_quick: bool) -> list[FileFacts]:

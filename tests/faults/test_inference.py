@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 
 import detector
 from detector.__main__ import run_command
-from detector.errors import StorageError
-from detector.inference import Pictures, find_images, infer_folder
+from detector.errors import DataError, StorageError
+from detector.inference import Pictures, _Item, _Packed, find_images, infer_folder
 from detector.stress import infer, link_pictures, tiny_checkpoint
 
 
@@ -136,6 +137,29 @@ def test_a_disk_that_fills_ends_inference_in_one_line(
                 infer_folder(predictor, some, tmp_path / "found", 0.0, 0.0, batch_size=1, workers=0, resume=True)
         assert not (tmp_path / "found" / "predictions.json").exists()
     assert infer_folder(predictor, some, tmp_path / "found", 0.0, 0.0, 1, 0, resume=True).num_errors == 0
+
+
+def test_images_travel_in_memory_that_is_shared(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+    """Of both depths, and of one that cannot be read; what goes through the pipe does not grow with them."""
+    (pictures / "0000" / "broken.jpg").write_bytes(b"no picture")
+    deep = np.arange(300, dtype=np.uint16).reshape(10, 10, 3)
+    items = [_Item(np.full((333, 31, 3), 7, np.uint8), "a", ""), DataError("broken"), _Item(deep, "b", "changed")]
+    packed = _Packed.pack(items)
+    assert len(ForkingPickler.dumps(packed)) < 2_000
+    first, broken, second = packed.unpack()
+    assert np.array_equal(first.image, items[0].image)
+    assert np.array_equal(second.image, deep)
+    assert (broken.image, broken.sample, broken.error) == (None, None, "broken")
+    assert _Packed.pack([DataError("broken")]).unpack() == [broken]
+
+    results = []
+    for workers in ("0", "2"):
+        output = tmp_path / workers
+        assert run_infer(checkpoint, pictures, output, "--workers", workers, "--draw-score", "0.01") == 1
+        drawn = {path.name: path.read_bytes() for path in (output / "images").rglob("*.jpg")}
+        results.append((drawn, (output / "predictions.json").read_bytes()))
+    assert len(results[0][0]) == 40
+    assert results[0] == results[1]
 
 
 def test_pictures_are_found_as_before(tmp_path: Path) -> None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torchvision
 import yaml
 
+from detector import distributed
 from detector.data.sampler import epoch_batches
 from detector.errors import ConfigError, DataError, RankLostError
 from detector.stress import CONFIG, TINY, data_overrides, differences, finish, kill, rows_of, start
@@ -24,23 +32,34 @@ from detector.stress import CONFIG, TINY, data_overrides, differences, finish, k
 SECONDS = 60  # within which all ranks have ended after one has
 
 
+def environments(ranks: int) -> list[dict[str, str]]:
+    """What torchrun would tell each rank."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    return [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
 class Ranks:
     """Training in several processes on this machine, without torchrun: nothing but each other tells them of an end."""
 
     def __init__(
-        self, folder: Path, name: str, ranks: int, *overrides: str, config: tuple[str, ...] = (CONFIG, *TINY)
+        self,
+        folder: Path,
+        name: str,
+        ranks: int,
+        *overrides: str,
+        config: tuple[str, ...] = (CONFIG, *TINY),
+        own: list[list[str]] | None = None,  # what each rank is given beside it
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = str(free.getsockname()[1])
         self.run = folder / name
         self.logs = [folder / f"{name}_{rank}.txt" for rank in range(ranks)]
         file, *given = config
         arguments = ["--config", file, "--runs", str(folder), "--name", name, "--resume", "--device", "cpu"]
-        group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
         self.processes: list[BaseProcess] = [
-            start("train", [*arguments, *given, *overrides], log, group | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-            for rank, log in enumerate(self.logs)
+            start("train", [*arguments, *given, *overrides, *(own[rank] if own else [])], self.logs[rank], environment)
+            for rank, environment in enumerate(environments(ranks))
         ]
 
     def wait_for_step(self, step: int) -> None:
@@ -58,8 +77,6 @@ class Ranks:
 @pytest.fixture(scope="module")
 def frozen(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A backbone whose statistics stay: then ranks compute what one process computes with the whole batch."""
-    import torchvision
-
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "w.pt"
     torch.save(torchvision.models.mobilenet_v3_small().state_dict(), path)
@@ -89,6 +106,123 @@ def test_a_killed_rank_ends_the_others_and_another_number_continues(shapes: Path
     # The same pictures in every step: another one would change a loss by per cents, not by rounding.
     losses = [[row["loss"] for row in rows[:18]] for rows in (whole, changed)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_machines_that_share_no_folder_continue_together(shapes: Path, tmp_path: Path) -> None:
+    """Rank 1's disk has no checkpoint, or one of long ago; then it has other weights, and all ranks say so."""
+    given = [*data_overrides(shapes), "train.batch_size=4", "train.steps=6", "train.checkpoint_steps=1"]
+    given += ["data.workers=0", "train.schedule.warmup_steps=0"]
+    whole = Ranks(tmp_path, "whole", 2, *given)
+    assert whole.codes() == [0, 0], whole.said()
+    elsewhere = tmp_path / "elsewhere"
+    for name in ("begun", "continued"):
+        own = [["--name", "killed"], ["--name", "killed", "--runs", str(elsewhere)]]
+        ranks = Ranks(tmp_path, name, 2, *given, own=own)
+        ranks.run = tmp_path / "killed"
+        if name == "begun":
+            ranks.wait_for_step(3)
+            kill(ranks.processes[0])
+            assert ranks.codes() == [-signal.SIGKILL, RankLostError.exit_code]
+            assert not elsewhere.exists()
+            (elsewhere / "killed").mkdir(parents=True)
+            (elsewhere / "killed" / "last.pt").write_bytes(b"of long ago")
+        else:
+            assert ranks.codes() == [0, 0], ranks.said()
+    assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []
+    assert [path.name for path in (elsewhere / "killed").iterdir()] == ["last.pt"]
+
+    for rank in range(2):
+        torch.manual_seed(rank)
+        torch.save(torchvision.models.mobilenet_v3_small().state_dict(), tmp_path / f"{rank}.pt")
+    own = [[f"model.backbone.weights={tmp_path}/{rank}.pt", "train.steps=1"] for rank in range(2)]
+    ranks = Ranks(tmp_path, "differ", 2, *given, own=own)
+    assert ranks.codes() == [ConfigError.exit_code] * 2, ranks.said()
+    for said in ranks.said():
+        assert said.splitlines()[-1].startswith("error: rank 1: its weights differ from rank 0's (")
+
+
+def collectives(environment: dict[str, str], results: Connection) -> None:
+    """What a rank of two gets of each; the main one keeps the other waiting for longer than a step may take."""
+    os.environ.update(environment)
+    distributed.STEP_TIMEOUT = timedelta(seconds=2)
+    distributed.start("cpu")
+    if distributed.is_main():
+        time.sleep(4)
+    distributed.barrier()
+
+    def refuse() -> None:
+        raise ConfigError("only the main rank looks")
+
+    rank, got = distributed.rank(), []
+    for call in (
+        lambda: distributed.from_main(lambda: {"rank": rank}),
+        lambda: distributed.from_main(refuse),
+        lambda: distributed.gather(rank),
+        lambda: distributed.gather_on_main(np.full(2, rank)),
+        lambda: distributed.check_same(weights="a", step=3),
+        lambda: distributed.check_same(weights="a", step=rank),
+    ):
+        try:
+            got.append(call())
+        except ConfigError as error:
+            got.append(str(error))
+    results.send(got)
+    distributed.stop()
+
+
+def test_what_each_rank_gets_of_a_collective() -> None:
+    context = multiprocessing.get_context("forkserver")
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    processes = [
+        context.Process(target=collectives, args=(environment, writer))
+        for environment, (_, writer) in zip(environments(2), pipes, strict=True)
+    ]
+    for process in processes:
+        process.start()
+    main, other = (reader.recv() if reader.poll(SECONDS) else None for reader, _ in pipes)
+    for process in processes:
+        process.join()
+    differ = "rank 1: its step differ from rank 0's (1, 0); give every rank the same config, data and weight files"
+    for got in (main, other):
+        assert [*got[:3], *got[4:]] == [{"rank": 0}, "only the main rank looks", [0, 1], None, differ]
+    assert np.array_equal(main[3], [[0, 0], [1, 1]])
+    assert other[3] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "local_rank", "expected"),
+    [
+        (None, 2, "cuda:2"),
+        ("cuda", 2, "cuda:2"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 4, "--nproc-per-node: rank 4 has no GPU, there are 4 here"),
+        ("cuda:1", 2, "--device cuda:1: each rank takes a GPU of its own; use cuda or cpu"),
+    ],
+)
+def test_each_rank_takes_a_gpu_of_its_own(
+    name: str | None, local_rank: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other GPU is touched, and the group knows which it is."""
+    asked: dict[str, Any] = {}
+    touched: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: touched.append(str(device)))
+    monkeypatch.setattr(torch, "empty", lambda _size, device: touched.append(str(device)))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **given: asked.update(given))
+    monkeypatch.setattr(torch.distributed, "new_group", lambda **given: None)
+    for key, value in {"WORLD_SIZE": "8", "RANK": "6", "LOCAL_RANK": str(local_rank)}.items():
+        monkeypatch.setenv(key, value)
+    if expected.startswith("--"):
+        with pytest.raises(ConfigError, match=f"^{re.escape(expected)}$"):
+            distributed.start(name)
+        assert touched == []
+        return
+    device = distributed.start(name)
+    assert str(device) == expected
+    assert set(touched) == {expected}
+    assert asked["device_id"] == (device if device.type == "cuda" else None)
+    assert asked["timeout"] == distributed.STEP_TIMEOUT
 
 
 def test_ranks_without_objects_or_pictures_finish(shapes: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,23 @@ import pytest
 import torch
 from disk import Disk
 
+from detector import engine, training
 from detector.__main__ import run_command
+from detector.checkpoint import read_progress
 from detector.config import Config
 from detector.configfile import load_config
 from detector.data.sampler import epoch_batches
-from detector.engine import StopRequest
+from detector.engine import StopRequest, predict_all
 from detector.errors import ConfigError, NonFiniteError, StorageError
+from detector.processes import handled
+from detector.reports import Report
 from detector.run import RunFolder
 from detector.stress import CONFIG, TINY, data_overrides, finish, kill, rows_of, start, unequal
+from detector.tasks import detection
 from detector.training import fit
 
 CPU = torch.device("cpu")
+REPORT_BEST = training.report_best  # before ``short_runs`` takes it away
 
 
 def tiny_config(shapes: Path, *overrides: str) -> Config:
@@ -122,13 +129,72 @@ def test_a_second_run_is_refused_and_two_signals_end_at_once(shapes: Path, tmp_p
 
 
 def test_the_second_signal_ends_at_once() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with StopRequest() as stop:
+    before, stop = signal.getsignal(signal.SIGINT), StopRequest()
+    with handled(stop.ask):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked
         # By the system, and so within a collective or a read that hangs, too.
         assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} == {signal.SIG_DFL}
     assert signal.getsignal(signal.SIGINT) == before
+
+
+# --- resuming, and the report -----------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_holds_its_weights_once(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, run = tiny_config(shapes, "train.steps=2"), RunFolder(tmp_path / "run")
+    assert fit(config, run, CPU)
+    read: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def read_watched(*paths: Path) -> dict[str, Any]:
+        content = read_progress(*paths)
+        read.extend(weakref.ref(tensor) for part in ("model", "ema") for tensor in content[part].values())
+        return content
+
+    def train_watched(*arguments: Any) -> bool:
+        alive.append(sum(tensor() is not None for tensor in read))
+        return True
+
+    monkeypatch.setattr(training, "read_progress", read_watched)
+    monkeypatch.setattr(training, "train", train_watched)
+    assert fit(config, run, CPU, resume=True)
+    assert len(read) > 100
+    assert alive == [0]
+
+
+def test_the_report_does_not_predict_again_what_was_just_predicted(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four epochs of which the second is the best; resumed, nothing is known of it but its weights."""
+    predicted, reported = [], []
+    scores = iter([0.1, 0.3, 0.2, 0.2])
+
+    def predict_watched(*arguments: Any) -> Any:
+        predicted.append(predict_all(*arguments))
+        return predicted[-1]
+
+    def evaluate_watched(rows: Any, truth: Any, config: Config) -> Any:
+        return evaluate(rows, truth, config) | {"AP": next(scores, 0.0)}
+
+    evaluate = detection.evaluate
+    monkeypatch.setattr(engine, "predict_all", predict_watched)
+    monkeypatch.setattr(training, "predict_all", predict_watched)
+    monkeypatch.setattr(detection, "evaluate", evaluate_watched)
+    monkeypatch.setattr(detection, "report", lambda scored, *rest: reported.append(scored) or Report("", [], {}))
+    monkeypatch.setattr(training, "report_best", REPORT_BEST)
+    config = tiny_config(shapes, "train.steps=null", "train.epochs=4", "train.batch_size=12", "eval.every_epochs=1")
+    config = config.model_copy(update={"model": load_config(CONFIG, [*TINY, "model.predict.score_threshold=0"]).model})
+    run = RunFolder(tmp_path / "run")
+    assert fit(config, run, CPU)
+    assert len(predicted) == 4
+    assert len(reported[0].rows) > 0
+    assert np.array_equal(reported[0].rows, np.concatenate(predicted[1]))
+    assert reported[0].metrics["AP"] == 0.3
+    assert not [path for path in run.path.iterdir() if path.suffix in (".npy", ".npz", ".partial")]
+    assert fit(config, RunFolder(run.path), CPU, resume=True)
+    assert len(predicted) == 5
+    np.testing.assert_allclose(reported[1].rows, reported[0].rows, atol=1e-4)
 
 
 # --- numbers that are not finite --------------------------------------------------------------------------------------
