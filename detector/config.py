@@ -92,7 +92,8 @@ class DataConfig(Section):
     train: SplitConfig = SplitConfig()
     val: SplitConfig = SplitConfig()
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
-    allow_outside: bool = False  # names of pictures may lead out of their folder: absolute, by "..", or by links
+    # Names of images may lead out of their folder: absolute, or by "..". Links in the folder are followed without it.
+    allow_outside: bool = False
     # A picture that training cannot read: stop, or take another in its place and name it in the run's skipped.txt,
     # until more than max_bad_share of an epoch's pictures are broken. Evaluation always stops: its score is of all.
     on_bad_image: Literal["error", "skip"] = "error"

@@ -103,6 +103,7 @@ def _score_results(args: argparse.Namespace) -> _Evaluation:
     from detector.config import Config
     from detector.configfile import apply_overrides
     from detector.data.coco import read_annotations
+    from detector.data.formats import naming_format
     from detector.errors import DataError
     from detector.metrics import read_results
     from detector.reports import Scored
@@ -112,7 +113,8 @@ def _score_results(args: argparse.Namespace) -> _Evaluation:
     if images and not images.is_dir():
         raise DataError(f"--images: {images} is no folder")
     config = apply_overrides(Config(), args.overrides, source=args.results)
-    truth = read_annotations(args.annotations)
+    with naming_format(Path(args.annotations)):
+        truth = read_annotations(args.annotations)
     rows = read_results(args.results, truth)
     return _Evaluation(Scored(args.results, rows, detection.evaluate([rows], truth, config)), config, truth, images)
 

@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
             f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
         )
     pictures = find_images(args.input)
+    if pictures.note:
+        print(f"{args.input}: {pictures.note}", file=sys.stderr)
 
     from detector.predictor import Predictor
 

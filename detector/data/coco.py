@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +14,16 @@ from torch.utils.data import Dataset
 
 from detector.config import DataConfig, SplitConfig
 from detector.data.coco_json import Annotations, Category, read_annotations
+from detector.data.formats import naming_format
 from detector.data.images import read_annotated_image
 from detector.data.json_stream import show_text
+from detector.data.names import FIX, Names, check_names
 from detector.data.transforms import Transform
 from detector.errors import DataError, DetectorError
 from detector.structures import IGNORE_REGION
 
 BLOCK = 1 << 16  # boxes checked at once
-OUTSIDE = "put the picture into the folder, or set data.allow_outside=true if you trust the annotations"
+OUTSIDE = "put the image into the folder, or set data.allow_outside=true if you trust the annotations"
 
 
 class Sample(NamedTuple):
@@ -212,43 +211,28 @@ def open_dataset(
     images = Path(split.images or "")
     if not images.is_dir():
         raise DataError(f"data.{name}.images: {images} is no folder")
-    annotations = read_annotations(split.annotations or "", categories)
+    with naming_format(Path(split.annotations or "")):
+        annotations = read_annotations(split.annotations or "", categories)
     check_files(annotations, images, name, config.allow_outside)
-    return CocoDataset(annotations, images, transform, config.invalid_boxes, channels)
+    data = CocoDataset(annotations, images, transform, config.invalid_boxes, channels)
+    if name == "train" and not data.is_object.any():
+        raise DataError(
+            f"{annotations.path}: has no object to train on ({data.summary()}); annotate some, or check that"
+            " data.train.annotations is the file that was meant"
+        )
+    return data
 
 
 def check_files(annotations: Annotations, images: Path, split: str, allow_outside: bool) -> None:
-    """Raises for a picture that does not exist or, unless ``allow_outside``, does not lie in the folder ``images``.
-
-    The file system is asked once a folder, not once a picture: they may be many, and the disk far away.
-    """
-    by_folder: dict[Path, dict[str, int]] = defaultdict(dict)  # names of files, and their images
-    for index in range(len(annotations)):
-        file = Path(annotations.file_name(index))
-        if not allow_outside and (file.is_absolute() or ".." in file.parts):
-            raise _file_error(annotations, images, index, f"leads out of data.{split}.images", OUTSIDE)
-        by_folder[images / file.parent][file.name] = index
-
-    root = os.path.realpath(images)
-    for folder, files in by_folder.items():
-        plain = set()
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:  # one that cannot be listed has none
-            plain = {entry.name for entry in entries if entry.name in files and entry.is_file(follow_symlinks=False)}
-        # What is left are mistakes, links, and names that the file system writes otherwise (their case, accents).
-        singles = {folder / name: index for name, index in files.items() if name not in plain}
-        for file, index in singles.items():
-            if not os.path.isfile(file):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
-                fault = "is no file" if os.path.lexists(file) else "does not exist"
-                remedy = f"check data.{split}.images, or remove the image from the annotations"
-                raise _file_error(annotations, images, index, fault, remedy)
-        # A folder may be a link, too.
-        followed = {folder: next(iter(files.values()))} | singles
-        for path, index in () if allow_outside else followed.items():
-            if not Path(os.path.realpath(path)).is_relative_to(root):
-                fault = f"is a link out of data.{split}.images, to {show_text(os.path.realpath(path))}"
-                raise _file_error(annotations, images, index, fault, OUTSIDE)
-
-
-def _file_error(annotations: Annotations, images: Path, index: int, fault: str, remedy: str) -> DataError:
-    file, image_id = show_text(str(images / annotations.file_name(index))), int(annotations.image_ids[index])
-    return DataError(f"{file}: {fault}, but {annotations.path} names it (image {image_id}); {remedy}")
+    """Raises for an image that does not exist or whose name, unless ``allow_outside``, leads out of ``images``."""
+    names = map(annotations.file_name, range(len(annotations)))
+    for index, is_outside, reason in check_names(names, images, allow_outside):
+        name = annotations.file_name(index)
+        fault = f"{reason} of data.{split}.images" if is_outside else reason
+        remedy = OUTSIDE if is_outside else f"check data.{split}.images, or remove the image from the annotations"
+        if hint := Names(images).hint(name):
+            remedy = f"{hint} {FIX}"
+        raise DataError(
+            f"{show_text(str(images / name))}: {fault}, but {annotations.path} names it (image"
+            f" {int(annotations.image_ids[index])}); {remedy}"
+        )

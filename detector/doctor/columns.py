@@ -54,6 +54,7 @@ class Split:
     is_crowd: np.ndarray  # [M] bool
     is_implied: np.ndarray  # [M] bool: no box, but a segmentation that training takes it from
     faults: list[Finding] = field(default_factory=list)  # found by reading
+    note: str = ""  # on how the files were found
 
     @cached_property
     def is_entry(self) -> np.ndarray:

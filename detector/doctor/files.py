@@ -27,12 +27,15 @@ from PIL.ImageFile import ImageFile
 from tqdm import tqdm
 
 from detector.data.headers import check_size, checked, open_header
-from detector.data.images import ARRAY_SUFFIX, open_file
+from detector.data.images import ARRAY_SUFFIX, ChannelsError, open_file, read_image, why_missing
 from detector.errors import DataError
 
 BITS = 128
 _SIDE = 32
 _MOST = 128  # files a task of the pool
+# What OpenCV decodes to gray exactly where it does so to colours, and always to as many channels as it is asked for.
+_PLAIN_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM"}
+_PLAIN_MODES = {"1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "I;16"}
 
 # Frequencies by their sum, without the mean, and the cosines that find them (DCT-II).
 _LOWEST = 16
@@ -45,7 +48,7 @@ _NOTHING = np.zeros((_SIDE, _SIDE), dtype=np.uint8)  # seen
 class FileFacts(NamedTuple):
     """What a file is; ``fault`` names the check that it fails, and ``reason`` why."""
 
-    fault: str = ""  # file-missing, file-unreadable, file-damaged
+    fault: str = ""  # file-outside, file-missing, file-unreadable, file-damaged, file-channels
     reason: str = ""
     format: str = ""  # as Pillow names it, by content
     mode: str = ""
@@ -56,12 +59,12 @@ class FileFacts(NamedTuple):
     fingerprint: bytes = b""  # 16 bytes; empty also where nothing is to be seen
 
 
-def look_at_files(paths: Sequence[Path], is_quick: bool, title: str) -> list[FileFacts]:
+def look_at_files(paths: Sequence[Path], is_quick: bool, title: str, in_channels: int = 3) -> list[FileFacts]:
     """The facts of each file, on all cores; ``is_quick`` reads the headers only.
 
     Raises :class:`~detector.errors.DataError` where one of the processes is killed.
     """
-    look = partial(look_at, is_quick=is_quick)
+    look = partial(look_at, is_quick=is_quick, in_channels=in_channels)
     cores = os.cpu_count() or 1
     # Large tasks cost less to hand over; of a small set, every core gets several, or one would wait for another.
     size = min(_MOST, max(1, len(paths) // (8 * cores)))
@@ -99,26 +102,27 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def look_at(paths: Sequence[Path], is_quick: bool) -> list[FileFacts]:
+def look_at(paths: Sequence[Path], is_quick: bool, in_channels: int = 3) -> list[FileFacts]:
     """The facts of some files, in this process; nothing that is wrong with them raises."""
-    looked = [_look_at_file(path, is_quick) for path in paths]
+    looked = [_look_at_file(path, is_quick, in_channels) for path in paths]
     prints = fingerprints(np.stack([small for _, small in looked]))
     return [facts._replace(fingerprint=own) for (facts, _), own in zip(looked, prints, strict=True)]
 
 
-def _look_at_file(path: Path, is_quick: bool) -> tuple[FileFacts, np.ndarray]:
+def _look_at_file(path: Path, is_quick: bool, in_channels: int) -> tuple[FileFacts, np.ndarray]:
     """The facts of one file, and what there is to see: [32, 32] uint8."""
     try:
         with open_file(path) as file:
             data = b"" if is_quick else file.read()
             file.seek(0)
             if path.suffix.lower() == ARRAY_SUFFIX:
-                return _read_array(file)._replace(digest=_digest(data)), _NOTHING
+                facts = _read_array(file)._replace(digest=_digest(data))
+                return (facts if is_quick else _as_training(path, facts, in_channels)), _NOTHING
             source = file if is_quick else io.BytesIO(data)
             header = open_header(path, source)
             facts = _read_facts(path, header) if header else _decode_facts(path, source)
     except FileNotFoundError:
-        return FileFacts("file-missing"), _NOTHING
+        return FileFacts("file-missing", why_missing(path).removeprefix("does not exist")), _NOTHING
     except DataError as error:
         return FileFacts("file-unreadable", _reason(path, error)), _NOTHING
     except (OSError, ValueError) as error:
@@ -130,7 +134,19 @@ def _look_at_file(path: Path, is_quick: bool) -> tuple[FileFacts, np.ndarray]:
     except DataError as error:
         return facts._replace(fault="file-damaged", reason=_reason(path, error)), _NOTHING
     small = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    return facts._replace(digest=_digest(data)), small
+    is_plain = facts.format in _PLAIN_FORMATS and facts.mode in _PLAIN_MODES and in_channels in (1, 3)
+    return (facts if is_plain else _as_training(path, facts, in_channels))._replace(digest=_digest(data)), small
+
+
+def _as_training(path: Path, facts: FileFacts, in_channels: int) -> FileFacts:
+    """The facts with what training would refuse the file for."""
+    try:
+        read_image(path, in_channels)
+    except ChannelsError as error:
+        return facts._replace(fault="file-channels", reason=_reason(path, error))
+    except DataError as error:
+        return facts._replace(fault="file-unreadable", reason=_reason(path, error))
+    return facts
 
 
 def _reason(path: Path, error: DataError) -> str:

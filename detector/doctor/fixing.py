@@ -5,6 +5,7 @@ Only what needs no judgement is changed; everything else stays for a person to d
 - removed: annotations of images or categories that are not listed, boxes that are not four finite numbers, boxes
   without area or wholly outside, and boxes equal to an earlier one (same image, class, box and segmentation);
 - cut to the picture: boxes that reach outside; not where the picture's size is in doubt;
+- renamed: images whose file is there by another name, as ``names`` has it;
 - renumbered: annotations whose id stands before already;
 - width and height: taken from the file where they are missing, or wrong and the boxes say so: all of them fit the
   file, and there are none, or one reaches outside the annotated size, or one side is right (a scaled copy has neither),
@@ -24,6 +25,7 @@ import numpy as np
 from detector.doctor.annotations import TOLERANCE, has_area, is_outside, repeated
 from detector.doctor.columns import DANGLING, Split
 from detector.doctor.files import FileFacts
+from detector.doctor.names import fix_names
 from detector.doctor.pictures import QUARTER_TURNS
 from detector.doctor.reading import read_json
 from detector.errors import ConfigError
@@ -62,7 +64,7 @@ def fix_split(split: Split, facts: Sequence[FileFacts], target: Path) -> int:
 
 def fix_tree(tree: dict[str, Any], split: Split, facts: Sequence[FileFacts]) -> list[dict[str, Any]]:
     """Mend the tree that ``split`` was read from, in place; returns every change."""
-    changes: list[dict[str, Any]] = []
+    changes = fix_names(tree, split, facts)
     sizes, is_doubtful = _fix_sizes(tree, split, facts, changes)
     if isinstance(tree.get("annotations"), list):
         _fix_annotations(tree, split, sizes, is_doubtful, changes)

@@ -16,7 +16,9 @@ NOT_LOOKED_FOR = "--quick read headers only: damaged pictures and copies were no
 
 def format_report(report: Report) -> str:
     """What there is, what was found, and the verdict."""
-    lines = [line for own in report.sets for line in _describe(own, report)]
+    lines = []
+    for split, own in zip(report.splits, report.sets, strict=True):
+        lines += [*_describe(own, report), *([f"  {split.note}"] if split.note else [])]
     for finding in report.findings:
         lines += ["", *_format_finding(finding)]
     lines += ["", report.verdict]
