@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detector.config import DataConfig, SplitConfig
+from detector.data.box_rules import check_boxes
 from detector.data.coco_json import Annotations, Category, read_annotations
 from detector.data.formats import naming_format
 from detector.data.images import read_annotated_image
@@ -59,13 +60,8 @@ def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
     is_empty, is_outside = torch.empty(2, len(image), dtype=torch.bool)
     # In blocks, or the intermediate values would be the most that a run of the whole program holds.
     for rows in map(slice, range(0, len(image), BLOCK), range(BLOCK, len(image) + BLOCK, BLOCK)):
-        given = annotations.boxes_xywh[rows].clone()
-        given[:, 2:] += given[:, :2]
-        limits = sides[image[rows]].repeat(1, 2).double()
-        inside = torch.minimum(given.clamp(min=0), limits)
-        boxes[rows] = inside.float()
-        is_outside[rows] = ((given - inside).abs() > 1).any(dim=1)
-        is_empty[rows] = (boxes[rows][:, 2:] <= boxes[rows][:, :2]).any(dim=1)
+        checked = check_boxes(annotations.boxes_xywh[rows].numpy(), sides[image[rows]].numpy())
+        boxes[rows], is_empty[rows], is_outside[rows] = map(torch.from_numpy, checked)
     is_invalid = is_empty | is_outside
     first_invalid = None
     if is_invalid.any():

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 
+from detector.data.box_rules import check_boxes
 from detector.doctor.columns import DANGLING, NO_ID, Split
 from detector.doctor.findings import Finding, found, in_words
 
-TOLERANCE = 1  # pixels outside that are no fault: annotation tools round (as detector.data.coco has it)
 DUPLICATE_IOU = 0.95
 TINY_SIDE = 2.0  # pixels
 WHOLE_IMAGE = 0.98  # of the picture's area
@@ -106,16 +106,15 @@ def annotated_sizes(split: Split) -> np.ndarray:
 
 def is_outside(split: Split, size: np.ndarray) -> np.ndarray:
     """Boxes with an area that reach more than the tolerance outside images of ``size`` [M, 2], [M] bool."""
-    with np.errstate(invalid="ignore"):
-        right_below = split.boxes[:, :2] + split.boxes[:, 2:]
-        reaches_out = (split.boxes[:, :2] < -TOLERANCE) | (right_below > size + TOLERANCE)
-    return has_area(split) & reaches_out.any(axis=1)
+    return has_area(split) & check_boxes(split.boxes, size)[2]
 
 
 def has_area(split: Split) -> np.ndarray:
-    """Boxes of finite numbers whose width and height are positive, [M] bool."""
+    """Boxes of finite numbers with an area, also once they are cut to the image by rounding's worth, [M] bool."""
+    _, is_empty, is_outside = check_boxes(split.boxes, annotated_sizes(split))
     with np.errstate(invalid="ignore"):
-        return np.isfinite(split.boxes).all(axis=1) & (split.boxes[:, 2:] > 0).all(axis=1)
+        has_sides = np.isfinite(split.boxes).all(axis=1) & (split.boxes[:, 2:] > 0).all(axis=1)
+    return has_sides & (~is_empty | is_outside)
 
 
 def duplicate_boxes(split: Split) -> np.ndarray:

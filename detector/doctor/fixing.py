@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from detector.doctor.annotations import TOLERANCE, has_area, is_outside, repeated
+from detector.data.box_rules import TOLERANCE
+from detector.doctor.annotations import has_area, is_outside, repeated
 from detector.doctor.columns import DANGLING, Split
 from detector.doctor.files import FileFacts
 from detector.doctor.names import fix_names
