@@ -15,6 +15,7 @@ import detector
 from detector.config import Config
 from detector.configfile import apply_overrides, config_from_dict, config_to_dict
 from detector.data.coco import Category
+from detector.data.coco_rows import Id, id_key, is_id
 from detector.errors import ConfigError, WeightsError
 from detector.files import check_tensor, is_state_dict, read_file
 from detector.models import Model, build_model
@@ -102,14 +103,14 @@ def read_progress(path: Path, best: Path) -> dict[str, Any]:
 def _check_categories(rows: Any, path: str | Path) -> None:
     if not isinstance(rows, list) or not rows:
         raise WeightsError(f"{path}: its categories are no list of classes")
-    seen: set[int] = set()
+    seen: set[Id] = set()
     for row in rows:
         is_whole = isinstance(row, dict) and row.keys() == {"id", "name"}
-        if not is_whole or type(row["id"]) is not int or abs(row["id"]) > 2**53 or not isinstance(row["name"], str):
-            raise WeightsError(f"{path}: category {reprlib.repr(row)[:120]} is not an integer id and a name")
-        if row["id"] in seen:
-            raise WeightsError(f"{path}: category id {row['id']} stands twice")
-        seen.add(row["id"])
+        if not is_whole or not is_id(row["id"]) or not isinstance(row["name"], str):
+            raise WeightsError(f"{path}: category {reprlib.repr(row)[:120]} is not an id (integer or text) and a name")
+        if id_key(row["id"]) in seen:
+            raise WeightsError(f"{path}: category id {reprlib.repr(row['id'])[:120]} is duplicated")
+        seen.add(id_key(row["id"]))
 
 
 def checkpoint_config(content: dict[str, Any], path: str | Path) -> Config:

@@ -273,8 +273,8 @@ def leave_out(
     run: RunFolder, config: Config, state: TrainingState, data: Data, fault: str, ids: list[int]
 ) -> dict[str, Any]:
     """Count a step that is not finite, and name its pictures; or, where none may be left out, save and raise."""
-    every_id = [image_id for rank_ids in distributed.gather(ids) for image_id in rank_ids]
-    files = [str(data.file(data.index_of(image_id))) for image_id in every_id]
+    every_id = [index for rank_ids in distributed.gather(ids) for index in rank_ids]
+    files = [str(data.file(index)) for index in every_id]
     fault = f"{fault}; pictures {', '.join(files)})"
     if config.train.non_finite == "stop" or state.skipped == config.train.max_skips:
         save_last(run, config, data.categories, state)
@@ -349,16 +349,16 @@ def predict_all(model: Model, task: Task, data: Data, config: Config, device: to
     hidden = not (distributed.is_main() and sys.stderr.isatty())
     rows = []
     for batch in tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden):
-        rows.append(predict_rows(model, task, batch.to(device), config, data.categories))
+        rows.append(predict_rows(model, task, batch.to(device), config))
     # Gathered outside the loop: a rank without images takes part all the same.
     return [row for rank_rows in distributed.gather(rows) for row in rank_rows]
 
 
 @torch.inference_mode()
-def predict_rows(model: Model, task: Task, batch: Any, config: Config, categories: list[Category]) -> Any:
+def predict_rows(model: Model, task: Task, batch: Any, config: Config) -> Any:
     with _autocast(config.train, batch.images.device):
         output = model(batch.images, batch.sizes)
-    return task.to_rows(task.predict(output, batch, config.model), batch.ids, categories)
+    return task.to_rows(task.predict(output, batch, config.model), batch.ids)
 
 
 def _train_batches(

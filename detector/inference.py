@@ -15,10 +15,10 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from detector.configfile import config_to_dict
+from detector.data.coco_rows import Id, read_rows
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.listing import list_images, sort_out
 from detector.data.loader import load
@@ -55,6 +56,21 @@ class Pictures(Sequence[Path]):
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.names[index])
+
+
+def known_ids(pictures: Pictures, path: str) -> tuple[Pictures, dict[str, Id], list[str]]:
+    """The pictures that a COCO file lists, their ids there by name, and the names of those that it does not list."""
+    rows = read_rows(Path(path), is_strict=True)
+    listed = {PurePosixPath(rows.names[index]).as_posix(): rows.image_ids[index] for index in range(len(rows.names))}
+    names = [pictures.name(index) for index in range(len(pictures))]
+    found = [name for name in names if PurePosixPath(name).as_posix() in listed]
+    if not found:
+        raise DataError(
+            f"{path}: lists none of the {len(names)} pictures of {pictures.root}, such as {names[0]}; its file names"
+            f" must be those below --input, such as {next(iter(listed), 'none')}"
+        )
+    unknown = sorted(set(names) - set(found))
+    return Pictures(pictures.root, found), listed, unknown  # type: ignore[return-value]
 
 
 class Summary(NamedTuple):
@@ -132,9 +148,11 @@ def infer_folder(
     batch_size: int,
     workers: int,
     resume: bool = False,
+    ids: Mapping[str, Id] | None = None,
 ) -> Summary:
     """Predict ``pictures`` and write ``output``; those that cannot be read are listed and do not stop the others.
 
+    ``ids`` are a data set's, by the names of the pictures; without them, pictures are numbered from 1.
     ``draw_score`` None draws nothing. File names in the output are relative to the pictures' root. With ``resume`` a
     run that was stopped or killed continues with the pictures that it began with, and must be asked the same.
     """
@@ -142,8 +160,10 @@ def infer_folder(
     task, path = predictor.task, output / predictor.task.RESULTS
     with only_one(output):
         asked = {"model": _digest(predictor), "score": score, "draw_score": draw_score, "batch_size": batch_size}
+        if ids is not None:
+            asked["annotations"] = hashlib.sha256(json.dumps(sorted(ids.items())).encode()).hexdigest()
         with contextlib.closing(_Progress(output / PROGRESS, pictures, asked, resume)) as progress:
-            _infer(predictor, progress, output / "images", score, draw_score, batch_size, workers)
+            _infer(predictor, progress, output / "images", score, draw_score, batch_size, workers, ids)
         # The predictions come last: where they stand, all is done.
         read, num_errors, errors = _write_errors(progress, output / ERRORS)
         task.write_results(progress.results(), path)
@@ -160,6 +180,7 @@ def _infer(
     draw_score: float | None,
     batch_size: int,
     workers: int,
+    ids: Mapping[str, Id] | None,
 ) -> None:
     """Batch after batch from where ``progress`` stands; a batch counts as done when its drawings are."""
     task, pictures = predictor.task, progress.pictures
@@ -184,7 +205,8 @@ def _infer(
                 row: dict[str, Any] = {"error": item.error} if item.error else {}
                 if item.image is not None:
                     name, found = pictures.name(index), next(found_in)
-                    row["results"] = task.to_results(found, index + 1, _as_text(name))
+                    image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
+                    row["results"] = task.to_results(found, image_id, _as_text(name))
                     if draw_score is not None:
                         drawn.append(pool.submit(_draw, task, item.image, found, draw_score, drawings / name))
                 rows.append({"file": str(pictures[index])} | row)
@@ -217,11 +239,11 @@ class _Progress:
         with self.path.open("rb") as file:
             header = file.readline()  # whole: it was written at once
             began, before_asked, names = json.loads(header).values()
-            for key, now in asked.items():
-                if before_asked[key] != now:
+            for key in before_asked | asked:
+                before, now = before_asked.get(key), asked.get(key)
+                if before != now:
                     raise ConfigError(
-                        f"{self.path}: {key} was {before_asked[key]}, is {now}; resume with the same, or choose another"
-                        " --output"
+                        f"{self.path}: {key} was {before}, is {now}; resume with the same, or choose another --output"
                     )
             before = Pictures(self.pictures.root, names)
             if num_new := len(np.setdiff1d(self.pictures.names, before.names)):

@@ -404,6 +404,9 @@ SOURCES: dict[str, Source] = {
 }
 
 
+MOST_ROWS = 100_000  # classes, those that ours does not have included
+
+
 # --- back -------------------------------------------------------------------------------------------------------------
 
 
@@ -416,15 +419,20 @@ def to_torchvision(content: dict[str, Any], path: str | Path) -> State:
     """
     config = config_from_dict(content["config"], str(path))
     check_exportable(config, path)
-    categories = [Category(**category) for category in content["categories"]]
-    rows, anchors = max(category.id for category in categories) + 1, config.model.anchors.per_cell
+    ids = [category["id"] for category in content["categories"]]
+    if odd := [own for own in ids if not isinstance(own, int) or not 0 <= own < MOST_ROWS]:
+        raise WeightsError(
+            f"{path}: category id {odd[0]!r} cannot be a label of torchvision's, which are integers from 0; train with"
+            " such ids to export"
+        )
+    rows, anchors = max(ids) + 1, config.model.anchors.per_cell
     layers = 3 if config.model.head.norm == "gn" else 2
     state: State = {}
     for ours, tensor in (content.get("ema") or content["model"]).items():
         if ours.startswith("head.cls_output."):
             fill = -math.log(99) if ours.endswith("bias") else 0.0
             by_class = tensor.new_full((anchors, rows, *tensor.shape[1:]), fill)
-            by_class[:, [category.id for category in categories]] = tensor.view(anchors, -1, *tensor.shape[1:])
+            by_class[:, ids] = tensor.view(anchors, -1, *tensor.shape[1:])
             tensor = by_class.flatten(0, 1)
         state[_torchvision_name(ours, layers)] = tensor
     return state

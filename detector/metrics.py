@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 from array import array
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from detector.data.coco_json import Annotations, is_box
-from detector.data.json_stream import is_integer, is_number, open_json, show
+from detector.data.coco_json import Annotations
+from detector.data.coco_rows import box_of_texts, id_key, is_id, number_of_text, sort_key
+from detector.data.json_stream import is_number, open_json, show
 from detector.errors import DataError
 
 # s, m, l: objects under 32² pixels, under 96², and over.
@@ -19,9 +21,9 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 
 
 def coco_metrics(rows: np.ndarray, truth: Annotations, backend: str, max_detections: int) -> dict[str, Any]:
-    """The twelve ``METRICS``, ``max_detections`` and ``per_class``.
+    """The twelve ``METRICS``, ``max_detections``, ``dropped`` (annotations that are no truth) and ``per_class``.
 
-    ``rows`` [R, 7]: image id, left, top, width, height, score, category id. AR1 and AR10 count the best 1 and 10
+    ``rows`` [R, 7]: place of the image, left, top, width, height, score, label. AR1 and AR10 count the best 1 and 10
     detections an image, all others the best ``max_detections`` (100 in COCO's protocol; AR100 keeps its name with
     another number). -1 stands where there is no truth to find, as pycocotools has it; without detections the rest is 0.
     """
@@ -39,6 +41,7 @@ def coco_metrics(rows: np.ndarray, truth: Annotations, backend: str, max_detecti
     ]
     metrics: dict[str, Any] = {name: _mean(value) for name, value in zip(METRICS, values, strict=True)}
     metrics["max_detections"] = max_detections
+    metrics["dropped"] = truth.dropped
     metrics["per_class"] = [
         {
             "id": category.id,
@@ -62,7 +65,7 @@ def _accumulate(rows: np.ndarray, truth: Annotations, backend: str, limits: list
     if len(rows) == 0:
         # pycocotools raises IndexError on no detections at all. One that scores nothing gives the same numbers: a box
         # outside every image matches no truth.
-        rows = np.array([[int(truth.image_ids[0]), -10, -10, 1, 1, 0, truth.categories[0].id]], dtype=np.float64)
+        rows = np.array([[0, -10, -10, 1, 1, 0, 0]], dtype=np.float64)
     evaluation = load_evaluation(rows, truth, backend, limits)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
@@ -73,7 +76,8 @@ def _accumulate(rows: np.ndarray, truth: Annotations, backend: str, limits: list
 def load_evaluation(rows: np.ndarray, truth: Annotations, backend: str, limits: list[int]) -> Any:
     """The backend's ``COCOeval`` of ``rows`` [R, 7] before it evaluates.
 
-    It knows detection r as number r + 1 and annotation m of ``truth`` as number m + 1.
+    It knows detection r as number r + 1, annotation m of ``truth`` as number m + 1, classes by their labels and images
+    by their ``image_numbers``.
     """
     if backend == "hotcoco":
         from hotcoco import COCO, COCOeval
@@ -81,51 +85,78 @@ def load_evaluation(rows: np.ndarray, truth: Annotations, backend: str, limits: 
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
 
+    numbers = image_numbers(truth)
+    rows = rows.copy()
+    rows[:, 0] = numbers[rows[:, 0].astype(np.int64)]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
-        coco.dataset = _as_dict(truth)
+        coco.dataset = _as_dict(truth, numbers)
         coco.createIndex()
         evaluation = COCOeval(coco, coco.loadRes(rows), "bbox")
     evaluation.params.maxDets = limits
     return evaluation
 
 
-def _as_dict(truth: Annotations) -> dict[str, Any]:
-    image_ids = truth.image_ids[truth.image_index()].tolist()
-    category_ids = [truth.categories[label].id for label in truth.labels.tolist()]
-    columns = (truth.boxes_xywh, truth.areas, truth.is_crowd)
+def image_numbers(truth: Annotations) -> np.ndarray:
+    """What the backends know the images by, [I]: their places in the order of their ids.
+
+    Where scores are equal, pycocotools counts in the order of the ids; so do we, whatever they are.
+    """
+    ids = truth.image_ids.tolist()
+    numbers = np.empty(len(ids), dtype=np.int64)
+    numbers[sorted(range(len(ids)), key=lambda index: sort_key(ids[index]))] = np.arange(len(ids))
+    return numbers
+
+
+def _as_dict(truth: Annotations, numbers: np.ndarray) -> dict[str, Any]:
+    of_image = numbers[truth.image_index().numpy()].tolist()
+    columns = (truth.labels, truth.boxes_xywh, truth.areas, truth.is_crowd)
     return {
         "images": [
-            {"id": image_id, "height": height, "width": width}
-            for image_id, height, width in zip(
-                *(c.tolist() for c in (truth.image_ids, truth.heights, truth.widths)), strict=True
+            {"id": number, "height": height, "width": width}
+            for number, height, width in zip(
+                numbers.tolist(), truth.heights.tolist(), truth.widths.tolist(), strict=True
             )
         ],
-        "categories": [category._asdict() for category in truth.categories],
+        "categories": [{"id": label, "name": category.name} for label, category in enumerate(truth.categories)],
         # Own consecutive ids: pycocotools takes id 0 for "unmatched".
         "annotations": [
             {
                 "id": number,
-                "image_id": image_id,
-                "category_id": category_id,
+                "image_id": image,
+                "category_id": label,
                 "bbox": box,
                 "area": area,
                 "iscrowd": int(crowd),
             }
-            for number, (image_id, category_id, box, area, crowd) in enumerate(
-                zip(image_ids, category_ids, *(column.tolist() for column in columns), strict=True), start=1
+            for number, (image, label, box, area, crowd) in enumerate(
+                zip(of_image, *(column.tolist() for column in columns), strict=True), start=1
             )
         ],
     }
 
 
-def read_results(path: str | Path, truth: Annotations) -> np.ndarray:
-    """A COCO results file as rows [R, 7]. Raises :class:`~detector.errors.DataError` with the entry that is wrong."""
+class Results(NamedTuple):
+    """A COCO results file."""
+
+    rows: np.ndarray  # [R, 7] as coco_metrics takes them
+    warnings: list[str]  # what makes it look like something else than COCO's results, with the evidence
+
+
+def read_results(path: str | Path, truth: Annotations) -> Results:
+    """The detections of a COCO results file, and what is odd about them.
+
+    Ids and numbers may be written as text; a class may stand by its name. Raises
+    :class:`~detector.errors.DataError` with the entry that is wrong.
+    """
     path = Path(path)
     # Predictions of tools/infer.py number the pictures of a folder; their file names tell which ones they are.
-    id_of_name = {truth.file_name(index): int(truth.image_ids[index]) for index in range(len(truth))}
-    known_images, known_categories = set(truth.image_ids.tolist()), {category.id for category in truth.categories}
+    index_of_name = {truth.file_name(index): index for index in range(len(truth))}
+    index_of = {id_key(image_id): index for index, image_id in enumerate(truth.image_ids.tolist())}
+    label_of = {id_key(category.id): label for label, category in enumerate(truth.categories)}
+    label_of_name = _unique_names(truth)
     rows = array("d")
+    by_name = as_text = 0
     with open_json(path) as stream:
         if stream.peek() != "[":
             kind = "dict" if stream.peek() == "{" else type(stream.value()).__name__
@@ -134,27 +165,87 @@ def read_results(path: str | Path, truth: Annotations) -> np.ndarray:
             where = f"{path}: entry {place}"
             if not isinstance(entry, dict):
                 raise DataError(f"{where}: needs image_id, category_id, bbox and score; it is {show(entry)}")
-            image_id, category_id, box, score = (entry.get(key) for key in ("image_id", "category_id", "bbox", "score"))
-            if not (is_integer(image_id) and is_integer(category_id) and is_box(box) and is_number(score)):
+            image_id, category_id, given, score = (
+                entry.get(key) for key in ("image_id", "category_id", "bbox", "score")
+            )
+            image_id, category_id = _whole(image_id), _whole(category_id)
+            box, number = box_of_texts(given), score if is_number(score) else number_of_text(score)
+            if not (is_id(image_id) and is_id(category_id)) or box is None or number is None:
                 raise DataError(
-                    f"{where}: needs image_id and category_id as integers, bbox and score as finite numbers; it is"
-                    f" {show(entry)}"
+                    f"{where}: needs image_id and category_id as integers or text, bbox and score as finite numbers; it"
+                    f" is {show(entry)}"
                 )
+            as_text += number is not score or box != given
             if box[2] < 0 or box[3] < 0:
                 raise DataError(
-                    f"{where}: bbox {show(box)} has a negative width or height; they are left, top, width, height"
+                    f"{where}: bbox {show(given)} has a negative width or height; they are left, top, width, height"
                 )
             if "file_name" in entry:
                 name = entry["file_name"]
-                if not isinstance(name, str) or name not in id_of_name:
+                if not isinstance(name, str) or name not in index_of_name:
                     raise DataError(
                         f"{where}: file_name {show(name)} is not in {truth.path}; evaluate on its own truth"
                     )
-                image_id = id_of_name[name]
-            if image_id not in known_images:
-                raise DataError(f"{where}: image_id {image_id} is not in {truth.path}; evaluate on its own truth")
-            if category_id not in known_categories:
-                raise DataError(f"{where}: category_id {category_id} is not in {truth.path}; evaluate on its own truth")
-            rows.extend((image_id, *box, score, category_id))
+                index = index_of_name[name]
+            else:
+                index = index_of.get(id_key(image_id), -1)
+            if index < 0:
+                raise DataError(f"{where}: image_id {show(image_id)} is not in {truth.path}; evaluate on its own truth")
+            label = label_of.get(id_key(category_id), -1)
+            if label < 0 and category_id in label_of_name:
+                label = label_of_name[category_id]
+                by_name += 1
+            if label < 0:
+                raise DataError(
+                    f"{where}: category_id {show(category_id)} is not in {truth.path}; evaluate on its own truth"
+                )
+            rows.extend((index, *box, number, label))
         stream.finish()
-    return np.asarray(rows).reshape(-1, 7)
+    found = np.asarray(rows).reshape(-1, 7)
+    said = []
+    if as_text:
+        said.append(f"numbers of {as_text:,} detections are written as text, and were read")
+    if by_name:
+        said.append(f"category_id of {by_name:,} detections is the name of a class, and was read as that class")
+    return Results(found, [f"{path}: {words}" for words in [*said, *_oddities(found, truth)]])
+
+
+def _whole(value: Any) -> Any:
+    """An integer that is written 1.0; anything else as it is."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) <= 2**53 else value
+
+
+def _unique_names(truth: Annotations) -> dict[Any, int]:
+    """The label of each class name that only one class has."""
+    names = [category.name for category in truth.categories]
+    return {name: label for label, name in enumerate(names) if names.count(name) == 1}
+
+
+def _oddities(rows: np.ndarray, truth: Annotations) -> Iterator[str]:
+    """What makes detections look like something else than COCO's, with the evidence."""
+    if not len(rows):
+        return
+    index, boxes, scores = rows[:, 0].astype(np.int64), rows[:, 1:5], rows[:, 5]
+    sides = np.stack([truth.widths.numpy(), truth.heights.numpy()], axis=1)[index]  # [R, 2]
+    is_known = (sides > 0).all(axis=1)
+    # Up to a twentieth outside is a detector that does not clip.
+    is_beyond = is_known & (boxes[:, :2] + boxes[:, 2:] > 1.05 * sides + 1).any(axis=1)
+    if is_beyond.sum() > 0.1 * max(1, is_known.sum()):
+        row = int(np.flatnonzero(is_beyond)[0])
+        words = (
+            f"{is_beyond.sum():,} of {is_known.sum():,} boxes reach far beyond their image, such as"
+            f" {boxes[row].tolist()} in {sides[row, 0]}×{sides[row, 1]}"
+        )
+        if (boxes[:, 2:] >= boxes[:, :2]).all():
+            words += ", and in none is the third or fourth number less than the first or second: they look like corners"
+        yield f"{words}; COCO's boxes are left, top, width, height"
+    if (boxes[:, :2] + boxes[:, 2:]).max() <= 1.01 and (sides > 2).all():
+        yield (
+            f"no box reaches beyond {(boxes[:, :2] + boxes[:, 2:]).max():.3g} pixels: they look like fractions of the"
+            " image; COCO's boxes are in pixels"
+        )
+    if scores.max() > 1:
+        yield (
+            f"{(scores > 1).sum():,} of {len(scores):,} scores are over 1, up to {scores.max():g}; COCO's are between 0"
+            " and 1 (only their order counts for AP; thresholds and calibration need that range)"
+        )

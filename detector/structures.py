@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     sizes: Tensor  # [B, 2] int64 height, width before padding
     sizes_original: Tensor  # [B, 2] int64 height, width of the file
     targets: Targets | ClassTargets
-    ids: Tensor  # [B] int64 image ids of the data set
+    ids: Tensor  # [B] int64 places of the images in the data set
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(_move(part, device) if isinstance(part, Tensor) else part.to(device) for part in self))

@@ -157,16 +157,11 @@ def test_rules_of_boxes_and_names(case: str, images: Path, tmp_path: Path) -> No
     assert agree("detection", write(tmp_path, tree), images, case) == is_refused
 
 
-LENIENT = "the doctor's reader takes segmentations that training's refuses, until they are one"
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=[pytest.mark.xfail(reason=LENIENT)] * (kind == "values")) for kind in MUTATIONS]
-)
+@pytest.mark.parametrize("kind", MUTATIONS)
 def test_mutations_of_annotations(kind: str, images: Path, tmp_path: Path) -> None:
     refused = []
 
-    @settings(max_examples=60)
+    @settings(max_examples=100)
     @given(data=st.data())
     def case(data: st.DataObject) -> None:
         path = tmp_path / "x.json"

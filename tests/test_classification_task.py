@@ -167,7 +167,7 @@ def test_scores_of_several_labels_stand_alone() -> None:
 
 
 def test_rows_by_hand() -> None:
-    rows = classification.to_rows(torch.tensor([[0.25, 0.75], [0.5, 0.5]]), torch.tensor([2**40 + 1, 7]), CATEGORIES)
+    rows = classification.to_rows(torch.tensor([[0.25, 0.75], [0.5, 0.5]]), torch.tensor([2**40 + 1, 7]))
     assert rows.dtype == np.float64
     assert rows.tolist() == [[2**40 + 1, 0.25, 0.75], [7, 0.5, 0.5]]
 

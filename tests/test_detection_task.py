@@ -297,19 +297,19 @@ def test_rows_by_hand() -> None:
         scores=torch.tensor([[0.75, 0.5], [0.25, 0.0]]),
         labels=torch.tensor([[2, 0], [1, PADDING]]),
     )
-    rows = detection.to_rows(detections, torch.tensor([2**40 + 1, 7]), CATEGORIES)
+    rows = detection.to_rows(detections, torch.tensor([2**40 + 1, 7]))
     assert rows.dtype == np.float64
-    # image, left, top, width, height, score, category; padding has none
+    # image, left, top, width, height, score, label; padding has none
     assert rows.tolist() == [
-        [2**40 + 1, 1, 2, 3, 6, 0.75, 90],
-        [2**40 + 1, 0, 0, 10, 10, 0.5, 5],
-        [7, 3, 3, 2, 1, 0.25, 18],
+        [2**40 + 1, 1, 2, 3, 6, 0.75, 2],
+        [2**40 + 1, 0, 0, 10, 10, 0.5, 0],
+        [7, 3, 3, 2, 1, 0.25, 1],
     ]
 
 
 def test_rows_of_nothing() -> None:
     empty = Detections(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.int64))
-    assert detection.to_rows(empty, torch.tensor([1, 2]), CATEGORIES).shape == (0, 7)
+    assert detection.to_rows(empty, torch.tensor([1, 2])).shape == (0, 7)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -341,13 +341,13 @@ def test_scores_of_right_and_wrong_detections(tmp_path: Path) -> None:
     xywh = torch.tensor([box for box, _ in boxes.values()]).float()[:, None]  # one an image
     xyxy = torch.cat([xywh[..., :2], xywh[..., :2] + xywh[..., 2:]], dim=-1)
     right = Detections(xyxy, torch.full((3, 1), 0.9), torch.tensor([[0], [1], [2]]))
-    ids = torch.tensor(list(boxes))
+    ids = torch.arange(3)
 
-    metrics = detection.evaluate([detection.to_rows(right, ids, truth.categories)], truth, Config())
+    metrics = detection.evaluate([detection.to_rows(right, ids)], truth, Config())
     assert metrics[detection.main_metric(Config())] == pytest.approx(1)
     # The owl is taken for a dog: no owl is found; scored lower than the dog, the mistake costs the dogs nothing.
     wrong = right._replace(labels=torch.tensor([[0], [1], [1]]), scores=torch.tensor([[0.9], [0.9], [0.1]]))
-    batches = [detection.to_rows(wrong, ids, truth.categories)[:2], detection.to_rows(wrong, ids, truth.categories)[2:]]
+    batches = [detection.to_rows(wrong, ids)[:2], detection.to_rows(wrong, ids)[2:]]
     metrics = detection.evaluate(batches, truth, Config())
     assert metrics["AP"] == pytest.approx(2 / 3)
     assert [row["AP"] for row in metrics["per_class"]] == pytest.approx([1, 1, 0])

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.data.coco import Annotations, read_annotations
+from detector.data.coco import Annotations, apply_box_policy, read_annotations, scored_truth
 from detector.errors import DataError
 from detector.metrics import METRICS, coco_metrics, read_results
 
@@ -41,8 +41,10 @@ def make_truth(folder: Path, boxes: list[tuple[int, Box, int, int]], num_images:
 
 
 def make_rows(found: list[tuple[int, Box, float, int]]) -> np.ndarray:
-    """Detections as image, box, score, class."""
-    return np.array([[image, *box, score, category] for image, box, score, category in found]).reshape(-1, 7)
+    """Detections as image, box, score, class, by the ids of make_truth."""
+    label = {3: 0, 8: 1}
+    rows = [[image // 10 - 1, *box, score, label[category]] for image, box, score, category in found]
+    return np.array(rows).reshape(-1, 7)
 
 
 # --- published numbers ------------------------------------------------------------------------------------------------
@@ -52,7 +54,8 @@ def make_rows(found: list[tuple[int, Box, float, int]]) -> np.ndarray:
 def golden(shared: Path) -> tuple[np.ndarray, Annotations, list[float]]:
     folder = shared / "data" / "cocoeval_golden"
     truth = read_annotations(folder / "instances_val2014_100.json")
-    rows = read_results(folder / "instances_val2014_fakebbox100_results.json", truth)
+    rows, warnings = read_results(folder / "instances_val2014_fakebbox100_results.json", truth)
+    assert warnings == []
     return rows, truth, json.loads((folder / "info.json").read_text())["expected"]["bbox"]
 
 
@@ -168,19 +171,52 @@ def test_more_than_100_detections_count_where_they_are_asked_for(backend: str, t
     assert (usual["max_detections"], more["max_detections"]) == (100, 200)
 
 
+# Results were once rows of float64 with the ids themselves, which hold integers exactly up to 2^53.
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_long_image_ids_are_scored_right_or_refused(backend: str, tmp_path: Path) -> None:
-    # Results are rows of float64, which holds integers exactly up to 2^53.
-    image = {"id": 2**53 + 1, "file_name": "a.jpg", "height": 100, "width": 100}
-    note = {"id": 1, "image_id": image["id"], "category_id": 3, "bbox": [0, 0, 10, 10]}
-    tree = {"images": [image], "annotations": [note], "categories": [{"id": 3, "name": "cat"}]}
-    try:
+@pytest.mark.parametrize("ids", [(2**53 + 1, 2**53), ("frame_1", "frame_0"), ("7", 3)])
+def test_ids_of_any_kind_are_scored_right(ids: tuple[Any, Any], backend: str, tmp_path: Path) -> None:
+    images = [{"id": image_id, "file_name": f"{image_id}.jpg", "height": 100, "width": 100} for image_id in ids]
+    note = {"id": 1, "image_id": ids[0], "category_id": "cat", "bbox": [0, 0, 10, 10]}
+    tree = {"images": images, "annotations": [note], "categories": [{"id": "cat", "name": "Cat"}]}
+    truth = read_annotations(write_json(tmp_path / "truth.json", tree))
+    entries = [entry(image_id=image_id, category_id="cat", bbox=[0, 0, 10, 10]) for image_id in ids]
+    for found, expected in ((entries[:1], 1), (entries[1:], 0)):
+        rows = read_results(write_json(tmp_path / "results.json", found), truth).rows
+        assert coco_metrics(rows, truth, backend, 100)["AP"] == pytest.approx(expected)
+    assert coco_metrics(rows, truth, backend, 100)["per_class"][0]["id"] == "cat"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_an_ignore_region_excuses_by_either_key(key: str, backend: str, tmp_path: Path) -> None:
+    def score(boxes: list[dict[str, Any]]) -> dict[str, Any]:
+        notes = [{"id": 1 + place, "image_id": 1, "category_id": 1} | box for place, box in enumerate(boxes)]
+        images = [{"id": 1, "file_name": "a.jpg", "height": 500, "width": 500}]
+        tree = {"images": images, "annotations": notes, "categories": [{"id": 1, "name": "cat"}]}
         truth = read_annotations(write_json(tmp_path / "truth.json", tree))
-    except DataError as error:
-        assert str(image["id"]) in str(error)
-    else:
-        rows = make_rows([(image["id"], [0, 0, 10, 10], 0.9, 3)])
-        assert coco_metrics(rows, truth, backend, 100)["AP"] == pytest.approx(1)
+        rows = np.array([[0, 200, 200, 50, 50, 0.9, 0], [0, 0, 0, 50, 50, 0.5, 0]])
+        return coco_metrics(rows, truth, backend, 100)
+
+    found, region = {"bbox": [0, 0, 50, 50]}, {"bbox": [190, 190, 200, 200]}
+    assert score([found])["AP"] == pytest.approx(0.5)
+    metrics = score([found, region | {key: 1}])
+    assert (metrics["AP"], metrics["per_class"][0]["objects"]) == (pytest.approx(1), 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("policy", ["drop", "clip"])
+def test_the_policy_for_invalid_boxes_reaches_the_truth(policy: str, backend: str, tmp_path: Path) -> None:
+    # The second has no area, the third is half outside: 20 of its 40 pixels are inside.
+    truth = make_truth(tmp_path, [(10, [0, 0, 10, 10], 3, 0), (10, [50, 50, 0, 9], 3, 0), (10, [980, 0, 40, 40], 8, 0)])
+    scored = scored_truth(truth, apply_box_policy(truth, policy))
+    found = [(10, [0, 0, 10, 10], 0.9, 3), (10, [980, 0, 20, 40], 0.9, 8)]
+    metrics = coco_metrics(make_rows(found), scored, backend, 100)
+    assert metrics["AP"] == pytest.approx(1)
+    assert metrics["dropped"] == {"drop": 2, "clip": 1}[policy]
+    assert [row["objects"] for row in metrics["per_class"]] == [1, {"drop": 0, "clip": 1}[policy]]
+    assert scored.areas.tolist() == [100, 800][: len(scored.areas)]
+    assert (len(scored.annotation_ids), scored.first[1:].tolist()) == (len(scored.areas), [len(scored.areas)] * 2)
+    assert coco_metrics(make_rows(found), truth, backend, 100)["AP"] < 0.6
 
 
 sides = st.sampled_from([5.0, 8.0, 30.0, 40.0, 90.0, 120.0])
@@ -211,19 +247,49 @@ def entry(**changes: Any) -> dict[str, Any]:
 
 
 def results_of(folder: Path, entries: Any) -> np.ndarray:
-    return read_results(write_json(folder / "results.json", entries), make_truth(folder, []))
+    return read_results(write_json(folder / "results.json", entries), make_truth(folder, [])).rows
 
 
 def test_results_by_hand(tmp_path: Path) -> None:
     rows = results_of(tmp_path, [entry(), entry(image_id=10, category_id=3, score=1)])
-    assert rows.tolist() == [[20, 1, 2, 3.5, 4, 0.25, 8], [10, 1, 2, 3.5, 4, 1, 3]]
+    assert rows.tolist() == [[1, 1, 2, 3.5, 4, 0.25, 1], [0, 1, 2, 3.5, 4, 1, 0]]
+    same = [
+        entry(image_id=20.0, category_id="8", bbox=["1", 2, "3.5", 4]),
+        entry(image_id="10", category_id="cat", score="1"),
+    ]
+    assert results_of(tmp_path, same).tolist() == rows.tolist()
     assert results_of(tmp_path, []).shape == (0, 7)
 
 
 def test_a_file_name_tells_the_picture(tmp_path: Path) -> None:
     # tools/infer.py numbers the pictures of a folder; 1 and 2 are no ids of the truth, or those of other pictures.
     entries = [entry(image_id=1, file_name="b.jpg"), entry(image_id=20, file_name="a.jpg"), entry(image_id=20)]
-    assert results_of(tmp_path, entries)[:, 0].tolist() == [20, 10, 20]
+    assert results_of(tmp_path, entries)[:, 0].tolist() == [1, 0, 1]
+
+
+ODD: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
+    "as they should be": ([entry(bbox=[900, 900, 99, 99]), entry(bbox=[0, 0, 1000, 1020])], []),
+    "corners": (
+        [entry(bbox=[600, 600, 700, 700]), entry(bbox=[1, 2, 3, 4])],
+        ["1 of 2 boxes reach far beyond their image, such as [600.0, 600.0, 700.0, 700.0] in 1000×1000, and in none"],
+    ),
+    "fractions": ([entry(bbox=[0.5, 0.5, 0.2, 0.2])], ["no box reaches beyond 0.7 pixels: they look like fractions"]),
+    "percents": ([entry(score=90), entry(score=0.5)], ["1 of 2 scores are over 1, up to 90; "]),
+    "names": ([entry(category_id="dog")], ["category_id of 1 detections is the name of a class"]),
+    "text": (
+        [entry(bbox=["1", 2, 3, 4]), entry(score="0.5"), entry()],
+        ["numbers of 2 detections are written as text"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_results_that_look_like_something_else_are_read_with_a_warning(name: str, tmp_path: Path) -> None:
+    entries, expected = ODD[name]
+    path = write_json(tmp_path / "results.json", entries)
+    warnings = read_results(path, make_truth(tmp_path, [])).warnings
+    for warning, said in zip(warnings, expected, strict=True):
+        assert warning.startswith(f"{path}: {said}")
 
 
 def refusal(folder: Path, entries: Any) -> str:
@@ -245,10 +311,10 @@ def test_a_file_name_that_the_truth_has_not_is_refused(tmp_path: Path) -> None:
         (7, "needs image_id, category_id, bbox and score; it is 7"),
         (None, "needs image_id, category_id, bbox and score; it is None"),
         ("text", "needs image_id, category_id, bbox and score; it is 'text'"),
-        ({"image_id": 20}, "needs image_id and category_id as integers, bbox and score as finite numbers; it is {'im"),
+        ({"image_id": 20}, "needs image_id and category_id as integers or text, bbox and score as finite numbers"),
         (entry(bbox=[1, 2, 3]), "needs image_id and "),
         (entry(bbox=None), "needs image_id and "),
-        (entry(bbox=[1, 2, "3", 4]), "needs image_id and "),
+        (entry(bbox=[1, 2, "x", 4]), "needs image_id and "),
         (entry(bbox=[10**400, 2, 3, 4]), "needs image_id and "),
         (entry(bbox=[1, 2, float("inf"), 4]), "needs image_id and "),
         (entry(bbox=[1, 2, -3, 4]), "bbox [1, 2, -3, 4] has a negative width or height; "),
@@ -258,6 +324,7 @@ def test_a_file_name_that_the_truth_has_not_is_refused(tmp_path: Path) -> None:
         (entry(image_id=True), "needs image_id and "),
         (entry(image_id=30), "image_id 30 is not in "),
         (entry(category_id=4), "category_id 4 is not in "),
+        (entry(category_id="Cat"), "category_id 'Cat' is not in "),
         (entry(file_name=["a.jpg"]), "file_name ['a.jpg'] is not in "),
     ],
 )

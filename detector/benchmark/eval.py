@@ -31,7 +31,7 @@ TOLERANCE = 1e-9
 class Inputs(NamedTuple):
     truth: Annotations
     tree: dict[str, Any]  # the same, as JSON has it
-    rows: np.ndarray  # [R, 7]: image id, left, top, width, height, score, category id
+    rows: np.ndarray  # [R, 7] as coco_metrics takes them
 
 
 def cases(settings: Settings) -> list[Case]:
@@ -59,7 +59,7 @@ def make_detections(truth: Annotations) -> np.ndarray:
     """For every object a few boxes near it, most of them of its class; the rest anywhere."""
     rng = np.random.default_rng(1)
     rows = []
-    for index, image_id in enumerate(truth.image_ids.tolist()):
+    for index in range(len(truth)):
         boxes, labels = truth.boxes_xywh[truth.rows(index)].numpy(), truth.labels[truth.rows(index)].numpy()
         near = np.tile(boxes, (5, 1))
         near += rng.normal(0, 0.15, near.shape) * np.tile(near[:, 2:], 2)
@@ -70,7 +70,7 @@ def make_detections(truth: Annotations) -> np.ndarray:
         found = np.concatenate([near, anywhere])
         found_labels = np.concatenate([near_labels, rng.integers(CLASSES, size=len(anywhere))])
         scores = np.concatenate([rng.beta(4, 3, len(near)), rng.beta(2, 6, len(anywhere))])
-        rows.append(np.column_stack([np.full(DETECTIONS, image_id), found, scores, found_labels + 1]))
+        rows.append(np.column_stack([np.full(DETECTIONS, index), found, scores, found_labels]))
     return np.concatenate(rows)
 
 
@@ -80,11 +80,12 @@ def ours(inputs: Inputs) -> Run:
 
 def theirs(inputs: Inputs) -> Run:
     def run() -> list[float]:
+        # write_annotations counts images and classes from 1
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO()
             coco.dataset = inputs.tree
             coco.createIndex()
-            evaluation = COCOeval(coco, coco.loadRes(inputs.rows), "bbox")
+            evaluation = COCOeval(coco, coco.loadRes(inputs.rows + np.array([1, 0, 0, 0, 0, 0, 1])), "bbox")
             evaluation.evaluate()
             evaluation.accumulate()
             evaluation.summarize()

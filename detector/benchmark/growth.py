@@ -81,5 +81,5 @@ def equal(_path: Path, own: Loaded, other: COCO) -> bool:
     boxes, ids = np.array([row["bbox"] for row in rows]), np.array([row["id"] for row in rows])
     annotations = own.annotations
     return np.array_equal(annotations.boxes_xywh.numpy(), boxes) and np.array_equal(
-        annotations.annotation_ids.numpy(), ids
+        annotations.annotation_ids.codes.numpy(), ids
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +79,7 @@ def check_arguments(args: argparse.Namespace, config: Config) -> None:
 def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
     """The annotations of those splits that the config has; no picture is looked at."""
     from detector.anchor_search import Split
-    from detector.data.coco import apply_box_policy, read_annotations
+    from detector.data.coco import apply_box_policy, read_annotations, with_sizes
 
     splits = {}
     categories = None
@@ -86,6 +87,10 @@ def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
         path = getattr(config.data, name).annotations
         if path:
             annotations = read_annotations(path, categories)
+            if annotations.notice:
+                print(annotations.notice, file=sys.stderr)
+            folder = getattr(config.data, name).images
+            annotations = with_sizes(annotations, Path(folder) if folder else None)
             categories = annotations.categories
             splits[name] = Split(annotations, apply_box_policy(annotations, config.data.invalid_boxes), config.seed)
     return splits

@@ -7,6 +7,7 @@ tools/browse.py --config classify_r50_fpn.yaml --number 60 --output classes.html
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from detector.commands import count
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
 
     task = get_task(config)
     data = task.open_split(config, args.split)
+    print(data.summary(), file=sys.stderr)
     epochs = args.epochs if args.split == "train" else 1  # nothing is drawn for val
     shown = browse(args.output, f"{args.split} data of {args.config}", data, task, args.number, epochs)
     print(f"{shown} pictures: {args.output}")

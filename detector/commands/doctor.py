@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fix", type=Path, metavar="OUT", help="write a cleaned copy of the annotations, and OUT.changes.jsonl"
     )
     parser.add_argument(
+        "--allow-loss",
+        action="store_true",
+        help="with --fix: write the copy even if it loses over 1 %% of the annotations, or a whole class",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="with --config: values such as data.resize.long=512"
     )
 
@@ -43,25 +49,38 @@ def run(args: argparse.Namespace) -> int:
     splits, settings = _from_config(args) if args.config else _from_paths(args)
 
     from detector.doctor.examination import examine
-    from detector.doctor.fixing import changes_path, fix_split, fix_targets
+    from detector.doctor.fixing import changes_path, fix_split, fix_targets, write_fix
     from detector.doctor.table import as_object, format_report
 
+    for split in splits:
+        if split.notice:
+            print(split.notice, file=sys.stderr)
     targets = fix_targets(splits, args.fix) if args.fix else []
     report = examine(splits, settings, args.quick)
     if args.html:
         from detector.doctor.page import write_report
 
         write_report(report, args.html)
-    changes = [fix_split(split, report.files[place], target) for place, (split, target) in enumerate(targets)]
+    fixes = [fix_split(split, facts) for (split, _), facts in zip(targets, report.files, strict=False)]
+    losing = [
+        (fix, split) for fix, (split, _) in zip(fixes, targets, strict=True) if fix.loses_much and not args.allow_loss
+    ]
+    written = [] if losing else [(fix, target) for fix, (_, target) in zip(fixes, targets, strict=True)]
+    for fix, target in written:
+        write_fix(fix, target)
     if args.json:
         print(json.dumps(as_object(report), ensure_ascii=False))
     else:
         print(format_report(report))
-        for (_, target), count in zip(targets, changes, strict=True):
-            print(f"{target}: written, with {count:,} changes ({changes_path(target)})")
+        for fix, target in written:
+            print(f"{target}: written; {fix.summary()} ({changes_path(target)})")
         if args.html:
             print(f"{args.html}: written")
-    return FAULTY if report.count("error") else 0
+    for fix, split in losing:
+        print(f"NOTHING IS WRITTEN: of {split.source}, {fix.loss()} ({fix.summary()})", file=sys.stderr)
+    if losing:
+        print("correct them, or give --allow-loss to write the copy without them", file=sys.stderr)
+    return FAULTY if losing or report.count("error") else 0
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -76,6 +95,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if (args.val_annotations or args.val_images) and bool(args.annotations) != bool(args.val_annotations):
         missing = "--annotations" if args.val_annotations else "--val-annotations"
         raise ConfigError(f"command line: give {missing} too: both splits are annotated, or both are folders a class")
+    if args.allow_loss and not args.fix:
+        raise ConfigError("command line: --allow-loss is about what --fix writes; give --fix OUT too")
     if args.overrides and not args.config:
         raise ConfigError(f"command line: {args.overrides[0]}: values of a config need --config")
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from detector.config import Config
+    from detector.data.coco import Annotations, CheckedBoxes
     from detector.reports import Scored
 
 
@@ -102,10 +104,15 @@ def run(args: argparse.Namespace) -> int:
 def _score_results(args: argparse.Namespace) -> _Evaluation:
     from detector.config import Config
     from detector.configfile import apply_overrides
-    from detector.data.coco import read_annotations
+    from detector.data.coco import (
+        apply_box_policy,
+        describe_odd_areas,
+        read_annotations,
+        scored_truth,
+        with_sizes,
+    )
     from detector.data.formats import naming_format
     from detector.errors import DataError
-    from detector.metrics import read_results
     from detector.reports import Scored
     from detector.tasks import detection
 
@@ -114,9 +121,38 @@ def _score_results(args: argparse.Namespace) -> _Evaluation:
         raise DataError(f"--images: {images} is no folder")
     config = apply_overrides(Config(), args.overrides, source=args.results)
     with naming_format(Path(args.annotations)):
-        truth = read_annotations(args.annotations)
-    rows = read_results(args.results, truth)
+        annotations = read_annotations(args.annotations)
+    if images:
+        annotations = with_sizes(annotations, images)
+    policy = config.data.invalid_boxes
+    checked = apply_box_policy(annotations, "drop" if policy == "error" else policy)
+    truth = annotations if policy == "error" else scored_truth(annotations, checked)
+    for line in (annotations.notice, _describe_invalid(checked, policy), describe_odd_areas(truth)):
+        if line:
+            print(line, file=sys.stderr)
+    rows = _read_results(args.results, truth)
     return _Evaluation(Scored(args.results, rows, detection.evaluate([rows], truth, config)), config, truth, images)
+
+
+def _read_results(path: str, truth: Annotations) -> np.ndarray:
+    """The detections of a results file; what is odd about them is said."""
+    from detector.metrics import read_results
+
+    rows, warnings = read_results(path, truth)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return rows
+
+
+def _describe_invalid(checked: CheckedBoxes, policy: str) -> str:
+    """Boxes that training would refuse, in a line; a results file is scored against them as they stand."""
+    if not checked.first_invalid:
+        return ""
+    count = f"{checked.clipped + checked.dropped:,} invalid boxes"
+    if policy == "error":
+        remedy = "data.invalid_boxes=drop or clip leaves them out or cuts them"
+        return f"warning: {count} are scored as they stand (first: {checked.first_invalid}); {remedy}"
+    return f"{checked.clipped:,} invalid boxes clipped, {checked.dropped:,} dropped (first: {checked.first_invalid})"
 
 
 def _score_checkpoint(args: argparse.Namespace, device: torch.device) -> _Evaluation:
@@ -189,7 +225,6 @@ def _score_other(args: argparse.Namespace, other: _Other, evaluation: _Evaluatio
     """``other`` on the data of ``evaluation``, scored in the same way."""
     from detector.checkpoint import checkpoint_categories, checkpoint_config
     from detector.errors import ConfigError, DataError
-    from detector.metrics import read_results
     from detector.reports import Scored
     from detector.tasks import get_task
 
@@ -197,7 +232,7 @@ def _score_other(args: argparse.Namespace, other: _Other, evaluation: _Evaluatio
     if content is None:
         if config.task != "detection":
             raise ConfigError(f"--against {name}: results files are of detection; give a run or a checkpoint")
-        rows = read_results(name, truth)
+        rows = _read_results(name, truth)
         return Scored(name, rows, get_task(config).evaluate([rows], truth, config))
     own = checkpoint_config(content, name)
     if own.task != config.task:

@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a .pt file of a run")
     parser.add_argument("--input", required=True, help="a folder (searched whole), a file, or a quoted pattern")
     parser.add_argument("--output", required=True, type=Path, help="a new folder for the predictions and images/")
+    parser.add_argument(
+        "--annotations", metavar="FILE", help="a COCO file: predictions.json has its image ids, by file name"
+    )
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped, or begin it")
     parser.add_argument(
         "--score", type=_probability, help="lowest score of an object in predictions.json (default: the config's)"
@@ -37,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from detector.data.json_stream import show_text
     from detector.errors import ConfigError
-    from detector.inference import ERRORS, PROGRESS, find_images, infer_folder
+    from detector.inference import ERRORS, PROGRESS, find_images, infer_folder, known_ids
 
     if args.html and args.no_images:
         raise ConfigError("command line: --html shows the drawings; leave --no-images out")
@@ -52,13 +56,20 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
         )
-    pictures = find_images(args.input)
+    pictures, ids = find_images(args.input), None
     if pictures.note:
         print(f"{args.input}: {pictures.note}", file=sys.stderr)
+    if args.annotations:
+        pictures, ids, unknown = known_ids(pictures, args.annotations)
+        if unknown:
+            names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
+            print(f"{len(unknown):,} pictures are not in {args.annotations}, and skipped: {names}", file=sys.stderr)
 
     from detector.predictor import Predictor
 
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides)
+    if ids is not None and predictor.config.task != "detection":
+        raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
     if args.score is not None:
         predictor.task.with_threshold(predictor.config.model, args.score)  # refused before any work is done
     try:
@@ -71,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
             batch_size=args.batch_size,
             workers=args.workers,
             resume=args.resume,
+            ids=ids,
         )
     except KeyboardInterrupt:
         print(f"stopped; continue with --resume: {args.output}", file=sys.stderr)

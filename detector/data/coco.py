@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,10 @@ from torch.utils.data import Dataset
 
 from detector.config import DataConfig, SplitConfig
 from detector.data.box_rules import check_boxes
-from detector.data.coco_json import Annotations, Category, read_annotations
+from detector.data.coco_json import Annotations, Category, read_annotations, show_id
+from detector.data.coco_rows import odd_areas
 from detector.data.formats import naming_format
-from detector.data.images import read_annotated_image
+from detector.data.images import read_annotated_image, read_size
 from detector.data.json_stream import show_text
 from detector.data.names import FIX, Names, check_names
 from detector.data.transforms import Transform
@@ -34,7 +36,7 @@ class Sample(NamedTuple):
     boxes: Tensor  # [T, 4] float32, xyxy in pixels of ``image``
     labels: Tensor  # [T] int64
     size_original: tuple[int, int]  # height, width of the file
-    id: int
+    id: int  # its place in the data set
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,37 @@ class CheckedBoxes:
 
     boxes: Tensor  # [M, 4] float32 xyxy in the original frame
     is_kept: Tensor  # [M] bool
-    clipped: int
-    dropped: int
+    is_clipped: Tensor  # [M] bool: kept, and cut by more than rounding
     first_invalid: str | None  # where the first one stands
+
+    @property
+    def clipped(self) -> int:
+        return int(self.is_clipped.sum())
+
+    @property
+    def dropped(self) -> int:
+        return int((~self.is_kept).sum())
+
+
+def with_sizes(annotations: Annotations, images: Path | None) -> Annotations:
+    """The annotations with the sizes that they do not give taken from the headers of the files.
+
+    Raises :class:`~detector.errors.DataError` for a file that has none, or that EXIF turns by a quarter; and where the
+    folder is not known.
+    """
+    unknown = (annotations.heights == 0).nonzero()[:, 0].tolist()
+    if not unknown:
+        return annotations
+    if images is None:
+        name = show_text(annotations.file_name(unknown[0]))
+        raise DataError(
+            f"{annotations.path}: image {show_id(annotations.image_ids[unknown[0]])} ({name}) has no width and height;"
+            " write them, or give the folder of the images too"
+        )
+    heights, widths = annotations.heights.clone(), annotations.widths.clone()
+    for index in unknown:
+        heights[index], widths[index] = read_size(images / annotations.file_name(index))
+    return replace(annotations, heights=heights, widths=widths)
 
 
 def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
@@ -53,6 +83,7 @@ def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
 
     ``error`` raises for the first of them; ``clip`` cuts boxes to the image and drops what has no area then; ``drop``
     drops every one of them. Up to a pixel outside is no fault (annotation tools round); that is cut without a word.
+    Of an image whose size is not known, nothing lies outside on the right or below.
     """
     image = annotations.image_index()
     sides = torch.stack([annotations.widths, annotations.heights], dim=1)  # [I, 2]
@@ -70,8 +101,8 @@ def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
         fault = "has no area" if is_empty[row] else "reaches outside its image"
         size = f"{int(annotations.widths[index])}×{int(annotations.heights[index])}"
         first_invalid = (
-            f"image {int(annotations.image_ids[index])} ({show_text(annotations.file_name(index))}, {size}), annotation"
-            f" {int(annotations.annotation_ids[row])}: box {annotations.boxes_xywh[row].tolist()} (xywh) {fault}"
+            f"image {show_id(annotations.image_ids[index])} ({show_text(annotations.file_name(index))}, {size}),"
+            f" {annotations.describe(row)}: box {annotations.boxes_xywh[row].tolist()} (xywh) {fault}"
         )
         if policy == "error":
             raise DataError(
@@ -82,9 +113,42 @@ def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
     return CheckedBoxes(
         boxes=boxes,
         is_kept=~is_dropped,
-        clipped=int((is_invalid & ~is_dropped).sum()),
-        dropped=int(is_dropped.sum()),
+        is_clipped=is_invalid & ~is_dropped,
         first_invalid=first_invalid,
+    )
+
+
+def scored_truth(annotations: Annotations, checked: CheckedBoxes) -> Annotations:
+    """What predictions are scored against: without the boxes that the policy drops, with those that it clips cut.
+
+    A clipped box has the area that is left of it, if that is less than annotated.
+    """
+    if not checked.clipped and not checked.dropped:
+        return annotations
+    given, areas = annotations.boxes_xywh, annotations.areas
+    boxes = torch.cat([checked.boxes[:, :2], checked.boxes[:, 2:] - checked.boxes[:, :2]], dim=1).double()
+    is_cut = checked.is_clipped  # rounded ones stay as they are annotated
+    area = boxes[:, 2:].prod(dim=1)
+    is_of_box = areas == given[:, 2:].prod(dim=1)
+    clipped = replace(
+        annotations,
+        boxes_xywh=torch.where(is_cut[:, None], boxes, given),
+        areas=torch.where(is_cut, torch.where(is_of_box, area, torch.minimum(area, areas)), areas),
+    )
+    return replace(clipped.keep(checked.is_kept), dropped=checked.dropped)
+
+
+def describe_odd_areas(annotations: Annotations) -> str:
+    """A warning where areas are not of their boxes, which puts objects among the wrong sizes; else empty."""
+    boxes, is_object = annotations.boxes_xywh.numpy(), ~annotations.is_crowd.numpy()
+    odd = np.flatnonzero(odd_areas(boxes, annotations.areas.numpy()) & is_object)
+    if not len(odd):
+        return ""
+    first = int(odd[0])
+    return (
+        f"warning: {annotations.path}: area of {len(odd):,} annotations is 0 or larger than their box, so APs, APm, APl"
+        f" and their recall are of the wrong objects (first: {annotations.describe(first)}, area"
+        f" {float(annotations.areas[first]):g}, box {boxes[first].tolist()}); detector doctor --fix recomputes it"
     )
 
 
@@ -113,10 +177,10 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     def categories(self) -> list[Category]:
         return self.annotations.categories
 
-    @property
+    @cached_property
     def truth(self) -> Annotations:
         """What predictions are scored against."""
-        return self.annotations
+        return scored_truth(self.annotations, self.checked)
 
     @property
     def source(self) -> Path:
@@ -157,15 +221,12 @@ class CocoDataset(Dataset[Sample | DetectorError]):
             f"{len(self):,} images ({empty:,} without boxes), {boxes:,} boxes of {len(annotations.categories)} classes"
         )
         if crowds:
-            text += f", {crowds:,} crowd regions"
+            text += f", {crowds:,} ignore regions"
         if checked.first_invalid:
             text += f"; {checked.clipped:,} invalid boxes clipped, {checked.dropped:,} dropped"
             text += f" (first: {checked.first_invalid})"
-        return text
-
-    def index_of(self, image_id: int) -> int:
-        """Where a picture stands, by the id that batches have."""
-        return int((self.annotations.image_ids == image_id).nonzero()[0])
+        lines = (text, annotations.notice, describe_odd_areas(self.truth))
+        return "\n".join(line for line in lines if line)
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | DetectorError:
         epoch, index = key
@@ -188,7 +249,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
             boxes=torch.from_numpy(boxes),
             labels=torch.from_numpy(labels),
             size_original=(height, width),
-            id=int(annotations.image_ids[index]),
+            id=index,
         )
 
 
@@ -210,7 +271,7 @@ def open_dataset(
     with naming_format(Path(split.annotations or "")):
         annotations = read_annotations(split.annotations or "", categories)
     check_files(annotations, images, name, config.allow_outside)
-    data = CocoDataset(annotations, images, transform, config.invalid_boxes, channels)
+    data = CocoDataset(with_sizes(annotations, images), images, transform, config.invalid_boxes, channels)
     if name == "train" and not data.is_object.any():
         raise DataError(
             f"{annotations.path}: has no object to train on ({data.summary()}); annotate some, or check that"
@@ -230,5 +291,5 @@ def check_files(annotations: Annotations, images: Path, split: str, allow_outsid
             remedy = f"{hint} {FIX}"
         raise DataError(
             f"{show_text(str(images / name))}: {fault}, but {annotations.path} names it (image"
-            f" {int(annotations.image_ids[index])}); {remedy}"
+            f" {show_id(annotations.image_ids[index])}); {remedy}"
         )

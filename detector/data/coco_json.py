@@ -1,61 +1,63 @@
-"""COCO annotation files as flat arrays.
+"""COCO annotation files as flat arrays, sorted by image, ready to train on and to score against.
 
 Everything that grows with the data is a tensor, not a Python object: forked workers share its pages (nothing touches a
-reference count), spawned ones get it through shared memory. While a file is read, a row lives as an object only until
-its numbers are in the columns, so keys that nobody asks for and long segmentations cost no memory.
+reference count), spawned ones get it through shared memory.
 """
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from detector.data.json_stream import is_integer, is_number, open_json, show, show_text
+from detector.data.coco_rows import (
+    Category,
+    Id,
+    Ids,
+    Rows,
+    Texts,
+    class_differences,
+    describe_notes,
+    duplicated,
+    id_key,
+    indices_of,
+    read_rows,
+    shift_between,
+    sort_key,
+)
+from detector.data.json_stream import show, show_text
 from detector.errors import DataError
-
-# OpenCV's own limits: it decodes no picture beyond them.
-MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
-
-
-class Category(NamedTuple):
-    """A class by the data set's own id and name; its label is its place in the list of categories."""
-
-    id: int
-    name: str
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """A COCO JSON file as columns: I images, M annotations sorted by image."""
+    """A COCO JSON file as columns: I images, M annotations sorted by image. Images are known by their place."""
 
     path: Path
     categories: list[Category]  # sorted by id; the label is the place
-    image_ids: Tensor  # [I] int64
-    heights: Tensor  # [I] int64
+    image_ids: Ids  # [I] as given
+    heights: Tensor  # [I] int64; 0: not given
     widths: Tensor  # [I] int64
-    name_bytes: Tensor  # uint8, all file names in one
-    name_ends: Tensor  # [I] int64
+    names: Texts  # [I] file names
     first: Tensor  # [I + 1] int64; image i owns rows first[i]:first[i + 1] of all below
-    annotation_ids: Tensor  # [M] int64
+    annotation_ids: Ids  # [M] as given, None for those without one
     boxes_xywh: Tensor  # [M, 4] float64, as annotated
     labels: Tensor  # [M] int64, 0..K-1
     areas: Tensor  # [M] float64
-    is_crowd: Tensor  # [M] bool
+    is_crowd: Tensor  # [M] bool; crowds, and what the file says to ignore
+    notice: str = ""  # a line that says what was read although it is written otherwise
+    dropped: int = 0  # annotations that data.invalid_boxes left out of these
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def file_name(self, index: int) -> str:
-        start = int(self.name_ends[index - 1]) if index else 0
-        return self.name_bytes[start : int(self.name_ends[index])].numpy().tobytes().decode()
+        return self.names[index]
 
     def rows(self, index: int) -> slice:
         return slice(int(self.first[index]), int(self.first[index + 1]))
@@ -64,19 +66,26 @@ class Annotations:
         """Some of the images, in this order; the classes stay."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         counts = self.first.diff()[chosen]
-        names = [self.file_name(index).encode() for index in chosen.tolist()]
         no_rows = torch.empty(0, dtype=torch.int64)
         rows = torch.cat([no_rows, *(torch.arange(*self.first[index : index + 2]) for index in chosen.tolist())])
-        return Annotations(
-            path=self.path,
-            categories=self.categories,
-            image_ids=self.image_ids[chosen],
+        return replace(
+            self._of_rows(rows),
+            image_ids=self.image_ids.select(chosen),
             heights=self.heights[chosen],
             widths=self.widths[chosen],
-            name_bytes=torch.frombuffer(bytearray(b"".join(names)), dtype=torch.uint8),
-            name_ends=torch.tensor([len(name) for name in names]).cumsum(0),
+            names=Texts.of(self.file_name(index) for index in chosen.tolist()).map(torch.from_numpy),
             first=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
-            annotation_ids=self.annotation_ids[rows],
+        )
+
+    def keep(self, is_kept: Tensor) -> Annotations:
+        """The annotations of a mask [M], and all images."""
+        ends = torch.cat([is_kept.new_zeros(1, dtype=torch.int64), is_kept.cumsum(0)])
+        return replace(self._of_rows(is_kept), first=ends[self.first])
+
+    def _of_rows(self, rows: Tensor) -> Annotations:
+        return replace(
+            self,
+            annotation_ids=self.annotation_ids.select(rows),
             boxes_xywh=self.boxes_xywh[rows],
             labels=self.labels[rows],
             areas=self.areas[rows],
@@ -87,236 +96,113 @@ class Annotations:
         """The image of each annotation, [M]."""
         return torch.repeat_interleave(torch.arange(len(self)), self.first.diff())
 
+    def describe(self, row: int) -> str:
+        """An annotation in words: by its id, or by its place in its image."""
+        own = self.annotation_ids[row]
+        if own is not None:
+            return f"annotation {show_id(own)}"
+        image = int(torch.searchsorted(self.first, row, right=True)) - 1
+        return f"annotation {row - int(self.first[image]) + 1} of its image, which has no id"
+
+
+def show_id(value: Id | None) -> str:
+    """An id in a message."""
+    return show_text(value) if isinstance(value, str) else str(value)
+
 
 def read_annotations(path: str | Path, categories: list[Category] | None = None) -> Annotations:
-    """Annotations of a COCO JSON file; with ``categories`` given (of a checkpoint), the file's must be the same ones.
+    """Annotations of a COCO JSON file; its classes must be among ``categories`` (of a checkpoint) where given.
 
-    Raises :class:`~detector.errors.DataError` that names file, line, image or annotation id, value and remedy.
+    Sizes that the file does not give are 0 (see :func:`~detector.data.coco.with_sizes`). Raises
+    :class:`~detector.errors.DataError` that names file, line, image or annotation id, value and remedy.
     """
-    path = Path(path)
-    own, images, rows = _read_tables(path)
-    if categories is not None and own != categories:
-        raise DataError(
-            f"{path}: has {len(own)} classes ({_names(own)}), the model {len(categories)} ({_names(categories)});"
-            " evaluate on annotations with the classes that the model was trained on"
-        )
-    return _join(path, own, images, rows)
-
-
-def _names(categories: list[Category]) -> str:
-    names = [show_text(f"{category.id} {category.name}") for category in categories]
-    return ", ".join(names if len(names) <= 6 else [*names[:5], "…"])
-
-
-@dataclass
-class _Images:
-    """The rows of ``images`` as columns, in the file's order; the reader completes messages with file and line."""
-
-    ids: array[int] = field(default_factory=lambda: array("q"))
-    heights: array[int] = field(default_factory=lambda: array("q"))
-    widths: array[int] = field(default_factory=lambda: array("q"))
-    names: bytearray = field(default_factory=bytearray)
-    name_ends: array[int] = field(default_factory=lambda: array("q"))
-
-    def add(self, row: dict[str, Any]) -> None:
-        image_id, height, width, name = (row.get(key) for key in ("id", "height", "width", "file_name"))
-        # COCO results are tables of float64, which hold integers up to 2^53.
-        if not is_integer(image_id) or abs(image_id) > 2**53:
-            raise DataError(f"image {show(image_id)}: the id must be an integer of at most 2^53")
-        if not isinstance(name, str) or not name or not _is_file_name(name):
-            raise DataError(f"image {image_id}: file_name is {show(name)}; it must be a path")
-        size = f"image {image_id} ({show_text(name)}): height {show(height)}, width {show(width)}"
-        if not (is_integer(height) and is_integer(width) and height > 0 and width > 0):
-            raise DataError(f"{size} must be positive integers; write the picture's own")
-        if max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
-            raise DataError(f"{size} is larger than any picture that can be decoded (2^30 pixels); write its own size")
-        self.ids.append(image_id)
-        self.heights.append(height)
-        self.widths.append(width)
-        self.names += name.encode()
-        self.name_ends.append(len(self.names))
-
-
-@dataclass
-class _Boxes:
-    """The rows of ``annotations`` as columns, in the file's order; likewise."""
-
-    ids: array[int] = field(default_factory=lambda: array("q"))
-    image_ids: array[int] = field(default_factory=lambda: array("q"))
-    category_ids: array[int] = field(default_factory=lambda: array("q"))
-    xywh: array[float] = field(default_factory=lambda: array("d"))
-    areas: array[float] = field(default_factory=lambda: array("d"))
-    is_crowd: array[int] = field(default_factory=lambda: array("b"))
-
-    def add(self, row: dict[str, Any]) -> None:
-        annotation_id, image_id, category_id = row.get("id"), row.get("image_id"), row.get("category_id")
-        if not is_integer(annotation_id):
-            raise DataError(f"annotation {show(annotation_id)}: the id must be an integer")
-        where = f"annotation {annotation_id}"
-        for key, value in (("image_id", image_id), ("category_id", category_id)):
-            if not is_integer(value):
-                raise DataError(f"{where}: {key} {show(value)} must be an integer")
-        box = row.get("bbox")
-        if box is None:
-            box = _box_of_segmentation(row.get("segmentation"), where)
-        if not is_box(box):
-            raise DataError(f"{where}: bbox {show(box)} must be four finite numbers: left, top, width, height")
-        area = row.get("area", box[2] * box[3])
-        if not is_number(area):
-            raise DataError(f"{where}: area {show(area)} must be a finite number")
-        is_crowd = row.get("iscrowd", 0)
-        if is_crowd not in (0, 1):
-            raise DataError(f"{where}: iscrowd {show(is_crowd)} must be 0 or 1")
-        self.ids.append(annotation_id)
-        self.image_ids.append(image_id)
-        self.category_ids.append(category_id)
-        self.xywh.extend(box)
-        self.areas.append(area)
-        self.is_crowd.append(int(is_crowd))
-
-
-def _read_tables(path: Path) -> tuple[list[Category], _Images, _Boxes]:
-    categories: list[Category] = []
-    images, boxes = _Images(), _Boxes()
-    add = {"images": images.add, "annotations": boxes.add, "categories": lambda row: categories.append(_category(row))}
-    seen = set()
-    with open_json(path) as stream:
-        if stream.peek() != "{":
-            kind = type(stream.value()).__name__ if stream.peek() != "[" else "list"
-            raise DataError(f"{path}: holds a {kind}; COCO annotations are an object with images, annotations")
-        for table in stream.members():
-            if table not in add:
-                stream.skip()
-                continue
-            if table in seen:
-                raise stream.error(f"key {table!r} stands twice")
-            seen.add(table)
-            if stream.peek() not in ("[", ""):  # at the end of the file the list is missed below
-                raise _no_list(path, table)
-            for row in stream.elements():
-                if not isinstance(row, dict):
-                    raise DataError(f"{path}:{stream.line}: {table}: {show(row)} is no object")
-                try:
-                    add[table](row)
-                except DataError as error:
-                    raise DataError(f"{path}:{stream.line}: {error}") from None
-        stream.finish()
-    for table in add:
-        if table not in seen:
-            raise _no_list(path, table)
-    if not images.ids:
-        raise DataError(f"{path}: has no images; list at least one")
-    if not categories:
-        raise DataError(f"{path}: has no categories; list at least one")
-    categories.sort()
-    for first, second in pairwise(categories):
-        if first.id == second.id:
+    rows = read_rows(Path(path), is_strict=True)
+    own = sorted(rows.categories, key=lambda category: sort_key(category.id))
+    for first, second in pairwise(own):
+        if id_key(first.id) == id_key(second.id):
             names = f"{show_text(first.name)}, {show_text(second.name)}"
-            raise DataError(f"{path}: category id {first.id} stands twice: {names}; give each its own")
-    return categories, images, boxes
+            raise DataError(f"{path}: category id {show_id(first.id)} is duplicated: {names}; give each its own")
+    if categories is not None and (differences := class_differences(own, categories)):
+        said = (
+            f"{_show(category)}, which is {_show(other) if other else 'no class'} there"
+            for category, other in differences
+        )
+        raise DataError(
+            f"{path}: has classes that are not those of the model: {'; '.join(said)}; give the same ids and names"
+            " (classes that do not occur may be missing)"
+        )
+    return _join(rows, own, own if categories is None else categories)
 
 
-def _no_list(path: Path, table: str) -> DataError:
-    return DataError(f"{path}: has no list {table!r}; COCO annotations need images, annotations and categories")
+def _show(category: Category) -> str:
+    return f"{show_id(category.id)} {show_text(category.name)}"
 
 
-def _category(row: dict[str, Any]) -> Category:
-    if not is_integer(row.get("id")) or not isinstance(row.get("name"), str):
-        raise DataError(f"category {show(row)}: needs an integer id and a name")
-    return Category(row["id"], row["name"])
-
-
-def _join(path: Path, categories: list[Category], images: _Images, boxes: _Boxes) -> Annotations:
+def _join(rows: Rows, own: list[Category], categories: list[Category]) -> Annotations:
     """The columns with the boxes sorted by image, in place: copies would be the most that a whole run holds."""
-    image_ids, name_ends = np.asarray(images.ids), images.name_ends
-    if (pair := _twice(image_ids)) is not None:
-        spans = (slice(name_ends[row - 1] if row else 0, name_ends[row]) for row in pair)
-        first, second = (show_text(images.names[span].decode()) for span in spans)
-        raise DataError(f"{path}: image id {image_ids[pair[0]]} stands twice: {first}, {second}; give each its own")
-
-    ids, of_image, labels = map(np.asarray, (boxes.ids, boxes.image_ids, boxes.category_ids))
-    if (pair := _twice(ids)) is not None:
-        first, second = (of_image[row] for row in pair)
-        raise DataError(
-            f"{path}: annotation id {ids[pair[0]]} stands twice, for image {first} and for image {second}; give each"
-            " its own"
-        )
-    order = np.argsort(image_ids)
-    place = _places(image_ids[order], of_image)
+    path, image_ids, ids, of_image, labels = (
+        rows.path, rows.image_ids, rows.annotation_ids, rows.of_image, rows.of_category
+    )  # fmt: skip
+    if (again := duplicated(image_ids.codes)).size:
+        places = np.flatnonzero(image_ids.codes == image_ids.codes[again[0]])[:2].tolist()
+        first, second = (f"{show_text(rows.names[place])}" for place in places)
+        said = " and ".join(dict.fromkeys(show(image_ids[place]) for place in places))
+        raise DataError(f"{path}: image id {said} is duplicated: {first}, {second}; give each its own")
+    place = indices_of(image_ids.codes, of_image)
     if (unknown := np.flatnonzero(place < 0)).size:
+        value = show_id(rows.id_of(of_image[unknown[0]]))
         raise DataError(
-            f"{path}: annotation {ids[unknown[0]]}: image_id {of_image[unknown[0]]} is not among the images; remove the"
-            " annotation or add the image"
+            f"{path}: {_annotation(rows, unknown[0])}: image_id {value} is not among the images;"
+            " remove the annotation or add the image"
         )
-    place = order[place]
-    known = np.array([category.id for category in categories])
-    if (unknown := np.flatnonzero(_places(known, labels) < 0)).size:
+    if (again := duplicated(ids.codes)).size:
+        first, second = (show_id(image_ids[place[row]]) for row in np.flatnonzero(ids.codes == ids.codes[again[0]])[:2])
         raise DataError(
-            f"{path}: annotation {ids[unknown[0]]}: category_id {labels[unknown[0]]} is not among the categories"
-            f" ({_names(categories)}); remove the annotation or add the category"
+            f"{path}: annotation id {show_id(ids[again[0]])} is duplicated, for image {first} and for image {second};"
+            " give each its own"
         )
-    labels[:] = _places(known, labels)
+    # Own labels first, for the message; then those of the model, which may have more classes.
+    codes = np.array([rows.code(category.id) for category in own])
+    label = indices_of(codes, labels)
+    if (unknown := np.flatnonzero(label < 0)).size:
+        value = show_id(rows.id_of(labels[unknown[0]]))
+        raise DataError(
+            f"{path}: {_annotation(rows, unknown[0])}: category_id {value} is not among the categories ({_names(own)});"
+            f" remove the annotation or add the category{_shift_hint(labels, codes)}"
+        )
+    label_of = {id_key(category.id): label for label, category in enumerate(categories)}
+    labels[:] = np.array([label_of[id_key(category.id)] for category in own])[label]
 
     order = np.argsort(place, kind="stable")
-    xywh, areas = np.asarray(boxes.xywh).reshape(-1, 4), np.asarray(boxes.areas)
-    is_crowd = np.asarray(boxes.is_crowd).view(bool)
-    for column in (ids, labels, areas, is_crowd, *xywh.T):
+    for column in (ids.codes, ids.is_text, labels, rows.areas, rows.is_crowd, *rows.boxes_xywh.T):
         column[:] = column[order]
     return Annotations(
         path=path,
         categories=categories,
-        image_ids=torch.from_numpy(image_ids),
-        heights=torch.from_numpy(np.asarray(images.heights)),
-        widths=torch.from_numpy(np.asarray(images.widths)),
-        name_bytes=torch.frombuffer(images.names, dtype=torch.uint8),
-        name_ends=torch.from_numpy(np.asarray(name_ends)),
+        image_ids=image_ids.map(torch.from_numpy),
+        heights=torch.from_numpy(rows.heights),
+        widths=torch.from_numpy(rows.widths),
+        names=rows.names.map(torch.from_numpy),
         first=torch.from_numpy(np.searchsorted(place[order], np.arange(len(image_ids) + 1))),
-        annotation_ids=torch.from_numpy(ids),
-        boxes_xywh=torch.from_numpy(xywh),
+        annotation_ids=ids.map(torch.from_numpy),
+        boxes_xywh=torch.from_numpy(rows.boxes_xywh),
         labels=torch.from_numpy(labels),
-        areas=torch.from_numpy(areas),
-        is_crowd=torch.from_numpy(is_crowd),
+        areas=torch.from_numpy(rows.areas),
+        is_crowd=torch.from_numpy(rows.is_crowd),
+        notice=describe_notes(path, rows.notes),
     )
 
 
-def _twice(ids: np.ndarray) -> tuple[int, int] | None:
-    """Two rows of the same id."""
-    order = np.argsort(ids, kind="stable")
-    same = np.flatnonzero(np.diff(ids[order]) == 0)
-    return (int(order[same[0]]), int(order[same[0] + 1])) if same.size else None
+def _annotation(rows: Rows, row: int) -> str:
+    own = rows.annotation_ids[row]
+    return f"annotation {show_id(own)}" if own is not None else f"annotation {row + 1} of the list"
 
 
-def _places(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Where each of ``ids`` stands in ``known``, which is sorted; -1 where it does not."""
-    places = np.searchsorted(known, ids).clip(max=len(known) - 1)
-    return np.where(known[places] == ids, places, -1)
+def _names(categories: list[Category]) -> str:
+    names = [_show(category) for category in categories]
+    return ", ".join(names if len(names) <= 6 else [*names[:5], "…"])
 
 
-def _is_file_name(name: str) -> bool:
-    """JSON can escape what no file's name holds: NUL, and half of a surrogate pair."""
-    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def is_box(value: Any) -> bool:
-    """Whether a JSON value is a list of four finite numbers."""
-    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
-
-
-def _box_of_segmentation(segmentation: Any, where: str) -> list[float]:
-    """The box around polygons or a run-length mask, for annotations (crowds, mostly) that have no bbox."""
-    from pycocotools import mask
-
-    try:
-        if isinstance(segmentation, list):
-            polygons = np.concatenate([np.asarray(polygon, dtype=float).reshape(-1, 2) for polygon in segmentation])
-            (left, top), (right, bottom) = polygons.min(axis=0), polygons.max(axis=0)
-            return [float(left), float(top), float(right - left), float(bottom - top)]
-        # pycocotools divides by the height without a look: a zero would end the process.
-        height, width = segmentation["size"]
-        if not all(is_integer(side) and 0 < side <= MAX_SIDE for side in (height, width)):
-            raise ValueError
-        if isinstance(segmentation["counts"], list):
-            segmentation = mask.frPyObjects(segmentation, height, width)
-        return [float(number) for number in mask.toBbox(segmentation)]
-    except (TypeError, KeyError, ValueError, OverflowError):
-        raise DataError(f"{where}: has no bbox, and no segmentation to take it from") from None
+def _shift_hint(used: np.ndarray, known: np.ndarray) -> str:
+    """What to do where all ids are off by one."""
+    return ", or have detector doctor --fix join them: all are off by one" if shift_between(used, known) else ""

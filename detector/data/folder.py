@@ -262,10 +262,6 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
             text += f"; {unlabelled:,} without a label"
         return f"{text}; {self.labelled.note}" if self.labelled.note else text
 
-    def index_of(self, image_id: int) -> int:
-        """Where a picture stands, by the id that batches have: the same."""
-        return image_id
-
     def __getitem__(self, key: tuple[int, int]) -> ClassSample | DetectorError:
         epoch, index = key
         try:

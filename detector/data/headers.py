@@ -35,6 +35,7 @@ MAX_PIXELS = 2**28
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
 _KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
     _PNG: PngImagePlugin.PngImageFile,
@@ -75,6 +76,17 @@ def _opener(start: bytes) -> type[ImageFile.ImageFile] | None:
 def is_image_start(start: bytes) -> bool:
     """Whether the first 12 bytes can only be an image's: texts, too, may begin with the letters of BMP and PPM."""
     return len(start) == 12 and not start.startswith((b"BM", b"P")) and _opener(start) is not None
+
+
+def orientation_of(header: ImageFile.ImageFile) -> int:
+    """The EXIF orientation, as the decoder reads it: not from XMP; 1 where it is none that exists."""
+    # PNG would decode all pixels to look for EXIF behind them.
+    has_exif = "exif" in header.info or header.format == "TIFF"
+    try:
+        value = header.getexif().get(0x0112, 1) if has_exif else 1
+    except Exception:  # damaged EXIF raises almost anything, and is none
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def checked(path: Path, data: bytes, header: ImageFile.ImageFile | None = None) -> bytes:

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from PIL import TiffImagePlugin
 
-from detector.data.headers import checked
+from detector.data.headers import QUARTER_TURNS, check_size, checked, open_header, orientation_of
 from detector.errors import DataError
 
 # It prints lines of its own about every broken file, without the file's name; our errors have it.
@@ -69,6 +69,32 @@ def read_annotated_image(path: Path, height: int, width: int, channels: int = 3)
         f"{path}: the picture is {stored.shape[1]}×{stored.shape[0]}, its annotation says {width}×{height};"
         " correct width and height in the annotation file, or restore the picture"
     )
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Height and width of a picture, of its header where that says so, for annotations that do not give them.
+
+    Raises :class:`~detector.errors.DataError` where EXIF turns it by a quarter: its boxes may be on either frame.
+    """
+    try:
+        with open_file(path) as file:
+            is_array = path.suffix.lower() == ARRAY_SUFFIX
+            header = None if is_array else open_header(path, file)
+            if header is None:  # of a kind that only OpenCV knows
+                file.seek(0)
+                data = file.read()
+                image = _read_array(path, data) if is_array else _read_picture(path, checked(path, data), 0, False)
+                return image.shape[0], image.shape[1]
+            width, height = header.size
+            if width != height and orientation_of(header) in QUARTER_TURNS:
+                raise DataError(
+                    f"{path}: EXIF turns the picture by a quarter, so {width}×{height} may not be the frame of its"
+                    " boxes; write the width and height of that frame into the annotations"
+                )
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    check_size(path, width, height)
+    return height, width
 
 
 def open_file(path: Path) -> IO[bytes]:

@@ -9,7 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from detector.data.box_rules import check_boxes
-from detector.doctor.columns import DANGLING, NO_ID, Split
+from detector.data.coco_rows import duplicated, id_key, odd_areas
+from detector.doctor.columns import DANGLING, Split
 from detector.doctor.findings import Finding, found, in_words
 
 DUPLICATE_IOU = 0.95
@@ -18,56 +19,50 @@ WHOLE_IMAGE = 0.98  # of the picture's area
 EXTREME_RATIO = 10.0
 
 
-def check_annotations(split: Split) -> Iterator[Finding]:
-    """Findings of one split, those of reading it included."""
+def check_annotations(split: Split, image_sizes: np.ndarray) -> Iterator[Finding]:
+    """Findings of one split, those of reading it included; ``image_sizes`` [I, 2] width and height, 0: not known."""
     yield from split.faults
     yield from _ids(split)
     yield from _categories(split)
     if split.has_boxes:
-        yield from split.in_images("size-missing", split.is_entry & (split.sizes == 0).any(axis=1))
-        yield from _boxes(split)
+        yield from _boxes(split, image_sizes)
 
 
 def _ids(split: Split) -> Iterator[Finding]:
     yield from split.in_images(
-        "image-id-duplicate", repeated(split.image_ids), lambda index: f"id {split.image_ids[index]}"
+        "image-id-duplicate", duplicated(split.image_ids.codes), lambda index: f"id {split.image_ids[index]}"
     )
     first_of: dict[str, int] = {}
     again = [index for index, file in enumerate(split.files) if file and first_of.setdefault(file, index) != index]
     yield from split.in_images("image-listed-twice", again, lambda index: f"image {split.image_ids[index]}")
     if split.has_boxes:
-        yield from split.in_annotations("annotation-id-duplicate", repeated(split.annotation_ids))
-        yield from split.in_annotations("image-dangling", split.image == DANGLING)
-        yield from split.in_annotations("category-dangling", split.label == DANGLING)
-
-
-def repeated(ids: np.ndarray) -> np.ndarray:
-    """Places of ids that stand before already, without those of no id."""
-    first = np.full(len(ids), False)
-    first[np.unique(ids, return_index=True)[1]] = True
-    return np.flatnonzero(~first & (ids != NO_ID))
+        yield from split.in_annotations("annotation-id-duplicate", duplicated(split.annotation_ids.codes))
+        yield from split.in_annotations("image-dangling", split.image == DANGLING, split.image_id_of)
+        yield from split.in_annotations("category-dangling", split.label == DANGLING, split.category_id_of)
 
 
 def _categories(split: Split) -> Iterator[Finding]:
     name, categories = split.name, split.categories
-    ids = np.array([category.id for category in categories], dtype=np.int64)
-    twice = [f"{categories[place].id} {categories[place].name}" for place in repeated(ids)]
-    yield from found("category-id-duplicate", name, twice, in_words)
+    keys = [id_key(category.id) for category in categories]
+    again = [f"{own.id} {own.name}" for place, own in enumerate(categories) if keys[place] in keys[:place]]
+    yield from found("category-id-duplicate", name, again, in_words)
     alike: dict[str, list[str]] = {}
     for category in categories:
         alike.setdefault(re.sub(r"[\W_]+", "", category.name.casefold()) or category.name, []).append(category.name)
     groups = [", ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
     yield from found("category-name-similar", name, groups, in_words)
     if split.has_boxes:
-        gaps = [f"{low} to {high}" for low, high in pairwise(np.unique(ids).tolist()) if high > low + 1]
+        numbers = sorted({key for key in keys if isinstance(key, int)})
+        gaps = [f"{low} to {high}" for low, high in pairwise(numbers) if high > low + 1]
         yield from found("category-id-gap", name, gaps, in_words)
 
 
-def _boxes(split: Split) -> Iterator[Finding]:
+def _boxes(split: Split, image_sizes: np.ndarray) -> Iterator[Finding]:
     is_finite = np.isfinite(split.boxes).all(axis=1)
-    yield from split.in_annotations("box-not-finite", ~is_finite & ~split.is_implied)
-    yield from split.in_annotations("box-no-area", is_finite & ~has_area(split))
-    size = annotated_sizes(split)
+    size = sizes_of_annotations(split, image_sizes)
+    yield from split.in_annotations("box-no-area", is_finite & ~has_area(split, size))
+    is_odd = odd_areas(split.boxes, split.areas) & split.is_object
+    yield from split.in_annotations("area-odd", is_odd, lambda row: f"area {split.areas[row]:g}")
 
     def picture(row: int) -> str:
         return f"in a picture of {size[row, 0]:.0f}×{size[row, 1]:.0f}" if np.isfinite(size[row, 0]) else ""
@@ -77,7 +72,8 @@ def _boxes(split: Split) -> Iterator[Finding]:
     other_of = dict(zip(pairs[:, 1].tolist(), pairs[:, 0].tolist(), strict=True))
 
     def other(row: int) -> str:
-        return f"{split.class_name(row)}, as annotation {split.annotation_ids[other_of[row]]}"
+        first = split.annotation_ids[other_of[row]]
+        return f"{split.class_name(row)}, as {'an earlier one' if first is None else f'annotation {first}'}"
 
     yield from split.in_annotations("box-duplicate", sorted(other_of), other)
 
@@ -97,21 +93,21 @@ def _boxes(split: Split) -> Iterator[Finding]:
     yield from split.in_annotations("crowd", split.is_crowd, split.class_name)
 
 
-def annotated_sizes(split: Split) -> np.ndarray:
+def sizes_of_annotations(split: Split, image_sizes: np.ndarray) -> np.ndarray:
     """Width and height of each annotation's image, infinite where they are not known, [M, 2] float64."""
-    sizes = np.vstack([split.sizes, [[0, 0]]]).astype(np.float64)
+    sizes = np.vstack([image_sizes, [[0, 0]]]).astype(np.float64)
     sizes[(sizes == 0).any(axis=1)] = np.inf
     return sizes[np.maximum(split.image, -1)]  # the last row for those of no image
 
 
 def is_outside(split: Split, size: np.ndarray) -> np.ndarray:
     """Boxes with an area that reach more than the tolerance outside images of ``size`` [M, 2], [M] bool."""
-    return has_area(split) & check_boxes(split.boxes, size)[2]
+    return has_area(split, size) & check_boxes(split.boxes, size)[2]
 
 
-def has_area(split: Split) -> np.ndarray:
-    """Boxes of finite numbers with an area, also once they are cut to the image by rounding's worth, [M] bool."""
-    _, is_empty, is_outside = check_boxes(split.boxes, annotated_sizes(split))
+def has_area(split: Split, size: np.ndarray) -> np.ndarray:
+    """Boxes of finite numbers with an area, cut to images of ``size`` [M, 2] too, unless they lie outside, [M] bool."""
+    _, is_empty, is_outside = check_boxes(split.boxes, size)
     with np.errstate(invalid="ignore"):
         has_sides = np.isfinite(split.boxes).all(axis=1) & (split.boxes[:, 2:] > 0).all(axis=1)
     return has_sides & (~is_empty | is_outside)

@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from detector.data.coco_rows import BAD_ID, Category, Ids, Rows
 from detector.doctor.findings import Example, Finding, found
 
 # Indices that lead nowhere: an id that is not listed, and a field that is no id.
 DANGLING, MALFORMED = -1, -2
-NO_ID = -1
 
 
 def _nothing(place: int) -> str:
@@ -25,11 +24,6 @@ def _places(places: np.ndarray | list[int]) -> list[int]:
     """Of a mask those that are true."""
     array = np.asarray(places)
     return (np.flatnonzero(array) if array.dtype == bool else array).tolist()
-
-
-class Category(NamedTuple):
-    id: int
-    name: str
 
 
 @dataclass
@@ -45,21 +39,22 @@ class Split:
     has_boxes: bool  # else each annotation is the class of a whole picture
     categories: list[Category]  # [K] those with an id and a name
     files: list[str]  # [I]
-    image_ids: np.ndarray  # [I] int64
+    image_ids: Ids  # [I]
     sizes: np.ndarray  # [I, 2] int64, width and height as annotated
-    annotation_ids: np.ndarray  # [M] int64
+    annotation_ids: Ids  # [M]
     image: np.ndarray  # [M] int64, index of its image
     label: np.ndarray  # [M] int64, index of its category
     boxes: np.ndarray  # [M, 4] float64 xywh
-    is_crowd: np.ndarray  # [M] bool
-    is_implied: np.ndarray  # [M] bool: no box, but a segmentation that training takes it from
+    areas: np.ndarray  # [M] float64
+    is_crowd: np.ndarray  # [M] bool: crowds, and what the file says to ignore
+    notice: str = ""  # a line that says what was read although it is written otherwise
+    rows: Rows | None = None  # of a COCO file, what it was read to
     faults: list[Finding] = field(default_factory=list)  # found by reading
-    note: str = ""  # on how the files were found
 
     @cached_property
     def is_entry(self) -> np.ndarray:
         """Images with an id and a file name, [I] bool."""
-        return np.array([file != "" for file in self.files], dtype=bool) & (self.image_ids != NO_ID)
+        return np.array([file != "" for file in self.files], dtype=bool) & (self.image_ids.codes > BAD_ID)
 
     @cached_property
     def is_sound(self) -> np.ndarray:
@@ -106,14 +101,27 @@ class Split:
         self, check: str, rows: np.ndarray | list[int], detail: Callable[[int], str] = _nothing
     ) -> Iterator[Finding]:
         """What a check found in annotations, by row or as a mask [M]; ``detail`` says more of each."""
-        return found(check, self.name, _places(rows), lambda row: self._example_of_annotation(row, detail(row)))
+        return found(check, self.name, _places(rows), lambda row: self.example_of_annotation(row, detail(row)))
 
-    def _example_of_annotation(self, row: int, detail: str) -> Example:
+    def example_of_annotation(self, row: int, detail: str) -> Example:
         image = int(self.image[row])
-        box = tuple(self.boxes[row].tolist()) if self.has_boxes else None
+        has_box = self.has_boxes and np.isfinite(self.boxes[row]).all()
+        box = tuple(self.boxes[row].tolist()) if has_box else None
         file = self.files[image] if image >= 0 else ""
-        identity = int(self.annotation_ids[row])
-        return Example(file, None if identity == NO_ID else identity, box, detail, row=row)
+        return Example(file, self.annotation_ids[row], box, detail, row=row)
+
+    def places_at_fault(self, check: str) -> set[int]:
+        """Rows of the file that fail a check of reading it."""
+        faults = self.rows.faults.get(check) if self.rows else None
+        return set(faults.rows) if faults else set()
+
+    def image_id_of(self, row: int) -> str:
+        """The image_id of an annotation in words."""
+        return f"image_id {self.rows.id_of(self.rows.of_image[row])!r}" if self.rows else ""
+
+    def category_id_of(self, row: int) -> str:
+        """The category_id of an annotation in words."""
+        return f"category_id {self.rows.id_of(self.rows.of_category[row])!r}" if self.rows else ""
 
     def class_name(self, row: int) -> str:
         label = int(self.label[row])

@@ -69,7 +69,7 @@ def _findings(
     splits: Sequence[Split], files: Sequence[Sequence[FileFacts]], sets: Sequence[SetFacts], settings: Settings
 ) -> Iterator[Finding]:
     for split, own in zip(splits, files, strict=True):
-        yield from check_annotations(split)
+        yield from check_annotations(split, picture_sizes(split, own))
         yield from check_pictures(split, own, settings.in_channels)
     yield from check_unlisted(splits)
     yield from check_copies(splits, files)

@@ -26,7 +26,7 @@ import numpy as np
 from PIL.ImageFile import ImageFile
 from tqdm import tqdm
 
-from detector.data.headers import check_size, checked, open_header
+from detector.data.headers import check_size, checked, open_header, orientation_of
 from detector.data.images import ARRAY_SUFFIX, ChannelsError, open_file, read_image, why_missing
 from detector.errors import DataError
 
@@ -159,13 +159,7 @@ def _digest(data: bytes) -> bytes:
 
 def _read_facts(path: Path, header: ImageFile) -> FileFacts:
     check_size(path, *header.size)
-    # As the decoder reads it, not from XMP; and PNG would decode all pixels to look for EXIF behind them.
-    has_exif = "exif" in header.info or header.format == "TIFF"
-    try:
-        orientation = header.getexif().get(0x0112, 1) if has_exif else 1
-    except Exception:  # damaged EXIF raises almost anything, and is none
-        orientation = 1
-    return FileFacts("", "", header.format or "", header.mode, *header.size, _as_orientation(orientation))
+    return FileFacts("", "", header.format or "", header.mode, *header.size, orientation_of(header))
 
 
 def _decode_facts(path: Path, file: IO[bytes]) -> FileFacts:
@@ -173,10 +167,6 @@ def _decode_facts(path: Path, file: IO[bytes]) -> FileFacts:
     pixels = _decode(path, file.read(), cv2.IMREAD_UNCHANGED)
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     return FileFacts("", "", "", f"{pixels.dtype}, {channels} channels", pixels.shape[1], pixels.shape[0])
-
-
-def _as_orientation(value: object) -> int:
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def _read_array(file: IO[bytes]) -> FileFacts:

@@ -28,7 +28,7 @@ class Example:
     """Where a fault stands; what does not apply is empty."""
 
     file: str = ""  # as the annotations name it
-    annotation: int | None = None  # its id
+    annotation: int | str | None = None  # its id
     box: tuple[float, float, float, float] | None = None  # xywh, as annotated
     detail: str = ""
     split: str = ""  # of a pair, which may lie across
@@ -110,11 +110,22 @@ CHECKS: dict[str, Check] = {
         "correct width and height, or restore the pictures that were annotated; --fix corrects where the boxes allow",
         fixable=True,
     ),
-    "size-missing": Check(
+    "size-malformed": Check(
         "error",
-        "images without a width and height in whole pixels",
-        "fill them in; --fix takes them from the files",
+        "images whose width and height are no whole pixels",
+        "correct them; --fix takes them from the files",
         fixable=True,
+    ),
+    "size-missing": Check(
+        "note",
+        "images without a width and height: those of their files are used",
+        "nothing, if the files are as they were annotated; --fix writes them",
+        fixable=True,
+    ),
+    "size-unclear": Check(
+        "error",
+        "images without a width and height whose files do not tell the frame of the boxes",
+        "write the width and height of the frame that the boxes were drawn on",
     ),
     "exif-ambiguous": Check(
         "warning",
@@ -143,7 +154,13 @@ CHECKS: dict[str, Check] = {
     "list-missing": Check(
         "error", "lists that COCO annotations need and the file lacks", "add them; an empty list is written []"
     ),
-    "image-malformed": Check("error", "images without an integer id or a file name", "correct or remove them"),
+    "read-otherwise": Check(
+        "note",
+        "values that are read although they are written otherwise than COCO has them",
+        "nothing here; --fix writes them as other tools want them",
+        fixable=True,
+    ),
+    "image-malformed": Check("error", "images without an id or a file name", "correct or remove them"),
     "image-id-duplicate": Check(
         "error", "images whose id stands twice: annotations cannot be told apart", "give each image an id of its own"
     ),
@@ -160,7 +177,7 @@ CHECKS: dict[str, Check] = {
     "image-dangling": Check(
         "error",
         "annotations of an image that is not listed",
-        "add the image, or remove them; --fix removes them",
+        "add the image, or remove them; --fix joins ids that are all off by one, and removes others",
         fixable=True,
     ),
     "category-dangling": Check(
@@ -169,7 +186,7 @@ CHECKS: dict[str, Check] = {
         "add the category, or remove them; --fix removes them",
         fixable=True,
     ),
-    "category-malformed": Check("error", "categories without an integer id or a name", "correct them"),
+    "category-malformed": Check("error", "categories without an id or a name", "correct them"),
     "category-id-duplicate": Check("error", "category ids that stand twice", "give each category an id of its own"),
     "category-name-similar": Check(
         "warning",
@@ -180,12 +197,22 @@ CHECKS: dict[str, Check] = {
     "csv-row": Check("error", "rows of the CSV file that cannot be used", "correct them: path,label"),
     # --- boxes ---
     "box-not-finite": Check(
-        "error", "boxes that are not four finite numbers", "correct or remove them; --fix removes them", fixable=True
+        "error",
+        "boxes that are not four finite numbers",
+        "correct or remove them; --fix takes them from the segmentation, or removes them",
+        fixable=True,
     ),
     "box-no-area": Check(
         "error",
         "boxes without area",
-        "correct or remove them; --fix removes them, data.invalid_boxes=drop leaves them out",
+        "correct or remove them; --fix takes them from the segmentation, or removes them; data.invalid_boxes=drop"
+        " leaves them out",
+        fixable=True,
+    ),
+    "area-odd": Check(
+        "warning",
+        "areas that are 0 or larger than their box: AP of small, medium and large objects goes by them",
+        "correct them; --fix recomputes them from the mask, or the box",
         fixable=True,
     ),
     "box-outside": Check(
@@ -254,6 +281,8 @@ CHECKS: dict[str, Check] = {
     "images-empty": Check(
         "note", "images without objects", "nothing, if there is none to be seen: they are good negatives"
     ),
-    "crowd": Check("note", "crowd regions, which training ignores and evaluation excuses", "nothing"),
+    "crowd": Check(
+        "note", "ignore regions (iscrowd or ignore is 1), which training ignores and evaluation excuses", "nothing"
+    ),
     "split-impossible": Check("error", "data.val_share cannot be held back", "add pictures, or change the share"),
 }

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from detector.data.coco_rows import Category, Ids
 from detector.data.labels import class_folders, read_label_table
 from detector.data.listing import list_images
-from detector.doctor.columns import Category, Split
+from detector.doctor.columns import Split
 from detector.doctor.findings import Example, Finding, found, in_words
 from detector.errors import DataError
 
@@ -24,7 +25,7 @@ def read_folders(name: str, root: Path, classes: Sequence[str] | None) -> Split:
     names = folders if classes is None else [*classes, *sorted({*folders} - {*classes})]
     label_of = {folder: label for label, folder in enumerate(names)}
     labels = [[label_of[file.split("/", 1)[0]]] for file in files]
-    split = _split(name, root, root, names, files, labels, listing.note())
+    split = _split(name, root, root, names, files, labels, _as_notice(root, listing.note()))
     split.faults += found("file-stray", name, stray, Example)
     filled = {file.split("/", 1)[0] for file in files}
     split.faults += found("folder-empty", name, [folder for folder in folders if folder not in filled], Example)
@@ -48,14 +49,18 @@ def read_csv(name: str, path: Path, root: Path, classes: Sequence[str] | None, m
     names = used if classes is None else [*classes, *sorted({*used} - {*classes})]
     label_of = {text: label for label, text in enumerate(names)}
     labels = [sorted({label_of[text] for text in row}) for row in texts]
-    split = _split(name, path, root, names, files, labels, table.note())
+    split = _split(name, path, root, names, files, labels, _as_notice(path, table.note()))
     split.faults += found("csv-row", name, faults, in_words)
     split.faults += _unknown_classes(name, used, classes)
     return split
 
 
+def _as_notice(source: Path, note: str) -> str:
+    return f"{source}: {note}" if note else ""
+
+
 def _split(
-    name: str, source: Path, root: Path, names: Sequence[str], files: list[str], labels: list[list[int]], note: str
+    name: str, source: Path, root: Path, names: Sequence[str], files: list[str], labels: list[list[int]], notice: str
 ) -> Split:
     image = np.repeat(np.arange(len(files)), [len(own) for own in labels]) if files else np.empty(0, dtype=np.int64)
     label = np.array([one for own in labels for one in own], dtype=np.int64)
@@ -67,15 +72,15 @@ def _split(
         has_boxes=False,
         categories=[Category(place, one) for place, one in enumerate(names)],
         files=files,
-        image_ids=np.arange(len(files)),
+        image_ids=Ids.counting(len(files)),
         sizes=np.zeros((len(files), 2), dtype=np.int64),
-        annotation_ids=np.arange(count),
+        annotation_ids=Ids.counting(count),
         image=image,
         label=label,
         boxes=np.zeros((count, 4)),
+        areas=np.zeros(count),
         is_crowd=np.zeros(count, dtype=bool),
-        is_implied=np.zeros(count, dtype=bool),
-        note=note,
+        notice=notice,
     )
 
 
@@ -94,7 +99,7 @@ def hold_back_val(split: Split, share: float, seed: int) -> list[Split]:
     train, val = (
         _split(
             name, split.source, split.root, names, [os.fsdecode(file) for file in part.files],
-            [part.labels_of(index).tolist() for index in range(len(part))], split.note,
+            [part.labels_of(index).tolist() for index in range(len(part))], split.notice,
         )
         for name, part in zip(("train", "val"), parts, strict=True)
     )  # fmt: skip

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from detector.data.headers import QUARTER_TURNS
 from detector.data.listing import list_images
 from detector.data.names import Names
 from detector.doctor.columns import Split
 from detector.doctor.files import FileFacts
 from detector.doctor.findings import Example, Finding, found
-
-QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
 
 
 def check_pictures(split: Split, facts: Sequence[FileFacts], in_channels: int) -> Iterator[Finding]:
@@ -78,12 +77,15 @@ def _modes(split: Split, facts: Sequence[FileFacts], in_channels: int) -> Iterat
 
 def _frames(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
     """Sizes that are not annotated, and EXIF turns that leave open which frame the boxes are on."""
-    differing, ambiguous, turned = [], [], []
+    differing, ambiguous, turned, missing, unclear = [], [], [], [], []
+    malformed = split.places_at_fault("size-malformed")
     for index, own in enumerate(facts):
         size = (int(split.sizes[index, 0]), int(split.sizes[index, 1]))
+        stored, is_quarter = (own.width, own.height), own.orientation in QUARTER_TURNS
+        if size[0] == 0 and split.files[index] and index not in malformed:
+            (unclear if is_quarter and own.width != own.height else missing).append(index)
         if own.width == 0 or size[0] == 0:
             continue
-        stored, is_quarter = (own.width, own.height), own.orientation in QUARTER_TURNS
         if size not in (stored, stored[::-1] if is_quarter else stored):
             differing.append(index)
         elif own.orientation != 1 and split.objects_an_image[index]:
@@ -97,6 +99,8 @@ def _frames(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
         return f"EXIF orientation {facts[index].orientation}"
 
     yield from split.in_images("size-differs", differing, sizes)
+    yield from split.in_images("size-missing", missing)
+    yield from split.in_images("size-unclear", unclear, orientation)
     yield from split.in_images("exif-ambiguous", ambiguous, orientation)
     yield from split.in_images("exif-turned", turned, orientation)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detector.config import ResizeConfig
+from detector.data.coco_rows import class_differences
 from detector.doctor.columns import Split
 from detector.doctor.findings import Finding, found, in_words
 
@@ -108,14 +109,14 @@ def _classes(split: Split) -> Iterator[Finding]:
 
 
 def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
-    """By id and name; of labelled pictures by name, and val may lack some."""
-    sets = [
-        {
-            f"{category.id} {category.name!r}" if split.has_boxes else repr(category.name)
-            for category in split.categories
-        }
-        for split in (train, val)
-    ]
-    only = [f"{name} only in train" for name in sorted(sets[0] - sets[1])] if train.has_boxes else []
-    only += [f"{name} only in val" for name in sorted(sets[1] - sets[0])]
-    yield from found("classes-differ", "train/val", only, in_words)
+    """By id and name; of labelled pictures by name. Val may lack some."""
+    if train.has_boxes:
+        differences = class_differences(val.categories, train.categories)
+        said = [
+            f"{own.id} {own.name!r} of val is {f'{other.id} {other.name!r}' if other else 'no class'} in train"
+            for own, other in differences
+        ]
+    else:
+        known = {category.name for category in train.categories}
+        said = [f"{own.name!r} only in val" for own in val.categories if own.name not in known]
+    yield from found("classes-differ", "train/val", said, in_words)

@@ -16,9 +16,7 @@ NOT_LOOKED_FOR = "--quick read headers only: damaged pictures and copies were no
 
 def format_report(report: Report) -> str:
     """What there is, what was found, and the verdict."""
-    lines = []
-    for split, own in zip(report.splits, report.sets, strict=True):
-        lines += [*_describe(own, report), *([f"  {split.note}"] if split.note else [])]
+    lines = [line for own in report.sets for line in _describe(own, report)]
     for finding in report.findings:
         lines += ["", *_format_finding(finding)]
     lines += ["", report.verdict]
@@ -30,7 +28,7 @@ def format_report(report: Report) -> str:
 def _describe(own: SetFacts, report: Report) -> list[str]:
     things = "objects" if report.splits[0].has_boxes else "labels"
     lines = [f"{own.name}: {own.source}"]
-    crowds = f", {own.crowds:,} crowd regions" if own.crowds else ""
+    crowds = f", {own.crowds:,} ignore regions" if own.crowds else ""
     lines.append(
         f"  {own.images:,} images ({own.empty:,} without {things}), {own.objects:,} {things} of {len(own.classes)}"
         f" classes{crowds}"

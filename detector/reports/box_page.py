@@ -304,7 +304,6 @@ def _draw_worst(
     listed: Iterator[dict[str, Any]],
 ) -> Iterator[Picture]:
     place_of = {image_id: index for index, image_id in enumerate(truth.image_ids.tolist())}
-    label_of = {category.id: label for label, category in enumerate(truth.categories)}
     for row in listed:
         index = place_of[row["image_id"]]
         size = int(truth.heights[index]), int(truth.widths[index])
@@ -318,12 +317,12 @@ def _draw_worst(
         ]
         left = draw_colored(image, _xyxy(boxes), [ORANGE if missed else GREEN for missed in is_missed], texts)
 
-        found = np.flatnonzero((rows[:, 0] == row["image_id"]) & report.is_shown)
+        found = np.flatnonzero((rows[:, 0] == index) & report.is_shown)
         found = found[np.argsort(-rows[found, 5], kind="stable")]
         is_false = report.is_false[found]
         texts = []
         for detection, false in zip(rows[found], is_false, strict=True):
-            label = label_of[int(detection[6])]
+            label = int(detection[6])
             kind = false_type(detection[1:5], label, boxes, labels) if false else ""
             texts.append(f"{truth.categories[label].name} {detection[5]:.2f} {kind}" if false else "")
         right = draw_colored(image, _xyxy(rows[found, 1:5]), [RED if false else GREEN for false in is_false], texts)

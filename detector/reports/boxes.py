@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from detector.data.coco import Annotations
-from detector.metrics import load_evaluation
+from detector.metrics import image_numbers, load_evaluation
 
 STEPS = 1000  # thresholds are thousandths of a score
 SIZES = (0, 16, 32, 64, 128, 256)  # sides of squares, in pixels of the original picture: where ranges of size begin
@@ -77,7 +77,7 @@ class BoxReport:
 def box_report(rows: np.ndarray, truth: Annotations, metrics: dict[str, Any]) -> BoxReport:
     """All figures of ``rows`` [R, 7] (:func:`~detector.metrics.coco_metrics`), of which ``metrics`` are the first."""
     num_classes, max_detections = len(truth.categories), metrics["max_detections"]
-    image, label = _places(rows, truth)  # [R] each
+    image, label = rows[:, 0].astype(np.int64), rows[:, 6].astype(np.int64)  # [R] each
     true_image, true_label = truth.image_index().numpy(), truth.labels.numpy()
     is_object = ~truth.is_crowd.numpy()  # [M]
 
@@ -167,15 +167,6 @@ def false_type(box: np.ndarray, label: int, true_boxes: np.ndarray, true_labels:
     return ERRORS["Both" if other >= 0.1 else "Bkg"][0]
 
 
-def _places(rows: np.ndarray, truth: Annotations) -> tuple[np.ndarray, np.ndarray]:
-    """The image's and the class's place of each detection, [R] each."""
-    ids = truth.image_ids.numpy()
-    order = np.argsort(ids)
-    image = order[np.searchsorted(ids[order], rows[:, 0].astype(np.int64))]
-    label = np.searchsorted([category.id for category in truth.categories], rows[:, 6].astype(np.int64))
-    return image, label
-
-
 def _count_above(level: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
     """How many have at least each level, [K, STEPS + 1]."""
     counts = np.bincount(label * (STEPS + 1) + level, minlength=num_classes * (STEPS + 1))
@@ -244,7 +235,7 @@ def _by_size(precision: np.ndarray, truth: Annotations) -> list[dict[str, Any]]:
 
 def _by_crowding(evaluation: Any, truth: Annotations, images: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """AP of the images with so many objects; those without any have no AP, but false positives."""
-    ids, objects = truth.image_ids.numpy(), images["objects"]
+    ids, objects = image_numbers(truth), images["objects"]
     highs = [*CROWDS[1:], np.inf]
     members = {"0": objects == 0}
     for name, low, high in zip(_range_names(CROWDS), CROWDS, highs, strict=True):

@@ -75,7 +75,7 @@ def predict(logits: Tensor, batch: Batch, config: ModelConfig) -> Tensor:
     return logits.float().sigmoid() if config.multi_label else logits.float().softmax(dim=1)
 
 
-def to_rows(scores: Tensor, ids: Tensor, categories: Sequence[Category]) -> np.ndarray:
+def to_rows(scores: Tensor, ids: Tensor) -> np.ndarray:
     """An array [B, 1 + K]: picture, scores."""
     return torch.cat([ids[:, None].double(), scores.double()], dim=1).cpu().numpy()
 

@@ -17,6 +17,7 @@ from detector import boxes as box_ops
 from detector.anchors import Anchors, level_sizes
 from detector.config import Config, MatcherConfig, ModelConfig
 from detector.data.coco import Annotations, Category, CocoDataset, Sample, open_dataset
+from detector.data.coco_rows import Id
 from detector.data.transforms import TrainTransform, Transform, Transformed
 from detector.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.matching import IGNORE, MATCHERS
@@ -40,7 +41,7 @@ class Prediction(NamedTuple):
     boxes: np.ndarray  # [D, 4] float32 xyxy
     scores: np.ndarray  # [D] float32
     labels: np.ndarray  # [D] int64, 0..K-1
-    category_ids: np.ndarray  # [D] int64, the training set's own ids
+    category_ids: np.ndarray  # [D] the training set's own ids: int64, or objects where some are text
     names: list[str]  # [D]
 
 
@@ -102,14 +103,13 @@ def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Dete
     return detections._replace(boxes=box_ops.clip(boxes, batch.sizes_original))
 
 
-def to_rows(detections: Detections, ids: Tensor, categories: Sequence[Category]) -> np.ndarray:
-    """COCO results as an array [R, 7]: image id, left, top, width, height, score, category id."""
-    category_ids = torch.tensor([category.id for category in categories])
+def to_rows(detections: Detections, ids: Tensor) -> np.ndarray:
+    """Results as an array [R, 7]: place of the image, left, top, width, height, score, label."""
     boxes, scores, labels = (part.cpu() for part in detections)
     image, place = torch.nonzero(labels >= 0, as_tuple=True)
     boxes = boxes[image, place].double()
     boxes[:, 2:] -= boxes[:, :2]
-    columns = [ids.cpu()[image, None], boxes, scores[image, place, None], category_ids[labels[image, place]][:, None]]
+    columns = [ids.cpu()[image, None], boxes, scores[image, place, None], labels[image, place, None]]
     return torch.cat([column.double() for column in columns], dim=1).numpy()
 
 
@@ -127,6 +127,8 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
         "  ".join(f"{name} {metrics[name]:.3f}" for name in METRICS if name.startswith("AR"))
         + f"  (at most {metrics['max_detections']} detections an image)",
     ]
+    if metrics["dropped"]:
+        lines.append(f"not in the truth: {metrics['dropped']:,} invalid boxes (data.invalid_boxes)")
     if per_class:
         width = max(len(row["name"]) for row in metrics["per_class"])
         lines.append(f"{'class':<{width}}  objects     AP   AP50     AR")
@@ -225,6 +227,7 @@ def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
 
 def to_predictions(detections: Detections, categories: Sequence[Category], config: ModelConfig) -> list[Prediction]:
     """What was found in each picture, without the padding."""
+    kind = object if any(isinstance(category.id, str) for category in categories) else np.int64
     found = []
     for boxes, scores, labels in zip(*(part.cpu().numpy() for part in detections), strict=True):
         is_kept = labels >= 0
@@ -234,26 +237,26 @@ def to_predictions(detections: Detections, categories: Sequence[Category], confi
                 boxes=boxes[is_kept],
                 scores=scores[is_kept],
                 labels=own,
-                category_ids=np.array([categories[label].id for label in own], dtype=np.int64),
+                category_ids=np.array([categories[label].id for label in own], dtype=kind),
                 names=[categories[label].name for label in own],
             )
         )
     return found
 
 
-def to_results(found: Prediction, image_id: int, name: Path) -> list[dict[str, Any]]:
+def to_results(found: Prediction, image_id: Id, name: Path) -> list[dict[str, Any]]:
     """COCO results of one picture, with the file's and the classes' names beside the ids."""
     return [
         {
             "image_id": image_id,
             "file_name": name.as_posix(),
-            "category_id": int(category_id),
+            "category_id": category_id,
             "category_name": category,
             "bbox": [round(float(number), 2) for number in (*box[:2], *(box[2:] - box[:2]))],
             "score": round(float(score), 5),
         }
         for box, score, category_id, category in zip(
-            found.boxes, found.scores, found.category_ids, found.names, strict=True
+            found.boxes, found.scores, found.category_ids.tolist(), found.names, strict=True
         )
     ]
 
