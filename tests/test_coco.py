@@ -31,7 +31,7 @@ from detector.data.coco import (
     open_dataset,
 )
 from detector.data.coco_json import Category, read_annotations
-from detector.data.names import Names, is_certain
+from detector.data.names import Names, files_below, is_certain
 from detector.data.transforms import Transform
 from detector.errors import DataError
 from detector.structures import IGNORE_REGION
@@ -751,7 +751,7 @@ def name_files(folder: Path, *names: str) -> Names:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    return Names(folder)
+    return Names(files_below(folder))
 
 
 FILES = ["images/a.png", "b c.JPG", "train/x.png", "val/x.png", "val/deep/y.png", "q/z.png", "z.png", "o\u0308.png"]

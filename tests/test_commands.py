@@ -295,7 +295,7 @@ def test_a_report_against_another_model(
     ("arguments", "words"),
     [
         (["--input", "nowhere", "--output", "out"], "nowhere: no such file or folder"),
-        (["--input", "*.nothing", "--output", "out"], "has no pictures"),
+        (["--input", "*.nothing", "--output", "out"], "has no images"),
     ],
 )
 def test_infer_on_a_mistake(run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:

@@ -20,7 +20,7 @@ from detector.data.coco_rows import odd_areas
 from detector.data.formats import naming_format
 from detector.data.images import read_annotated_image, read_size
 from detector.data.json_stream import show_text
-from detector.data.names import FIX, Names, check_names
+from detector.data.names import FIX, Names, check_names, files_below
 from detector.data.transforms import Transform
 from detector.errors import DataError, DetectorError
 from detector.structures import IGNORE_REGION
@@ -287,7 +287,7 @@ def check_files(annotations: Annotations, images: Path, split: str, allow_outsid
         name = annotations.file_name(index)
         fault = f"{reason} of data.{split}.images" if is_outside else reason
         remedy = OUTSIDE if is_outside else f"check data.{split}.images, or remove the image from the annotations"
-        if hint := Names(images).hint(name):
+        if hint := Names(files_below(images)).hint(name):
             remedy = f"{hint} {FIX}"
         raise DataError(
             f"{show_text(str(images / name))}: {fault}, but {annotations.path} names it (image"

@@ -21,7 +21,7 @@ from detector.data.formats import naming_format
 from detector.data.images import read_image
 from detector.data.labels import class_folders, header_hint, read_label_table
 from detector.data.listing import list_images
-from detector.data.names import Names, check_names
+from detector.data.names import Names, check_names, files_below
 from detector.data.transforms import ClassTransform, TrainClassTransform, mix
 from detector.errors import ConfigError, DataError, DetectorError, one_of
 
@@ -137,7 +137,7 @@ def read_csv(
         if is_outside:
             fault = f"{files[index]} {reason} of {root}"
             remedy = "put the image into the folder, or set data.allow_outside=true if you trust the file"
-        remedy = Names(root).hint(files[index]) or remedy
+        remedy = Names(files_below(root)).hint(files[index]) or remedy
         raise DataError(f"{path}:{lines[index]}: {fault}; {remedy}{header_hint(lines[index])}")
     names = list(classes) if classes is not None else sorted({text for row in texts for text in row})
     if not names:

@@ -63,17 +63,22 @@ def check_names(names: Iterable[str], root: Path, allow_outside: bool) -> Iterat
                 yield NameFault(files[name], False, reason)
 
 
-class Names:
-    """The files below a folder, listed when the first one is asked for."""
+def files_below(root: Path) -> Iterator[str]:
+    """Names relative to ``root``."""
+    return (name for name, is_file in walk(root) if is_file)
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+
+class Names:
+    """Names that there are, such as ``files_below`` a folder; they are gone through when the first one is asked for."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = names
 
     @cached_property
     def _ending(self) -> dict[str, list[str]]:
         """Files by the keys of all ends of their names, with and (marked by a slash) without an image's suffix."""
         ending = defaultdict(list)
-        for name in (name for name, is_file in walk(self.root) if is_file):
+        for name in self.names:
             for end in _ends(_key(name)):
                 ending[end].append(name)
                 if (stem := _stem(end)) != end:

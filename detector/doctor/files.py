@@ -120,7 +120,7 @@ def _look_at_file(path: Path, is_quick: bool, in_channels: int) -> tuple[FileFac
                 return (facts if is_quick else _as_training(path, facts, in_channels)), _NOTHING
             source = file if is_quick else io.BytesIO(data)
             header = open_header(path, source)
-            facts = _read_facts(path, header) if header else _decode_facts(path, source)
+            facts = _read_facts(path, header) if header else _decode_facts(path, source, in_channels)
     except FileNotFoundError:
         return FileFacts("file-missing", why_missing(path).removeprefix("does not exist")), _NOTHING
     except DataError as error:
@@ -129,13 +129,18 @@ def _look_at_file(path: Path, is_quick: bool, in_channels: int) -> tuple[FileFac
         return FileFacts("file-unreadable", getattr(error, "strerror", None) or str(error)), _NOTHING
     if is_quick:
         return facts, _NOTHING
+    is_plain = facts.format in _PLAIN_FORMATS and facts.mode in _PLAIN_MODES and in_channels in (1, 3)
+    if not is_plain:
+        facts = _as_training(path, facts, in_channels)
+    if facts.fault:
+        return facts, _NOTHING
+    facts = facts._replace(digest=_digest(data))
     try:
         gray = _decode_gray(path, checked(path, data, header), min(facts.width, facts.height))
     except DataError as error:
-        return facts._replace(fault="file-damaged", reason=_reason(path, error)), _NOTHING
-    small = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    is_plain = facts.format in _PLAIN_FORMATS and facts.mode in _PLAIN_MODES and in_channels in (1, 3)
-    return (facts if is_plain else _as_training(path, facts, in_channels))._replace(digest=_digest(data)), small
+        # What training reads may still be nothing in gray.
+        return facts._replace(fault="file-damaged", reason=_reason(path, error)) if is_plain else facts, _NOTHING
+    return facts, cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
 
 
 def _as_training(path: Path, facts: FileFacts, in_channels: int) -> FileFacts:
@@ -145,7 +150,7 @@ def _as_training(path: Path, facts: FileFacts, in_channels: int) -> FileFacts:
     except ChannelsError as error:
         return facts._replace(fault="file-channels", reason=_reason(path, error))
     except DataError as error:
-        return facts._replace(fault="file-unreadable", reason=_reason(path, error))
+        return facts._replace(fault="file-damaged", reason=_reason(path, error))
     return facts
 
 
@@ -162,9 +167,12 @@ def _read_facts(path: Path, header: ImageFile) -> FileFacts:
     return FileFacts("", "", header.format or "", header.mode, *header.size, orientation_of(header))
 
 
-def _decode_facts(path: Path, file: IO[bytes]) -> FileFacts:
+def _decode_facts(path: Path, file: IO[bytes], in_channels: int) -> FileFacts:
     """Of what Pillow does not read, such as TIFF with three channels of 16 bits, OpenCV may know more."""
-    pixels = _decode(path, file.read(), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = _decode(path, file.read(), cv2.IMREAD_UNCHANGED)
+    except DataError:
+        pixels = read_image(path, in_channels)  # some damaged files can be decoded only so
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     return FileFacts("", "", "", f"{pixels.dtype}, {channels} channels", pixels.shape[1], pixels.shape[0])
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from detector.data.names import Names, is_certain
+from detector.data.names import Names, files_below, is_certain
 from detector.doctor.columns import Split
 from detector.doctor.files import FileFacts
 
@@ -16,7 +16,7 @@ def fix_names(tree: dict[str, Any], split: Split, facts: Sequence[FileFacts]) ->
 
     Only where that is one file, no folder speaks against it, and no other image has it; returns every change.
     """
-    names = Names(split.root)
+    names = Names(files_below(split.root))
     meant = {
         index: found[0]
         for index, own in enumerate(facts)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from detector.data.headers import QUARTER_TURNS
 from detector.data.listing import list_images
-from detector.data.names import Names
+from detector.data.names import Names, files_below
 from detector.doctor.columns import Split
 from detector.doctor.files import FileFacts
 from detector.doctor.findings import Example, Finding, found
@@ -33,7 +33,7 @@ def _with_fault(split: Split, facts: Sequence[FileFacts], check: str) -> list[in
 
 def _names(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
     """Names that lead nowhere or out of the folder, and the files that they probably mean."""
-    names = Names(split.root)
+    names = Names(files_below(split.root))
     for check in ("file-outside", "file-missing"):
         places = _with_fault(split, facts, check)
         hints = {index: hint for index in places if (hint := names.hint(split.files[index]))}
