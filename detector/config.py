@@ -92,7 +92,8 @@ class DataConfig(Section):
     train: SplitConfig = SplitConfig()
     val: SplitConfig | None = SplitConfig()  # null, without val_share: nothing is evaluated, last.pt is the result
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
-    allow_outside: bool = False  # names of pictures may lead out of their folder: absolute, by "..", or by links
+    # Names of images may lead out of their folder: absolute, or by "..". Links in the folder are followed without it.
+    allow_outside: bool = False
     # The frame that boxes are drawn on, and that is read: upright is as EXIF turns it, stored without. auto: whichever
     # has the annotated width and height (stored where both do), and upright where nothing is annotated.
     exif: Literal["auto", "stored", "upright"] = "auto"

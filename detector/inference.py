@@ -31,6 +31,7 @@ from detector.configfile import config_to_dict
 from detector.data.coco_rows import Id, read_rows
 from detector.data.collate import shared_zeros
 from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.listing import list_images, sort_out
 from detector.data.loader import load
 from detector.data.sampler import EvalBatches, Key
 from detector.errors import ConfigError, DataError, DetectorError
@@ -45,8 +46,9 @@ ERRORS = "errors.jsonl"
 class Pictures(Sequence[Path]):
     """Files under ``root``, as one array of bytes: loader processes share its pages, and 100,000 take a few MB."""
 
-    def __init__(self, root: Path, names: Iterable[str]) -> None:
+    def __init__(self, root: Path, names: Iterable[str], note: str = "") -> None:
         self.root = root
+        self.note = note  # what else was found there
         self.names = np.array(sorted(os.fsencode(name) for name in names))
 
     def __len__(self) -> int:
@@ -144,41 +146,27 @@ class _Samples:
 
 
 def find_images(pattern: str) -> Pictures:
-    """The pictures of a folder (searched whole), a file or a glob pattern, sorted by name."""
+    """The images of a folder (searched whole), a file or a glob pattern, sorted by name.
+
+    Links are followed; one that leads nowhere is listed, and named as unreadable later.
+    """
     path = Path(pattern)
     if path.is_file():
         return Pictures(path.parent, [path.name])
     if path.is_dir():
-        root, names = path, _scan(path)
+        root, listing = path, list_images(path)
     elif glob.has_magic(pattern):
         fixed = pattern[: min(pattern.index(sign) for sign in "*?[" if sign in pattern)]
         root = Path(os.path.dirname(fixed))  # noqa: PTH120 (Path drops the last slash)
         matches = (Path(match) for match in glob.iglob(pattern, recursive=True))  # noqa: PTH207 (may be absolute)
-        names = (match.relative_to(root).as_posix() for match in matches if _is_picture(match.name) and match.is_file())
+        found = ((match.relative_to(root).as_posix(), match.is_file()) for match in matches if not match.is_dir())
+        listing = sort_out(root, found)
     else:
         raise DataError(f"{pattern}: no such file or folder")
-    pictures = Pictures(root, names)
-    if not len(pictures):
-        raise DataError(f"{pattern}: has no pictures ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    return pictures
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (a Path for each of 100,000 is slow)
-
-
-def _scan(root: Path, below: str = "") -> Iterator[str]:
-    """Names relative to ``root``, from the folders' own lists: of the files, only links are looked at."""
-    try:
-        with os.scandir(root / below) as entries:
-            for entry in entries:
-                name = below + entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _scan(root, name + "/")
-                elif _is_picture(entry.name) and entry.is_file():
-                    yield name
-    except OSError as error:
-        raise DataError(f"{root / below}: cannot be searched: {error.strerror}") from None
+    if not listing.files:
+        skipped = f"; {listing.note()}" if listing.skipped else ""
+        raise DataError(f"{pattern}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))}){skipped}")
+    return Pictures(root, listing.files, listing.note())
 
 
 def infer_folder(

@@ -14,6 +14,7 @@ import numpy as np
 from detector.data.coco_json import Annotations
 from detector.data.coco_rows import box_of_texts, id_key, is_id, number_of_text, sort_key
 from detector.data.json_stream import is_number, open_json, show
+from detector.data.names import Names
 from detector.errors import DataError
 
 # s, m, l: objects under 32² pixels, under 96², and over.
@@ -183,9 +184,9 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
             if "file_name" in entry:
                 name = entry["file_name"]
                 if not isinstance(name, str) or name not in index_of_name:
-                    raise DataError(
-                        f"{where}: file_name {show(name)} is not in {truth.path}; evaluate on its own truth"
-                    )
+                    hint = Names(index_of_name).hint(name) if isinstance(name, str) else ""
+                    remedy = hint or "evaluate on its own truth"
+                    raise DataError(f"{where}: file_name {show(name)} is not in {truth.path}; {remedy}")
                 index = index_of_name[name]
             else:
                 index = index_of.get(id_key(image_id), -1)

@@ -497,7 +497,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "nothing to evaluate on": (lambda data: None, ["data.val.images=null"], ["data.val.images", "data.val_share=0.2"]),
     "no such folder": (lambda data: None, ["data.train.images=nowhere"], ["data.train.images: nowhere is no folder"]),
     "pictures without folders": (lambda data: None, ["data.train.images={data}/train/red"], ["no class folders"]),
-    "empty class": (lambda data: (data / "train/wood").mkdir(), [], ["train/wood", "has no pictures", "remove it"]),
+    "empty class": (lambda data: (data / "train/wood").mkdir(), [], ["train/wood", "has no images", "remove it"]),
     "unknown class to evaluate": (
         lambda data: (data / "val/red").rename(data / "val/read"),
         [],
@@ -506,7 +506,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "class without pictures": (
         lambda data: None,
         ["data.classes=[red, green, blue, wood]"],
-        ["has no picture of class 'wood'", "data.classes"],
+        ["has no image of class 'wood'", "data.classes"],
     ),
     "class not named": (lambda data: None, ["data.classes=[red, green]"], ["'blue' is not among the 2 classes"]),
     "held back and given": (lambda data: None, ["data.val_share=0.5"], ["data.val_share", "data.val.images is given"]),
@@ -516,7 +516,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["data.class_weights", "'rad'", "'red'?"],
     ),
     "CSV missing": (lambda data: None, CSV, ["train.csv", "No such file"]),
-    "CSV without a header": (table("red/red_0.png,red\n"), CSV, ["train.csv:1", "must be path,label"]),
+    "CSV without paths": (table("red,red/red_0.png\n"), CSV, ["train.csv:1: ", "/red is not a file", "a header would"]),
+    "CSV of boxes": (table("red/red_0.png,1,2,9,9,red\n"), CSV, ["train.csv: looks like a CSV file of boxes"]),
     "CSV of a missing file": (
         table("path,label\nred/red_0.png,red\nred/red_9.png,red\n"),
         CSV,

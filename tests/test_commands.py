@@ -450,7 +450,7 @@ def test_what_has_no_truth_is_a_dash(run: Path, data: Path, capsys: pytest.Captu
     ("arguments", "words"),
     [
         (["--input", "nowhere", "--output", "out"], "nowhere: no such file or folder"),
-        (["--input", "*.nothing", "--output", "out"], "has no pictures"),
+        (["--input", "*.nothing", "--output", "out"], "has no images"),
     ],
 )
 def test_infer_on_a_mistake(run: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:

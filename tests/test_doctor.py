@@ -180,6 +180,18 @@ IN_FILES: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
         {"file-extension": 1},
     ),
     "upright": (lambda folder: save(texture(0), folder / "0.jpg", orientation=1), {}),
+    "dangling": (
+        lambda folder: ((folder / "0.jpg").unlink(), (folder / "0.jpg").symlink_to("nowhere.jpg")),
+        {"file-missing": 1},
+    ),
+    "linked": (
+        lambda folder: (folder / "0.jpg").rename(folder.parent / "0.jpg") and (folder / "0.jpg").symlink_to("../0.jpg"),
+        {},
+    ),
+    "of fractions": (
+        lambda folder: Image.new("F", (WIDTH, HEIGHT)).save(folder / "0.jpg", "TIFF"),
+        {"file-damaged": 1, "file-extension": 1, "file-mode": 1},
+    ),
     "extra": (lambda folder: save(texture(77), folder / "extra.jpg"), {"file-unlisted": 1}),
     "copied": (lambda folder: shutil.copy(folder / "0.jpg", folder / "1.jpg"), {"images-identical": 1}),
     "encoded again": (lambda folder: save(texture(0), folder / "1.jpg", quality=60), {"images-near": 1}),
@@ -191,7 +203,7 @@ IN_FILES: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
 IN_TREE: dict[str, tuple[Callable[[Tree], object], dict[str, int]]] = {
     "no categories": (
         lambda tree: tree.pop("categories"),
-        {"list-missing": 1, "category-dangling": 24, "images-empty": 6},
+        {"list-missing": 1, "category-dangling": 24, "images-empty": 6, "objects-none": 1},
     ),
     "image without a name": (add("images", {"id": 99}), {"image-malformed": 1}),
     "image is a number": (add("images", 7), {"image-malformed": 1}),
@@ -253,10 +265,16 @@ IN_TREE: dict[str, tuple[Callable[[Tree], object], dict[str, int]]] = {
     "ignore": (set_first(ignore=1), {"crowd": 1}),
     "no images": (
         lambda tree: tree.update(images=[], annotations=[]),
-        {"list-missing": 1, "class-empty": 2, "file-unlisted": 6},
+        {"list-missing": 1, "class-empty": 2, "file-unlisted": 6, "objects-none": 1},
     ),
     "unused class": (add("categories", {"id": 3, "name": "cow"}), {"class-empty": 1}),
     "rare class": (three_more_cats, {"class-rare": 1}),
+    "no objects": (
+        lambda tree: tree.update(annotations=[{**tree["annotations"][0], "iscrowd": 1}]),
+        {"objects-none": 1, "images-empty": 6, "class-empty": 2, "crowd": 1},
+    ),
+    "backslash": (lambda tree: tree["images"][0].update(file_name=".\\0.JPG"), {"file-missing": 1, "file-unlisted": 1}),
+    "leads out": (lambda tree: tree["images"][0].update(file_name="../0.jpg"), {"file-outside": 1, "file-unlisted": 1}),
     "empty image": (lambda tree: tree.update(annotations=tree["annotations"][4:]), {"images-empty": 1}),
     "strange extras": (lambda tree: tree.update(info=None, licenses=[{"bbox": 1, "image_id": 1}], x=[[1]]), {}),
 }
@@ -333,7 +351,8 @@ def test_a_value_is_shown_as_it_stands(data: Path) -> None:
 def test_every_check_is_planted_somewhere() -> None:
     planted = {check for _, expected in [*IN_FILES.values(), *IN_TREE.values()] for check in expected}
     elsewhere = {"leak-identical", "leak-near", "label-conflict", "classes-differ", "class-imbalance", "objects-small"}
-    elsewhere |= {"size-unclear", "images-crowded", "split-impossible", "csv-row", "file-stray"}  # the tests below
+    elsewhere |= {"images-crowded", "split-impossible", "csv-row", "file-stray", "folder-empty", "class-unlearnt"}
+    elsewhere |= {"file-channels", "size-unclear"}  # the tests below
     assert planted | elsewhere == set(CHECKS)
     assert {check.severity for check in CHECKS.values()} == set(SEVERITIES)
 
@@ -443,14 +462,15 @@ def test_folders_of_classes_are_examined(classes: Path) -> None:
     shutil.copy(classes / "cat/3.jpg", classes / "dog/13.jpg")
     cut(classes / "dog/14.jpg", 0.5)
     report = examine([read_folders("train", classes, None)], Settings(), False)
-    expected = {"class-empty": 1, "file-stray": 1, "label-conflict": 1, "images-identical": 1, "file-damaged": 1}
+    expected = {"folder-empty": 1, "class-unlearnt": 1, "file-stray": 1}
+    expected |= {"label-conflict": 1, "images-identical": 1, "file-damaged": 1}
     assert counts(report) == expected
     assert finding(report, "label-conflict").examples[0].detail == "dog and cat"
 
 
 def test_a_folder_that_is_no_class_of_the_config(classes: Path) -> None:
     report = examine([read_folders("train", classes, ["cat", "hound"])], Settings(), True)
-    assert counts(report) == {"classes-differ": 1, "class-empty": 1}
+    assert counts(report) == {"classes-differ": 1, "class-unlearnt": 1}
     with pytest.raises(DataError, match="no class folders"):
         read_folders("train", classes / "cat", None)
 
@@ -463,9 +483,10 @@ def test_csv_files_are_examined(classes: Path) -> None:
     # "a;b" is one label here: a class of one picture.
     assert counts(report) == {"csv-row": 2, "file-missing": 2, "class-rare": 1}
     assert [example.detail for example in finding(report, "csv-row").examples] == [
-        "line 22: cat/0.jpg stands in line 2 already",
-        "line 23: no path",
+        "line 22: cat/0.jpg is listed twice, first in line 2; keep one row per image",
+        "line 23: has no path",
     ]
+    assert report.splits[0].notice == f"{path}: the first row is a header: path,label"
     several = read_csv("train", path, classes, None, multi_label=True)
     assert [category.name for category in several.categories] == ["a", "b", "cat", "dog"]
 

@@ -126,6 +126,34 @@ def test_fix_writes_a_clean_copy_and_every_change(
     assert run_command("doctor", ["--annotations", str(out), "--images", f"{data}/images"]) == 0
 
 
+def test_fix_corrects_the_names_of_files(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = data / "images"
+    (images / "a").mkdir()
+    (images / "b").mkdir()
+    (images / "train_00003.jpg").rename(images / "a" / "x.jpg")
+    shutil.copy(images / "train_00004.jpg", images / "b" / "x.jpg")
+    (images / "train_00005.jpg").rename(images / "b" / "y.jpg")
+    names = ["images\\train_00000.jpg", "/home/me/images/train_00001.JPG", "../train%5F00002.jpg"]
+    # What may be either of two files, what a folder speaks against, and what another image has.
+    names += ["x.jpg", "train_00004.jpg", "test/y.jpg", "train_00004.png"]
+
+    def change(tree: dict[str, Any]) -> None:
+        for image, name in zip(tree["images"], names, strict=False):
+            image["file_name"] = name
+
+    edit(data / "annotations/train.json", change)
+    out = tmp_path / "fixed.json"
+    assert run_command("doctor", [*arguments(data), "--fix", str(out)]) == 1
+    printed = capsys.readouterr().out
+    assert "x.jpg: it may be any of 2 files: a/x.jpg, b/x.jpg" in printed
+    fixed = [image["file_name"] for image in json.loads(out.read_text())["images"]]
+    assert fixed[:7] == ["train_00000.jpg", "train_00001.jpg", "train_00002.jpg", *names[3:]]
+    changes = [json.loads(line) for line in out.with_name("fixed.json.changes.jsonl").read_text().splitlines()]
+    assert [(change["change"], change["before"], change["after"]) for change in changes] == [
+        ("renamed", before, after) for before, after in zip(names[:3], fixed[:3], strict=True)
+    ]
+
+
 # The annotated size, the boxes, the file's size and EXIF orientation; and whether the file's size is taken.
 SIZES: dict[str, tuple[tuple[object, object], list[list[float]], tuple[int, int], int, bool]] = {
     "missing": ((None, None), [BOX], (96, 64), 1, True),

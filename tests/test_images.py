@@ -421,7 +421,7 @@ def test_a_file_that_is_no_picture(data: bytes, message: str, tmp_path: Path) ->
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    assert error_of(tmp_path / "x.jpg") == f"{tmp_path / 'x.jpg'}: cannot be read: No such file or directory"
+    assert error_of(tmp_path / "x.jpg") == f"{tmp_path / 'x.jpg'}: does not exist"
     assert error_of(tmp_path).startswith(f"{tmp_path}: cannot be read: ")
 
 

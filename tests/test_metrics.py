@@ -302,7 +302,9 @@ def refusal(folder: Path, entries: Any) -> str:
 
 def test_a_file_name_that_the_truth_has_not_is_refused(tmp_path: Path) -> None:
     # Its number would pass for the id of another picture.
-    assert refusal(tmp_path, [entry(), entry(image_id=20, file_name="below/b.jpg")]).startswith("entry 1: ")
+    said = refusal(tmp_path, [entry(), entry(image_id=20, file_name="below\\b.jpg")])
+    assert said.startswith("entry 1: ")
+    assert said.endswith("; did you mean b.jpg?")
 
 
 @pytest.mark.parametrize(

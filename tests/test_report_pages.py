@@ -118,7 +118,7 @@ def test_without_the_pictures_the_page_says_so(shapes: Path, tmp_path: Path) -> 
         (["--images", "nowhere"], ["nowhere", "no folder"]),
         (["--report", "{images}/val_00012.jpg"], ["val_00012.jpg", "cannot be made"]),
         (["--against", "{other}"], ["other.json", "image_id 999", "val.json"]),
-        (["--images", "{files}"], ["val_000", "No such file"]),
+        (["--images", "{files}"], ["val_000", "does not exist"]),
     ],
 )
 def test_a_report_on_a_mistake(

@@ -112,6 +112,7 @@ def _from_paths(args: argparse.Namespace) -> tuple[list[Split], Settings]:
 
 def _open(name: str, annotations: Path | None, images: Path, config: Config | None = None) -> Split:
     """One split of either kind; the kind of an annotation file is that of its name, or of the config's task."""
+    from detector.data.formats import naming_format, unread, what_it_is
     from detector.doctor.folders import read_csv, read_folders
     from detector.doctor.reading import read_coco
     from detector.errors import DataError
@@ -120,11 +121,17 @@ def _open(name: str, annotations: Path | None, images: Path, config: Config | No
         raise DataError(f"{images}: no such folder")
     classes = config.data.classes if config else None
     if annotations is None:
-        return read_folders(name, images, classes)
+        with naming_format(images):
+            return read_folders(name, images, classes)
     is_labels = config.task == "classification" if config else annotations.suffix.lower() == ".csv"
     if is_labels:
         return read_csv(name, annotations, images, classes, config.model.multi_label if config else True)
-    return read_coco(name, annotations, images)
+    with naming_format(annotations):
+        split = read_coco(name, annotations, images)
+    is_odd = split.faults or (len(split.image) > 0 and not split.is_sound.any())
+    if is_odd and (what := what_it_is(annotations)):
+        raise unread(annotations, what)
+    return split
 
 
 def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
@@ -149,4 +156,11 @@ def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     if config.data.val_share is not None and len(splits) == 1 and not args.fix:  # --fix is of a whole file
         splits = hold_back_val(splits[0], config.data.val_share, config.seed)
     data, model = config.data, config.model
-    return splits, Settings(data.resize, model.in_channels, model.predict.max_detections, data.exif, data.max_value)
+    return splits, Settings(
+        data.resize,
+        model.in_channels,
+        model.predict.max_detections,
+        data.exif,
+        data.max_value,
+        data.allow_outside,
+    )

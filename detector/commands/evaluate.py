@@ -114,6 +114,7 @@ def _score_results(args: argparse.Namespace) -> _Evaluation:
         scored_truth,
         with_sizes,
     )
+    from detector.data.formats import naming_format
     from detector.errors import DataError
     from detector.reports import Scored
     from detector.tasks import detection
@@ -122,7 +123,8 @@ def _score_results(args: argparse.Namespace) -> _Evaluation:
     if images and not images.is_dir():
         raise DataError(f"--images: {images} is no folder")
     config = apply_overrides(Config(), args.overrides, source=args.results)
-    annotations = read_annotations(args.annotations)
+    with naming_format(Path(args.annotations)):
+        annotations = read_annotations(args.annotations)
     if images:
         annotations = with_sizes(annotations, images)
     policy = config.data.invalid_boxes

@@ -65,6 +65,8 @@ def _run(args: argparse.Namespace) -> int:
             f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
         )
     pictures, ids = find_images(args.input), None
+    if pictures.note:
+        print(f"{args.input}: {pictures.note}", file=sys.stderr)
     if args.annotations:
         pictures, ids, unknown = known_ids(pictures, args.annotations)
         if unknown:

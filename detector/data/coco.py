@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,10 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detector.config import DataConfig
+from detector.data.box_rules import check_boxes
 from detector.data.coco_json import Annotations, Category, read_annotations, show_id
 from detector.data.coco_rows import odd_areas
+from detector.data.formats import naming_format
 from detector.data.images import read_annotated_image, read_size
 from detector.data.json_stream import show_text
+from detector.data.names import FIX, Names, check_names, files_below
 from detector.data.resize import input_sizes, padded
 from detector.data.split import hold_back, not_set, split_to_read
 from detector.data.spot_check import spot_check
@@ -29,7 +29,7 @@ from detector.errors import DataError, DetectorError
 from detector.structures import IGNORE_REGION
 
 BLOCK = 1 << 16  # boxes checked at once
-OUTSIDE = "put the picture into the folder, or set data.allow_outside=true if you trust the annotations"
+OUTSIDE = "put the image into the folder, or set data.allow_outside=true if you trust the annotations"
 
 
 class Sample(NamedTuple):
@@ -94,14 +94,8 @@ def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
     is_empty, is_outside = torch.empty(2, len(image), dtype=torch.bool)
     # In blocks, or the intermediate values would be the most that a run of the whole program holds.
     for rows in map(slice, range(0, len(image), BLOCK), range(BLOCK, len(image) + BLOCK, BLOCK)):
-        given = annotations.boxes_xywh[rows].clone()
-        given[:, 2:] += given[:, :2]
-        limits = sides[image[rows]].repeat(1, 2).double()
-        limits[limits == 0] = torch.inf
-        inside = torch.minimum(given.clamp(min=0), limits)
-        boxes[rows] = inside.float()
-        is_outside[rows] = ((given - inside).abs() > 1).any(dim=1)
-        is_empty[rows] = (boxes[rows][:, 2:] <= boxes[rows][:, :2]).any(dim=1)
+        checked = check_boxes(annotations.boxes_xywh[rows].numpy(), sides[image[rows]].numpy())
+        boxes[rows], is_empty[rows], is_outside[rows] = map(torch.from_numpy, checked)
     is_invalid = is_empty | is_outside
     first_invalid = None
     if is_invalid.any():
@@ -300,7 +294,13 @@ def open_dataset(
     annotations = read_split(data, name, categories, seed)
     check_files(annotations, images, read_name, data.allow_outside)
     annotations = with_sizes(annotations, images)
-    return CocoDataset(annotations, images, transform, data.invalid_boxes, channels, data.exif, data.max_value)
+    dataset = CocoDataset(annotations, images, transform, data.invalid_boxes, channels, data.exif, data.max_value)
+    if name == "train" and not dataset.is_object.any():
+        raise DataError(
+            f"{annotations.path}: has no object to train on ({dataset.summary()}); annotate some, or check that"
+            " data.train.annotations is the file that was meant"
+        )
+    return dataset
 
 
 def read_split(data: DataConfig, name: str, categories: list[Category] | None, seed: int) -> Annotations:
@@ -308,7 +308,8 @@ def read_split(data: DataConfig, name: str, categories: list[Category] | None, s
     read_name, split = split_to_read(data, name)
     if split.annotations is None:
         raise not_set(data, read_name, "annotations")
-    annotations = read_annotations(split.annotations, categories)
+    with naming_format(Path(split.annotations)):
+        annotations = read_annotations(split.annotations, categories)
     if data.val_share is None:
         return annotations
     is_val = held_back(annotations, data.val_share, seed)
@@ -323,37 +324,15 @@ def held_back(annotations: Annotations, share: float, seed: int) -> np.ndarray:
 
 
 def check_files(annotations: Annotations, images: Path, split: str, allow_outside: bool) -> None:
-    """Raises for a picture that does not exist or, unless ``allow_outside``, does not lie in the folder ``images``.
-
-    The file system is asked once a folder, not once a picture: they may be many, and the disk far away.
-    """
-    by_folder: dict[Path, dict[str, int]] = defaultdict(dict)  # names of files, and their images
-    for index in range(len(annotations)):
-        file = Path(annotations.file_name(index))
-        if not allow_outside and (file.is_absolute() or ".." in file.parts):
-            raise _file_error(annotations, images, index, f"leads out of data.{split}.images", OUTSIDE)
-        by_folder[images / file.parent][file.name] = index
-
-    root = os.path.realpath(images)
-    for folder, files in by_folder.items():
-        plain = set()
-        with contextlib.suppress(OSError), os.scandir(folder) as entries:  # one that cannot be listed has none
-            plain = {entry.name for entry in entries if entry.name in files and entry.is_file(follow_symlinks=False)}
-        # What is left are mistakes, links, and names that the file system writes otherwise (their case, accents).
-        singles = {folder / name: index for name, index in files.items() if name not in plain}
-        for file, index in singles.items():
-            if not os.path.isfile(file):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
-                fault = "is no file" if os.path.lexists(file) else "does not exist"
-                remedy = f"check data.{split}.images, or remove the image from the annotations"
-                raise _file_error(annotations, images, index, fault, remedy)
-        # A folder may be a link, too.
-        followed = {folder: next(iter(files.values()))} | singles
-        for path, index in () if allow_outside else followed.items():
-            if not Path(os.path.realpath(path)).is_relative_to(root):
-                fault = f"is a link out of data.{split}.images, to {show_text(os.path.realpath(path))}"
-                raise _file_error(annotations, images, index, fault, OUTSIDE)
-
-
-def _file_error(annotations: Annotations, images: Path, index: int, fault: str, remedy: str) -> DataError:
-    file, image_id = show_text(str(images / annotations.file_name(index))), show_id(annotations.image_ids[index])
-    return DataError(f"{file}: {fault}, but {annotations.path} names it (image {image_id}); {remedy}")
+    """Raises for an image that does not exist or whose name, unless ``allow_outside``, leads out of ``images``."""
+    names = map(annotations.file_name, range(len(annotations)))
+    for index, is_outside, reason in check_names(names, images, allow_outside):
+        name = annotations.file_name(index)
+        fault = f"{reason} of data.{split}.images" if is_outside else reason
+        remedy = OUTSIDE if is_outside else f"check data.{split}.images, or remove the image from the annotations"
+        if hint := Names(files_below(images)).hint(name):
+            remedy = f"{hint} {FIX}"
+        raise DataError(
+            f"{show_text(str(images / name))}: {fault}, but {annotations.path} names it (image"
+            f" {show_id(annotations.image_ids[index])}); {remedy}"
+        )

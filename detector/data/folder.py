@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,11 +16,15 @@ from torch.utils.data import Dataset
 
 from detector.config import AugmentConfig, Config, SplitConfig
 from detector.data.coco import Category
-from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.formats import naming_format
+from detector.data.images import read_image
+from detector.data.labels import class_folders, header_hint, read_label_table
+from detector.data.listing import list_images
+from detector.data.names import Names, check_names, files_below
 from detector.data.split import hold_back, not_set, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms import ClassTransform, TrainClassTransform, mix
-from detector.errors import DataError, DetectorError, one_of, unreadable
+from detector.errors import DataError, DetectorError, one_of
 
 
 class ClassSample(NamedTuple):
@@ -44,6 +47,7 @@ class Labelled:
     files: np.ndarray  # [I] names as the file system has them, in bytes, relative to root
     first: np.ndarray  # [I + 1] int64; picture i has labels[first[i]:first[i + 1]]
     labels: np.ndarray  # [M] int64, 0..K-1
+    note: str = ""  # on how the files were found, for the summary
 
     def __len__(self) -> int:
         return len(self.files)
@@ -74,107 +78,74 @@ class Labelled:
             self.files[indices],
             np.cumsum([0, *map(len, labels)]),
             np.concatenate([np.empty(0, dtype=np.int64), *labels]),
+            self.note,
         )
 
 
 def read_folders(root: Path, classes: Sequence[str] | None) -> Labelled:
     """A folder of class folders, each searched whole; without ``classes`` their names are the classes.
 
-    Raises :class:`~detector.errors.DataError` for a class without pictures.
+    Raises :class:`~detector.errors.DataError` for a class without images, for images outside the class folders, and
+    for links that lead nowhere.
     """
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not folders:
-        raise DataError(f"{root}: has no class folders; put the pictures of each class into a folder of its name")
-    if stray := sorted(path for path in root.iterdir() if path.is_file() and _is_picture(path, root)):
-        raise DataError(f"{stray[0]}: lies outside the class folders ({len(stray)} pictures do); move or remove it")
-    for folder in folders:
-        if not _is_utf8(folder.name):
-            raise DataError(f"{folder}: the folder's name is not UTF-8, and no class can have it; rename it")
-    names = list(classes) if classes is not None else [folder.name for folder in folders]
+    folders = class_folders(root)
+    listing = list_images(root)
+    if stray := [file for file in listing.files if "/" not in file]:
+        raise DataError(
+            f"{root / stray[0]}: lies outside the class folders ({len(stray)} images do); move or remove it"
+        )
+    names = list(classes) if classes is not None else folders
+    own_files: dict[str, list[str]] = {folder: [] for folder in folders}
+    for file in listing.files:
+        own_files[file.split("/", 1)[0]].append(file)
     files: list[str] = []
-    labels: list[int] = []
-    for folder in folders:
-        label = _label_of(folder.name, names, f"{folder}: the folder's name")
-        own = sorted(path for path in folder.rglob("*") if _is_picture(path, folder))
+    labels: list[list[int]] = []
+    for folder, own in own_files.items():
+        label = _label_of(folder, names, f"{root / folder}: the folder's name")
         if not own:
-            raise DataError(f"{folder}: the class folder has no pictures; fill it or remove it")
-        files += [path.relative_to(root).as_posix() for path in own]
-        labels += [label] * len(own)
-    return _labelled(root, root, names, files, [[label] for label in labels])
-
-
-def _is_utf8(name: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in name)  # bytes that Python kept as they were
-
-
-def _is_picture(path: Path, folder: Path) -> bool:
-    """Hidden files and folders are other programs': thumbnails, checkpoints of notebooks."""
-    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden and path.is_file()
+            raise DataError(f"{root / folder}: the class folder has no images; fill it or remove it")
+        files += sorted(own, key=lambda file: file.split("/"))
+        labels += [[label]] * len(own)
+    for index, _, reason in check_names(files, root, allow_outside=False):
+        raise DataError(f"{root / files[index]}: {reason}; restore the file, or remove the link")
+    return _labelled(root, root, names, files, labels, listing.note())
 
 
 def read_csv(
     path: Path, root: Path, classes: Sequence[str] | None, multi_label: bool, allow_outside: bool = False
 ) -> Labelled:
-    """A CSV file with a header: the path of a picture (relative to ``root``), then its label.
+    """A CSV file: the path of an image (relative to ``root``), then its label, with or without a header.
 
     With ``multi_label`` a row may have several, in cells of their own or separated by ``;`` in one, or none. Raises
     :class:`~detector.errors.DataError` with the line for all that is wrong, also, unless ``allow_outside``, for a path
-    that leads out of ``root``: by itself or by a link.
+    that leads out of ``root``.
     """
-    real_root = os.path.realpath(root)
-    line_of: dict[str, int] = {}
+    table = read_label_table(path, multi_label)
+    lines: list[int] = []
+    files: list[str] = []
     texts: list[list[str]] = []
-    for line, cells in _csv_rows(path):
-        name, *rest = cells
-        found = [text.strip() for cell in rest for text in (cell.split(";") if multi_label else [cell]) if text.strip()]
-        if not multi_label and len(found) != 1:
-            fault = "has no label" if not found else f"has {len(found)} labels ({', '.join(found[:4])})"
-            raise DataError(
-                f"{path}:{line}: {name} {fault}; give one, or set model.multi_label=true for several or none"
-            )
-        if not name.strip():
-            raise DataError(f"{path}:{line}: has no path")
-        if not os.path.isfile(root / name):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
-            raise DataError(f"{path}:{line}: {root / name} does not exist; paths are relative to {root}")
-        if not allow_outside and not Path(os.path.realpath(root / name)).is_relative_to(real_root):
-            raise DataError(
-                f"{path}:{line}: {name} leads out of {root}; put the picture into the folder, or set"
-                " data.allow_outside=true if you trust the file"
-            )
+    for line, file, found, fault in table.rows:
+        if fault:
+            raise DataError(f"{path}:{line}: {fault}{header_hint(line)}")
         for text in found:
             if classes is not None:
                 _label_of(text, classes, f"{path}:{line}: label")
-        if name in line_of:
-            raise DataError(
-                f"{path}:{line}: {name} stands twice, first in line {line_of[name]}; keep one row a picture"
-            )
-        line_of[name] = line
+        lines.append(line)
+        files.append(file)
         texts.append(found)
-    if not line_of:
-        raise DataError(f"{path}: has no rows below its header")
+    for index, is_outside, reason in check_names(files, root, allow_outside):
+        fault, remedy = f"{root / files[index]} {reason}", f"paths are relative to {root}"
+        if is_outside:
+            fault = f"{files[index]} {reason} of {root}"
+            remedy = "put the image into the folder, or set data.allow_outside=true if you trust the file"
+        remedy = Names(files_below(root)).hint(files[index]) or remedy
+        raise DataError(f"{path}:{lines[index]}: {fault}; {remedy}{header_hint(lines[index])}")
     names = list(classes) if classes is not None else sorted({text for row in texts for text in row})
     if not names:
         raise DataError(f"{path}: has no label in any row")
     label_of = {name: label for label, name in enumerate(names)}
-    return _labelled(path, root, names, list(line_of), [sorted({label_of[text] for text in row}) for row in texts])
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each row below the header."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if len(header) < 2 or header[0].strip().lower() not in ("path", "file", "file_name", "filename", "image"):
-                raise DataError(f"{path}:1: the header is {','.join(header)!r}; the first row must be path,label")
-            for cells in reader:
-                if cells:
-                    yield reader.line_num, cells
-    except OSError as error:
-        raise DataError(f"{path}: {unreadable(path, error, '*.csv')}") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is no CSV file in UTF-8: {error}") from None
+    labels = [sorted({label_of[text] for text in row}) for row in texts]
+    return _labelled(path, root, names, files, labels, table.note())
 
 
 def _label_of(name: str, names: Sequence[str], where: str) -> int:
@@ -185,7 +156,9 @@ def _label_of(name: str, names: Sequence[str], where: str) -> int:
     raise DataError(f"{where} {name!r} is not among the {len(names)} classes; {hint}")
 
 
-def _labelled(source: Path, root: Path, names: Iterable[str], files: list[str], labels: list[list[int]]) -> Labelled:
+def _labelled(
+    source: Path, root: Path, names: Iterable[str], files: list[str], labels: list[list[int]], note: str
+) -> Labelled:
     return Labelled(
         source=source,
         root=root,
@@ -193,6 +166,7 @@ def _labelled(source: Path, root: Path, names: Iterable[str], files: list[str], 
         files=np.array([os.fsencode(file) for file in files]),
         first=np.cumsum([0, *map(len, labels)]),
         labels=np.array([label for row in labels for label in row], dtype=np.int64),
+        note=note,
     )
 
 
@@ -274,7 +248,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         text += f" {counts.max():,} each"
         if unlabelled := int((np.diff(self.labelled.first) == 0).sum()):
             text += f"; {unlabelled:,} without a label"
-        return text
+        return f"{text}; {self.labelled.note}" if self.labelled.note else text
 
     def warnings(self) -> list[str]:
         """What a sample of the files shows to be in doubt."""
@@ -317,11 +291,8 @@ def open_classes(config: Config, name: str, categories: list[Category] | None = 
     if data.val_share is not None:
         train, val = divide(labelled, data.val_share, config.seed)
         labelled = val if name == "val" else train
-    if name == "train" and (missing := np.flatnonzero(labelled.counts() == 0)).size:
-        raise DataError(
-            f"{labelled.source}: has no picture of class {labelled.categories[missing[0]].name!r} to train on;"
-            " add some, or remove it from data.classes"
-        )
+    if name == "train":
+        check_each_class(labelled)
     if name == "val":
         weights, transform, augment = np.ones(len(labelled.categories)), ClassTransform(data.crop), None
     else:
@@ -331,17 +302,27 @@ def open_classes(config: Config, name: str, categories: list[Category] | None = 
     return ClassDataset(labelled, transform, weights, *given)
 
 
+def check_each_class(labelled: Labelled) -> None:
+    """Raises for a class that nothing can be learnt of."""
+    if (missing := np.flatnonzero(labelled.counts() == 0)).size:
+        raise DataError(
+            f"{labelled.source}: has no image of class {labelled.categories[missing[0]].name!r} to train on;"
+            " add some, or remove it from data.classes"
+        )
+
+
 def _read_split(config: Config, name: str, split: SplitConfig, classes: Sequence[str] | None) -> Labelled:
     if split.images is None:
         raise not_set(config.data, name, "images")
     root = Path(split.images)
     if not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         raise DataError(f"data.{name}.images: {root} is no folder")
-    if split.annotations is not None:
-        labelled = read_csv(Path(split.annotations), root, classes, config.model.multi_label, config.data.allow_outside)
-    else:
-        labelled = read_folders(root, classes)
-    return labelled
+    if split.annotations is None:
+        with naming_format(root):
+            return read_folders(root, classes)
+    path = Path(split.annotations)
+    with naming_format(path):
+        return read_csv(path, root, classes, config.model.multi_label, config.data.allow_outside)
 
 
 def _class_weights(config: Config, labelled: Labelled) -> np.ndarray:

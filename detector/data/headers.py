@@ -52,9 +52,7 @@ def open_header(path: Path, file: IO[bytes]) -> ImageFile.ImageFile | None:
     """
     start = file.read(12)
     file.seek(0)
-    opener = next((opener for known, opener in _KINDS.items() if start.startswith(known)), None)
-    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
-        opener = WebPImagePlugin.WebPImageFile
+    opener = _opener(start)
     if opener is None:
         kinds = "JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000, PPM or PGM"
         raise DataError(f"{path}: is no picture: it begins with {start[:8]!r}, which none of {kinds} does")
@@ -62,6 +60,18 @@ def open_header(path: Path, file: IO[bytes]) -> ImageFile.ImageFile | None:
         return opener(file)
     except Exception:  # damaged headers raise almost anything
         return None
+
+
+def _opener(start: bytes) -> type[ImageFile.ImageFile] | None:
+    """What opens a file with these first 12 bytes."""
+    if start[:4] == b"RIFF" and start[8:] == b"WEBP":
+        return WebPImagePlugin.WebPImageFile
+    return next((opener for known, opener in _KINDS.items() if start.startswith(known)), None)
+
+
+def is_image_start(start: bytes) -> bool:
+    """Whether the first 12 bytes can only be an image's: texts, too, may begin with the letters of BMP and PPM."""
+    return len(start) == 12 and not start.startswith((b"BM", b"P")) and _opener(start) is not None
 
 
 def orientation_of(header: ImageFile.ImageFile) -> int:

@@ -16,6 +16,7 @@ The kind of a file is what its content says, not its name. Of an animation, the 
 from __future__ import annotations
 
 import io
+import os
 import stat
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +46,10 @@ IMAGE_SUFFIXES = {
     ".pgm",
     ARRAY_SUFFIX,
 }
+
+
+class ChannelsError(DataError):
+    """A file has another number of channels than the model reads."""
 
 
 def read_image(path: Path, channels: int = 3, exif: str = "auto", max_value: int | None = None) -> np.ndarray:
@@ -134,10 +139,19 @@ def open_file(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+def why_missing(path: Path) -> str:
+    """Why there is no file at ``path``: "does not exist", or where its link leads."""
+    if os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises for a name that is too long)
+        return f"is a link to {os.path.realpath(path)}, which does not exist"
+    return "does not exist"
+
+
 def _read_bytes(path: Path) -> bytes:
     try:
         with open_file(path) as file:
             return file.read()
+    except FileNotFoundError:
+        raise DataError(f"{path}: {why_missing(path)}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -151,7 +165,7 @@ def _decode(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray
         raise DataError(f"{path}: holds {image.dtype} {list(image.shape)}; a picture is [H, W, C] uint8 or uint16")
     image = image.reshape(*image.shape[:2], -1)
     if image.shape[2] != channels:
-        raise DataError(f"{path}: has {image.shape[2]} channels, model.in_channels asks for {channels}")
+        raise ChannelsError(f"{path}: has {image.shape[2]} channels, model.in_channels asks for {channels}")
     return image
 
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 
 import numpy as np
 
+from detector.data.box_rules import check_boxes
 from detector.data.coco_rows import duplicated, id_key, odd_areas
 from detector.doctor.columns import DANGLING, Split
 from detector.doctor.findings import Finding, found, in_words
 
-TOLERANCE = 1  # pixels outside that are no fault: annotation tools round (as detector.data.coco has it)
 DUPLICATE_IOU = 0.95
 TINY_SIDE = 2.0  # pixels
 WHOLE_IMAGE = 0.98  # of the picture's area
@@ -59,10 +59,10 @@ def _categories(split: Split) -> Iterator[Finding]:
 
 def _boxes(split: Split, image_sizes: np.ndarray) -> Iterator[Finding]:
     is_finite = np.isfinite(split.boxes).all(axis=1)
-    yield from split.in_annotations("box-no-area", is_finite & ~has_area(split))
+    size = sizes_of_annotations(split, image_sizes)
+    yield from split.in_annotations("box-no-area", is_finite & ~has_area(split, size))
     is_odd = odd_areas(split.boxes, split.areas) & split.is_object
     yield from split.in_annotations("area-odd", is_odd, lambda row: f"area {split.areas[row]:g}")
-    size = sizes_of_annotations(split, image_sizes)
 
     def picture(row: int) -> str:
         return f"in a picture of {size[row, 0]:.0f}×{size[row, 1]:.0f}" if np.isfinite(size[row, 0]) else ""
@@ -102,16 +102,15 @@ def sizes_of_annotations(split: Split, image_sizes: np.ndarray) -> np.ndarray:
 
 def is_outside(split: Split, size: np.ndarray) -> np.ndarray:
     """Boxes with an area that reach more than the tolerance outside images of ``size`` [M, 2], [M] bool."""
-    with np.errstate(invalid="ignore"):
-        right_below = split.boxes[:, :2] + split.boxes[:, 2:]
-        reaches_out = (split.boxes[:, :2] < -TOLERANCE) | (right_below > size + TOLERANCE)
-    return has_area(split) & reaches_out.any(axis=1)
+    return has_area(split, size) & check_boxes(split.boxes, size)[2]
 
 
-def has_area(split: Split) -> np.ndarray:
-    """Boxes of finite numbers whose width and height are positive, [M] bool."""
+def has_area(split: Split, size: np.ndarray) -> np.ndarray:
+    """Boxes of finite numbers with an area, cut to images of ``size`` [M, 2] too, unless they lie outside, [M] bool."""
+    _, is_empty, is_outside = check_boxes(split.boxes, size)
     with np.errstate(invalid="ignore"):
-        return np.isfinite(split.boxes).all(axis=1) & (split.boxes[:, 2:] > 0).all(axis=1)
+        has_sides = np.isfinite(split.boxes).all(axis=1) & (split.boxes[:, 2:] > 0).all(axis=1)
+    return has_sides & (~is_empty | is_outside)
 
 
 def duplicate_boxes(split: Split) -> np.ndarray:

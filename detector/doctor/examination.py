@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from detector.config import ResizeConfig
+from detector.data.names import leads_out
 from detector.doctor.annotations import check_annotations
 from detector.doctor.columns import Split
 from detector.doctor.copies import check_copies
@@ -24,6 +25,7 @@ class Settings:
     max_detections: int = 100
     exif: str = "auto"
     max_value: int | None = None
+    allow_outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,19 @@ class Report:
 
 def examine(splits: Sequence[Split], settings: Settings, is_quick: bool) -> Report:
     """Every check on one split, or on train and val."""
-    files = [
-        look_at_files([split.path(index) for index in range(len(split.files))], is_quick, split.name)
-        for split in splits
-    ]
+    files = [_look_at_files(split, settings, is_quick) for split in splits]
     sets = [
         describe(split, picture_sizes(split, own), settings.resize) for split, own in zip(splits, files, strict=True)
     ]
     return Report(splits, files, sets, sort_findings(_findings(splits, files, sets, settings)), settings, is_quick)
+
+
+def _look_at_files(split: Split, settings: Settings, is_quick: bool) -> list[FileFacts]:
+    """What each file is; those that names lead out of the folder to are not opened."""
+    is_outside = [not settings.allow_outside and leads_out(file) for file in split.files]
+    inside = [split.path(index) for index, is_out in enumerate(is_outside) if not is_out]
+    facts = iter(look_at_files(inside, is_quick, split.name, settings.in_channels))
+    return [FileFacts("file-outside") if is_out else next(facts) for is_out in is_outside]
 
 
 def _findings(

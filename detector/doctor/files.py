@@ -25,13 +25,16 @@ from PIL.ImageFile import ImageFile
 from tqdm import tqdm
 
 from detector.data.headers import check_size, checked, may_be_deep, open_header, orientation_of
-from detector.data.images import ARRAY_SUFFIX, open_file
+from detector.data.images import ARRAY_SUFFIX, ChannelsError, open_file, read_image, why_missing
 from detector.errors import DataError
 from detector.processes import begin_child
 
 BITS = 128
 _SIDE = 32
 _MOST = 128  # files a task of the pool
+# What OpenCV decodes to gray exactly where it does so to colours, and always to as many channels as it is asked for.
+_PLAIN_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM"}
+_PLAIN_MODES = {"1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "I;16"}
 
 # Frequencies by their sum, without the mean, and the cosines that find them (DCT-II).
 _LOWEST = 16
@@ -44,7 +47,7 @@ _NOTHING = np.zeros((_SIDE, _SIDE), dtype=np.uint8)  # seen
 class FileFacts(NamedTuple):
     """What a file is; ``fault`` names the check that it fails, and ``reason`` why."""
 
-    fault: str = ""  # file-missing, file-unreadable, file-damaged
+    fault: str = ""  # file-outside, file-missing, file-unreadable, file-damaged, file-channels
     reason: str = ""
     format: str = ""  # as Pillow names it, by content
     mode: str = ""
@@ -56,12 +59,12 @@ class FileFacts(NamedTuple):
     fingerprint: bytes = b""  # 16 bytes; empty also where nothing is to be seen
 
 
-def look_at_files(paths: Sequence[Path], is_quick: bool, title: str) -> list[FileFacts]:
+def look_at_files(paths: Sequence[Path], is_quick: bool, title: str, in_channels: int = 3) -> list[FileFacts]:
     """The facts of each file, on all cores; ``is_quick`` reads the headers only.
 
     Raises :class:`~detector.errors.DataError` where one of the processes is killed.
     """
-    look = partial(look_at, is_quick=is_quick)
+    look = partial(look_at, is_quick=is_quick, in_channels=in_channels)
     cores = os.cpu_count() or 1
     # Large tasks cost less to hand over; of a small set, every core gets several, or one would wait for another.
     size = min(_MOST, max(1, len(paths) // (8 * cores)))
@@ -91,41 +94,59 @@ def _begin() -> None:
     gc.freeze()  # collections need not walk over what the parent has, which would copy its pages
 
 
-def look_at(paths: Sequence[Path], is_quick: bool) -> list[FileFacts]:
+def look_at(paths: Sequence[Path], is_quick: bool, in_channels: int = 3) -> list[FileFacts]:
     """The facts of some files, in this process; nothing that is wrong with them raises."""
-    looked = [_look_at_file(path, is_quick) for path in paths]
+    looked = [_look_at_file(path, is_quick, in_channels) for path in paths]
     prints = fingerprints(np.stack([small for _, small in looked]))
     return [facts._replace(fingerprint=own) for (facts, _), own in zip(looked, prints, strict=True)]
 
 
-def _look_at_file(path: Path, is_quick: bool) -> tuple[FileFacts, np.ndarray]:
+def _look_at_file(path: Path, is_quick: bool, in_channels: int) -> tuple[FileFacts, np.ndarray]:
     """The facts of one file, and what there is to see: [32, 32] uint8."""
     try:
         with open_file(path) as file:
             data = b"" if is_quick else file.read()
             file.seek(0)
             if path.suffix.lower() == ARRAY_SUFFIX:
-                return _read_array(file)._replace(digest=_digest(data)), _NOTHING
+                facts = _read_array(file)._replace(digest=_digest(data))
+                return (facts if is_quick else _as_training(path, facts, in_channels)), _NOTHING
             source = file if is_quick else io.BytesIO(data)
             header = open_header(path, source)
-            facts = _read_facts(path, header) if header else _decode_facts(path, source)
+            facts = _read_facts(path, header) if header else _decode_facts(path, source, in_channels)
     except FileNotFoundError:
-        return FileFacts("file-missing"), _NOTHING
+        return FileFacts("file-missing", why_missing(path).removeprefix("does not exist")), _NOTHING
     except DataError as error:
         return FileFacts("file-unreadable", _reason(path, error)), _NOTHING
     except (OSError, ValueError) as error:
         return FileFacts("file-unreadable", getattr(error, "strerror", None) or str(error)), _NOTHING
     if is_quick:
         return facts, _NOTHING
+    is_plain = facts.format in _PLAIN_FORMATS and facts.mode in _PLAIN_MODES and in_channels in (1, 3)
+    if not is_plain:
+        facts = _as_training(path, facts, in_channels)
+    if facts.fault:
+        return facts, _NOTHING
+    facts = facts._replace(digest=_digest(data))
     try:
         sound = checked(path, data, header)
         gray = _decode_gray(path, sound, min(facts.width, facts.height))
         if header and may_be_deep(header):  # colours without alpha, whose values are always large
             facts = facts._replace(peak=_peak(_decode(path, sound, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)))
     except DataError as error:
-        return facts._replace(fault="file-damaged", reason=_reason(path, error)), _NOTHING
-    small = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
-    return facts._replace(digest=_digest(data)), small
+        # What training reads may still be nothing in gray.
+        return facts._replace(fault="file-damaged", reason=_reason(path, error)) if is_plain else facts, _NOTHING
+    return facts, cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+
+
+def _as_training(path: Path, facts: FileFacts, in_channels: int) -> FileFacts:
+    """The facts with what training would refuse the file for."""
+    try:
+        read_image(path, in_channels)
+    except ChannelsError as error:
+        return facts._replace(fault="file-channels", reason=_reason(path, error))
+    except DataError as error:
+        return facts._replace(fault="file-damaged", reason=_reason(path, error))
+    return facts
 
 
 def _reason(path: Path, error: DataError) -> str:
@@ -141,9 +162,12 @@ def _read_facts(path: Path, header: ImageFile) -> FileFacts:
     return FileFacts("", "", header.format or "", header.mode, *header.size, orientation_of(header))
 
 
-def _decode_facts(path: Path, file: IO[bytes]) -> FileFacts:
+def _decode_facts(path: Path, file: IO[bytes], in_channels: int) -> FileFacts:
     """Of what Pillow does not read, such as TIFF with three channels of 16 bits, OpenCV may know more."""
-    pixels = _decode(path, file.read(), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = _decode(path, file.read(), cv2.IMREAD_UNCHANGED)
+    except DataError:
+        pixels = read_image(path, in_channels)  # some damaged files can be decoded only so
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     mode = f"{pixels.dtype}, {channels} channels"
     return FileFacts("", "", "", mode, pixels.shape[1], pixels.shape[0], peak=_peak(pixels))

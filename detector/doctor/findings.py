@@ -83,8 +83,22 @@ CHECKS: dict[str, Check] = {
     # --- files ---
     "file-missing": Check(
         "error",
-        "listed pictures that do not exist",
-        "check the image folder; restore the files, or remove the images and their annotations",
+        "listed images that do not exist",
+        "check the image folder; restore the files, or remove the images and their annotations; --fix corrects names"
+        " of files that lie there by another one",
+        fixable=True,
+    ),
+    "file-outside": Check(
+        "error",
+        "images whose names lead out of the image folder",
+        "put them into the folder, or set data.allow_outside=true if you trust the annotations; --fix corrects names"
+        " of files that lie in the folder",
+        fixable=True,
+    ),
+    "file-channels": Check(
+        "error",
+        "images with another number of channels than the model reads",
+        "set model.in_channels, or convert them",
     ),
     "file-unreadable": Check("error", "files that are no picture or cannot be read", "restore or remove them"),
     "file-damaged": Check(
@@ -140,6 +154,7 @@ CHECKS: dict[str, Check] = {
     "file-stray": Check(
         "error", "pictures that lie outside the class folders", "move them into the folder of their class, or away"
     ),
+    "folder-empty": Check("error", "class folders without images", "fill or remove them"),
     # --- entries and ids ---
     "list-missing": Check(
         "error", "lists that COCO annotations need and the file lacks", "add them; an empty list is written []"
@@ -244,6 +259,12 @@ CHECKS: dict[str, Check] = {
     ),
     "classes-differ": Check(
         "error", "classes that only one split knows or numbers otherwise", "give both splits the same categories"
+    ),
+    "objects-none": Check(
+        "error", "no object to train on", "annotate some; check that this is the file that was meant"
+    ),
+    "class-unlearnt": Check(
+        "error", "classes without an image to train on", "add some, or remove them from data.classes"
     ),
     "class-empty": Check("warning", "classes without an object", "add examples, or remove the class"),
     "class-rare": Check(

@@ -4,6 +4,7 @@ Only what needs no judgement is changed; everything else stays for a person to d
 
 - written as COCO has it: numbers and whole numbers that stand as text or with a point, areas that are missing;
 - joined: ids of images and categories that differ from those listed only in type, or that are all off by one;
+- renamed: images whose file is there by another name, as ``names`` has it;
 - numbered: annotations without an id, or with one that an earlier annotation has;
 - taken from the segmentation: boxes that are missing, not four finite numbers or without area;
 - recomputed: areas that are 0 or larger than their box, from the segmentation or else the box;
@@ -30,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from detector.data.box_rules import TOLERANCE
 from detector.data.coco_rows import (
     BAD_ID,
     NO_ID,
@@ -45,9 +47,10 @@ from detector.data.coco_rows import (
     shift_between,
 )
 from detector.data.headers import QUARTER_TURNS
-from detector.doctor.annotations import TOLERANCE, has_area, is_outside, sizes_of_annotations
+from detector.doctor.annotations import has_area, is_outside, sizes_of_annotations
 from detector.doctor.columns import DANGLING, Split
 from detector.doctor.files import FileFacts
+from detector.doctor.names import fix_names
 from detector.doctor.reading import read_json
 from detector.errors import ConfigError
 from detector.storage import atomic_write, make_folder
@@ -116,6 +119,8 @@ _KINDS = {
     ("size-missing", "corrected"): "sizes taken from the file",
     ("size-malformed", "corrected"): "sizes that were no whole numbers taken from the file",
     ("size-differs", "corrected"): "sizes corrected to the file's",
+    ("file-missing", "renamed"): "file names corrected",
+    ("file-outside", "renamed"): "file names that led out of the folder corrected",
     ("annotation-id-duplicate", "renumbered"): "duplicate annotation ids renumbered",
     ("box-outside", "cut"): "boxes cut to their image",
     ("image-dangling", "removed"): "removed: image not listed",
@@ -149,6 +154,7 @@ def fix_tree(tree: dict[str, Any], split: Split, facts: Sequence[FileFacts]) -> 
             before, category["id"] = category["id"], int(category["id"])
             change = {"check": "read-otherwise", "change": "id", "category": category.get("name")}
             fix.changes.append(change | {"before": before, "after": category["id"]})
+    fix.changes += fix_names(tree, split, facts)
     sizes, is_doubtful = _fix_sizes(split, facts, fix)
     if isinstance(tree.get("annotations"), list):
         _Annotations(split, fix).run(sizes, is_doubtful)
@@ -346,7 +352,7 @@ class _Annotations:
         self._remove("image-dangling", np.flatnonzero(self.image == DANGLING))
         self._remove("category-dangling", np.flatnonzero(self.label == DANGLING))
         self._remove("box-not-finite", np.flatnonzero(~is_finite & (self.image >= 0)))
-        self._remove("box-no-area", np.flatnonzero(is_finite & ~has_area(split)))
+        self._remove("box-no-area", np.flatnonzero(is_finite & ~has_area(split, sizes_of_annotations(split, sizes))))
         self._remove("box-duplicate", _repeated_boxes(split, self.rows, np.flatnonzero(split.is_object & self.is_kept)))
 
         doubt = np.append(is_doubtful, True)[np.maximum(self.image, -1)]

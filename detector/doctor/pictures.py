@@ -10,19 +10,20 @@ from PIL import Image
 
 from detector.data.headers import QUARTER_TURNS, is_ambiguous
 from detector.data.images import depth_fault
+from detector.data.listing import list_images
+from detector.data.names import Names, files_below
 from detector.doctor.columns import Split
 from detector.doctor.files import FileFacts
 from detector.doctor.findings import Example, Finding, found
-from detector.doctor.folders import list_pictures
 
 
 def check_pictures(
     split: Split, facts: Sequence[FileFacts], in_channels: int, exif: str, max_value: int | None
 ) -> Iterator[Finding]:
     """Findings of one split."""
-    for check in ("file-missing", "file-unreadable", "file-damaged"):
-        places = [index for index, own in enumerate(facts) if own.fault == check and split.files[index]]
-        yield from split.in_images(check, places, lambda index: facts[index].reason)
+    for check in ("file-unreadable", "file-damaged", "file-channels"):
+        yield from split.in_images(check, _with_fault(split, facts, check), lambda index: facts[index].reason)
+    yield from _names(split, facts)
     yield from _extensions(split, facts)
     yield from _modes(split, facts, in_channels)
     fault = depth_fault(max((own.peak for own in facts), default=0), max_value)
@@ -32,11 +33,29 @@ def check_pictures(
         yield from _frames(split, facts, exif)
 
 
+def _with_fault(split: Split, facts: Sequence[FileFacts], check: str) -> list[int]:
+    return [index for index, own in enumerate(facts) if own.fault == check and split.files[index]]
+
+
+def _names(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
+    """Names that lead nowhere or out of the folder, and the files that they probably mean."""
+    names = Names(files_below(split.root))
+    for check in ("file-outside", "file-missing"):
+        places = _with_fault(split, facts, check)
+        hints = {index: hint for index in places if (hint := names.hint(split.files[index]))}
+
+        def detail(index: int, hints: dict[int, str] = hints) -> str:
+            return "; ".join(filter(None, [facts[index].reason, hints.get(index)]))
+
+        of_all = f"{len(hints):,} probably lie in the folder by another name" if hints else ""
+        yield from split.in_images(check, places, detail, of_all)
+
+
 def check_unlisted(splits: Sequence[Split]) -> Iterator[Finding]:
     """Pictures in the image folders that no split lists; folders of classes list all that they have."""
     listed = {split.path(index) for split in splits for index, file in enumerate(split.files) if file}
     for root in dict.fromkeys(split.root for split in splits if split.root != split.source):
-        files = [file for file in list_pictures(root) if root / file not in listed]
+        files = [file for file in list_images(root).files if root / file not in listed]
         name = "/".join(split.name for split in splits if split.root == root)
         yield from found("file-unlisted", name, files, Example)
 

@@ -79,6 +79,8 @@ def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detection
     for split, own in zip(splits, facts, strict=True):
         yield from _classes(split)
         yield from split.in_images("images-empty", split.empty_images)
+        if split.name == "train" and not split.is_object.any():
+            yield from found("objects-none", split.name, [f"{len(split.files):,} images without one"], in_words)
         if split.has_boxes:
             yield from _objects(split, own, max_detections)
     if len(splits) == 2:
@@ -102,7 +104,8 @@ def _classes(split: Split) -> Iterator[Finding]:
             check, split.name, [f"{split.categories[label].name}: {counts[label]:,}" for label in labels], in_words
         )
 
-    yield from found_in("class-empty", counts == 0)
+    must_learn = split.name == "train" and not split.has_boxes  # a folder's class, or one of data.classes
+    yield from found_in("class-unlearnt" if must_learn else "class-empty", counts == 0)
     if split.name == "train":
         yield from found_in("class-rare", (counts > 0) & (counts < RARE))
         yield from found_in("class-imbalance", (counts >= RARE) & (counts * IMBALANCE < counts.max(initial=0)))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import detector
 from detector.__main__ import run_command
@@ -104,7 +105,7 @@ def test_files_that_vanish_change_or_come_are_said(
     assert "1 pictures are new since the run began, and no part of it" in capsys.readouterr().err
     errors = [json.loads(line) for line in (tmp_path / "found" / "errors.jsonl").read_text().splitlines()]
     assert [row["file"] for row in errors] == [str(vanished), str(changed)]
-    assert "No such file" in errors[0]["error"]
+    assert "does not exist" in errors[0]["error"]
     assert "was changed after the run began" in errors[1]["error"]
     names = {row["file_name"] for row in json.loads((tmp_path / "found" / "predictions.json").read_text())}
     assert len(names) == 39
@@ -163,24 +164,38 @@ def test_images_travel_in_memory_that_is_shared(checkpoint: Path, pictures: Path
 
 
 def test_pictures_are_found_as_before(tmp_path: Path) -> None:
-    for name in ("b.jpg", "a/c.PNG", "a/.hidden.jpg", "a/x/d.jpeg", "a/notes.txt", "e.jpg.bak"):
+    for name in ("b.jpg", "a/c.PNG", "a/.hidden.jpg", "a/x/d.jpeg", "a/notes.txt", "e.jpg.bak", "g.TIF"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
+    for name, kind in {"plain": "PNG", "scan": "TIFF", "a/f.jfif": "JPEG", "raw.nef": "TIFF", "BMW.txt": "BMP"}.items():
+        Image.new("RGB", (2, 2)).save(tmp_path / name, kind)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "linked").symlink_to("a/x")
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "link.jpg").symlink_to(tmp_path / "b.jpg")
     (tmp_path / "dead.jpg").symlink_to(tmp_path / "nothing.jpg")
     (tmp_path / os.fsdecode(b"\xff.jpg")).touch()
     found = find_images(str(tmp_path))
     assert [found.name(index) for index in range(len(found))] == [
-        "a/.hidden.jpg",
         "a/c.PNG",
+        "a/f.jfif",
         "a/x/d.jpeg",
         "b.jpg",
+        "dead.jpg",  # to be named as unreadable
+        "g.TIF",
         "link.jpg",
+        "linked/d.jpeg",
+        "plain",
+        "scan",
         "\udcff.jpg",
     ]
     assert found[3] == tmp_path / "b.jpg"
+    assert found.note == (
+        "images by their content: 2 without a suffix, 1 .jfif;"
+        " skipped: 2 .txt, 1 .bak, 1 .nef, 1 hidden, 1 without a suffix"
+    )
     assert list(find_images(str(tmp_path / "*.jpg"))) == [
-        tmp_path / name for name in ("b.jpg", "link.jpg", "\udcff.jpg")
+        tmp_path / name for name in ("b.jpg", "dead.jpg", "link.jpg", "\udcff.jpg")
     ]
     assert isinstance(found.names, np.ndarray)

@@ -1,0 +1,118 @@
+"""The formats of annotations that are not read here, recognised by their content to be named in an error."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from detector.errors import DataError
+
+PIECE = 1 << 16  # bytes of a file's beginning and end that are looked at
+CORNERS = ({"xmin", "ymin", "xmax", "ymax"}, {"x1", "y1", "x2", "y2"}, {"left", "top", "right", "bottom"})
+SIZES = ({"x", "y", "width", "height"}, {"x", "y", "w", "h"}, {"left", "top", "width", "height"})
+BOX_CSV = "a CSV file of boxes"
+LISTS: dict[str, set[str]] = {  # by keys that all stand in the file
+    "COCO results, which are detections and not annotations": {"image_id", "bbox", "score"},
+    "CreateML JSON": {"image", "annotations", "coordinates"},
+    "Label Studio's JSON": {"data", "annotations", "result"},
+}
+OBJECTS: dict[str, set[str]] = {
+    "COCO panoptic annotations": {"images", "segments_info"},
+    "labelme's JSON": {"shapes", "imagePath"},
+    "VIA's JSON": {"regions", "shape_attributes"},
+}
+WITHOUT_BOXES = {"caption": "COCO captions, which have no boxes", "keypoints": "COCO keypoints without boxes"}
+
+
+def what_it_is(path: Path) -> str | None:
+    """The format of an annotation file or a folder of them, if it is a known one other than COCO JSON."""
+    if path.is_dir():
+        return _folder(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(PIECE)
+            file.seek(max(len(head), path.stat().st_size - PIECE))
+            text = (head + b"\n" + file.read()).decode("utf-8-sig", errors="replace").lstrip()
+    except OSError:
+        return None
+    if text[:1] in ("{", "["):
+        return _json(text)
+    if text.startswith("<"):
+        return _xml(text)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return "YOLO's data.yaml" if re.search(r"^names\s*:", text, re.MULTILINE) else None
+    lines = [line for line in text.splitlines()[:20] if line.strip()]
+    if lines and all(re.fullmatch(r"\s*\d+(\s+-?[01]?\.?\d+(e-\d+)?){4,}\s*", line) for line in lines):
+        return "YOLO labels"
+    with contextlib.suppress(csv.Error):
+        return BOX_CSV if has_boxes([cells for cells in islice(csv.reader(lines), 20) if cells]) else None
+    return None
+
+
+def _json(text: str) -> str | None:
+    keys = set(re.findall(r'"([^"\\]{1,40})"\s*:', text))
+    for name, needed in (LISTS if text[0] == "[" else OBJECTS).items():
+        if needed <= keys:
+            return name
+    if {"images", "annotations"} <= keys and "bbox" not in keys:
+        return next((name for key, name in WITHOUT_BOXES.items() if key in keys), None)
+    return None
+
+
+def _xml(text: str) -> str | None:
+    if re.search(r"<annotations[\s>]", text):
+        return "CVAT's XML"
+    return "Pascal VOC XML" if re.search(r"<annotation[\s>]", text) else None
+
+
+def _folder(folder: Path) -> str | None:
+    """By the first few files of each kind in the folder and those right below it."""
+    with contextlib.suppress(OSError):
+        entries = sorted(islice(folder.iterdir(), 1000))
+        for place in (folder, *(entry for entry in entries if entry.is_dir())):
+            for suffix in (".yaml", ".xml", ".txt", ".json"):
+                for file in islice((file for file in place.iterdir() if file.suffix.lower() == suffix), 3):
+                    if what := what_it_is(file):
+                        return what if suffix == ".yaml" else f"a folder of {what}"
+    return None
+
+
+def has_boxes(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether the first rows of a CSV file are boxes: by the names of the columns, or where there are none, by rows of
+    path, x1, y1, x2, y2, class.
+    """
+    if not rows:
+        return False
+    names = {name.strip().lower().replace("_", "") for name in rows[0]}
+    if any(columns <= names for columns in (*CORNERS, *SIZES)) or "region_shape_attributes" in rows[0]:
+        return True
+    # keras-retinanet writes images without boxes as path,,,,,
+    has_box = [any(cells[1:]) for cells in rows]
+    return any(has_box) and all(len(cells) == 6 and (_is_box(cells[1:5]) or not any(cells[1:])) for cells in rows)
+
+
+def _is_box(cells: Sequence[str]) -> bool:
+    try:
+        x1, y1, x2, y2 = map(float, cells)
+    except ValueError:
+        return False
+    return x1 < x2 and y1 < y2
+
+
+@contextlib.contextmanager
+def naming_format(path: Path) -> Iterator[None]:
+    """Where ``path`` is refused because it is of another format, say of which."""
+    try:
+        yield
+    except DataError as error:
+        if what := what_it_is(path):
+            raise unread(path, what) from error
+        raise
+
+
+def unread(path: Path, what: str) -> DataError:
+    return DataError(f"{path}: looks like {what}: not read yet; convert it to COCO JSON")

@@ -1,0 +1,148 @@
+"""File names as annotations have them: which are refused, and which file is probably meant.
+
+Annotations travel between systems. Tools write backslashes, URLs, the absolute paths of another machine, or paths from
+another folder; file systems change letter case and the Unicode form; images are converted to another format.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from detector.data.images import IMAGE_SUFFIXES, why_missing
+from detector.data.json_stream import show_text
+from detector.data.listing import walk
+
+FIX = "detector doctor --fix corrects such names"
+
+
+class NameFault(NamedTuple):
+    """A name that cannot be used."""
+
+    index: int
+    is_outside: bool  # else there is no such file
+    reason: str  # "leads out", "does not exist", …
+
+
+def leads_out(name: str) -> bool:
+    """Whether a name is absolute or has a ``..``: what ``data.allow_outside`` is about. Links are the user's own."""
+    return os.path.isabs(name) or ".." in Path(name).parts  # noqa: PTH117
+
+
+def check_names(names: Iterable[str], root: Path, allow_outside: bool) -> Iterator[NameFault]:
+    """The names that lead out of ``root`` or to no file, in no order.
+
+    The file system is asked once a folder, not once a name: they may be many, and the disk far away.
+    """
+    by_folder: dict[Path, dict[str, int]] = defaultdict(dict)  # names of files, and their indices
+    for index, name in enumerate(names):
+        if not allow_outside and leads_out(name):
+            yield NameFault(index, True, "leads out")
+        else:
+            file = Path(name)
+            by_folder[root / file.parent][file.name] = index
+    for folder, files in by_folder.items():
+        plain = set()
+        with (
+            contextlib.suppress(OSError, ValueError),
+            os.scandir(folder) as entries,
+        ):
+            plain = {entry.name for entry in entries if entry.name in files and entry.is_file(follow_symlinks=False)}
+        # What is left are mistakes, links, and names that the file system writes otherwise (their case, accents).
+        for name in (name for name in files if name not in plain):
+            path = os.path.join(folder, name)  # noqa: PTH118
+            if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+                reason = "is not a file" if os.path.exists(path) else why_missing(Path(path))  # noqa: PTH110
+                yield NameFault(files[name], False, reason)
+
+
+def files_below(root: Path) -> Iterator[str]:
+    """Names relative to ``root``."""
+    return (name for name, is_file in walk(root) if is_file)
+
+
+class Names:
+    """Names that there are, such as ``files_below`` a folder; they are gone through when the first one is asked for."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = names
+
+    @cached_property
+    def _ending(self) -> dict[str, list[str]]:
+        """Files by the keys of all ends of their names, with and (marked by a slash) without an image's suffix."""
+        ending = defaultdict(list)
+        for name in self.names:
+            for end in _ends(_key(name)):
+                ending[end].append(name)
+                if (stem := _stem(end)) != end:
+                    ending[stem + "/"].append(name)
+        return ending
+
+    def meant(self, name: str) -> list[str]:
+        """The files that ``name`` probably means: none, one, or several among which nothing decides.
+
+        Those that agree with it in the most folders from the end: ``/home/me/images/a%20b.JPG`` means
+        ``images/a b.jpg``, or else ``a b.jpg``, or else ``a b.png``.
+        """
+        found = [files for written in _spellings(name) for files in self._alike(_key(written)) if files]
+        certain = (files for files in found if len(files) == 1 and is_certain(name, files[0]))
+        return next(certain, found[0] if found else [])
+
+    def _alike(self, key: str) -> Iterator[list[str]]:
+        """The files with the longest end of ``key``, then those with the longest one but for the suffix."""
+        ends = list(_ends(key))
+        for keys in (ends, [_stem(end) + "/" for end in ends]):
+            longest = next((end for end in keys if end in self._ending), "")
+            files = self._ending.get(longest, [])
+            # Nothing speaks against a file that lies in no further folder.
+            whole = [file for file in files if _key(file).count("/") == longest.rstrip("/").count("/")]
+            yield whole if len(whole) == 1 else files
+
+    def hint(self, name: str) -> str:
+        """``meant`` as the end of a message, empty where nothing is like it."""
+        found = self.meant(name)
+        if len(found) == 1:
+            return f"did you mean {show_text(found[0])}?"
+        shown = ", ".join(map(show_text, sorted(found)[:3])) + (", …" if len(found) > 3 else "")
+        return f"it may be any of {len(found)} files: {shown}" if found else ""
+
+
+def is_certain(name: str, file: str) -> bool:
+    """Whether no folder speaks against ``name`` meaning ``file``: those of one are the last ones of the other."""
+    there = _key(file).split("/")[:-1]
+    for here in (_key(written).split("/")[:-1] for written in _spellings(name)):
+        shared = min(len(here), len(there))
+        if here[len(here) - shared :] == there[len(there) - shared :]:
+            return True
+    return False
+
+
+def _spellings(name: str) -> Iterable[str]:
+    """What was perhaps meant by backslashes, and by the signs of a URL."""
+    plain = name.replace("\\", "/").replace("?d=", "/")  # the latter is Label Studio's
+    return dict.fromkeys((plain, unquote(plain), unquote(plain.split("?")[0])))
+
+
+def _key(name: str) -> str:
+    """A path, alike for names that differ in letter case, Unicode form, or parts that mean nothing."""
+    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return "/".join(part for part in text.split("/") if part not in ("", "."))
+
+
+def _ends(key: str) -> Iterator[str]:
+    """``a/b/c``, ``b/c``, ``c``."""
+    while key:
+        yield key
+        key = key.partition("/")[2]
+
+
+def _stem(key: str) -> str:
+    stem, suffix = os.path.splitext(key)  # noqa: PTH122
+    return stem if suffix in IMAGE_SUFFIXES else key
