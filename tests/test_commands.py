@@ -264,7 +264,7 @@ def test_infer_uses_the_ids_of_a_data_set(
     assert rows and all(row["image_id"] == ids[row["file_name"]] for row in rows)
     truth.write_text(json.dumps(tree | {"images": [{**tree["images"][0], "file_name": "x.jpg"}], "annotations": []}))
     assert run_command("infer", [*arguments, "--output", str(tmp_path / "other")]) == 2
-    assert "lists none of the 4 pictures" in capsys.readouterr().err
+    assert "lists none of the 6 pictures" in capsys.readouterr().err
 
 
 def test_infer_writes_a_page_of_its_drawings(
