@@ -908,6 +908,7 @@ NOT_TORCHVISIONS: dict[str, dict[str, Any]] = {
     "model.fpn.output_conv": {"fpn": {"output_conv": False}},
     "model.head.num_convs": {"head": {"num_convs": 2}},
     "model.head.channels": {"head": {"channels": 64}},
+    "model.head.norm_bias": {"head": {"norm": "gn", "norm_bias": True}},
 }
 
 
