@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 import detector
-from detector.commands import Warnings, check_overrides, check_repeated
+from detector.commands import Warnings, check_overrides
 from detector.errors import DetectorError
 from detector.processes import handled, interrupt, prepare_command
 
@@ -61,7 +61,6 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     prepare_command()
     args = build_parser(name, prog).parse_intermixed_args(argv)
     try:
-        check_repeated(sys.argv[1:] if argv is None else argv)
         check_overrides(getattr(args, "overrides", []))
         quiet = contextlib.redirect_stderr(Warnings(sys.stderr)) if args.quiet else contextlib.nullcontext()
         with quiet, handled(interrupt):

@@ -109,7 +109,7 @@ def bbox_number_strings(case: Case) -> None:
 
 def boxes_csv_read_as_classes(case: Case) -> None:
     says(case.doctor(annotations="boxes.csv"), 2, "boxes")
-    data = ["data.train.images=img", "data.train.annotations=boxes.csv", "data.val_share=0.3"]
+    data = ["data.train.images=img", "data.train.annotations=boxes.csv", "data.val=null"]
     says(case.call("train", "--config", "classify_quickstart.yaml", *data), 2, "boxes")
 
 
@@ -132,7 +132,7 @@ def exif_180(case: Case) -> None:
 
 
 def file_name_leads_out(case: Case) -> None:
-    says(case.train(), 2, "img/a.png")
+    says(case.train(), 2, "did you mean a.png?")
     says(case.doctor(), 1, "a.png")
     assert case.fix()["images"][0]["file_name"] == "a.png"
 
@@ -144,7 +144,7 @@ def fix_empties_dataset(case: Case) -> None:
 
 
 def ignore_flag(case: Case) -> None:
-    says(case.train(), 0, "1 boxes", "1 crowd")
+    says(case.train(), 0, "1 boxes", "1 ignore region")
     (case.folder / "r.json").write_text(
         json.dumps(
             [
@@ -199,8 +199,9 @@ def no_val_split_for_detection(case: Case) -> None:
     (case.folder / "a.json").write_text(json.dumps(rows))
     one_file = ["data.train.annotations=a.json", "data.train.images=img"]
     train = ["--config", "quickstart.yaml", *TINY, *one_file, "--name"]
-    says(case.call("train", *train, "none"), 2, "data.val_share", "data.val=null")
-    says(case.call("train", *train, "held", "data.val_share=0.3"), 0, "val: ")
+    nothing = "data.val={annotations: null, images: null}"
+    says(case.call("train", *train, "none", nothing), 2, "data.val_share", "data.val=null")
+    says(case.call("train", *train, "held", "data.val=null", "data.val_share=0.3"), 0, "val: ")
     says(case.call("train", *train, "without", "data.val=null"), 0, "last.pt")
     assert (case.folder / "runs/without/last.pt").exists() and not (case.folder / "runs/without/best.pt").exists()
 

@@ -416,7 +416,7 @@ def test_a_file_that_is_no_annotations(data: bytes, message: str, tmp_path: Path
 
 def test_a_missing_file(tmp_path: Path) -> None:
     assert error_of(tmp_path / "x.json") == ": cannot be read: No such file or directory"
-    assert error_of(tmp_path) == ": cannot be read: Is a directory"
+    assert error_of(tmp_path) == ": is a folder; give a file"
 
 
 def test_other_classes_than_the_models_are_refused(tmp_path: Path) -> None:

@@ -142,8 +142,10 @@ def test_a_checkpoint_trained_in_half_precision_evaluates_on_a_cpu(
     save_checkpoint(path, config, CATEGORIES, {"model": make_model(config).state_dict()})
     # What it finds, a pixel aside, is true: its scores are not 0.
     tree = json.loads(truth.read_text())
+    images, classes = ([row["id"] for row in tree[table]] for table in ("images", "categories"))
     tree["annotations"] = [
-        {"id": number, "image_id": int(row[0]), "category_id": int(row[6]), "bbox": [row[1] + 1, *row[2:5]]}
+        {"id": number, "image_id": images[int(row[0])], "category_id": classes[int(row[6])]}
+        | {"bbox": [row[1] + 1, *row[2:5]]}
         | {"area": row[3] * row[4], "iscrowd": 0}
         for number, row in enumerate(evaluated(config, 1)[::3].tolist(), start=1)
         if row[1] + 1 + row[3] < 64

@@ -19,8 +19,8 @@ PACKAGE = REPOSITORY / "detector"
 
 # From the bottom up: a module imports its own layer and those below. A new module gets its place here.
 LAYERS = [
-    ["structures", "processes", "config", "configfile", "errors", "boxes", "chunks", "fonts"],
-    ["visualize", "pages", "storage"],
+    ["structures", "processes", "config", "configfile", "errors", "boxes", "chunks", "fonts", "storage"],
+    ["visualize", "pages"],
     ["anchors", "matching", "losses", "postprocess", "files"],
     ["data", "models"],
     ["metrics", "class_metrics", "reports", "reach", "tasks"],

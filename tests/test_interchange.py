@@ -57,8 +57,8 @@ from detector.tasks import detection
 State = dict[str, Tensor]
 
 CLOSE = 1e-5  # of the largest number
-PIXEL = 1e-3
-TIE = 3e-6
+PIXEL = 2e-3  # group norm sums in another order, which processors do in yet another
+TIE = 1e-5
 SIZES = [(800, 1333), (333, 500), (100, 90), (352, 352), (257, 511), (400, 301)]
 ANCHORS = 9  # a cell
 

@@ -114,7 +114,7 @@ def test_without_the_pictures_the_page_says_so(shapes: Path, tmp_path: Path) -> 
     [
         (["--against", "nothing.json"], ["nothing.json", "does not exist"]),
         (["--against", "."], ["--images"]),
-        (["--against", ".", "--images", "{images}"], ["no best.pt"]),
+        (["--against", ".", "--images", "{images}"], ["without best.pt"]),
         (["--images", "nowhere"], ["nowhere", "no folder"]),
         (["--report", "{images}/val_00012.jpg"], ["val_00012.jpg", "cannot be made"]),
         (["--against", "{other}"], ["other.json", "image_id 999", "val.json"]),

@@ -21,14 +21,6 @@ def count(text: str) -> int:
     return int(text)
 
 
-def check_repeated(arguments: Sequence[str]) -> None:
-    """Refuse an option that is given twice, of which argparse would take the last without a word."""
-    names = [word.partition("=")[0] for word in arguments if word.startswith("--")]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"command line: {name}: is given {names.count(name)} times; give it once")
-
-
 def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse what was meant as something else: most often a pattern that the shell wrote out as names of files."""
     for override in overrides:

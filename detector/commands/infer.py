@@ -65,13 +65,12 @@ def _run(args: argparse.Namespace) -> int:
             f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
         )
     pictures, ids = find_images(args.input), None
-    if pictures.note:
-        print(f"{args.input}: {pictures.note}", file=sys.stderr)
+    notes = [f"{args.input}: {pictures.note}"] if pictures.note else []
     if args.annotations:
         pictures, ids, unknown = known_ids(pictures, args.annotations)
         if unknown:
             names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-            print(f"{len(unknown):,} pictures are not in {args.annotations}, and skipped: {names}", file=sys.stderr)
+            notes.append(f"{len(unknown):,} images are not in {args.annotations}, and skipped: {names}")
 
     import torch
 
@@ -83,6 +82,8 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
     if args.score is not None:
         predictor.task.with_threshold(predictor.config.model, args.score)  # refused before any work is done
+    for note in notes:
+        print(note, file=sys.stderr)
     summary = infer_folder(
         predictor,
         pictures,
