@@ -277,7 +277,7 @@ def leave_out(
         )
     state.skipped += 1
     if distributed.is_main():
-        tqdm.write(f"{fault}; skipped, {state.skipped} of at most {config.train.max_skips}", file=sys.stderr)
+        tqdm.write(f"warning: {fault}; skipped, {state.skipped} of at most {config.train.max_skips}", file=sys.stderr)
     return {"skipped": files}
 
 

@@ -24,6 +24,7 @@ PACKAGES = (
     "hotcoco",
 )
 PACKAGES += ("pycocotools", "safetensors", "timm", "tensorboard")
+SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_")  # variables, by what their names begin with
 
 
 def environment() -> dict[str, Any]:
@@ -36,7 +37,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        **{name: value for name, value in sorted(os.environ.items()) if name.startswith(("OMP_", "MKL_", "CUDA_"))},
+        **{name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
         **{name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,

@@ -89,14 +89,14 @@ def find_checkpoint(source: str | Path) -> Path:
         if distributed.is_main():
             print(f"{source}: is a folder, of which {found.name} is taken", file=sys.stderr)
         return found
+    if kind := _KINDS.get(Path(source).suffix.lower()):
+        raise WeightsError(f"{source}: is {kind}, not a checkpoint; give one, as runs/NAME/best.pt, or a run's folder")
     path = resolve(str(source))
     if path is None:
         beside = {file.name: str(file) for file in Path(source).parent.glob("*")}
         near = difflib.get_close_matches(Path(source).name, beside, n=1)
         hint = f"; did you mean {beside[near[0]]}?" if near else ""
         raise WeightsError(f"{source}: is no file, no URL and no name of torchvision's weights{hint}")
-    if kind := _KINDS.get(path.suffix.lower()):
-        raise WeightsError(f"{path}: is {kind}, not a checkpoint; give one, as runs/NAME/best.pt, or a run's folder")
     return path
 
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 from array import array
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,7 +152,7 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
     """
     path = Path(path)
     # Predictions of tools/infer.py number the pictures of a folder; their file names tell which ones they are.
-    index_of_name = {truth.file_name(index): index for index in range(len(truth))}
+    index_of_name = {PurePosixPath(truth.file_name(index)).as_posix(): index for index in range(len(truth))}
     index_of = {id_key(image_id): index for index, image_id in enumerate(truth.image_ids.tolist())}
     label_of = {id_key(category.id): label for label, category in enumerate(truth.categories)}
     label_of_name = _unique_names(truth)
@@ -183,6 +183,7 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
                 )
             if "file_name" in entry:
                 name = entry["file_name"]
+                name = PurePosixPath(name).as_posix() if isinstance(name, str) else name
                 if not isinstance(name, str) or name not in index_of_name:
                     hint = Names(index_of_name).hint(name) if isinstance(name, str) else ""
                     remedy = hint or "evaluate on its own truth"

@@ -86,7 +86,8 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
         losses = _losses(run)
         if not is_done:
             return Outcome(False, True, state.step, first, last)
-        first, last = float(np.mean(losses[:AVERAGED_STEPS])), float(np.mean(losses[-AVERAGED_STEPS:]))
+        few = max(1, min(AVERAGED_STEPS, len(losses) // 2))
+        first, last = float(np.mean(losses[:few])), float(np.mean(losses[-few:]))
         if last <= NEAR_ZERO * first:
             return Outcome(True, False, state.step, first, last)
     return Outcome(False, False, state.step, first, last)

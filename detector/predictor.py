@@ -13,7 +13,7 @@ from detector.checkpoint import checkpoint_categories, load_model, override_conf
 from detector.config import Config
 from detector.data.coco import Category
 from detector.data.collate import by_shape, collate
-from detector.data.inputs import ImageInput, as_array, check_images, check_threshold
+from detector.data.inputs import ImageInput, Reading, as_array, check_images, check_threshold
 from detector.distributed import choose_device
 from detector.interchange import open_checkpoint
 from detector.models import Model
@@ -35,6 +35,10 @@ class Predictor:
     def task(self) -> Task:
         """Looked up and not kept: it is a module, which can be neither pickled nor copied."""
         return get_task(self.config)
+
+    @property
+    def reading(self) -> Reading:
+        return self.config.model.in_channels, self.config.data.exif, self.config.data.max_value
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, device: str | None = None, overrides: Sequence[str] = ()) -> Predictor:
@@ -63,11 +67,10 @@ class Predictor:
         check_threshold(score_threshold)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"batch_size: {batch_size!r} is not a whole number of at least 1")
-        reading = self.config.model.in_channels, self.config.data.exif, self.config.data.max_value
         images = check_images(images, self.config.model.in_channels)
         predictions: list[Any] = []
         for start in range(0, len(images), batch_size):
-            arrays = [as_array(image, *reading) for image in images[start : start + batch_size]]
+            arrays = [as_array(image, *self.reading) for image in images[start : start + batch_size]]
             predictions += self.predict_samples([self.sample(array) for array in arrays], score_threshold)
         return predictions
 
@@ -88,5 +91,5 @@ class Predictor:
                 output = self.model(batch.images, batch.sizes)
             found = self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
             for index, prediction in zip(indices, found, strict=True):
-                predictions[index] = prediction
+                predictions[index] = prediction._replace(reading=self.reading)
         return predictions

@@ -24,9 +24,10 @@ LONG_SIDE = 640  # of a drawn picture, at most
 SHORT_SCHEDULE = 100_000
 
 
-def preview_run(config: Config, task: Task, data: Data, run: RunFolder) -> None:
+def preview_run(config: Config, task: Task, data: Data, val_data: Data | None, run: RunFolder) -> None:
     """Print the task's figures and warnings, and draw the first batch."""
-    lines = [*task.preview(data, config), *data.warnings(), *_warn_of_random_weights(config, len(data))]
+    doubts = dict.fromkeys([*data.warnings(), *(val_data.warnings() if val_data is not None else [])])
+    lines = [*task.preview(data, config), *doubts, *_warn_of_random_weights(config, len(data))]
     print("\n".join(lines), file=sys.stderr)
     draw_first_batch(config, task, data, run)
 

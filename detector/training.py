@@ -104,7 +104,7 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
             run.board = writer(str(run.path), purge_step=state.step + 1)
         print_plan(config, [*origins, normalised], model, train_data, val_data, device)
         if is_new:
-            preview_run(config, task, train_data, run)
+            preview_run(config, task, train_data, val_data, run)
     distributed.barrier()
     finished = train(config, task, state, train_data, val_data, run, device)
     if finished and val_data is not None:

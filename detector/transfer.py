@@ -99,9 +99,10 @@ def conventions(config: Config, has_head: bool = True) -> dict[str, Any]:
             del backbone[key]
     model["normalise"] = {"mean": config.model.mean, "std": config.model.std}
     part = {"model": {key: model[key] for key in ("in_channels", "normalise", "backbone", "pyramid", "fpn")}}
+    part["data"] = {"max_value": data["max_value"]}
     if has_head:
         part["model"] |= {key: model[key] for key in ("anchors", "head", "predict")}
-        part["data"] = {"resize": data["resize"], "crop": {key: data["crop"][key] for key in ("size", "eval_share")}}
+        part["data"] |= {"resize": data["resize"], "crop": {key: data["crop"][key] for key in ("size", "eval_share")}}
     return part
 
 

@@ -279,10 +279,10 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     ),
     "all classes are off by one": (
         lambda tree: tree.update(
-            categories=[{"id": 0, "name": "a"}, {"id": 1, "name": "b"}],
-            annotations=[{**row, "category_id": 1 + place % 2} for place, row in enumerate(tree["annotations"])],
+            categories=[{"id": 0, "name": "a"}, {"id": 2, "name": "b"}],
+            annotations=[{**row, "category_id": 1 + place % 2 * 2} for place, row in enumerate(tree["annotations"])],
         ),
-        "annotation 12: category_id 2 is not among the categories (0 a, 1 b); remove the annotation or add the"
+        "annotation 11: category_id 1 is not among the categories (0 a, 2 b); remove the annotation or add the"
         " category, or have detector doctor --fix join them: all are off by one",
     ),
     "two ways to write one id": (

@@ -18,6 +18,7 @@ import detector.doctor.files
 from detector.__main__ import main, run_command
 from detector.data.coco import read_annotations
 from detector.doctor.examination import Settings, examine
+from detector.doctor.files import FileFacts
 from detector.doctor.findings import CHECKS
 from detector.doctor.fixing import fix_tree
 from detector.doctor.reading import read_coco
@@ -194,6 +195,44 @@ def test_a_size_is_corrected_only_where_the_boxes_allow(case: str, tmp_path: Pat
     is_clean = not {one.check for one in again.findings} & wrong
     assert is_clean == is_right
     assert [row["bbox"] for row in tree["annotations"]] == boxes  # none is moved by a size in doubt
+
+
+def given_ids(images: list[Any], categories: list[Any], *annotations: tuple[Any, Any]) -> dict[str, Any]:
+    """A tree of ids: of each annotation, that of its image and that of its class."""
+    return {
+        "images": [{"id": own, "file_name": f"{place}.png"} for place, own in enumerate(images)],
+        "categories": [{"id": own, "name": f"class {place}"} for place, own in enumerate(categories)],
+        "annotations": [
+            {"id": number, "image_id": image, "category_id": category, "bbox": [1, 1, 5, 5], "area": 25, "iscrowd": 0}
+            for number, (image, category) in enumerate(annotations, start=1)
+        ],
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        # All are off by one, and none is listed.
+        (given_ids([1], [0], (1, 1)), given_ids([1], [0], (1, 0))),
+        # One stray id beside right ones looks the same: no other annotation may move.
+        (given_ids([5], [1, 2], (5, 1), (5, 0)), given_ids([5], [1, 2], (5, 1))),
+        (given_ids([1, 2], [1], (1, 1), (0, 1)), given_ids([1, 2], [1], (1, 1))),
+        # Written both ways: as integers, in the list and in annotations.
+        (given_ids(["1", 2], ["7"], ("1", 7), (2, "7")), given_ids([1, 2], [7], (1, 7), (2, 7))),
+        (given_ids(["a", "1"], [7], ("a", 7), ("1", 7)), given_ids(["a", "1"], [7], ("a", 7), ("1", 7))),
+        # Two entries of one id, which only their type tells apart: nothing is joined, nothing is a copy.
+        (given_ids([1, "1"], [7], (1, 7), ("1", 7)), given_ids([1, "1"], [7], (1, 7), ("1", 7))),
+        (given_ids([1, 1], [7], (1, 7), (1, 7)), given_ids([1, 1], [7], (1, 7), (1, 7))),
+        (given_ids([5], [1, "1"], (5, 1), (5, "1")), given_ids([5], [1, "1"], (5, 1), (5, "1"))),
+    ],
+)
+def test_fix_joins_only_ids_that_have_no_other_reading(
+    before: dict[str, Any], after: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(before))
+    split = read_coco("train", path, tmp_path)
+    assert fix_tree(before, split, [FileFacts()] * len(split.files)).tree == after
 
 
 def test_fix_of_both_splits(data: Path, tmp_path: Path) -> None:

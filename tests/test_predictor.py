@@ -143,6 +143,33 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
 }
 
 
+def test_views_that_need_no_resizing_are_taken(predictor: Predictor) -> None:
+    bgr = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert_same(predictor.predict([bgr[:, :, ::-1]])[0], predictor.predict([bgr[:, :, ::-1].copy()])[0])
+
+
+def test_depth_and_frame_are_those_of_the_model(checkpoint: Path, tmp_path: Path) -> None:
+    """Of a path, of what PIL makes of it, and of what a prediction is drawn on."""
+    deep = np.random.default_rng(0).integers(0, 4096, (48, 64, 3), dtype=np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    stored = Image.fromarray((deep[..., ::-1] >> 4).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored.save(tmp_path / "turned.png", exif=exif)
+    given = ["data.exif=stored", "data.max_value=4095"]
+    predictor = Predictor.from_checkpoint(checkpoint, "cpu", given)
+    turned = [tmp_path / "turned.png", Image.open(tmp_path / "turned.png")]
+    (by_path, by_pil, of_deep) = predictor.predict([*turned, tmp_path / "deep.png"])
+    assert_same(by_path, by_pil)
+    for image in turned:  # as stored: upright, it would be higher than wide
+        drawing = by_path.draw(image, 1.0)
+        assert drawing.width > drawing.height
+    drawn = np.asarray(of_deep.draw(tmp_path / "deep.png", 1.0).resize((64, 48)), dtype=int)
+    assert abs(drawn.mean() - deep.mean() / 4095 * 255) < 3  # not almost black
+    with pytest.raises(ValueError, match="holds 8 of its file's 16 bits; give the path"):
+        predictor.predict([Image.open(tmp_path / "deep.png")])
+
+
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_refused_image_is_named_with_its_remedy(kind: str, predictor: Predictor) -> None:
     given, error, said = REFUSED[kind]

@@ -25,7 +25,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse what was meant as something else: most often a pattern that the shell wrote out as names of files."""
     for override in overrides:
         if "=" not in override:
-            if Path(override[:200]).exists():
+            if Path(override[:200]).is_file():
                 raise ConfigError(
                     f"command line: {override}: is one file too many; quote a pattern, as in '*.jpg', that the shell"
                     " would write out, or give the folder"

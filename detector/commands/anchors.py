@@ -92,7 +92,7 @@ def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
             if annotations.notice:
                 print(annotations.notice, file=sys.stderr)
             folder = split_to_read(data, name)[1].images
-            annotations = with_sizes(annotations, Path(folder) if folder else None)
+            annotations = with_sizes(annotations, Path(folder) if folder else None, data.exif)
             categories = annotations.categories
             splits[name] = Split(annotations, apply_box_policy(annotations, data.invalid_boxes), config.seed)
     return splits

@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
         if args.html:
             print(f"{args.html}: written")
     for fix, split in losing:
-        print(f"NOTHING IS WRITTEN: of {split.source}, {fix.loss()} ({fix.summary()})", file=sys.stderr)
+        print(f"error: NOTHING IS WRITTEN: of {split.source}, {fix.loss()} ({fix.summary()})", file=sys.stderr)
     if losing:
-        print("correct them, or give --allow-loss to write the copy without them", file=sys.stderr)
+        print("error: correct them, or give --allow-loss to write the copy without them", file=sys.stderr)
     return FAULTY if losing or report.count("error") else 0
 
 
@@ -122,7 +122,10 @@ def _open(name: str, annotations: Path | None, images: Path, config: Config | No
     classes = config.data.classes if config else None
     if annotations is None:
         with naming_format(images):
-            return read_folders(name, images, classes)
+            split = read_folders(name, images, classes)
+        if split.faults and (what := what_it_is(images)):
+            raise unread(images, what)
+        return split
     is_labels = config.task == "classification" if config else annotations.suffix.lower() == ".csv"
     if is_labels:
         return read_csv(name, annotations, images, classes, config.model.multi_label if config else True)

@@ -126,7 +126,7 @@ def _score_results(args: argparse.Namespace) -> _Evaluation:
     with naming_format(Path(args.annotations)):
         annotations = read_annotations(args.annotations)
     if images:
-        annotations = with_sizes(annotations, images)
+        annotations = with_sizes(annotations, images, config.data.exif)
     policy = config.data.invalid_boxes
     checked = apply_box_policy(annotations, "drop" if policy == "error" else policy)
     truth = annotations if policy == "error" else scored_truth(annotations, checked)
@@ -256,7 +256,7 @@ def _score_other(args: argparse.Namespace, other: _Other, evaluation: _Evaluatio
     # Its own resizing, but the same pictures: which ones are held back follows from the split, the share and the seed.
     same = {
         key: getattr(data, key)
-        for key in ("train", "val", "val_share", "classes", "invalid_boxes", "exif", "max_value")
+        for key in ("train", "val", "val_share", "classes", "invalid_boxes", "allow_outside", "exif")
     }
     same_data = own.model_copy(update={"data": own.data.model_copy(update=same), "seed": config.seed})
     return _predict(content, name, same_data, config, device).scored

@@ -20,7 +20,7 @@ from detector.data.coco_rows import odd_areas
 from detector.data.formats import naming_format
 from detector.data.images import read_annotated_image, read_size
 from detector.data.json_stream import show_text
-from detector.data.names import FIX, Names, check_names, files_below
+from detector.data.names import Names, check_names, files_below
 from detector.data.resize import input_sizes, padded
 from detector.data.split import hold_back, not_set, split_to_read
 from detector.data.spot_check import spot_check
@@ -60,11 +60,11 @@ class CheckedBoxes:
         return int((~self.is_kept).sum())
 
 
-def with_sizes(annotations: Annotations, images: Path | None) -> Annotations:
+def with_sizes(annotations: Annotations, images: Path | None, exif: str = "auto") -> Annotations:
     """The annotations with the sizes that they do not give taken from the headers of the files.
 
-    Raises :class:`~detector.errors.DataError` for a file that has none, or that EXIF turns by a quarter; and where the
-    folder is not known.
+    Raises :class:`~detector.errors.DataError` for a file that has none, or that EXIF turns by a quarter where ``exif``
+    (that of ``data``) is auto; and where the folder is not known.
     """
     unknown = (annotations.heights == 0).nonzero()[:, 0].tolist()
     if not unknown:
@@ -77,7 +77,7 @@ def with_sizes(annotations: Annotations, images: Path | None) -> Annotations:
         )
     heights, widths = annotations.heights.clone(), annotations.widths.clone()
     for index in unknown:
-        heights[index], widths[index] = read_size(images / annotations.file_name(index))
+        heights[index], widths[index] = read_size(images / annotations.file_name(index), exif)
     return replace(annotations, heights=heights, widths=widths)
 
 
@@ -293,7 +293,7 @@ def open_dataset(
         raise DataError(f"data.{read_name}.images: {images} is no folder")
     annotations = read_split(data, name, categories, seed)
     check_files(annotations, images, read_name, data.allow_outside)
-    annotations = with_sizes(annotations, images)
+    annotations = with_sizes(annotations, images, data.exif)
     dataset = CocoDataset(annotations, images, transform, data.invalid_boxes, channels, data.exif, data.max_value)
     if name == "train" and not dataset.is_object.any():
         raise DataError(
@@ -330,8 +330,7 @@ def check_files(annotations: Annotations, images: Path, split: str, allow_outsid
         name = annotations.file_name(index)
         fault = f"{reason} of data.{split}.images" if is_outside else reason
         remedy = OUTSIDE if is_outside else f"check data.{split}.images, or remove the image from the annotations"
-        if hint := Names(files_below(images)).hint(name):
-            remedy = f"{hint} {FIX}"
+        remedy = Names(files_below(images)).hint(name, with_fix=True) or remedy
         raise DataError(
             f"{show_text(str(images / name))}: {fault}, but {annotations.path} names it (image"
             f" {show_id(annotations.image_ids[index])}); {remedy}"

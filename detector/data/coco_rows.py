@@ -554,9 +554,14 @@ def indices_of(known: np.ndarray, codes: np.ndarray) -> np.ndarray:
 
 
 def shift_between(used: np.ndarray, known: np.ndarray) -> int:
-    """1 or -1 where ids that are used are all of ``known`` moved by it, which leaves no other reading; else 0."""
+    """1 or -1 where the ids that are used are all of ``known`` moved by it, and none of them is among those; else 0.
+
+    Where some are, as of 1, 2, 3 for 0, 1, 2, it may as well be that one id is a stray one and all others are right.
+    """
     used, known = np.unique(used), np.unique(known)
     if len(used) != len(known) or (used < FIRST_INTEGER).any() or (known < FIRST_INTEGER).any():
+        return 0
+    if np.isin(used, known).any():
         return 0
     moves = np.unique(used - known)
     return int(moves[0]) if len(moves) == 1 and abs(moves[0]) == 1 else 0

@@ -73,10 +73,11 @@ def read_annotated_image(
     )
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: Path, exif: str = "auto") -> tuple[int, int]:
     """Height and width of a picture, of its header where that says so, for annotations that do not give them.
 
-    Raises :class:`~detector.errors.DataError` where EXIF turns it by a quarter: its boxes may be on either frame.
+    Raises :class:`~detector.errors.DataError` where EXIF turns it by a quarter and ``exif`` is auto: its boxes may be
+    on either frame.
     """
     try:
         with open_file(path) as file:
@@ -88,11 +89,13 @@ def read_size(path: Path) -> tuple[int, int]:
                 image = _read_array(path, data) if is_array else _read_picture(path, checked(path, data), 0, False)
                 return image.shape[0], image.shape[1]
             width, height = header.size
-            if width != height and orientation_of(header) in QUARTER_TURNS:
-                raise DataError(
-                    f"{path}: EXIF turns the picture by a quarter, so {width}×{height} may not be the frame of its"
-                    " boxes; write the width and height of that frame into the annotations"
-                )
+            if width != height and exif != "stored" and orientation_of(header) in QUARTER_TURNS:
+                if exif == "auto":
+                    raise DataError(
+                        f"{path}: EXIF turns the picture by a quarter, so {width}×{height} may not be the frame of its"
+                        " boxes; write the width and height of that frame into the annotations, or set data.exif"
+                    )
+                width, height = height, width
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     check_size(path, width, height)

@@ -14,6 +14,7 @@ from detector.data.images import read_image, scale_depth
 from detector.errors import DataError
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
+Reading = tuple[int, str, int | None]  # how images are read: channels, data.exif, data.max_value
 
 
 def check_images(images: object, channels: int) -> list[ImageInput]:
@@ -133,16 +134,20 @@ def as_array(image: ImageInput, channels: int = 3, exif: str = "auto", max_value
     else:
         array = _from_pil(image, channels, exif)
         check_image(array, channels)
-    return scale_depth(array, max_value)
+    # The loader takes over what needs no resizing: a view of negative strides (BGR turned round) cannot be a tensor.
+    return scale_depth(np.require(array, requirements=("C", "W")), max_value)
 
 
-def as_shown(image: ImageInput) -> np.ndarray:
-    """An image to draw on, [H, W, C]: an array or tensor of any number of channels, anything else in RGB."""
-    is_array = isinstance(image, np.ndarray | Tensor) and image.ndim == 3
-    return as_array(image, int(image.shape[0 if isinstance(image, Tensor) else 2]) if is_array else 3)
+def as_shown(image: ImageInput, channels: int, exif: str, max_value: int | None) -> np.ndarray:
+    """An image to draw on, [H, W, C], read as ``as_array`` does; an array or tensor of any number of channels."""
+    if isinstance(image, np.ndarray | Tensor) and image.ndim == 3:
+        channels = int(image.shape[0 if isinstance(image, Tensor) else 2])
+    return as_array(image, channels, exif, max_value)
 
 
 def _from_pil(image: Image.Image, channels: int, exif: str) -> np.ndarray:
+    if image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", "")):
+        raise ValueError("a PIL image of three channels holds 8 of its file's 16 bits; give the path of the file")
     try:
         image.load()  # reads the file, if PIL has only opened it yet
         upright = image if exif == "stored" else ImageOps.exif_transpose(image)

@@ -59,11 +59,11 @@ def _rows(cells: Iterator[tuple[int, list[str]]], multi_label: bool) -> Iterator
         fault = ""
         if not file.strip():
             fault = "has no path"
+        elif not rest and (separator := next((sign for sign in ";\t|" if sign in file), "")):
+            fault = f"{file!r} has no comma; separate path and label by one, not by {separator!r}"
         elif not multi_label and len(labels) != 1:
             fault = f"{file} has {len(labels)} labels ({', '.join(labels[:4])})" if labels else f"{file} has no label"
             fault += "; give one, or set model.multi_label=true for several or none"
-            if not rest and (separator := next((sign for sign in ";\t|" if sign in file), "")):
-                fault = f"{file!r} has no comma; separate path and label by one, not by {separator!r}"
         elif file in line_of:
             fault = f"{file} is listed twice, first in line {line_of[file]}; keep one row per image"
         else:

@@ -105,11 +105,12 @@ class Names:
             whole = [file for file in files if _key(file).count("/") == longest.rstrip("/").count("/")]
             yield whole if len(whole) == 1 else files
 
-    def hint(self, name: str) -> str:
-        """``meant`` as the end of a message, empty where nothing is like it."""
+    def hint(self, name: str, with_fix: bool = False) -> str:
+        """``meant`` as the end of a message, empty where nothing is like it; ``with_fix`` says what corrects it."""
         found = self.meant(name)
         if len(found) == 1:
-            return f"did you mean {show_text(found[0])}?"
+            fix = f" {FIX}" if with_fix else ""
+            return f"did you mean {show_text(found[0])}?{fix}"
         shown = ", ".join(map(show_text, sorted(found)[:3])) + (", …" if len(found) > 3 else "")
         return f"it may be any of {len(found)} files: {shown}" if found else ""
 
@@ -126,7 +127,7 @@ def is_certain(name: str, file: str) -> bool:
 
 def _spellings(name: str) -> Iterable[str]:
     """What was perhaps meant by backslashes, and by the signs of a URL."""
-    plain = name.replace("\\", "/").replace("?d=", "/")  # the latter is Label Studio's
+    plain = name.strip().replace("\\", "/").replace("?d=", "/")  # the latter is Label Studio's
     return dict.fromkeys((plain, unquote(plain), unquote(plain.split("?")[0])))
 
 

@@ -162,7 +162,7 @@ CHECKS: dict[str, Check] = {
     "read-otherwise": Check(
         "note",
         "values that are read although they are written otherwise than COCO has them",
-        "nothing here; --fix writes them as other tools want them",
+        "nothing here; --fix writes numbers as numbers, and ids that are written in two ways in one",
         fixable=True,
     ),
     "image-malformed": Check("error", "images without an id or a file name", "correct or remove them"),
@@ -188,7 +188,7 @@ CHECKS: dict[str, Check] = {
     "category-dangling": Check(
         "error",
         "annotations of a category that is not listed",
-        "add the category, or remove them; --fix removes them",
+        "add the category, or remove them; --fix joins ids that are all off by one, and removes others",
         fixable=True,
     ),
     "category-malformed": Check("error", "categories without an id or a name", "correct them"),

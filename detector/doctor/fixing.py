@@ -3,7 +3,8 @@
 Only what needs no judgement is changed; everything else stays for a person to decide. First what loses nothing:
 
 - written as COCO has it: numbers and whole numbers that stand as text or with a point, areas that are missing;
-- joined: ids of images and categories that differ from those listed only in type, or that are all off by one;
+- joined: ids of images and categories that are written both as text and as integers, or that are all off by one, none
+  of them being listed;
 - renamed: images whose file is there by another name, as ``names`` has it;
 - numbered: annotations without an id, or with one that an earlier annotation has;
 - taken from the segmentation: boxes that are missing, not four finite numbers or without area;
@@ -39,6 +40,7 @@ from detector.data.coco_rows import (
     box_of_segmentation,
     box_of_texts,
     duplicated,
+    id_key,
     indices_of,
     is_box,
     is_number,
@@ -223,9 +225,14 @@ class _Annotations:
         self.boxes, self.areas = split.boxes.copy(), split.areas.copy()
         self.is_kept = np.ones(len(self.rows), dtype=bool)
         self.is_copy = np.zeros(len(self.rows), dtype=bool)  # removed, as an equal one is there
+        # Whose image, or class, shares its id with another: which of them is meant is for a person to say.
+        category_codes = np.array([self.read.code(category.id) for category in split.categories], dtype=np.int64)
+        self.has_image_of_many = _of_many(split.image_ids.codes, split.image)
+        self.has_class_of_many = _of_many(category_codes, split.label)
 
     def run(self, sizes: np.ndarray, is_doubtful: np.ndarray) -> None:
         self.fix.annotations = len(self.rows)
+        self._write_ids_alike()
         for index in self._own_rows():
             self._write_plainly(index)
         split, read = self.split, self.read
@@ -278,18 +285,40 @@ class _Annotations:
         if _is_float_id(row.get("id")):
             self.note("read-otherwise", "id", index, row["id"], int(row["id"]))
             row["id"] = int(row["id"])
-        image, label = int(self.image[index]), int(self.label[index])
-        listed = {
-            "image_id": self.split.image_ids[image] if image >= 0 else None,
-            "category_id": self.split.categories[label].id if label >= 0 else None,
-        }
-        for key, own in listed.items():
-            value = row.get(key)
-            if own is not None and (type(value) is not type(own) or value != own):
-                self.note("read-otherwise", "id" if type(value) is float else "joined", index, value, own)
-                row[key] = own
-            elif own is None and _is_float_id(value):
+        for key in ("image_id", "category_id"):
+            if _is_float_id(value := row.get(key)):
+                self.note("read-otherwise", "id", index, value, int(value))
                 row[key] = int(value)
+
+    def _write_ids_alike(self) -> None:
+        """Ids that are written both as text and as integers, in the list and in annotations, as integers.
+
+        Not where another entry of the list has the same id but for its type: the type is all that tells them apart.
+        """
+        for key, table, place, is_ambiguous in (
+            ("image_id", "images", self.image, self.has_image_of_many),
+            ("category_id", "categories", self.label, self.has_class_of_many),
+        ):
+            listed = [row for row in self.fix.tree[table] if isinstance(row, dict)]
+            given = [row.get("id") for row in listed]
+            kinds = {type(own) for own in [*given, *(self.rows[index].get(key) for index in self._own_rows())]}
+            if not {int, str} <= kinds:
+                continue
+            times = Counter(id_key(own) for own in given if isinstance(own, int | str))
+            for row in listed:
+                before = row.get("id")
+                after = id_key(before) if isinstance(before, str) else before
+                if after != before and times[after] == 1:
+                    row["id"] = after
+                    name = {table: row.get("name", row.get("file_name"))}
+                    change = {"check": "read-otherwise", "change": "joined"} | name
+                    self.fix.changes.append(change | {"before": before, "after": after})
+            for index in self._own_rows():
+                before = self.rows[index].get(key)
+                after = id_key(before) if isinstance(before, str) and place[index] >= 0 else before
+                if after != before and not is_ambiguous[index]:
+                    self.note("read-otherwise", "joined", index, before, after)
+                    self.rows[index][key] = after
 
     def _join(self, key: str, place: np.ndarray, used: np.ndarray, ids: Sequence[Any]) -> np.ndarray:
         """Joins ids that are all off by one to ``ids``, those listed; returns where each annotation's stands there."""
@@ -353,7 +382,9 @@ class _Annotations:
         self._remove("category-dangling", np.flatnonzero(self.label == DANGLING))
         self._remove("box-not-finite", np.flatnonzero(~is_finite & (self.image >= 0)))
         self._remove("box-no-area", np.flatnonzero(is_finite & ~has_area(split, sizes_of_annotations(split, sizes))))
-        self._remove("box-duplicate", _repeated_boxes(split, self.rows, np.flatnonzero(split.is_object & self.is_kept)))
+        is_clear = ~self.has_image_of_many & ~self.has_class_of_many
+        places = np.flatnonzero(split.is_object & self.is_kept & is_clear)
+        self._remove("box-duplicate", _repeated_boxes(split, self.rows, places))
 
         doubt = np.append(is_doubtful, True)[np.maximum(self.image, -1)]
         limits = sizes_of_annotations(split, sizes)
@@ -413,6 +444,12 @@ def _repeated_boxes(split: Split, rows: list[Any], places: np.ndarray) -> np.nda
             else:
                 earlier.append(rows[place].get("segmentation"))
     return np.array(again, dtype=np.int64)
+
+
+def _of_many(codes: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Which of ``place`` [M] lead to an entry whose id, by its code [N], another entry has too, [M] bool."""
+    is_shared = np.append(np.isin(codes, codes[duplicated(codes)]), False)
+    return is_shared[np.maximum(place, -1)]
 
 
 def _is_float_id(value: Any) -> bool:

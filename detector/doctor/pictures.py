@@ -89,7 +89,7 @@ def _frames(split: Split, facts: Sequence[FileFacts], exif: str) -> Iterator[Fin
         size = (int(split.sizes[index, 0]), int(split.sizes[index, 1]))
         stored, is_quarter = (own.width, own.height), own.orientation in QUARTER_TURNS
         if size[0] == 0 and split.files[index] and index not in malformed:
-            (unclear if is_quarter and own.width != own.height else missing).append(index)
+            (unclear if exif == "auto" and is_quarter and own.width != own.height else missing).append(index)
         if own.width == 0 or size[0] == 0:
             continue
         upright = stored[::-1] if is_quarter else stored

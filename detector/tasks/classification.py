@@ -20,7 +20,7 @@ from detector.class_metrics import by_picture, multi_label_metrics, single_label
 from detector.config import Config, ModelConfig
 from detector.data.coco import Category
 from detector.data.folder import ClassDataset, ClassSample, Labelled, open_classes
-from detector.data.inputs import ImageInput, as_shown, check_threshold
+from detector.data.inputs import ImageInput, Reading, as_shown, check_threshold
 from detector.data.transforms import ClassTransform
 from detector.errors import ConfigError
 from detector.reach import rare_classes
@@ -40,6 +40,7 @@ class ClassPrediction(NamedTuple):
     scores: np.ndarray  # [D] float32
     labels: np.ndarray  # [D] int64, 0..K-1
     names: list[str]  # [D]
+    reading: Reading = (3, "auto", None)  # of its image, for draw
 
     def __repr__(self) -> str:
         return f"ClassPrediction({', '.join(score_texts(self.names, self.scores))})"
@@ -47,7 +48,7 @@ class ClassPrediction(NamedTuple):
     def draw(self, image: ImageInput, score_threshold: float = 0.0) -> Image.Image:
         """A PIL image of ``image`` under its best class, and the others that score at least ``score_threshold``."""
         check_threshold(score_threshold)
-        return draw(as_shown(image), self, score_threshold)
+        return draw(as_shown(image, *self.reading), self, score_threshold)
 
 
 def main_metric(config: Config) -> str:

@@ -18,7 +18,7 @@ from detector.anchors import Anchors, level_sizes
 from detector.config import Config, MatcherConfig, ModelConfig
 from detector.data.coco import Annotations, Category, CocoDataset, Sample, open_dataset
 from detector.data.coco_rows import Id
-from detector.data.inputs import ImageInput, as_shown, check_threshold
+from detector.data.inputs import ImageInput, Reading, as_shown, check_threshold
 from detector.data.transforms import TrainTransform, Transform, Transformed
 from detector.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.matching import IGNORE, MATCHERS
@@ -45,6 +45,7 @@ class Prediction(NamedTuple):
     labels: np.ndarray  # [D] int64, 0..K-1
     category_ids: np.ndarray  # [D] the training set's own ids: int64, or objects where some are text
     names: list[str]  # [D]
+    reading: Reading = (3, "auto", None)  # of its image, for draw
 
     def __repr__(self) -> str:
         count, texts = len(self.names), score_texts(self.names[:SHOWN], self.scores[:SHOWN])
@@ -54,7 +55,7 @@ class Prediction(NamedTuple):
     def draw(self, image: ImageInput, score_threshold: float = 0.0) -> Image.Image:
         """A PIL image of ``image`` with the boxes that score at least ``score_threshold``."""
         check_threshold(score_threshold)
-        return draw(as_shown(image), self, score_threshold)
+        return draw(as_shown(image, *self.reading), self, score_threshold)
 
     def to_coco(self, image_id: Id, file_name: str | None = None) -> list[dict[str, Any]]:
         """COCO results: ``image_id``, ``category_id``, ``bbox`` (left, top, width, height), ``score`` of each object.
