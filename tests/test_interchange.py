@@ -59,7 +59,7 @@ State = dict[str, Tensor]
 CLOSE = 1e-5  # of the largest number
 PIXEL = 2e-3  # group norm sums in another order, which processors do in yet another
 TIE = 1e-5
-SIZES = [(800, 1333), (333, 500), (100, 90), (352, 352), (257, 511), (400, 301)]
+SIZES = [(800, 1333), (257, 511), (352, 352)]
 ANCHORS = 9  # a cell
 
 
@@ -1071,14 +1071,23 @@ def test_the_convolution_that_shrinks(name: str, in_1x1: bool) -> None:
     assert backbone.levels == (3, 4, 5)
 
 
-@pytest.mark.parametrize("name", ["resnet10", "resnet18", "resnet34", "vgg16_bn", "timm:resnet18"])
+@pytest.mark.parametrize("name", ["resnet10", "vgg11_bn", "timm:resnet18"])
 def test_networks_without_a_1x1_that_shrinks(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"^model\.backbone\.stride_in_1x1: "):
+    with pytest.raises(ConfigError, match=r"^model\.backbone\.stride_in_1x1: "), torch.device("meta"):
         build_backbone(BackboneConfig(name=name, stride_in_1x1=True), 3, finest=3)
 
 
-@pytest.mark.parametrize("norm", ["bn", "frozen_bn", "sync_bn"])
-@pytest.mark.parametrize(("eps", "expected"), [(None, 1e-5), (0.0, 0.0), (1e-3, 1e-3)])
+@pytest.mark.parametrize(
+    ("norm", "eps", "expected"),
+    [
+        ("bn", None, 1e-5),
+        ("bn", 0.0, 0.0),
+        ("frozen_bn", None, 1e-5),
+        ("frozen_bn", 0.0, 0.0),
+        ("sync_bn", None, 1e-5),
+        ("sync_bn", 1e-3, 1e-3),
+    ],
+)
 def test_norm_eps(norm: str, eps: float | None, expected: float) -> None:
     backbone = build_backbone(BackboneConfig(name="resnet10", norm=norm, norm_eps=eps), 3, finest=3)
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d)
@@ -1086,9 +1095,10 @@ def test_norm_eps(norm: str, eps: float | None, expected: float) -> None:
     assert norms == [expected] * 12  # the stem's, two a block, and three that shrink
 
 
-@pytest.mark.parametrize("name", ["vgg16", "swin_t", "timm:convnext_atto"])
+@pytest.mark.parametrize("name", ["vgg11", "swin_t", "timm:convnext_atto"])
 def test_norm_eps_of_networks_without_batch_norm(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^model\.backbone\.norm_eps: {name} has no batch norm; remove it"):
+    expected = rf"^model\.backbone\.norm_eps: {name} has no batch norm; remove it"
+    with pytest.raises(ConfigError, match=expected), torch.device("meta"):
         build_backbone(BackboneConfig(name=name, norm_eps=0.0), 3, finest=3)
 
 

@@ -63,12 +63,6 @@ def start_training(
     )
 
 
-def run_training(runs: Path, name: str, overrides: list[str], *flags: str, ranks: int = 1) -> None:
-    process = start_training(runs, name, overrides, *flags, ranks=ranks)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-
-
 def steps_of(run: Path) -> list[dict]:
     """The rows of metrics.jsonl that are steps, not evaluations."""
     if not (run / "metrics.jsonl").exists():
@@ -107,18 +101,22 @@ def test_two_ranks_follow_one_process(tmp_path: Path, tiny: list[str]) -> None:
     torch.manual_seed(0)
     torch.save(ResNet(BasicBlock, [1, 1, 1, 1]).state_dict(), tmp_path / "resnet10.pt")
     frozen = f"model.backbone={{name: resnet10, norm: frozen_bn, weights: {tmp_path}/resnet10.pt}}"
-    overrides = [*tiny, frozen, "train.batch_size=8", "train.steps=20", "data.workers=0", "train.clip_norm=1"]
-    run_training(tmp_path, "one", overrides)
-    run_training(tmp_path, "two", overrides, ranks=2)
-    run_training(tmp_path, "parts", [*overrides, "train.accumulate=4"])
+    overrides = [*tiny, frozen, "train.batch_size=8", "train.steps=10", "data.workers=0", "train.clip_norm=1"]
+    overrides += ["eval.every_epochs=99"]  # once, at the end
+    process = start_training(tmp_path, "two", overrides, ranks=2)
+    assert fit(load_config("quickstart.yaml", overrides), RunFolder(tmp_path / "one"), CPU)
+    parts_config = load_config("quickstart.yaml", [*overrides, "train.accumulate=4"])
+    assert fit(parts_config, RunFolder(tmp_path / "parts"), CPU)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
     one, two, parts = ([row["loss"] for row in steps_of(tmp_path / name)] for name in ("one", "two", "parts"))
-    assert len(one) == 20
+    assert len(one) == 10
     assert one[0] != pytest.approx(one[-1], rel=0.01)  # it does train
     assert two == pytest.approx(one, abs=1e-4)
     assert parts == pytest.approx(one, abs=1e-4)
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
     assert results[0]["AP50"] == pytest.approx(results[1]["AP50"], abs=1e-3)
-    assert all((tmp_path / name / "report.html").exists() for name in ("one", "two"))
+    assert (tmp_path / "two" / "report.html").exists()
 
 
 def test_ctrl_c_saves_and_says_so(tmp_path: Path, tiny: list[str]) -> None:

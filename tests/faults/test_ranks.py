@@ -281,7 +281,7 @@ def test_an_error_on_one_rank_ends_all(place: str, shapes: Path, tmp_path: Path)
 
 def test_torchrun_restarts_what_was_killed(shapes: Path, tmp_path: Path) -> None:
     """With two loader processes a rank at first, and one after the restart."""
-    given = [*data_overrides(shapes), "train.batch_size=2", "train.epochs=3", "train.checkpoint_steps=2"]
+    given = [*data_overrides(shapes), "train.batch_size=2", "train.epochs=2", "train.checkpoint_steps=2"]
     whole = Ranks(tmp_path, "whole", 2, *given, "data.workers=1")
 
     arguments = ["--config", CONFIG, "--runs", str(tmp_path), "--name", "killed", "--resume", "--device", "cpu", *TINY]

@@ -47,14 +47,17 @@ def tiny_config(shapes: Path, *overrides: str) -> Config:
 def test_a_disk_that_fills_at_any_call_stops_in_one_line_and_the_run_continues(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each call on each file fails the first and the third time; every attempt is resumed and gets one call further."""
+    """Each call on each file fails the first time, on those written again and again the third time too.
+
+    Every attempt is resumed and gets one call further.
+    """
     config = tiny_config(shapes, "train.steps=2")
     assert fit(config, RunFolder(tmp_path / "whole"), CPU)
     run, times = RunFolder(tmp_path / "filled"), Counter[str]()
 
     def breaks(call: str) -> bool:
         times[call] += 1
-        return times[call] in (1, 3)
+        return times[call] == 1 or (times[call] == 3 and call.split()[1] in ("last.pt", "metrics.jsonl"))
 
     attempts = 0
     with monkeypatch.context() as patch:
