@@ -17,7 +17,7 @@ from typing import Any
 
 # Rounds that a thread of OpenMP's (GNU's, which torch's wheels for Linux hold) waits actively for its next work, before
 # it sleeps. docs/BENCHMARKS.md has what other numbers cost; a person's own choice stands in one of WAIT_POLICIES.
-SPIN_COUNT = 1_000
+SPIN_COUNT = 2_000
 WAIT_POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_training import assert_same_tensors, start_training, steps_of, wait_for_step
+from test_training import start_training, steps_of
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from detector.__main__ import run_command
@@ -204,30 +203,6 @@ def test_infer_writes_what_predict_finds(
 # --- what training does -----------------------------------------------------------------------------------------------
 
 
-def test_a_killed_run_resumes_to_the_same_bits(colors: Path, tmp_path: Path) -> None:
-    # Mixes, an average: 9 steps an epoch, last.pt after steps 4, 8, 9, 12, 16 and 18.
-    overrides = [*TINY, *LIVELY, *images_of(colors)]
-    overrides += ["train.batch_size=2", "train.checkpoint_steps=4"]
-    process = start_training(tmp_path, "killed", [*overrides, "data.workers=2"], config=CONFIG)
-    wait_for_step(process, tmp_path / "killed", 5)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    killed, whole = RunFolder(tmp_path / "killed"), RunFolder(tmp_path / "whole")
-    assert 4 <= read_checkpoint(killed.last)["step"] < 18
-
-    config = load_config(CONFIG, overrides)  # another number of workers must not matter
-    assert fit(config, killed, CPU, resume=True)
-    assert fit(config, whole, CPU)
-    first, second = (read_checkpoint(run.last) for run in (killed, whole))
-    for part in ("model", "ema", "optimizer", "step", "best", "best_epoch"):
-        assert_same_tensors(first[part], second[part], part)
-    losses = [[(row["step"], row["loss"]) for row in steps_of(run.path)] for run in (killed, whole)]
-    assert losses[0] == losses[1]  # every step once, in order
-    assert len(losses[0]) == 18
-    for name in ("confusion.csv", "confusion.png"):
-        assert (killed.path / name).read_bytes() == (whole.path / name).read_bytes()
-
-
 def test_two_ranks_follow_one_process(colors: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(ResNet(BasicBlock, [1, 1, 1, 1]).state_dict(), tmp_path / "resnet10.pt")
@@ -364,7 +339,7 @@ def read_array(file: Path, channels: int) -> np.ndarray:
     return pixels[:, :, {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]]
 
 
-@pytest.mark.parametrize("kind", ["gray", "gray, 16 bits", "RGB, 16 bits", "RGBA, 16 bits"])
+@pytest.mark.parametrize("kind", ["gray", "RGBA, 16 bits"])
 def test_a_detector_of_any_pictures(kind: str, shapes: Path, tmp_path: Path) -> None:
     channels, suffix, dtype = PICTURES[kind]
     (tmp_path / "images").mkdir()

@@ -59,7 +59,7 @@ State = dict[str, Tensor]
 CLOSE = 1e-5  # of the largest number
 PIXEL = 2e-3  # group norm sums in another order, which processors do in yet another
 TIE = 1e-5
-SIZES = [(800, 1333), (257, 511), (352, 352)]
+SIZES = [(480, 800), (257, 511), (352, 352)]
 ANCHORS = 9  # a cell
 
 

@@ -25,10 +25,10 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse what was meant as something else: most often a pattern that the shell wrote out as names of files."""
     for override in overrides:
         if "=" not in override:
-            if Path(override[:200]).is_file():
+            if Path(override[:200]).exists():
                 raise ConfigError(
                     f"command line: {override}: is one file too many; quote a pattern, as in '*.jpg', that the shell"
-                    " would write out, or give the folder"
+                    " would write out, or name the option that it belongs to"
                 )
             raise ConfigError(f"command line: {override}: is not KEY=VALUE, as in train.epochs=12")
 

@@ -106,7 +106,7 @@ def wait(process: BaseProcess | subprocess.Popen[bytes], seconds: float) -> int 
 
 
 # What starts processes: a loader, a pool, a fork server, and a child that measures memory or a whole start.
-KILLED = ["evaluate", "doctor", "stress", "benchmark memory", "benchmark startup"]
+KILLED = ["evaluate", "doctor", "stress", "benchmark startup"]
 # Training's own handler has tests of its own.
 CASES = [(name, signal.SIGKILL) for name in KILLED]
 CASES += [(name, signal.SIGTERM) for name in ("evaluate", "infer", "doctor", "benchmark memory")]
