@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import shutil
@@ -188,8 +189,11 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The template anew; checkpoints, which are only ever replaced, are linked: they are most of its 360 MB."""
     folder = tmp_path / "world"
-    shutil.copytree(template, folder)
+    shutil.copytree(
+        template, folder, copy_function=lambda a, b: os.link(a, b) if Path(a).suffix == ".pt" else shutil.copy2(a, b)
+    )
     monkeypatch.chdir(folder)
     return folder
 
