@@ -1,6 +1,6 @@
 """RetinaNet-style detection on feature pyramids: train, evaluate and infer on COCO-format data.
 
-The parts are plain modules (``detector.config``, ``detector.models``, ``detector.tasks.detection``, ...), imported by
+The parts are plain modules (``detector.config.schema``, ``detector.models``, ``detector.tasks.detection``, ...), imported by
 name, so that ``import detector`` stays cheap. The calls that most programs need are :func:`train` and :func:`load`.
 """
 
@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detector.predictor import Predictor
+    from detector.inference.predictor import Predictor
 
 __version__ = "0.1.0"
 
 
 def load(checkpoint: str | Path, device: str | None = None) -> Predictor:
-    """A ready :class:`~detector.predictor.Predictor` from a checkpoint such as ``runs/x/best.pt``, or a run's folder.
+    """A ready :class:`~detector.inference.predictor.Predictor` from a checkpoint such as ``runs/x/best.pt``, or a run's folder.
 
     ``device`` defaults to the first GPU, else the CPU. Raises :class:`~detector.errors.WeightsError` for a file that is
     missing or is no checkpoint of this package. Nothing else of the process changes: no environment, signals, warnings,
     threads or random numbers. Random weights give denormals, which ``torch.set_flush_denormal(True)`` makes fast on a
     CPU, as the commands do.
     """
-    from detector.predictor import Predictor
+    from detector.inference.predictor import Predictor
 
     return Predictor.from_checkpoint(checkpoint, device)
 
@@ -44,10 +44,10 @@ def train(
     :class:`~detector.errors.DetectorError` for all that a person can fix, and KeyboardInterrupt after Ctrl-C or
     SIGTERM, when all is saved and the same call with ``resume=True`` continues.
     """
-    from detector import distributed
-    from detector.configfile import load_config
-    from detector.run import RunFolder
-    from detector.training import fit
+    from detector.config.loader import load_config
+    from detector.training import distributed
+    from detector.training.fitting import fit
+    from detector.training.run_folder import RunFolder
 
     run = RunFolder.named(runs, Path(config).stem if name is None else name)
     resolved = load_config(config, overrides)

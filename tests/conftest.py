@@ -15,8 +15,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from detector import training
-from detector.data.shapes import write_shapes
+from detector.data.synthetic import write_shapes
+from detector.training import fitting
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -40,7 +40,7 @@ def denormals() -> Iterator[None]:
 def short_runs() -> Iterator[None]:
     """Runs inside the tests end without their report, which takes longer than they do; one test has it back."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "report_best", lambda *arguments: None)
+        patch.setattr(fitting, "report_best", lambda *arguments: None)
         yield
 
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_coco_fuzz import MUTATIONS, TREE
 
-from detector.config import Config, DataConfig, SplitConfig
-from detector.doctor.examination import Settings, examine
-from detector.doctor.files import FileFacts, look_at
-from detector.doctor.folders import read_csv, read_folders
-from detector.doctor.reading import read_coco
+from detector.analysis.doctor.examination import Settings, examine
+from detector.analysis.doctor.files import FileFacts, look_at
+from detector.analysis.doctor.folders import read_csv, read_folders
+from detector.analysis.doctor.reading import read_coco
+from detector.config.schema import Config, DataConfig, SplitConfig
 from detector.errors import DetectorError
 from detector.tasks import get_task
 
@@ -80,7 +80,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     def look(paths: list[Path], is_quick: bool, title: str, in_channels: int = 3) -> list[FileFacts]:
         return look_at(paths, is_quick, in_channels) if paths else []
 
-    monkeypatch.setattr("detector.doctor.examination.look_at_files", look)
+    monkeypatch.setattr("detector.analysis.doctor.examination.look_at_files", look)
 
 
 @pytest.fixture

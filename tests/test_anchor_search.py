@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.anchor_search import Split, best_ious, judge, options, score, search
-from detector.config import AnchorConfig, MatcherConfig
-from detector.configfile import build_on, load_config
-from detector.data.coco import apply_box_policy, read_annotations
-from detector.reach import InputBoxes, Reach, reach_of
+from detector.analysis.anchors.search import Split, best_ious, judge, options, score, search
+from detector.config.loader import build_on, load_config
+from detector.config.schema import AnchorConfig, MatcherConfig
+from detector.data.detection import apply_box_policy, read_annotations
+from detector.evaluation.coverage import InputBoxes, Reach, reach_of
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_whether_a_change_pays(recall: float, macs: int, verdict: str) -> None:
 
 
 def test_other_pyramids_and_sizes(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("detector.anchor_search.FEWER_GENERATIONS", 1)
+    monkeypatch.setattr("detector.analysis.anchors.search.FEWER_GENERATIONS", 1)
     model = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5, 6, 7], channels: 16}"]
     config = load_config("quickstart.yaml", model)
     found = {option.name: option for option in options(split, config, config.model.anchors, 4)}
@@ -89,7 +89,7 @@ def test_other_pyramids_and_sizes(split: Split, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_other_sizes_of_a_fixed_one_change_what_counts(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("detector.anchor_search.FEWER_GENERATIONS", 1)
+    monkeypatch.setattr("detector.analysis.anchors.search.FEWER_GENERATIONS", 1)
     overrides = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5], channels: 16}"]
     overrides.append("data.resize={short: [640], long: 640, fixed: [128, 256], rounding: down}")
     config = load_config("quickstart.yaml", overrides)

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from detector.anchors import Anchors, cell_anchors, level_sizes
-from detector.config import AnchorConfig, AnchorShapes
+from detector.config.schema import AnchorConfig, AnchorShapes
+from detector.ops.anchors import Anchors, cell_anchors, level_sizes
 
 
 def make_anchors(config: AnchorConfig, levels: list[int], height: int, width: int) -> tuple[Tensor, list[int]]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from detector.__main__ import main
-from detector.configfile import load_config
+from detector.config.loader import load_config
 
 MODEL = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5], channels: 16}", "model.anchors.base_size=6"]
 
@@ -27,7 +27,7 @@ def outputs(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("anchors")
     with pytest.MonkeyPatch.context() as patch, (folder / "printed.json").open("w") as printed:
         patch.setattr("sys.stdout", printed)
-        patch.setattr("detector.anchor_search.FEWER_GENERATIONS", 1)
+        patch.setattr("detector.analysis.anchors.search.FEWER_GENERATIONS", 1)
         flags = ["--suggest", "--json", "--html", str(folder / "page.html"), "--write", str(folder / "mine.yaml")]
         assert main(["anchors", "--config", "quickstart.yaml", *flags, *data]) == 0
     return folder

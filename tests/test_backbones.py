@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
-from detector.config import BackboneConfig, HeadConfig, ModelConfig
+from detector.config.schema import BackboneConfig, HeadConfig, ModelConfig
 from detector.errors import ConfigError
 from detector.models import build_model
 from detector.models.backbones import BACKBONES, Backbone, build_backbone

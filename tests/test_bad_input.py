@@ -14,12 +14,12 @@ from test_training import CPU, TINY
 
 import detector
 from detector.__main__ import main
-from detector.checkpoint import save_checkpoint
-from detector.configfile import load_config
-from detector.data.coco import Category
+from detector.checkpoints.checkpoint import save_checkpoint
+from detector.config.loader import load_config
+from detector.data.detection import Category
 from detector.models import build_model
-from detector.run import RunFolder
-from detector.training import fit
+from detector.training.fitting import fit
+from detector.training.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

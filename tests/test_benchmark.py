@@ -19,12 +19,24 @@ import pytest
 import torch
 
 from detector.__main__ import run_command
-from detector.benchmark import PARTS, doctor, generate, growth, infer, loss, measure, report, startup, train, waiting
-from detector.benchmark import data as data_part
-from detector.benchmark.measure import BenchmarkError, Case, Memory, Row, Settings, measure_case, measure_time
-from detector.benchmark.peer import same_detections
-from detector.data.coco import read_annotations
-from detector.matching import match_anchors
+from detector.data.detection import read_annotations
+from detector.dev.benchmark import (
+    PARTS,
+    doctor,
+    generate,
+    growth,
+    infer,
+    loss,
+    measure,
+    report,
+    startup,
+    train,
+    waiting,
+)
+from detector.dev.benchmark import data as data_part
+from detector.dev.benchmark.measure import BenchmarkError, Case, Memory, Row, Settings, measure_case, measure_time
+from detector.dev.benchmark.peer import same_detections
+from detector.ops.assignment import match_anchors
 from detector.processes import child_environment
 
 FIELDS = ["part", "case", "ours_seconds", "theirs_seconds", "time_ratio", "ours_peak_mb", "theirs_peak_mb"]
@@ -124,7 +136,7 @@ def test_one_side_alone(clock: Clock, no_child: None, tmp_path: Path, is_alone: 
 
 ALLOCATES = """
 import numpy as np
-from detector.benchmark.measure import Case
+from detector.dev.benchmark.measure import Case
 
 def build(inputs):
     own = np.ones(20_000_000, dtype=np.uint8)  # a model, so to speak: counted
@@ -223,7 +235,7 @@ def check(case: Case, folder: Path, settings: Settings = SMALL) -> tuple[Any, An
 
 def test_every_part_is_a_module_with_cases() -> None:
     for part in PARTS:
-        names = [case.name for case in measure.find_cases(f"detector.benchmark.{part}", Settings())]
+        names = [case.name for case in measure.find_cases(f"detector.dev.benchmark.{part}", Settings())]
         assert names
         assert len(names) == len(set(names))  # the process that measures memory finds its case by its name
 
@@ -279,7 +291,7 @@ def test_annotations_are_loaded_alike(tmp_path: Path) -> None:
 
 
 def test_both_evaluations_give_the_same_numbers(tmp_path: Path) -> None:
-    [case] = measure.find_cases("detector.benchmark.eval", replace(SMALL, scale=0.004))
+    [case] = measure.find_cases("detector.dev.benchmark.eval", replace(SMALL, scale=0.004))
     _, own, other = check(case, tmp_path)
     assert 0.05 < own["AP"] < 0.95  # neither all found nor nothing
     assert not case.equal(None, own | {"ARl": own["ARl"] + 1e-6}, other)

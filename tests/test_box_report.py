@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_metrics import Box, make_rows, make_truth
 
-from detector.metrics import coco_metrics
-from detector.reports.boxes import ERRORS, BoxReport, box_report, false_type
+from detector.evaluation.box_figures import ERRORS, BoxReport, box_report, false_type
+from detector.evaluation.coco import coco_metrics
 
 CAT, DOG = 3, 8  # category ids of make_truth
 Truth = list[tuple[int, Box, int, int]]  # image, box, class, crowd

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou, clip_boxes_to_image, generalized_box_iou
 
-from detector import boxes as box_ops
+from detector.ops import boxes as box_ops
 
 
 def random_boxes(*shape: int, seed: int = 0, extent: float = 100.0) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from detector.__main__ import run_command
-from detector.data.shapes import write_shapes
+from detector.data.synthetic import write_shapes
 
 TINY = [
     "model.backbone.name=resnet10",

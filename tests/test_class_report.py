@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.class_metrics import multi_label_metrics, single_label_metrics
-from detector.data.coco import Category
-from detector.data.folder import Labelled
-from detector.reports.classes import class_report
+from detector.data.classification import Labelled
+from detector.data.detection import Category
+from detector.evaluation.class_figures import class_report
+from detector.evaluation.classification import multi_label_metrics, single_label_metrics
 
 CATEGORIES = [Category(0, "cat"), Category(1, "dog"), Category(2, "owl")]
 

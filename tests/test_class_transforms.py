@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from detector.config import AugmentConfig, Config, CropConfig
-from detector.data.collate import load_batches
-from detector.data.folder import ClassDataset, ClassSample, open_classes
-from detector.data.sampler import TrainBatches
-from detector.data.transforms import ClassTransform, TrainClassTransform, mix, resize
+from detector.config.schema import AugmentConfig, Config, CropConfig
+from detector.data.classification import ClassDataset, ClassSample, open_classes
+from detector.data.loading.collate import load_batches
+from detector.data.loading.sampler import TrainBatches
+from detector.data.transforms.boxes import ClassTransform, TrainClassTransform, mix, resize
 from detector.structures import Batch, ClassTargets
 
 STILL = AugmentConfig(horizontal_flip=0)
@@ -220,8 +220,8 @@ def refuse(*arguments, **options):
     raise OSError("no network in this test")
 socket.getaddrinfo = socket.create_connection = refuse
 import numpy as np
-from detector.config import AugmentConfig, CropConfig
-from detector.data.transforms import ClassTransform, TrainClassTransform
+from detector.config.schema import AugmentConfig, CropConfig
+from detector.data.transforms.boxes import ClassTransform, TrainClassTransform
 ClassTransform(CropConfig())(np.zeros((9, 9, 3), np.uint8), 0, 0)
 print("albumentations" in sys.modules)
 TrainClassTransform(CropConfig(), AugmentConfig(photometric=1), 0)(np.zeros((9, 9, 3), np.uint8), 0, 0)

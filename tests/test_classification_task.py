@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from detector.config import Config, HeadConfig, LossConfig, ModelConfig, PredictConfig
-from detector.data.coco import Category
-from detector.data.folder import ClassSample, Labelled
+from detector.config.schema import Config, HeadConfig, LossConfig, ModelConfig, PredictConfig
+from detector.data.classification import ClassSample, Labelled
+from detector.data.detection import Category
 from detector.errors import ConfigError
 from detector.structures import Batch, ClassTargets, Losses
 from detector.tasks import classification, get_task

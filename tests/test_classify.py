@@ -17,12 +17,12 @@ from test_training import start_training, steps_of
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from detector.__main__ import run_command
-from detector.checkpoint import read_checkpoint
-from detector.configfile import load_config
-from detector.data.folder import open_classes
-from detector.predictor import Predictor
-from detector.run import RunFolder
-from detector.training import fit
+from detector.checkpoints.checkpoint import read_checkpoint
+from detector.config.loader import load_config
+from detector.data.classification import open_classes
+from detector.inference.predictor import Predictor
+from detector.training.fitting import fit
+from detector.training.run_folder import RunFolder
 
 CONFIG = "classify_quickstart.yaml"
 CPU = torch.device("cpu")

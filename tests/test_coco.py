@@ -24,20 +24,20 @@ from PIL import Image
 from pycocotools import mask
 from pycocotools.coco import COCO
 
-from detector.config import DataConfig, ResizeConfig, SplitConfig
-from detector.configfile import load_config
-from detector.data.coco import (
+from detector.config.loader import load_config
+from detector.config.schema import DataConfig, ResizeConfig, SplitConfig
+from detector.data.detection import (
     CocoDataset,
     Sample,
     apply_box_policy,
     open_dataset,
 )
-from detector.data.coco_json import Category, read_annotations
+from detector.data.formats.coco import Category, read_annotations
 from detector.data.names import Names, files_below, is_certain
-from detector.data.transforms import Transform
+from detector.data.transforms.boxes import Transform
 from detector.errors import DataError
+from detector.inference.predictor import Predictor
 from detector.models import build_model
-from detector.predictor import Predictor
 from detector.structures import IGNORE_REGION
 from detector.tasks import get_task
 

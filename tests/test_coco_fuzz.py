@@ -17,10 +17,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.data.coco import apply_box_policy
-from detector.data.coco_json import Annotations, read_annotations
+from detector.data.detection import apply_box_policy
+from detector.data.formats.coco import Annotations, read_annotations
 from detector.errors import DataError
-from detector.metrics import read_results
+from detector.evaluation.coco import read_results
 
 TREE: dict[str, Any] = {
     "info": {"year": 2017, "url": "x"},

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from detector.config import ResizeConfig
-from detector.data.coco import CocoDataset, Sample, read_annotations
-from detector.data.collate import collate, load_batches, pad_images
-from detector.data.folder import ClassSample
-from detector.data.sampler import EvalBatches, Key
-from detector.data.transforms import Transform
+from detector.config.schema import ResizeConfig
+from detector.data.classification import ClassSample
+from detector.data.detection import CocoDataset, Sample, read_annotations
+from detector.data.loading.collate import collate, load_batches, pad_images
+from detector.data.loading.sampler import EvalBatches, Key
+from detector.data.transforms.boxes import Transform
 from detector.errors import ConfigError, DataError, DetectorError
 from detector.structures import IGNORE_REGION, Batch, ClassTargets
 

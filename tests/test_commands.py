@@ -16,17 +16,17 @@ import torch
 from PIL import Image
 
 import detector
-from detector import training
 from detector.__main__ import main, run_command
-from detector.checkpoint import save_checkpoint
-from detector.configfile import load_config
-from detector.data.coco import Category
-from detector.data.shapes import SIDE
-from detector.metrics import METRICS
+from detector.checkpoints.checkpoint import save_checkpoint
+from detector.config.loader import load_config
+from detector.data.detection import Category
+from detector.data.synthetic import SIDE
+from detector.evaluation.coco import METRICS
 from detector.models import build_model
-from detector.run import RunFolder
+from detector.training import fitting
+from detector.training.run_folder import RunFolder
 
-REPORT_BEST = training.report_best  # before ``short_runs`` takes it away
+REPORT_BEST = fitting.report_best  # before ``short_runs`` takes it away
 FAST = [
     "model.backbone.name=resnet10",
     "model.fpn={levels: [3, 4, 5], channels: 16}",
@@ -49,8 +49,8 @@ def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
     config = load_config("quickstart.yaml", [*FAST, *data_overrides(shapes)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "report_best", REPORT_BEST)
-        assert training.fit(config, RunFolder(path), torch.device("cpu"))
+        patch.setattr(fitting, "report_best", REPORT_BEST)
+        assert fitting.fit(config, RunFolder(path), torch.device("cpu"))
     return path
 
 
@@ -373,7 +373,7 @@ def test_a_runs_folder_is_accepted_wherever_a_checkpoint_is(
     assert json.loads(printed.out)["AP"] == pytest.approx(json.loads((run / "results.json").read_text())["AP"])
     assert f"{half}: is a folder, of which last.pt is taken" in printed.err
     start = load_config("quickstart.yaml", [*FAST, *data_overrides(shapes), f"model.weights={run}"])
-    assert training.fit(start, RunFolder(tmp_path / "next"), torch.device("cpu"))
+    assert fitting.fit(start, RunFolder(tmp_path / "next"), torch.device("cpu"))
     said = capsys.readouterr().err
     assert f"{run}: is a folder, of which best.pt is taken" in said
     assert "the class layer by name: 4 of 4 classes" in said

@@ -22,18 +22,18 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detector import training
-from detector.anchors import level_sizes
-from detector.config import LossConfig, MatcherConfig, ModelConfig
-from detector.configfile import load_config
+from detector.config.loader import load_config
+from detector.config.schema import LossConfig, MatcherConfig, ModelConfig
 from detector.errors import ConfigError
-from detector.losses import BOX_LOSSES, CLASS_LOSSES
-from detector.matching import MATCHERS
 from detector.models.backbones import BACKBONES, Network
-from detector.run import RunFolder
+from detector.ops.anchors import level_sizes
+from detector.ops.assignment import MATCHERS
+from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.structures import Predictions, Targets
 from detector.tasks import detection
-from detector.training import fit
+from detector.training import fitting
+from detector.training.fitting import fit
+from detector.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 ASKING = ("aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.masked_select", "aten._unique", "aten.unique")
@@ -89,7 +89,7 @@ def test_asking_the_device_would_be_found(operation: Callable[[Tensor], Tensor],
 
 
 def test_without_a_compiler_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(training.shutil, "which", lambda name: None)
+    monkeypatch.setattr(fitting.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(
         ConfigError, match=r"train\.compile: there is no C\+\+ compiler here \(g\+\+, clang\+\+ or cl\)"

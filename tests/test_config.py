@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from detector.config import AnchorConfig, BackboneConfig, Config, ModelConfig
-from detector.configfile import (
+from detector.config.loader import (
     CONFIG_FOLDERS,
     apply_overrides,
     config_from_dict,
@@ -23,6 +22,7 @@ from detector.configfile import (
     load_config,
     save_config,
 )
+from detector.config.schema import AnchorConfig, BackboneConfig, Config, ModelConfig
 from detector.errors import ConfigError
 
 NAMES = sorted(path.name for path in CONFIG_FOLDERS[0].glob("*.yaml"))
@@ -71,7 +71,7 @@ def test_anchor_sizes_by_level_by_hand() -> None:
 
 
 def test_importing_the_config_imports_no_torch() -> None:
-    code = "import sys, detector.configfile; print(detector.configfile.Config().seed, 'torch' in sys.modules)"
+    code = "import sys, detector.config.loader; print(detector.config.loader.Config().seed, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "False"]
 

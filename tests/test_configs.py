@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from detector.config import Config
-from detector.configfile import CONFIG_FOLDERS, load_config
+from detector.config.loader import CONFIG_FOLDERS, load_config
+from detector.config.schema import Config
 from detector.models import build_model
-from detector.optim import build_optimizer
 from detector.structures import ClassTargets, Targets
 from detector.tasks import get_task
+from detector.training.optimizer import build_optimizer
 
 NAMES = sorted(path.name for path in CONFIG_FOLDERS[0].glob("*.yaml"))
 

@@ -14,9 +14,8 @@ from torch.testing import assert_close
 from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
-from detector.anchors import Anchors, level_sizes
-from detector.checkpoint import checkpoint_categories, read_checkpoint, save_checkpoint
-from detector.config import (
+from detector.checkpoints.checkpoint import checkpoint_categories, read_checkpoint, save_checkpoint
+from detector.config.schema import (
     AnchorConfig,
     BackboneConfig,
     Config,
@@ -27,12 +26,13 @@ from detector.config import (
     ModelConfig,
     PredictConfig,
 )
-from detector.data.coco import Category, read_annotations
+from detector.data.detection import Category, read_annotations
 from detector.errors import ConfigError
-from detector.losses import BOX_LOSSES, CLASS_LOSSES
-from detector.matching import IGNORE, MATCHERS, match_anchors
 from detector.models import build_model
 from detector.models.heads import HEADS
+from detector.ops.anchors import Anchors, level_sizes
+from detector.ops.assignment import IGNORE, MATCHERS, match_anchors
+from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Predictions, Targets
 from detector.tasks import TASKS, detection, get_task
 

@@ -16,17 +16,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.config import DataConfig, ResizeConfig, SplitConfig
-from detector.data.coco import apply_box_policy, open_dataset, read_annotations
-from detector.data.transforms import Transform
-from detector.doctor.annotations import duplicate_boxes
-from detector.doctor.copies import NEAR, find_nearest
-from detector.doctor.examination import Report, Settings, examine
-from detector.doctor.files import look_at
-from detector.doctor.findings import CHECKS, SEVERITIES, Finding
-from detector.doctor.folders import read_csv, read_folders
-from detector.doctor.reading import read_coco
-from detector.doctor.table import as_object, format_report
+from detector.analysis.doctor.annotations import duplicate_boxes
+from detector.analysis.doctor.copies import NEAR, find_nearest
+from detector.analysis.doctor.examination import Report, Settings, examine
+from detector.analysis.doctor.files import look_at
+from detector.analysis.doctor.findings import CHECKS, SEVERITIES, Finding
+from detector.analysis.doctor.folders import read_csv, read_folders
+from detector.analysis.doctor.reading import read_coco
+from detector.analysis.doctor.table import as_object, format_report
+from detector.config.schema import DataConfig, ResizeConfig, SplitConfig
+from detector.data.detection import apply_box_policy, open_dataset, read_annotations
+from detector.data.transforms.boxes import Transform
 from detector.errors import DataError
 
 WIDTH, HEIGHT = 96, 64

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import detector.doctor.files
+import detector.analysis.doctor.files
 from detector.__main__ import main, run_command
-from detector.data.coco import read_annotations
-from detector.doctor.examination import Settings, examine
-from detector.doctor.files import FileFacts
-from detector.doctor.findings import CHECKS
-from detector.doctor.fixing import fix_tree
-from detector.doctor.reading import read_coco
+from detector.analysis.doctor.examination import Settings, examine
+from detector.analysis.doctor.files import FileFacts
+from detector.analysis.doctor.findings import CHECKS
+from detector.analysis.doctor.fixing import fix_tree
+from detector.analysis.doctor.reading import read_coco
+from detector.data.detection import read_annotations
 
 BOX = [4.0, 4.0, 30.0, 20.0]
 
@@ -315,7 +315,7 @@ def test_an_interrupt_ends_it(data: Path, monkeypatch: pytest.MonkeyPatch, capsy
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(detector.doctor.files.tqdm, "update", interrupt)
+    monkeypatch.setattr(detector.analysis.doctor.files.tqdm, "update", interrupt)
     assert main(["doctor", *arguments(data)]) == 130
     assert capsys.readouterr().err.strip().endswith("stopped")
 
@@ -327,7 +327,7 @@ def end_at_once(*_: object, **options: object) -> None:
 def test_a_killed_process_ends_it(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(detector.doctor.files, "look_at", end_at_once)
+    monkeypatch.setattr(detector.analysis.doctor.files, "look_at", end_at_once)
     assert run_command("doctor", arguments(data)) == 2
     said = capsys.readouterr().err
     assert re.search(r"train_\d+\.jpg: a process that looked at this picture, or at one of the next \d+, was", said)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from detector.ema import average_weights
+from detector.training.average import average_weights
 
 
 class Mixed(nn.Module):

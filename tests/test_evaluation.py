@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from detector import distributed
 from detector.__main__ import run_command
-from detector.checkpoint import save_checkpoint
-from detector.config import Config
-from detector.configfile import CONFIG_FOLDERS, apply_overrides, load_config
-from detector.data.coco import Category
-from detector.data.collate import collate
-from detector.engine import predict_all
+from detector.checkpoints.checkpoint import save_checkpoint
+from detector.config.loader import CONFIG_FOLDERS, apply_overrides, load_config
+from detector.config.schema import Config
+from detector.data.detection import Category
+from detector.data.loading.collate import collate
 from detector.errors import ConfigError
+from detector.inference.predictor import Predictor
 from detector.models import Model, build_model
 from detector.models.precision import check_precision
-from detector.predictor import Predictor
 from detector.tasks import detection
+from detector.training import distributed
+from detector.training.loop import predict_all
 
 CPU = torch.device("cpu")
 CATEGORIES = [Category(label, str(label)) for label in range(3)]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from detector.config import Config
+from detector.config.schema import Config
 from detector.data import listing
-from detector.data.coco import Category
-from detector.data.folder import ClassSample, Labelled, open_classes, read_csv, read_folders
-from detector.data.transforms import ClassTransform, TrainClassTransform
+from detector.data.classification import ClassSample, Labelled, open_classes, read_csv, read_folders
+from detector.data.detection import Category
+from detector.data.transforms.boxes import ClassTransform, TrainClassTransform
 from detector.errors import ConfigError, DataError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from detector.__main__ import main
-from detector.data.formats import what_it_is
+from detector.data.formats.recognition import what_it_is
 
 BOX = {"bbox": [1, 2, 3, 4], "image_id": 1, "category_id": 1, "id": 1}
 IMAGES = [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}]

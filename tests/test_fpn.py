@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
-from detector.anchors import level_sizes
-from detector.config import FPNConfig
+from detector.config.schema import FPNConfig
 from detector.models.fpn import FPN
+from detector.ops.anchors import level_sizes
 
 CHANNELS = {2: 3, 3: 4, 4: 5, 5: 6}
 LEVELS = [[2, 3, 4, 5], [3, 4, 5, 6, 7], [2, 3, 4, 5, 6, 7], [3, 4, 5], [4, 5, 6, 7], [3, 4, 5, 6], [3, 4], [5, 6]]

@@ -18,13 +18,13 @@ from fuzz import mutate, survive
 from safetensors.torch import save_file
 from torch import Tensor
 
-from detector.checkpoint import load_model, read_checkpoint, read_progress, save_checkpoint
-from detector.configfile import LARGEST_FILE, MOST_ERRORS, load_config
-from detector.data.coco import Category
-from detector.data.folder import read_csv, read_folders
+from detector.checkpoints.checkpoint import load_model, read_checkpoint, read_progress, save_checkpoint
+from detector.checkpoints.foreign.importing import open_checkpoint
+from detector.config.loader import LARGEST_FILE, MOST_ERRORS, load_config
+from detector.data.classification import read_csv, read_folders
+from detector.data.detection import Category
 from detector.errors import ConfigError, DataError, WeightsError
-from detector.files import read_file
-from detector.interchange import open_checkpoint
+from detector.files.tensors import read_file
 from detector.models import build_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent

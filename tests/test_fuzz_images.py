@@ -16,11 +16,11 @@ import pytest
 from fuzz import photo, survive
 from PIL import Image
 
-from detector.config import AugmentConfig, CropConfig, ResizeConfig
+from detector.config.schema import AugmentConfig, CropConfig, ResizeConfig
 from detector.data import headers
 from detector.data.images import read_annotated_image, read_image
 from detector.data.inputs import as_array
-from detector.data.transforms import ClassTransform, TrainClassTransform, TrainTransform, Transform
+from detector.data.transforms.boxes import ClassTransform, TrainClassTransform, TrainTransform, Transform
 from detector.errors import DataError
 
 PHOTO = Image.fromarray(photo())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 
-from detector.config import AnchorConfig, HeadConfig, ModelConfig
+from detector.config.schema import AnchorConfig, HeadConfig, ModelConfig
 from detector.models.heads import HEADS, ClassicHead, PooledHead, RetinaHead
 
 SIZES = [(3, 4), (2, 2), (1, 1)]

@@ -17,9 +17,9 @@ from PIL import Image, ImageOps
 from detector.data.images import IMAGE_SUFFIXES, depth_fault, read_annotated_image, read_image
 from detector.data.spot_check import spot_check
 from detector.errors import DataError
+from detector.inference.predictor import as_array
 from detector.models import Model
-from detector.predictor import as_array
-from detector.visualize import as_rgb
+from detector.reports.drawing import as_rgb
 
 HEIGHT, WIDTH = 32, 48
 ROTATED = 0x0112  # the EXIF tag of the orientation

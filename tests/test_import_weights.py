@@ -34,15 +34,15 @@ from torchvision.models.detection import RetinaNet, retinanet_resnet50_fpn_v2
 
 import detector
 from detector.__main__ import run_command
-from detector.checkpoint import read_checkpoint
-from detector.config import Config
-from detector.configfile import apply_overrides, config_from_dict, differences, load_config
-from detector.data.coco import Category
-from detector.interchange import Imported, import_checkpoint
+from detector.checkpoints.checkpoint import read_checkpoint
+from detector.checkpoints.foreign.importing import Imported, import_checkpoint
+from detector.checkpoints.transfer import conventions
+from detector.config.loader import apply_overrides, config_from_dict, differences, load_config
+from detector.config.schema import Config
+from detector.data.detection import Category
 from detector.models import build_model
-from detector.run import RunFolder
-from detector.training import begin_normalise, fit, load_start, open_start
-from detector.transfer import conventions
+from detector.training.fitting import begin_normalise, fit, load_start, open_start
+from detector.training.run_folder import RunFolder
 
 OWN_CONVENTION = {
     "torchvision": "model.anchors.rounded",

@@ -72,22 +72,24 @@ def test_imports_run_downwards() -> None:
 
 def test_an_import_upwards_would_be_found() -> None:
     for line in (
-        "import detector.engine",
-        "from detector.engine import train",
+        "import detector.training.loop",
+        "from detector.training.loop import train",
         "from detector import engine",
-        "def late():\n    from detector.engine import train",
-        "if True:\n    import detector.engine as e",
+        "def late():\n    from detector.training.loop import train",
+        "if True:\n    import detector.training.loop as e",
     ):
-        assert upward("detector.data.coco", line) == ["detector.engine"]
+        assert upward("detector.data.detection", line) == ["detector.training.loop"]
         assert upward("detector.commands.train", line) == []
-    assert upward("detector.boxes", "import torch, detector\nfrom detector import __version__") == []
+    assert upward("detector.ops.boxes", "import torch, detector\nfrom detector import __version__") == []
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
     graph = {name: own_imports(path.read_text(encoding="utf-8")) - {name} for name, path in MODULES.items()}
     del graph["detector"]
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError
-    assert order.index("detector.errors") < order.index("detector.config") < order.index("detector.engine")
+    assert (
+        order.index("detector.errors") < order.index("detector.config.schema") < order.index("detector.training.loop")
+    )
 
 
 def test_albumentations_is_known_to_one_module() -> None:
@@ -97,7 +99,7 @@ def test_albumentations_is_known_to_one_module() -> None:
         for file in files
         if any(name.split(".")[0] == "albumentations" for name in imported(file.read_text(encoding="utf-8")))
     ]
-    assert knowing == ["detector/data/transforms.py"]
+    assert knowing == ["detector/data/transforms/boxes.py"]
 
 
 # --- what is really imported ------------------------------------------------------------------------------------------
@@ -138,5 +140,5 @@ def test_help_answers_at_once(command: list[str]) -> None:
 
 
 def test_evaluation_and_inference_do_without_albumentations() -> None:
-    slow, _ = slow_modules("-c", "import detector.engine, detector.training, detector.inference")
+    slow, _ = slow_modules("-c", "import detector.training.loop, detector.training.fitting, detector.inference.folder")
     assert slow == SLOW - {"albumentations"}

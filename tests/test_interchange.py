@@ -37,20 +37,27 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d, batched_nms, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detector.anchors import Anchors, cell_anchors, level_sizes
-from detector.checkpoint import checkpoint_categories, checkpoint_config, load_model, save_checkpoint
-from detector.config import AnchorConfig, BackboneConfig, Config, FPNConfig, PredictConfig, ResizeConfig
-from detector.configfile import config_to_dict
-from detector.data.coco import Category
-from detector.data.collate import pad_images
-from detector.data.resize import input_size
-from detector.data.transforms import resize
+from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config, load_model, save_checkpoint
+from detector.checkpoints.foreign.importing import (
+    COCO,
+    RESNETS,
+    Imported,
+    import_checkpoint,
+    open_checkpoint,
+    to_torchvision,
+)
+from detector.config.loader import config_to_dict
+from detector.config.schema import AnchorConfig, BackboneConfig, Config, FPNConfig, PredictConfig, ResizeConfig
+from detector.data.detection import Category
+from detector.data.loading.collate import pad_images
+from detector.data.transforms.boxes import resize
+from detector.data.transforms.resize import input_size
 from detector.errors import ConfigError, WeightsError
-from detector.interchange import COCO, RESNETS, Imported, import_checkpoint, open_checkpoint, to_torchvision
 from detector.models import Model, build_model
 from detector.models.backbones import build_backbone
 from detector.models.fpn import FPN
-from detector.postprocess import detect
+from detector.ops.anchors import Anchors, cell_anchors, level_sizes
+from detector.ops.postprocess import detect
 from detector.structures import PADDING, Batch, Detections, Predictions, Targets
 from detector.tasks import detection
 

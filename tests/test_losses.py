@@ -11,10 +11,10 @@ from torch.testing import assert_close
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
-from detector import losses
-from detector.boxes import encode
-from detector.config import LossConfig
-from detector.losses import BOX_LOSSES, CLASS_LOSSES, focal_loss, giou_loss, l1_loss, smooth_l1_loss
+from detector.config.schema import LossConfig
+from detector.ops import losses
+from detector.ops.boxes import encode
+from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES, focal_loss, giou_loss, l1_loss, smooth_l1_loss
 
 
 def class_inputs(num_classes: int = 5, spread: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:

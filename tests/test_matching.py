@@ -12,11 +12,11 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from detector import matching
-from detector.anchors import Anchors, level_sizes
-from detector.boxes import intersection
-from detector.config import AnchorConfig, MatcherConfig
-from detector.matching import BACKGROUND, IGNORE, MATCHERS, match_anchors
+from detector.config.schema import AnchorConfig, MatcherConfig
+from detector.ops import assignment
+from detector.ops.anchors import Anchors, level_sizes
+from detector.ops.assignment import BACKGROUND, IGNORE, MATCHERS, match_anchors
+from detector.ops.boxes import intersection
 from detector.structures import IGNORE_REGION, PADDING
 
 Box = tuple[int, int, int, int]
@@ -160,7 +160,7 @@ configs = st.sampled_from(
 
 @pytest.mark.parametrize("block", [1, 3, 64])
 def test_equals_the_dense_reference_for_any_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matching, "BLOCK", block)
+    monkeypatch.setattr(assignment, "BLOCK", block)
 
     @settings(deadline=None, max_examples=100)
     @given(
@@ -183,12 +183,14 @@ def test_never_compares_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -> No
         compared.append(shared.shape)
         return shared
 
-    monkeypatch.setattr(matching, "intersection", recorded)
+    monkeypatch.setattr(assignment, "intersection", recorded)
     anchors = pyramid_anchors(256)
     match_anchors(anchors, random_objects(100, seed=0), torch.zeros(100, dtype=torch.int64), MatcherConfig())
     assert sum(targets * tile for targets, tile in compared) == 100 * len(anchors)
-    assert max(targets for targets, _ in compared) <= matching.BLOCK
-    assert max(targets * tile for targets, tile in compared) < matching.BLOCK * len(anchors)  # nor all anchors at once
+    assert max(targets for targets, _ in compared) <= assignment.BLOCK
+    assert max(targets * tile for targets, tile in compared) < assignment.BLOCK * len(
+        anchors
+    )  # nor all anchors at once
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
@@ -197,7 +199,7 @@ def test_the_result_does_not_depend_on_tiles(step: int, monkeypatch: pytest.Monk
     labels = torch.tensor([0, 1, IGNORE_REGION, PADDING] * 5)
     whole = match_anchors(anchors, boxes, labels, MatcherConfig())
     assert {BACKGROUND, IGNORE} < set(whole.tolist())
-    monkeypatch.setattr(matching, "rows_at_once", lambda rows, width, device: step)
+    monkeypatch.setattr(assignment, "rows_at_once", lambda rows, width, device: step)
     assert torch.equal(match_anchors(anchors, boxes, labels, MatcherConfig()), whole)
 
 

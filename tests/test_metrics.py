@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.data.coco import Annotations, apply_box_policy, read_annotations, scored_truth
+from detector.data.detection import Annotations, apply_box_policy, read_annotations, scored_truth
 from detector.errors import DataError
-from detector.metrics import METRICS, coco_metrics, read_results
+from detector.evaluation.coco import METRICS, coco_metrics, read_results
 
 BACKENDS = ["hotcoco", "pycocotools"]
 Box = list[float]

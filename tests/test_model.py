@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from detector.anchors import level_sizes
-from detector.config import AnchorConfig, BackboneConfig, FPNConfig, HeadConfig, ModelConfig
+from detector.config.schema import AnchorConfig, BackboneConfig, FPNConfig, HeadConfig, ModelConfig
 from detector.errors import ConfigError
 from detector.models import Model, build_model
 from detector.models.pyramid import Pyramid
+from detector.ops.anchors import level_sizes
 
 
 def make_config(levels: list[int] | None = None, backbone: str = "resnet18", norm: str = "none") -> ModelConfig:

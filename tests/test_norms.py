@@ -10,7 +10,7 @@ from torch import nn
 from torch.testing import assert_close
 from torchvision.ops import FrozenBatchNorm2d
 
-from detector.config import AnchorConfig, BackboneConfig, FPNConfig, HeadConfig, ModelConfig, PyramidConfig
+from detector.config.schema import AnchorConfig, BackboneConfig, FPNConfig, HeadConfig, ModelConfig, PyramidConfig
 from detector.models import Model, build_model
 from detector.models.norms import FOLDABLE, FrozenNorm, fold_norms
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from detector.config import BackboneConfig, HeadConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from detector.config.schema import BackboneConfig, HeadConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from detector.errors import WeightsError
 from detector.models import build_model
 from detector.models.backbones import build_backbone
-from detector.optim import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
+from detector.training.optimizer import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
 
 OPTIMIZERS = get_args(OptimizerConfig.model_fields["name"].annotation)
 

@@ -13,7 +13,18 @@ import pytest
 from PIL import Image
 
 from detector.errors import ConfigError
-from detector.pages import COLORS, Gallery, Numbers, Section, Table, Text, chart, new_figure, picture, write_page
+from detector.reports.pages import (
+    COLORS,
+    Gallery,
+    Numbers,
+    Section,
+    Table,
+    Text,
+    chart,
+    new_figure,
+    picture,
+    write_page,
+)
 
 SECTIONS = ("Numbers", "Classes", "Pictures")
 

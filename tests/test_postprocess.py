@@ -11,9 +11,9 @@ from torch.testing import assert_close
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
-from detector.anchors import Anchors, level_sizes
-from detector.config import AnchorConfig, PredictConfig
-from detector.postprocess import detect, select_candidates
+from detector.config.schema import AnchorConfig, PredictConfig
+from detector.ops.anchors import Anchors, level_sizes
+from detector.ops.postprocess import detect, select_candidates
 from detector.structures import Predictions
 
 

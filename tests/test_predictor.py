@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 import detector
-from detector.checkpoint import save_checkpoint
-from detector.configfile import load_config
-from detector.data.coco import Category
+from detector.checkpoints.checkpoint import save_checkpoint
+from detector.config.loader import load_config
+from detector.data.detection import Category
 from detector.data.images import read_image
 from detector.errors import DataError
+from detector.inference.predictor import Predictor
 from detector.models import build_model
-from detector.predictor import Predictor
 from detector.tasks.classification import ClassPrediction
 from detector.tasks.detection import Prediction
 

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 
 from detector.__main__ import main
-from detector.config import Config
-from detector.configfile import load_config
-from detector.data.coco import Category
-from detector.run import RunFolder
+from detector.config.loader import load_config
+from detector.config.schema import Config
+from detector.data.detection import Category
 from detector.structures import IGNORE_REGION, Batch, ClassTargets, Targets
 from detector.tasks import classification, detection
-from detector.training import fit
+from detector.training.fitting import fit
+from detector.training.run_folder import RunFolder
 
 TINY = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5], channels: 16}", "model.head={num_convs: 1}"]
 TINY += ["data.resize={short: [64], long: 64}", "data.workers=0", "train.batch_size=4"]
@@ -104,8 +104,8 @@ def test_a_mixed_picture_is_drawn_under_both_classes(monkeypatch: pytest.MonkeyP
 def test_a_detector_learns_two_pictures(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--overfit", "2", "--runs", str(tmp_path)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detector.overfit.NEAR_ZERO", 0.7)
-        patch.setattr("detector.overfit.ROUND_STEPS", 20)
+        patch.setattr("detector.training.overfit.NEAR_ZERO", 0.7)
+        patch.setattr("detector.training.overfit.ROUND_STEPS", 20)
         assert main(["train", "--config", "quickstart.yaml", *flags, *tiny]) == 0
     said = capsys.readouterr().out
     assert "passed: the loss went from " in said
@@ -120,8 +120,8 @@ def test_a_detector_learns_two_pictures(tmp_path: Path, tiny: list[str], capsys:
 def test_a_classifier_learns_by_heart(tmp_path: Path, colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--overfit", "6", "--runs", str(tmp_path), "--name", "own", f"data.train.images={colors}/train"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detector.overfit.NEAR_ZERO", 0.3)
-        patch.setattr("detector.overfit.ROUND_STEPS", 20)
+        patch.setattr("detector.training.overfit.NEAR_ZERO", 0.3)
+        patch.setattr("detector.training.overfit.ROUND_STEPS", 20)
         assert main(["train", "--config", "classify_quickstart.yaml", *flags, *CLASSES]) == 0
     assert "top1 1.000 on the same pictures" in capsys.readouterr().out
     assert (tmp_path / "own" / "last.pt").exists()
@@ -138,8 +138,8 @@ def test_what_cannot_be_learned_fails(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("detector.overfit.ROUND_STEPS", 5)
-    monkeypatch.setattr("detector.overfit.MAX_ROUNDS", 2)
+    monkeypatch.setattr("detector.training.overfit.ROUND_STEPS", 5)
+    monkeypatch.setattr("detector.training.overfit.MAX_ROUNDS", 2)
     flags = ["--overfit", "1", "--runs", str(tmp_path), "train.optimizer.lr=1.0e-9"]
     assert main(["train", "--config", "quickstart.yaml", *flags, *tiny, f"train.steps={steps}"]) == 1
     said = capsys.readouterr()

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from detector.anchors import level_sizes
-from detector.config import BackboneConfig, FPNConfig, HeadConfig, ModelConfig, PredictConfig
+from detector.config.schema import BackboneConfig, FPNConfig, HeadConfig, ModelConfig, PredictConfig
 from detector.models import Model, build_model
 from detector.models.backbones import BACKBONES, build_backbone
 from detector.models.heads import PooledHead
 from detector.models.pyramid import FusedPyramid, Pyramid, Trunk, build_pyramid
+from detector.ops.anchors import level_sizes
 from detector.structures import Batch, Targets
 from detector.tasks import detection
 

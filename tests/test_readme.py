@@ -23,12 +23,12 @@ import pytest
 import torch
 from PIL import Image
 
-from detector import training
 from detector.__main__ import COMMANDS, build_parser, main
-from detector.configfile import CONFIG_FOLDERS, _section_at, load_config
+from detector.config.loader import CONFIG_FOLDERS, _section_at, load_config
 from detector.data.images import read_image
-from detector.run import RunFolder
 from detector.tasks.detection import Prediction
+from detector.training import fitting
+from detector.training.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -177,13 +177,13 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         config = load_config("quickstart.yaml", [*DETECTS, *small, *splits])
-        assert training.fit(config, RunFolder(Path("runs/mine")), torch.device("cpu"))
+        assert fitting.fit(config, RunFolder(Path("runs/mine")), torch.device("cpu"))
         shutil.copy("runs/mine/config.yaml", "mine.yaml")
         for name in ("before", "detector"):
             shutil.copytree("runs/mine", f"runs/{name}")
         data = ["data.train.images=train", "data.val.images=val"]
         config = load_config("classify_quickstart.yaml", [*CLASSIFIES, *data])
-        assert training.fit(config, RunFolder(Path("runs/classifier")), torch.device("cpu"))
+        assert fitting.fit(config, RunFolder(Path("runs/classifier")), torch.device("cpu"))
     return folder
 
 

@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.testing import assert_close
 
-from detector.config import AnchorConfig, BackboneConfig, FPNConfig, HeadConfig, ModelConfig, PyramidConfig, TrainConfig
+from detector.config.schema import (
+    AnchorConfig,
+    BackboneConfig,
+    FPNConfig,
+    HeadConfig,
+    ModelConfig,
+    PyramidConfig,
+    TrainConfig,
+)
 from detector.models import Model, build_model
 
 CLASSIC = HeadConfig(name="classic")

@@ -11,15 +11,15 @@ import pytest
 import torch
 from test_training import CPU, TINY, assert_same_tensors, steps_of
 
-from detector.configfile import load_config
-from detector.data.collate import load_batches
-from detector.data.replace import TRIES, Replaced, Replacing, Skipped
-from detector.data.sampler import TrainBatches, epoch_batches
-from detector.engine import run_evaluation
+from detector.config.loader import load_config
+from detector.data.loading.bad_images import TRIES, Replaced, Replacing, Skipped
+from detector.data.loading.collate import load_batches
+from detector.data.loading.sampler import TrainBatches, epoch_batches
 from detector.errors import DataError
-from detector.run import RunFolder
 from detector.tasks import get_task
-from detector.training import fit
+from detector.training.fitting import fit
+from detector.training.loop import run_evaluation
+from detector.training.run_folder import RunFolder
 
 
 @pytest.fixture

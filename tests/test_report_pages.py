@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from detector.__main__ import run_command
-from detector.class_metrics import single_label_metrics
-from detector.config import Config
-from detector.data.folder import read_folders
+from detector.config.schema import Config
+from detector.data.classification import read_folders
 from detector.data.spot_check import spread
-from detector.metrics import METRICS
+from detector.evaluation.classification import single_label_metrics
+from detector.evaluation.coco import METRICS
 from detector.reports import Scored
 from detector.reports.class_page import classification_report
 

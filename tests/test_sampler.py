@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.config import ResizeConfig
-from detector.data.coco_json import Annotations, read_annotations
-from detector.data.resize import input_sizes, padded
-from detector.data.sampler import EvalBatches, Key, TrainBatches, epoch_batches
+from detector.config.schema import ResizeConfig
+from detector.data.formats.coco import Annotations, read_annotations
+from detector.data.loading.sampler import EvalBatches, Key, TrainBatches, epoch_batches
+from detector.data.transforms.resize import input_sizes, padded
 
 sizes = st.integers(1, 60)
 batch_sizes = st.integers(1, 17)

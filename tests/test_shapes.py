@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from detector.config import ResizeConfig
-from detector.data import shapes as generator
-from detector.data.coco import CocoDataset, Sample, apply_box_policy, read_annotations
-from detector.data.shapes import CLASSES, SIDE, make_picture, write_shapes
-from detector.data.transforms import Transform
+from detector.config.schema import ResizeConfig
+from detector.data import synthetic as generator
+from detector.data.detection import CocoDataset, Sample, apply_box_policy, read_annotations
+from detector.data.synthetic import CLASSES, SIDE, make_picture, write_shapes
+from detector.data.transforms.boxes import Transform
 
 PICTURES = 60
 

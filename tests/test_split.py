@@ -14,21 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.__main__ import run_command
-from detector.checkpoint import check_val_share, read_checkpoint
-from detector.config import Config, DataConfig
-from detector.configfile import load_config
-from detector.data.coco import open_dataset
-from detector.data.folder import open_classes, read_folders
-from detector.data.shapes import write_shapes
+from detector.analysis.doctor.columns import hold_back_val
+from detector.analysis.doctor.examination import Settings, examine
+from detector.analysis.doctor.folders import read_folders as read_folders_leniently
+from detector.analysis.doctor.reading import read_coco
+from detector.checkpoints.checkpoint import check_val_share, read_checkpoint
+from detector.config.loader import load_config
+from detector.config.schema import Config, DataConfig
+from detector.data.classification import open_classes, read_folders
+from detector.data.detection import open_dataset
 from detector.data.split import hold_back
-from detector.data.transforms import Transform
-from detector.doctor.columns import hold_back_val
-from detector.doctor.examination import Settings, examine
-from detector.doctor.folders import read_folders as read_folders_leniently
-from detector.doctor.reading import read_coco
+from detector.data.synthetic import write_shapes
+from detector.data.transforms.boxes import Transform
 from detector.errors import ConfigError, DataError
-from detector.run import RunFolder
-from detector.training import fit
+from detector.training.fitting import fit
+from detector.training.run_folder import RunFolder
 
 TINY = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5], channels: 16}", "data.workers=0"]
 TINY += ["data.resize={short: [64], long: 64}", "train.batch_size=4", "train.ema=0.5"]

@@ -17,9 +17,9 @@ import pytest
 import torch
 from disk import Disk
 
-from detector import storage
 from detector.errors import ConfigError, StorageError
-from detector.storage import append_line, atomic_write, only_one, write_json
+from detector.files import atomic
+from detector.files.atomic import append_line, atomic_write, only_one, write_json
 
 forked = multiprocessing.get_context("fork")
 
@@ -164,7 +164,7 @@ def test_without_locks_the_file_must_do(
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(storage.fcntl, "lockf", unsupported)
+    monkeypatch.setattr(atomic.fcntl, "lockf", unsupported)
     here, own = socket.gethostname().encode(), str(os.getpid()).encode()
     (tmp_path / "lock").write_bytes(holder.replace(b"HERE", here).replace(b"SELF", own))
     if is_refused:

@@ -16,22 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from detector.__main__ import main, run_command
-from detector.commands.summary import format_rows, human, table
-from detector.config import (
-    BackboneConfig,
-    Config,
-    CropConfig,
-    DataConfig,
-    FPNConfig,
-    HeadConfig,
-    ModelConfig,
-    PyramidConfig,
-    ResizeConfig,
-)
-from detector.configfile import load_config
-from detector.errors import ConfigError
-from detector.models import Model, build_model
-from detector.summary import (
+from detector.analysis.summary import (
     WARM_UP_RUNS,
     Latency,
     Level,
@@ -42,6 +27,21 @@ from detector.summary import (
     measure_latencies,
     summarise,
 )
+from detector.commands.summary import format_rows, human, table
+from detector.config.loader import load_config
+from detector.config.schema import (
+    BackboneConfig,
+    Config,
+    CropConfig,
+    DataConfig,
+    FPNConfig,
+    HeadConfig,
+    ModelConfig,
+    PyramidConfig,
+    ResizeConfig,
+)
+from detector.errors import ConfigError
+from detector.models import Model, build_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

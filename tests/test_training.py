@@ -18,12 +18,12 @@ import torch
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import detector
-from detector.configfile import load_config
-from detector.data.sampler import epoch_batches
+from detector.config.loader import load_config
+from detector.data.loading.sampler import epoch_batches
 from detector.errors import ConfigError, DataError, NonFiniteError
-from detector.metrics import METRICS
-from detector.run import RunFolder
-from detector.training import fit
+from detector.evaluation.coco import METRICS
+from detector.training.fitting import fit
+from detector.training.run_folder import RunFolder
 
 # Small enough for seconds, whole enough to have everything that must survive: momentum, an average, batch norm,
 # augmentation, batches that wrap around an epoch.

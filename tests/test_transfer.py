@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 import detector
-from detector.checkpoint import checkpoint_config, read_checkpoint, save_checkpoint
-from detector.config import Config
-from detector.configfile import config_to_dict
-from detector.data.coco import Category
+from detector.checkpoints.checkpoint import checkpoint_config, read_checkpoint, save_checkpoint
+from detector.checkpoints.transfer import Transfer, transfer
+from detector.config.loader import config_to_dict
+from detector.config.schema import Config
+from detector.data.detection import Category
 from detector.errors import ConfigError, WeightsError
 from detector.models import Model, build_model
-from detector.run import RunFolder
-from detector.training import begin_normalise, fit, load_start, open_start
-from detector.transfer import Transfer, transfer
+from detector.training.fitting import begin_normalise, fit, load_start, open_start
+from detector.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 PATH = Path("some/best.pt")

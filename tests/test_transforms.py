@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.config import AugmentConfig, ResizeConfig
-from detector.data.coco import CocoDataset, read_annotations
-from detector.data.collate import load_batches
-from detector.data.resize import input_size
-from detector.data.sampler import TrainBatches
-from detector.data.transforms import TrainTransform, Transform, Transformed, crop_boxes, resize
+from detector.config.schema import AugmentConfig, ResizeConfig
+from detector.data.detection import CocoDataset, read_annotations
+from detector.data.loading.collate import load_batches
+from detector.data.loading.sampler import TrainBatches
+from detector.data.transforms.boxes import TrainTransform, Transform, Transformed, crop_boxes, resize
+from detector.data.transforms.resize import input_size
 from detector.structures import IGNORE_REGION, Batch
 
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
@@ -417,8 +417,8 @@ def refuse(*arguments, **options):
     asked.append(arguments)
     raise OSError("no network in this test")
 socket.getaddrinfo = socket.create_connection = refuse
-from detector.config import AugmentConfig, ResizeConfig
-from detector.data.transforms import TrainTransform
+from detector.config.schema import AugmentConfig, ResizeConfig
+from detector.data.transforms.boxes import TrainTransform
 TrainTransform(ResizeConfig(), AugmentConfig(), 0)
 print("albumentations" in sys.modules)
 TrainTransform(ResizeConfig(), AugmentConfig(photometric=0.5), 0)

@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from detector.config import BackboneConfig, HeadConfig, ModelConfig
+from detector.config.schema import BackboneConfig, HeadConfig, ModelConfig
 from detector.models import build_model
 from detector.models.backbones import BACKBONES, build_backbone
 from detector.models.vgg import CONFIGURATIONS, build_vgg

@@ -14,9 +14,9 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
-import detector.fonts
-from detector.fonts import draw_letters, find_font, has_letters
-from detector.visualize import SMALLEST, class_color, draw_boxes, draw_confusion, draw_lines, draw_targets
+import detector.reports.fonts
+from detector.reports.drawing import SMALLEST, class_color, draw_boxes, draw_confusion, draw_lines, draw_targets
+from detector.reports.fonts import draw_letters, find_font, has_letters
 
 GRAY = 100
 
@@ -256,7 +256,7 @@ def test_many_classes_have_small_cells(num_classes: int, side: int, has_names: b
 def fonts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of fonts, empty, that is the only one there is; without fontconfig."""
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr(detector.fonts, "_font_folders", lambda: [tmp_path])
+    monkeypatch.setattr(detector.reports.fonts, "_font_folders", lambda: [tmp_path])
     find_font.cache_clear()
     yield tmp_path
     find_font.cache_clear()
@@ -366,7 +366,7 @@ def test_fontconfig_is_asked_where_it_is(tmp_path: Path, monkeypatch: pytest.Mon
     )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(detector.fonts, "_font_folders", lambda: [])
+    monkeypatch.setattr(detector.reports.fonts, "_font_folders", lambda: [])
     find_font.cache_clear()
     assert find_font(frozenset("猫")) == (f"{tmp_path}/x.ttf", 0)
     assert "charset=732b" in (tmp_path / "asked").read_text()

@@ -10,10 +10,10 @@ import timm
 import torch
 import torchvision
 
-from detector.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig, NormaliseConfig
+from detector.checkpoints.backbone_weights import follow_weights, load_backbone_weights
+from detector.config.schema import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig, NormaliseConfig
 from detector.errors import ConfigError, WeightsError
 from detector.models.backbones import Backbone, build_backbone
-from detector.weights import follow_weights, load_backbone_weights
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detector.anchor_report import Suggestion
-    from detector.anchor_search import Split
-    from detector.anchor_study import Study
-    from detector.config import Config
+    from detector.analysis.anchors.report import Suggestion
+    from detector.analysis.anchors.search import Split
+    from detector.analysis.anchors.study import Study
+    from detector.config.schema import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.configfile import load_config
+    from detector.config.loader import load_config
 
     config = load_config(args.config, args.overrides)
     check_arguments(args, config)
 
-    from detector.anchor_report import as_json, as_text, cost, gallery, sections
-    from detector.anchor_study import study
-    from detector.pages import write_page
+    from detector.analysis.anchors.report import as_json, as_text, cost, gallery, sections
+    from detector.analysis.anchors.study import study
+    from detector.reports.pages import write_page
 
     splits = open_splits(config, ["train", "val"] if args.suggest else ["train"])
     found = study(config, splits["train"])
@@ -78,8 +78,8 @@ def check_arguments(args: argparse.Namespace, config: Config) -> None:
 
 def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
     """The annotations of those splits that the config has; no picture is looked at."""
-    from detector.anchor_search import Split
-    from detector.data.coco import apply_box_policy, read_split, with_sizes
+    from detector.analysis.anchors.search import Split
+    from detector.data.detection import apply_box_policy, read_split, with_sizes
     from detector.data.split import split_to_read
 
     data = config.data
@@ -100,10 +100,10 @@ def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
 
 def suggest(args: argparse.Namespace, config: Config, splits: dict[str, Split], found: Study) -> Suggestion:
     """Search on train, and count on every split."""
-    from detector.anchor_report import Suggestion
-    from detector.anchor_search import options, search
-    from detector.anchor_study import study
-    from detector.configfile import build_on
+    from detector.analysis.anchors.report import Suggestion
+    from detector.analysis.anchors.search import options, search
+    from detector.analysis.anchors.study import study
+    from detector.config.loader import build_on
 
     model = config.model
     anchors = search(found.objects, model.anchors, model.matcher, model.fpn.levels, config.seed)
@@ -123,8 +123,8 @@ def suggest(args: argparse.Namespace, config: Config, splits: dict[str, Split], 
 
 def write_config(path: Path, text: str) -> None:
     """Written once, and read back by the loader that training uses."""
-    from detector.configfile import load_config
-    from detector.storage import atomic_write, make_folder
+    from detector.config.loader import load_config
+    from detector.files.atomic import atomic_write, make_folder
 
     make_folder(path.parent)
     with atomic_write(path) as file:

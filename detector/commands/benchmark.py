@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.benchmark import PARTS
+from detector.dev.benchmark import PARTS
 
 if TYPE_CHECKING:
-    from detector.benchmark.measure import Row, Settings
+    from detector.dev.benchmark.measure import Row, Settings
 
 DATA = "../shared/data/coco"
 DIFFERENT = 1  # exit code where outputs differ
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     # Random weights give denormals, which slow convolutions several times on a CPU; before its threads begin.
     torch.set_flush_denormal(True)
 
-    from detector.benchmark.measure import measure_part
+    from detector.dev.benchmark.measure import measure_part
 
     settings = make_settings(args, parts)
     rows: list[Row] = []
@@ -111,9 +111,9 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def make_settings(args: argparse.Namespace, parts: Sequence[str]) -> Settings:
-    from detector.benchmark.generate import IMAGES, TRAIN
-    from detector.benchmark.measure import Settings
-    from detector.distributed import choose_device
+    from detector.dev.benchmark.generate import IMAGES, TRAIN
+    from detector.dev.benchmark.measure import Settings
+    from detector.device import choose_device
     from detector.errors import DataError
 
     data = None if args.synthetic or not {*parts} & {*WITH_DATA} else Path(args.data or DATA)

@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.configfile import load_config
+    from detector.config.loader import load_config
 
     config = load_config(args.config, args.overrides)
 
-    from detector.gallery import browse
+    from detector.analysis.gallery import browse
     from detector.tasks import get_task
 
     task = get_task(config)

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detector.config import Config
-    from detector.doctor.columns import Split
-    from detector.doctor.examination import Settings
+    from detector.analysis.doctor.columns import Split
+    from detector.analysis.doctor.examination import Settings
+    from detector.config.schema import Config
 
 FAULTY = 1  # exit code where there are findings of severity error
 
@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
     check_arguments(args)
     splits, settings = _from_config(args) if args.config else _from_paths(args)
 
-    from detector.doctor.examination import examine
-    from detector.doctor.fixing import changes_path, fix_split, fix_targets, write_fix
-    from detector.doctor.table import as_object, format_report
+    from detector.analysis.doctor.examination import examine
+    from detector.analysis.doctor.fixing import changes_path, fix_split, fix_targets, write_fix
+    from detector.analysis.doctor.table import as_object, format_report
 
     for split in splits:
         if split.notice:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     targets = fix_targets(splits, args.fix) if args.fix else []
     report = examine(splits, settings, args.quick)
     if args.html:
-        from detector.doctor.page import write_report
+        from detector.analysis.doctor.page import write_report
 
         write_report(report, args.html)
     fixes = [fix_split(split, facts) for (split, _), facts in zip(targets, report.files, strict=False)]
@@ -102,7 +102,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def _from_paths(args: argparse.Namespace) -> tuple[list[Split], Settings]:
-    from detector.doctor.examination import Settings
+    from detector.analysis.doctor.examination import Settings
 
     splits = [_open("train", args.annotations, args.images)]
     if args.val_annotations or args.val_images:
@@ -112,9 +112,9 @@ def _from_paths(args: argparse.Namespace) -> tuple[list[Split], Settings]:
 
 def _open(name: str, annotations: Path | None, images: Path, config: Config | None = None) -> Split:
     """One split of either kind; the kind of an annotation file is that of its name, or of the config's task."""
-    from detector.data.formats import naming_format, unread, what_it_is
-    from detector.doctor.folders import read_csv, read_folders
-    from detector.doctor.reading import read_coco
+    from detector.analysis.doctor.folders import read_csv, read_folders
+    from detector.analysis.doctor.reading import read_coco
+    from detector.data.formats.recognition import naming_format, unread, what_it_is
     from detector.errors import DataError
 
     if not images.is_dir():
@@ -138,9 +138,9 @@ def _open(name: str, annotations: Path | None, images: Path, config: Config | No
 
 
 def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
-    from detector.configfile import load_config
-    from detector.doctor.columns import hold_back_val
-    from detector.doctor.examination import Settings
+    from detector.analysis.doctor.columns import hold_back_val
+    from detector.analysis.doctor.examination import Settings
+    from detector.config.loader import load_config
     from detector.errors import ConfigError
 
     config = load_config(args.config, args.overrides)

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.environment import environment
+    from detector.device import environment
 
     found = environment()
     if args.json:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from detector.config import Config
-    from detector.data.coco import Annotations, CheckedBoxes
+    from detector.config.schema import Config
+    from detector.data.detection import Annotations, CheckedBoxes
     from detector.reports import Scored
 
 
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.against and not args.report:
         raise ConfigError("command line: --against compares in a report; give --report DIR too")
 
-    from detector.storage import make_folder, write_json
+    from detector.files.atomic import make_folder, write_json
 
     for folder in (args.output, args.report):
         if folder:
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from detector import distributed
     from detector.tasks import get_task
+    from detector.training import distributed
 
     torch.set_flush_denormal(True)
     try:
@@ -105,16 +105,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _score_results(args: argparse.Namespace) -> _Evaluation:
-    from detector.config import Config
-    from detector.configfile import apply_overrides
-    from detector.data.coco import (
+    from detector.config.loader import apply_overrides
+    from detector.config.schema import Config
+    from detector.data.detection import (
         apply_box_policy,
         describe_odd_areas,
         read_annotations,
         scored_truth,
         with_sizes,
     )
-    from detector.data.formats import naming_format
+    from detector.data.formats.recognition import naming_format
     from detector.errors import DataError
     from detector.reports import Scored
     from detector.tasks import detection
@@ -139,7 +139,7 @@ def _score_results(args: argparse.Namespace) -> _Evaluation:
 
 def _read_results(path: str, truth: Annotations) -> np.ndarray:
     """The detections of a results file; what is odd about them is said."""
-    from detector.metrics import read_results
+    from detector.evaluation.coco import read_results
 
     rows, warnings = read_results(path, truth)
     for warning in warnings:
@@ -159,9 +159,9 @@ def _describe_invalid(checked: CheckedBoxes, policy: str) -> str:
 
 
 def _score_checkpoint(args: argparse.Namespace, device: torch.device) -> _Evaluation:
-    from detector.checkpoint import check_val_share, override_config
+    from detector.checkpoints.checkpoint import check_val_share, override_config
+    from detector.checkpoints.foreign.importing import open_checkpoint
     from detector.errors import ConfigError
-    from detector.interchange import open_checkpoint
 
     content = open_checkpoint(args.checkpoint)
     overrides = list(args.overrides)
@@ -188,12 +188,12 @@ def _predict(
     import numpy as np
     import torch
 
-    from detector import distributed
-    from detector.checkpoint import checkpoint_categories, load_model, weights_digest
-    from detector.engine import predict_all
+    from detector.checkpoints.checkpoint import checkpoint_categories, load_model, weights_digest
     from detector.models.precision import check_precision
     from detector.reports import Scored
     from detector.tasks import get_task
+    from detector.training import distributed
+    from detector.training.loop import predict_all
 
     task = get_task(config)
     check_precision(config.model.predict.precision, device, "model.predict.precision")
@@ -217,8 +217,8 @@ class _Other(NamedTuple):
 
 
 def _open_other(args: argparse.Namespace) -> _Other:
+    from detector.checkpoints.foreign.importing import find_checkpoint, open_checkpoint
     from detector.errors import ConfigError, DataError
-    from detector.interchange import find_checkpoint, open_checkpoint
 
     path = Path(args.against)
     if path.suffix == ".json":
@@ -233,7 +233,7 @@ def _open_other(args: argparse.Namespace) -> _Other:
 
 def _score_other(args: argparse.Namespace, other: _Other, evaluation: _Evaluation, device: torch.device) -> Scored:
     """``other`` on the data of ``evaluation``, scored in the same way."""
-    from detector.checkpoint import checkpoint_categories, checkpoint_config
+    from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config
     from detector.errors import ConfigError, DataError
     from detector.reports import Scored
     from detector.tasks import get_task

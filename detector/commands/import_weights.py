@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detector.config import Config
+    from detector.config.schema import Config
 
 BASE = "retinanet_r50_fpn.yaml"  # how it is trained, in a config that is written
 PACKAGES = ("torchvision", "detectron2", "mmdetection")
@@ -50,10 +50,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> str:
-    from detector.checkpoint import checkpoint_categories, save_checkpoint
-    from detector.configfile import config_from_dict
-    from detector.interchange import import_checkpoint
-    from detector.storage import atomic_write
+    from detector.checkpoints.checkpoint import checkpoint_categories, save_checkpoint
+    from detector.checkpoints.foreign.importing import import_checkpoint
+    from detector.config.loader import config_from_dict
+    from detector.files.atomic import atomic_write
 
     imported = import_checkpoint(args.source, args.package, args.config, args.overrides)
     content = imported.content
@@ -76,8 +76,8 @@ def _import(args: argparse.Namespace) -> str:
 
 def fitting_config(config: Config, checkpoint: Path, output: Path) -> str:
     """YAML of a config that starts from ``checkpoint`` and keeps to what its weights were made with."""
-    from detector.configfile import build_on, differences, load_config
-    from detector.transfer import conventions
+    from detector.checkpoints.transfer import conventions
+    from detector.config.loader import build_on, differences, load_config
 
     changes: dict[str, Any] = {"model": {"weights": str(checkpoint.resolve()), "backbone": {"weights": None}}}
     for dotted, _, value in differences(conventions(load_config(BASE)), conventions(config)):
@@ -92,8 +92,8 @@ def fitting_config(config: Config, checkpoint: Path, output: Path) -> str:
 def _export(source: str, output: Path) -> str:
     import torch
 
-    from detector.interchange import open_checkpoint, to_torchvision
-    from detector.storage import atomic_write
+    from detector.checkpoints.foreign.importing import open_checkpoint, to_torchvision
+    from detector.files.atomic import atomic_write
 
     state = to_torchvision(open_checkpoint(source), source)
     if output.suffix == ".safetensors":

@@ -48,9 +48,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from detector.data.json_stream import show_text
     from detector.errors import ConfigError
-    from detector.inference import ERRORS, PROGRESS, find_images, infer_folder, known_ids
+    from detector.files.json_stream import show_text
+    from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
 
     if args.html and args.no_images:
         raise ConfigError("command line: --html shows the drawings; leave --no-images out")
@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from detector.predictor import Predictor
+    from detector.inference.predictor import Predictor
 
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides)
@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     print(f"{summary.found} in {summary.read} pictures: {summary.path}")
     if args.html:
-        from detector.gallery import show_drawings
+        from detector.analysis.gallery import show_drawings
 
         page = args.output / "gallery.html"
         shown = show_drawings(page, f"Found by {args.checkpoint}", args.output / "images", GALLERY)

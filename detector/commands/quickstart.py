@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> int:
     from PIL import Image
 
     import detector
-    from detector.configfile import load_config
-    from detector.inference import Pictures, find_images, infer_folder
+    from detector.config.loader import load_config
+    from detector.inference.folder import Pictures, find_images, infer_folder
     from detector.reports import figure
-    from detector.run import RunFolder
+    from detector.reports.drawing import contact_sheet
     from detector.tasks import get_task
-    from detector.training import fit
-    from detector.visualize import contact_sheet
+    from detector.training.fitting import fit
+    from detector.training.run_folder import RunFolder
 
     plan = PLANS[args.task]
     name = Path(plan.config).stem if args.name is None else args.name
@@ -116,7 +116,7 @@ def _splits(task: str, data: Path) -> dict[str, Path]:
 
 
 def _generate(task: str, data: Path, pictures: tuple[int, int], seed: int) -> None:
-    from detector.data.shapes import write_class_shapes, write_shapes
+    from detector.data.synthetic import write_class_shapes, write_shapes
 
     write = write_class_shapes if task == "classification" else write_shapes
     write(data, *pictures, seed)

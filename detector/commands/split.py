@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from detector.data.coco import Annotations
+    from detector.data.detection import Annotations
 
 LISTED = 20  # classes with their own row
 
@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.data.coco import held_back, read_annotations
-    from detector.doctor.reading import read_json
+    from detector.analysis.doctor.reading import read_json
+    from detector.data.detection import held_back, read_annotations
     from detector.errors import ConfigError
-    from detector.storage import atomic_write, make_folder
+    from detector.files.atomic import atomic_write, make_folder
 
     paths = [args.output / "train.json", args.output / "val.json"]
     for path in paths:
@@ -69,7 +69,7 @@ def describe(annotations: Annotations, is_val: np.ndarray, paths: list[Path]) ->
     """Counts of both parts and of the classes in them, and which classes are in one only."""
     import numpy as np
 
-    from detector.pages import Table
+    from detector.reports.pages import Table
 
     image, labels = annotations.image_index().numpy(), annotations.labels.numpy()
     in_val = is_val[image]

@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stress(args: argparse.Namespace, folder: Path) -> int:
-    from detector import stress
-    from detector.data.shapes import write_shapes
+    from detector.data.synthetic import write_shapes
+    from detector.dev import stress
 
     data = folder / "data"
     if args.what == "kill":

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from detector.config import Config
-    from detector.summary import Latency, Level, Summary
+    from detector.analysis.summary import Latency, Level, Summary
+    from detector.config.schema import Config
 
 SIDES = (32, 65_535)  # pixels: the stride of C5, and what a JPEG can have
 RUNS = 10
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.configfile import load_config
+    from detector.config.loader import load_config
 
     check_arguments(args)
     names = args.compare or [args.config]
@@ -89,8 +89,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def summarise_config(name: str, config: Config, classes: int | None, size: tuple[int, int] | None) -> Summary:
     """The cost of one config's model; an error says which config it is of."""
+    from detector.analysis.summary import default_classes, default_size, summarise
     from detector.errors import ConfigError
-    from detector.summary import default_classes, default_size, summarise
     from detector.tasks import get_task
 
     try:
@@ -106,9 +106,9 @@ def time_models(
     """The latency of each model, and a line that says what was measured."""
     import torch
 
-    from detector.distributed import choose_device
+    from detector.analysis.summary import measure_latencies
+    from detector.device import choose_device
     from detector.models import build_model
-    from detector.summary import measure_latencies
 
     device = choose_device(device_name)
     models = [build_model(config.model, own.classes) for config, own in zip(configs, summaries, strict=True)]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detector.config import Config
-    from detector.run import RunFolder
+    from detector.config.schema import Config
+    from detector.training.run_folder import RunFolder
 
 FAILED, STOPPED = 1, 130  # exit codes of --overfit
 RESUMABLE = 75  # exit code after Ctrl-C or SIGTERM: all is saved, --resume continues (EX_TEMPFAIL of sysexits.h)
@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.configfile import load_config
+    from detector.config.loader import load_config
     from detector.errors import ConfigError
-    from detector.run import RunFolder
+    from detector.training.run_folder import RunFolder
 
     overrides = list(args.overrides)
     if args.init_from:
@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace, config: Config, run_folder: RunFolder) -> int:
-    from detector import distributed
-    from detector.training import fit
+    from detector.training import distributed
+    from detector.training.fitting import fit
 
     try:
         device = distributed.start(args.device)
@@ -93,9 +93,9 @@ def check_overfit(args: argparse.Namespace) -> None:
 
 def run_overfit(args: argparse.Namespace, config: Config, run_folder: RunFolder) -> int:
     """Exit code 0 if the pictures were learned, 1 if they were not."""
-    from detector import distributed
-    from detector.overfit import describe, overfit
     from detector.tasks import get_task
+    from detector.training import distributed
+    from detector.training.overfit import describe, overfit
 
     try:
         device = distributed.start(args.device)

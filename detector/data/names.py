@@ -17,8 +17,8 @@ from typing import NamedTuple
 from urllib.parse import unquote
 
 from detector.data.images import IMAGE_SUFFIXES, why_missing
-from detector.data.json_stream import show_text
 from detector.data.listing import walk
+from detector.files.json_stream import show_text
 
 FIX = "detector doctor --fix corrects such names"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.config import DataConfig, SplitConfig
+from detector.config.schema import DataConfig, SplitConfig
 from detector.errors import ConfigError, DataError
 
 

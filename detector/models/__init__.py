@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from detector.config import ModelConfig
+from detector.config.schema import ModelConfig
 from detector.errors import ConfigError, one_of
 from detector.models.backbones import PROBE_SIDES, Backbone
 from detector.models.heads import HEADS, RetinaHead
@@ -66,7 +66,7 @@ class Model(nn.Module):
 
 
 def build_model(config: ModelConfig, num_classes: int) -> Model:
-    """The model of a config, with random weights (``detector.weights`` loads others)."""
+    """The model of a config, with random weights (``detector.checkpoints.backbone_weights`` loads others)."""
     if config.head.name not in HEADS:
         raise ConfigError(f"model.head.name: unknown head {config.head.name!r}; use {one_of(HEADS)}")
     pyramid = build_pyramid(config)

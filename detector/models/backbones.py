@@ -21,7 +21,7 @@ from torch.func import functional_call
 from torchvision.models.feature_extraction import DualGraphModule, create_feature_extractor
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from detector.config import BackboneConfig
+from detector.config.schema import BackboneConfig
 from detector.errors import ConfigError, one_of
 from detector.models.norms import FrozenNorm
 from detector.models.recompute import recompute_blocks

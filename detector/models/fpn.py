@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.config import FPNConfig
+from detector.config.schema import FPNConfig
 
 
 class FPN(nn.Module):

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from detector.anchors import Anchors
-from detector.config import HeadConfig, ModelConfig
+from detector.config.schema import HeadConfig, ModelConfig
 from detector.models.fpn import group_norm
 from detector.models.recompute import Recomputed
+from detector.ops.anchors import Anchors
 from detector.structures import Predictions
 
 

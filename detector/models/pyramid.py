@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.config import BackboneConfig, ModelConfig
+from detector.config.schema import BackboneConfig, ModelConfig
 from detector.models.backbones import build_backbone
 from detector.models.fpn import FPN
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detector.pages import Block, Section, Table, Tone, chart, new_figure, write_page
-from detector.storage import atomic_write, make_folder, write_json
+from detector.files.atomic import atomic_write, make_folder, write_json
+from detector.reports.pages import Block, Section, Table, Tone, chart, new_figure, write_page
 
 
 class Scored(NamedTuple):

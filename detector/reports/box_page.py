@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from detector.config import Config
-from detector.data.coco import Annotations
+from detector.config.schema import Config
+from detector.data.detection import Annotations
 from detector.data.images import read_annotated_image
-from detector.metrics import METRICS
-from detector.pages import (
+from detector.evaluation.box_figures import STEPS, BoxReport, box_report, false_type
+from detector.evaluation.coco import METRICS
+from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
+from detector.reports.drawing import contact_sheet, draw_boxes
+from detector.reports.pages import (
     COLORS,
     INK,
     Block,
@@ -29,9 +32,6 @@ from detector.pages import (
     picture,
     within_budget,
 )
-from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
-from detector.reports.boxes import STEPS, BoxReport, box_report, false_type
-from detector.visualize import contact_sheet, draw_boxes
 
 WORST = 24  # images drawn
 LISTED = 300  # images in a table of the page; images.csv has all

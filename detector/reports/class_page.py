@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from detector.config import Config
-from detector.data.folder import Labelled
+from detector.config.schema import Config
+from detector.data.classification import Labelled
 from detector.data.images import read_image
-from detector.pages import Block, Gallery, Numbers, Picture, Section, Table, Text, picture, within_budget
+from detector.evaluation.class_figures import ClassReport, class_report
 from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
-from detector.reports.classes import ClassReport, class_report
-from detector.visualize import as_rgb
+from detector.reports.drawing import as_rgb
+from detector.reports.pages import Block, Gallery, Numbers, Picture, Section, Table, Text, picture, within_budget
 
 DRAWN = 60  # mistakes with their picture
 LISTED = 300  # mistakes in the page's table; mistakes.csv has all

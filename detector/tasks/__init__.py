@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from detector.config import Config, ModelConfig
-from detector.data.coco import Category
-from detector.data.coco_rows import Id
+from detector.config.schema import Config, ModelConfig
+from detector.data.detection import Category
+from detector.data.formats.coco_rows import Id
 from detector.errors import ConfigError, one_of
 from detector.reports import Report, Scored
 from detector.structures import Batch, Losses

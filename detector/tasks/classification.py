@@ -16,19 +16,19 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from detector.class_metrics import by_picture, multi_label_metrics, single_label_metrics
-from detector.config import Config, ModelConfig
-from detector.data.coco import Category
-from detector.data.folder import ClassDataset, ClassSample, Labelled, open_classes
+from detector.config.schema import Config, ModelConfig
+from detector.data.classification import ClassDataset, ClassSample, Labelled, open_classes
+from detector.data.detection import Category
 from detector.data.inputs import ImageInput, Reading, as_shown, check_threshold
-from detector.data.transforms import ClassTransform
+from detector.data.transforms.boxes import ClassTransform
 from detector.errors import ConfigError
-from detector.reach import rare_classes
+from detector.evaluation.classification import by_picture, multi_label_metrics, single_label_metrics
+from detector.evaluation.coverage import rare_classes
+from detector.files.atomic import atomic_write
 from detector.reports import Report, Scored, figure
 from detector.reports.class_page import classification_report
-from detector.storage import atomic_write
+from detector.reports.drawing import draw_confusion, draw_lines, score_texts
 from detector.structures import Batch, ClassTargets, Losses
-from detector.visualize import draw_confusion, draw_lines, score_texts
 
 PARTS = {"head.name": ("pooled", "classic")}
 RESULTS = "predictions.csv"

@@ -13,23 +13,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detector import boxes as box_ops
-from detector.anchors import Anchors, level_sizes
-from detector.config import Config, MatcherConfig, ModelConfig
-from detector.data.coco import Annotations, Category, CocoDataset, Sample, open_dataset
-from detector.data.coco_rows import Id
+from detector.config.schema import Config, MatcherConfig, ModelConfig
+from detector.data.detection import Annotations, Category, CocoDataset, Sample, open_dataset
+from detector.data.formats.coco_rows import Id
 from detector.data.inputs import ImageInput, Reading, as_shown, check_threshold
-from detector.data.transforms import TrainTransform, Transform, Transformed
-from detector.losses import BOX_LOSSES, CLASS_LOSSES
-from detector.matching import IGNORE, MATCHERS
-from detector.metrics import METRICS, coco_metrics
-from detector.postprocess import detect
-from detector.reach import RECALL_WANTED, input_boxes, level_ious, rare_classes, reach_of
+from detector.data.transforms.boxes import TrainTransform, Transform, Transformed
+from detector.evaluation.coco import METRICS, coco_metrics
+from detector.evaluation.coverage import RECALL_WANTED, input_boxes, level_ious, rare_classes, reach_of
+from detector.files.atomic import atomic_write
+from detector.ops import boxes as box_ops
+from detector.ops.anchors import Anchors, level_sizes
+from detector.ops.assignment import IGNORE, MATCHERS
+from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
+from detector.ops.postprocess import detect
 from detector.reports import Report, Scored, figure
 from detector.reports.box_page import detection_report
-from detector.storage import atomic_write
+from detector.reports.drawing import draw_boxes, draw_targets, score_texts
 from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Losses, Predictions, Targets
-from detector.visualize import draw_boxes, draw_targets, score_texts
 
 PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
 RESULTS = "predictions.json"

@@ -14,9 +14,9 @@ from PIL import Image
 
 import detector
 from detector.__main__ import run_command
+from detector.dev.stress import infer, link_pictures, tiny_checkpoint
 from detector.errors import DataError, StorageError
-from detector.inference import Pictures, _Item, _Packed, find_images, infer_folder
-from detector.stress import infer, link_pictures, tiny_checkpoint
+from detector.inference.folder import Pictures, _Item, _Packed, find_images, infer_folder
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_every_place_to_stop_gives_the_same(
     """Stopped after each batch in turn, with half a line of the next one behind it."""
     assert run_infer(checkpoint, pictures, tmp_path / "whole") == 0
     output = tmp_path / "stopped"
-    predict = detector.predictor.Predictor.predict_samples
+    predict = detector.inference.predictor.Predictor.predict_samples
     for place in range(1, 5):
         calls = iter(range(place + 1))
 
@@ -61,7 +61,7 @@ def test_every_place_to_stop_gives_the_same(
             return predict(predictor, samples, score)
 
         with monkeypatch.context() as patch:
-            patch.setattr("detector.predictor.Predictor.predict_samples", stop)
+            patch.setattr("detector.inference.predictor.Predictor.predict_samples", stop)
             flags = ["--resume"] if place > 1 else []
             code = run_infer(checkpoint, pictures, output, *flags)
         if code == 0:
@@ -90,7 +90,7 @@ def test_files_that_vanish_change_or_come_are_said(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("detector.predictor.Predictor.predict_samples", stop)
+        patch.setattr("detector.inference.predictor.Predictor.predict_samples", stop)
         assert run_infer(checkpoint, pictures, tmp_path / "found") == 75
     vanished, changed = (pictures / "0000" / f"{number:07}.jpg" for number in (3, 7))
     vanished.unlink()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from detector.stress import differences, kill_and_resume
+from detector.dev.stress import differences, kill_and_resume
 
 
 def test_kills_at_each_kind_of_moment_change_nothing(shapes: Path, tmp_path: Path) -> None:

@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 import detector
-from detector.configfile import load_config
+from detector.config.loader import load_config
+from detector.dev.stress import CONFIG, TINY, data_overrides, link_pictures, start, tiny_checkpoint
 from detector.processes import SPIN_COUNT, WAIT_POLICIES
-from detector.run import RunFolder
-from detector.stress import CONFIG, TINY, data_overrides, link_pictures, start, tiny_checkpoint
-from detector.training import fit
+from detector.training.fitting import fit
+from detector.training.run_folder import RunFolder
 
 END_SECONDS = 10  # within which all descendants are gone
 
@@ -166,7 +166,7 @@ def test_everything_works_outside_the_main_thread(shapes: Path, tmp_path: Path) 
 
 STATE = """
 import json, os, signal, sys, threading, warnings
-import cv2, numpy, PIL.Image, torch, torchvision, torchvision.io, detector.inference, detector.training
+import cv2, numpy, PIL.Image, torch, torchvision, torchvision.io, detector.inference.folder, detector.training.fitting
 torch.empty(1), torch.nn.Conv2d(3, 4, 3)(torch.zeros(1, 3, 8, 8))
 
 def state():

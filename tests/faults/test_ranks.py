@@ -24,10 +24,10 @@ import torch
 import torchvision
 import yaml
 
-from detector import distributed
-from detector.data.sampler import epoch_batches
+from detector.data.loading.sampler import epoch_batches
+from detector.dev.stress import CONFIG, TINY, data_overrides, differences, finish, kill, rows_of, start
 from detector.errors import ConfigError, DataError, RankLostError
-from detector.stress import CONFIG, TINY, data_overrides, differences, finish, kill, rows_of, start
+from detector.training import distributed
 
 SECONDS = 60  # within which all ranks have ended after one has
 

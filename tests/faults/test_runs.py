@@ -17,23 +17,23 @@ import pytest
 import torch
 from disk import Disk
 
-from detector import engine, training
 from detector.__main__ import run_command
-from detector.checkpoint import read_progress
-from detector.config import Config
-from detector.configfile import load_config
-from detector.data.sampler import epoch_batches
-from detector.engine import StopRequest, predict_all
+from detector.checkpoints.checkpoint import read_progress
+from detector.config.loader import load_config
+from detector.config.schema import Config
+from detector.data.loading.sampler import epoch_batches
+from detector.dev.stress import CONFIG, TINY, data_overrides, finish, kill, rows_of, start, unequal
 from detector.errors import ConfigError, NonFiniteError, StorageError
 from detector.processes import handled
 from detector.reports import Report
-from detector.run import RunFolder
-from detector.stress import CONFIG, TINY, data_overrides, finish, kill, rows_of, start, unequal
 from detector.tasks import detection
-from detector.training import fit
+from detector.training import fitting, loop
+from detector.training.fitting import fit
+from detector.training.loop import StopRequest, predict_all
+from detector.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")
-REPORT_BEST = training.report_best  # before ``short_runs`` takes it away
+REPORT_BEST = fitting.report_best  # before ``short_runs`` takes it away
 
 
 def tiny_config(shapes: Path, *overrides: str) -> Config:
@@ -159,8 +159,8 @@ def test_a_resumed_run_holds_its_weights_once(shapes: Path, tmp_path: Path, monk
         alive.append(sum(tensor() is not None for tensor in read))
         return True
 
-    monkeypatch.setattr(training, "read_progress", read_watched)
-    monkeypatch.setattr(training, "train", train_watched)
+    monkeypatch.setattr(fitting, "read_progress", read_watched)
+    monkeypatch.setattr(fitting, "train", train_watched)
     assert fit(config, run, CPU, resume=True)
     assert len(read) > 100
     assert alive == [0]
@@ -181,11 +181,11 @@ def test_the_report_does_not_predict_again_what_was_just_predicted(
         return evaluate(rows, truth, config) | {"AP": next(scores, 0.0)}
 
     evaluate = detection.evaluate
-    monkeypatch.setattr(engine, "predict_all", predict_watched)
-    monkeypatch.setattr(training, "predict_all", predict_watched)
+    monkeypatch.setattr(loop, "predict_all", predict_watched)
+    monkeypatch.setattr(fitting, "predict_all", predict_watched)
     monkeypatch.setattr(detection, "evaluate", evaluate_watched)
     monkeypatch.setattr(detection, "report", lambda scored, *rest: reported.append(scored) or Report("", [], {}))
-    monkeypatch.setattr(training, "report_best", REPORT_BEST)
+    monkeypatch.setattr(fitting, "report_best", REPORT_BEST)
     config = tiny_config(shapes, "train.steps=null", "train.epochs=4", "train.batch_size=12", "eval.every_epochs=1")
     config = config.model_copy(update={"model": load_config(CONFIG, [*TINY, "model.predict.score_threshold=0"]).model})
     run = RunFolder(tmp_path / "run")

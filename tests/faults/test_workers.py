@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from detector.data.loader import load
+from detector.data.loading.workers import load
 from detector.errors import DataError
 
 

@@ -1,0 +1,300 @@
+"""What ``tools/anchors.py`` shows: rows of figures as JSON, and as tables, charts and pictures of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from detector.analysis.anchors.search import Option
+from detector.analysis.anchors.study import Row, Study
+from detector.analysis.summary import Summary, default_size, summarise
+from detector.config.schema import AnchorConfig, Config
+from detector.data.images import read_annotated_image
+from detector.data.transforms.boxes import resize
+from detector.errors import DataError
+from detector.evaluation.coverage import RECALL_WANTED, anchor_shapes
+from detector.ops.anchors import Anchors, level_sizes
+from detector.ops.boxes import pairwise_iou
+from detector.reports.drawing import draw_targets
+from detector.reports.pages import (
+    Block,
+    Chart,
+    Gallery,
+    Numbers,
+    Picture,
+    Section,
+    Table,
+    Text,
+    Tone,
+    chart,
+    new_figure,
+    picture,
+)
+
+SHOWN_OBJECTS = 12  # in the gallery
+POINTS = 800  # in the chart of sides
+
+GROUPS = {"size": "√ area", "ratio": "height:width"}  # what the names of a kind of groups mean
+
+# The keys of JSON and what a person reads.
+NAMES = {
+    "group": "",
+    "objects": "objects",
+    "mean_iou": "mean best IoU",
+    "recall": "reached",
+    "class_recall": "mean by class",
+    "low_quality": "only low-quality",
+    "missed": "missed",
+    "positives": "positives an object",
+    "without_positive": "without any",
+    "split": "split",
+    "anchors_are": "anchors",
+    "level": "level",
+    "stride": "stride",
+    "sizes": "anchor sizes, px",
+    "anchors": "anchors",
+    "anchors_share": "share",
+    "macs_share": "share of multiply-adds",
+    "objects_share": "closest objects",
+    "positives_share": "positives",
+    "name": "change",
+    "macs": "multiply-adds",
+    "verdict": "verdict",
+    "keys": "config",
+}
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """The config's anchors, and those that were found; of each split that there is."""
+
+    before: dict[str, Study]  # by split
+    after: dict[str, Study]
+    options: list[Option]
+    yaml: str  # empty where nothing better was found
+
+    def rows(self) -> list[Row]:
+        kept = ("objects", "mean_iou", "recall", "class_recall", "low_quality", "missed", "positives")
+        return [
+            {"split": split, "anchors_are": name, **{key: own[split].overall()[key] for key in kept}}
+            for split in self.before
+            for name, own in (("config", self.before), ("suggested", self.after))
+        ]
+
+
+def cost(config: Config, num_classes: int) -> Summary:
+    """Of the model, for the largest picture."""
+    return summarise(config.model, num_classes, default_size(config))
+
+
+def as_json(name: str, found: Study, summary: Summary, suggestion: Suggestion | None) -> Row:
+    """Everything that is counted; what ``--json`` prints."""
+    content: Row = {
+        "config": name,
+        "annotations": str(found.split.annotations.path),
+        "anchors": found.config.model.anchors.model_dump(mode="json"),
+        "positive_threshold": found.config.model.matcher.positive,
+        "overall": found.overall(),
+        "levels": found.levels(summary),
+        **{f"by_{kind}": rows for kind, rows in found.groups()},
+        "worst": [found.describe_object(place) for place in found.worst(SHOWN_OBJECTS)],
+    }
+    if suggestion:
+        options = [option._asdict() | option.reach._asdict() for option in suggestion.options]
+        for option in options:
+            del option["reach"]
+        content["suggestion"] = {"rows": suggestion.rows(), "options": options, "yaml": suggestion.yaml}
+    return content
+
+
+def sections(
+    found: Study, summary: Summary, suggestion: Suggestion | None, pictures: Sequence[Picture] = ()
+) -> list[Section]:
+    """The same for a page or a terminal; ``pictures`` of :func:`gallery`."""
+    everything = found.overall()
+    after = suggestion.after["train"] if suggestion and suggestion.yaml else None
+    remarks = [Text(text, tone) for text, tone in _remarks(found, everything)]
+    parts = [Section("All objects", [_numbers(everything, summary), *remarks, *_charts(found, after)])]
+    if suggestion:
+        parts.append(Section("Suggestion", list(_suggestion(suggestion))))
+    for kind, rows in found.groups():
+        parts.append(Section(f"By {kind}", [_table(rows, NAMES | {"group": GROUPS.get(kind, kind)})]))
+    levels = found.levels(summary)
+    note = "Anchors and multiply-adds (of the head on this level, in the whole model's) are for the largest picture."
+    parts.append(Section("By level", [_table(levels), Text(note)]))
+    worst = [found.describe_object(place) for place in found.worst(SHOWN_OBJECTS)]
+    title = "Objects that no anchor reaches well"
+    if pictures:
+        note = Text("The object in strong lines, its closest anchor in thin ones, at the input size.")
+        parts.append(Section(title, [note, Gallery(pictures)]))
+    elif worst:
+        columns = [key.replace("_", " ") for key in worst[0]]
+        rows = [list((row | {"annotation_id": str(row["annotation_id"])}).values()) for row in worst]  # no 1,234
+        parts.append(Section(title, [Table(columns, rows)]))
+    return parts
+
+
+def as_text(parts: Sequence[Section]) -> str:
+    """Sections for a terminal; charts and pictures are a page's."""
+    lines = []
+    for part in parts:
+        lines.append(f"\n{part.title}")
+        for block in part.blocks:
+            if isinstance(block, Numbers):
+                lines += [_number_line(*item) for item in block.items]
+            elif isinstance(block, Text):
+                lines.append(block.text)
+            elif isinstance(block, Table):
+                lines.append(block.as_text())
+    return "\n".join(lines).strip()
+
+
+def _number_line(label: str, value: Any, note: str = "") -> str:
+    shown = f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"  {label:<24}{shown}" + (f"  ({note})" if note else "")
+
+
+def _numbers(everything: Row, summary: Summary) -> Numbers:
+    images, matched = everything["images"], everything["matched_images"]
+    sample = "" if matched == images else f"of {matched:,} sampled images"
+    return Numbers(
+        [
+            ("objects", everything["objects"], f"{everything['objects_per_image']:.1f} an image, {images:,} images"),
+            ("mean best IoU", everything["mean_iou"]),
+            ("reached", everything["recall"], "share at the positive threshold"),
+            ("reached, by class", everything["class_recall"], "mean over classes, what --suggest goes for"),
+            ("only low-quality", everything["low_quality"], "share under it that keeps its closest anchors"),
+            ("missed", everything["missed"], "share that no anchor is matched to"),
+            ("positives an object", everything["positives"], sample),
+            ("positives an image", everything["positives_per_image"], sample),
+            ("anchors", summary.anchors, f"of a picture of {summary.size[0]} × {summary.size[1]}"),
+        ]
+    )
+
+
+def _remarks(found: Study, everything: Row) -> Iterator[tuple[str, Tone]]:
+    config = found.config
+    if everything["recall"] < RECALL_WANTED:
+        yield (
+            (
+                f"{1 - everything['recall']:.1%} of the objects get no anchor at IoU {config.model.matcher.positive:g}:"
+                " --suggest looks for anchors that fit them."
+            ),
+            "warning",
+        )
+    if config.data.augment.scale_jitter:
+        low, high = config.data.augment.scale_jitter
+        yield f"data.augment.scale_jitter, {low:g} to {high:g} times these sizes, is not counted.", ""
+    if len(config.data.resize.short) > 1 and not config.data.resize.fixed:
+        yield "Of the several data.resize.short, one is drawn for each picture, as in training.", ""
+
+
+def _table(rows: Sequence[Row], names: dict[str, str] = NAMES) -> Table:
+    return Table([names[key] for key in rows[0]], [list(row.values()) for row in rows])
+
+
+def _suggestion(suggestion: Suggestion) -> Iterator[Block]:
+    if suggestion.yaml:
+        yield _table(suggestion.rows())
+        before, after = (own["train"].config.model.anchors for own in (suggestion.before, suggestion.after))
+        rows = [[key, _values(before, key), _values(after, key)] for key in ("base_size", "scales", "ratios")]
+        yield Table(["model.anchors", "config", "suggested"], rows)
+    else:
+        yield Text("No other anchors were found that reach more of the objects: the config's fit.", "good")
+    base = suggestion.options[0]
+    rows = [
+        {
+            "name": option.name,
+            "recall": option.reach.recall,
+            "mean_iou": option.reach.mean_iou,
+            "anchors": option.anchors,
+            "anchors_share": f"× {option.anchors / base.anchors:.2f}",
+            "macs": f"× {option.macs / base.macs:.2f}",
+            "verdict": option.verdict,
+            "keys": option.keys,
+        }
+        for option in suggestion.options
+    ]
+    yield Text(
+        "Other pyramids and input sizes, each with anchors searched for it. The verdict counts the training objects"
+        " that are reached, and nothing else: finer features may help beyond that."
+    )
+    yield _table(rows, NAMES | {"anchors_share": "to the first"})
+
+
+def _values(anchors: AnchorConfig, key: str) -> str:
+    value = getattr(anchors, key)
+    return ", ".join(f"{number:.3g}" for number in (value if isinstance(value, list) else [value]))
+
+
+def _charts(found: Study, after: Study | None) -> list[Chart]:
+    studies = [("config", found)] + ([("suggested", after)] if after else [])
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for label, own in studies:
+        axes.hist(own.best.numpy(), bins=np.linspace(0, 1, 41), histtype="step", label=label, linewidth=1.5)
+    axes.axvline(found.config.model.matcher.positive, linestyle="--", linewidth=1, color="#040506")
+    axes.set_xlabel("best IoU")
+    axes.set_ylabel("objects")
+    axes.legend(loc="upper left")
+    best = chart(figure, "The best IoU of every object; the dashed line is the positive threshold")
+
+    figure = new_figure()
+    axes = figure.add_subplot()
+    sides = (found.objects.boxes[:, 2:] - found.objects.boxes[:, :2]).numpy()
+    drawn = np.random.default_rng(0).permutation(len(sides))[:POINTS]
+    axes.scatter(*sides[drawn].T, s=4, alpha=0.4, linewidths=0, color="#060606", label="objects")
+    for (label, own), marker in zip(studies, "x+", strict=False):
+        shapes = anchor_shapes(own.config.model.anchors, own.config.model.fpn.levels).reshape(-1, 2)
+        axes.scatter(*shapes.numpy().T, s=22, marker=marker, linewidths=1, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+    axes.set_xlabel("width, px")
+    axes.set_ylabel("height, px")
+    axes.legend(loc="upper left")
+    return [best, chart(figure, "Sides of objects (a sample) and of anchors at the input size")]
+
+
+def gallery(found: Study, images: Path) -> list[Picture]:
+    """The worst objects with their closest anchors, at the input size; a picture that cannot be read is left out."""
+    pictures = []
+    for place in found.worst(SHOWN_OBJECTS):
+        about = found.describe_object(place)
+        text = f"{about['class']} {about['width']:g} × {about['height']:g} px, best IoU {about['best_iou']:.2f}"
+        try:
+            drawing = _draw_object(found, place, images, about["class"])
+        except DataError:
+            continue
+        pictures.append(picture(drawing, f"{text}: {about['file_name']}, annotation {about['annotation_id']}"))
+    return pictures
+
+
+def _draw_object(found: Study, place: int, images: Path, name: str) -> Image.Image:
+    model, annotations, objects = found.config.model, found.split.annotations, found.objects
+    index, box, label = int(objects.image[place]), objects.boxes[place], int(objects.labels[place])
+    original = int(annotations.heights[index]), int(annotations.widths[index])
+    data, file = found.config.data, images / annotations.file_name(index)
+    image = read_annotated_image(file, *original, model.in_channels, data.exif, data.max_value)
+    height, width = objects.sizes[index].tolist()
+    image = resize(image, height, width, found.config.data.resize.interpolation)
+    anchors, _ = Anchors(model.anchors, model.fpn.levels)(
+        level_sizes(*objects.padded[index].tolist(), model.fpn.levels)
+    )
+    closest = anchors[pairwise_iou(box[None], anchors)[0].argmax()]
+    # A window of twice what both cover.
+    low, high = torch.minimum(box[:2], closest[:2]), torch.maximum(box[2:], closest[2:])
+    margin = (high - low).max() / 2
+    left, top = (low - margin).clamp(min=0).floor().int().tolist()
+    right, bottom = (high + margin).ceil().int().tolist()
+    corner = torch.tensor([left, top, left, top])
+    window = image[top:bottom, left:right]
+    own, others = ((part - corner)[None].numpy() for part in (box, closest))
+    return draw_targets(window, own, [label], [name], others, [label])

@@ -1,0 +1,178 @@
+"""The objects of a split counted by how the config's anchors reach them: by size, ratio, class and level."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.analysis.anchors.search import Split
+from detector.analysis.summary import Summary, head_macs
+from detector.config.schema import Config
+from detector.errors import DataError
+from detector.evaluation.coverage import InputBoxes, assign, level_ious, reach_of
+
+Row = dict[str, Any]  # figures by the keys of JSON
+
+COMPARISONS = 2e8  # anchors times boxes that the matcher is given; of a larger set, a sample of pictures is matched
+
+SIZES = [8, 16, 32, 64, 128, 256]  # pixels: square root of the area
+RATIOS = [1 / 4, 1 / 2, 1 / 2**0.5, 2**0.5, 2, 4]  # height / width
+
+
+@dataclass(frozen=True)
+class Study:
+    """The objects of a split, and what the config's anchors are to them; M objects, crowds apart."""
+
+    config: Config
+    split: Split
+    objects: InputBoxes
+    level_best: Tensor  # [M, L] the best IoU that an object gets on each level
+    positives: Tensor  # [M] float64 anchors that the matcher gives it; NaN where its picture is not in the sample
+    level_positives: list[int]
+    matched_images: int
+
+    @property
+    def best(self) -> Tensor:
+        return self.level_best.amax(dim=1)
+
+    def row(self, is_of: Tensor) -> Row:
+        """Figures of some of the objects, [M] bool."""
+        reach = reach_of(self.best[is_of], self.config.model.matcher)
+        positives = self.positives[is_of]
+        positives = positives[~positives.isnan()]
+        return {
+            **reach._asdict(),
+            "missed": reach.missed,
+            "positives": float(positives.mean()) if len(positives) else None,
+            "without_positive": float((positives == 0).double().mean()) if len(positives) else None,
+        }
+
+    def overall(self) -> Row:
+        positives = sum(self.level_positives)
+        counts = torch.bincount(self.objects.image, minlength=len(self.objects.sizes))
+        return {
+            **self.row(torch.ones(len(self.objects.boxes), dtype=torch.bool)),
+            "class_recall": float(np.mean([row["recall"] for row in self.by_class()])),
+            "images": len(self.objects.sizes),
+            "objects_per_image": float(counts.double().mean()),
+            "positives_per_image": positives / max(1, self.matched_images),
+            "matched_images": self.matched_images,
+        }
+
+    def groups(self) -> Iterator[tuple[str, list[Row]]]:
+        """By size, ratio and class; a group without objects is left out."""
+        width, height = (self.objects.boxes[:, 2:] - self.objects.boxes[:, :2]).unbind(dim=1)
+        sides = [f"{side:g} px" for side in SIZES]
+        yield (
+            "size",
+            self._rows(torch.bucketize((width * height).sqrt(), torch.tensor(SIZES), right=True), _bins(sides)),
+        )
+        ratios = ["1:4", "1:2", "1:1.4", "1.4:1", "2:1", "4:1"]
+        yield "ratio", self._rows(torch.bucketize(height / width, torch.tensor(RATIOS), right=True), _bins(ratios))
+        yield "class", self.by_class()
+
+    def by_class(self) -> list[Row]:
+        return self._rows(self.objects.labels, [category.name for category in self.split.annotations.categories])
+
+    def _rows(self, group_of: Tensor, names: Sequence[str]) -> list[Row]:
+        rows = [{"group": name, **self.row(group_of == place)} for place, name in enumerate(names)]
+        return [row for row in rows if row["objects"]]
+
+    def levels(self, summary: Summary) -> list[Row]:
+        """By level: what it costs, and the objects whose closest anchor it has."""
+        config = self.config.model
+        macs = head_macs(config, summary)
+        closest = self.level_best.argmax(dim=1)
+        rows = []
+        for place, level in enumerate(config.fpn.levels):
+            name = f"P{level}"
+            shape = config.anchors.at_level(level)
+            anchors = summary.levels[name].anchors or 0
+            own = self.row(closest == place)
+            rows.append(
+                {
+                    "level": name,
+                    "stride": 2**level,
+                    "sizes": ", ".join(f"{shape.base_size * scale:.3g}" for scale in shape.scales),
+                    "anchors": anchors,
+                    "anchors_share": anchors / summary.anchors,
+                    "macs_share": macs[name] / summary.macs,
+                    "objects": own["objects"],
+                    "objects_share": own["objects"] / max(1, len(self.objects.boxes)),
+                    "recall": own["recall"],
+                    "positives_share": self.level_positives[place] / max(1, sum(self.level_positives)),
+                }
+            )
+        return rows
+
+    def worst(self, count: int) -> list[int]:
+        """Objects under the matcher's threshold, the worst first; at most two of a picture."""
+        best = self.best
+        order = best.argsort(stable=True)
+        chosen: list[int] = []
+        of_image: dict[int, int] = {}
+        for place in order[best[order] < self.config.model.matcher.positive].tolist():
+            image = int(self.objects.image[place])
+            of_image[image] = of_image.get(image, 0) + 1
+            if of_image[image] <= 2:
+                chosen.append(place)
+            if len(chosen) == count:
+                break
+        return chosen
+
+    def describe_object(self, place: int) -> Row:
+        annotations, objects = self.split.annotations, self.objects
+        image, row = int(objects.image[place]), int(objects.rows[place])
+        left, top, right, bottom = objects.boxes[place].tolist()
+        return {
+            "file_name": annotations.file_name(image),
+            "annotation_id": int(annotations.annotation_ids[row]),
+            "class": annotations.categories[int(objects.labels[place])].name,
+            "width": round(right - left, 1),
+            "height": round(bottom - top, 1),
+            "best_iou": round(float(self.best[place]), 3),
+        }
+
+
+def study(config: Config, split: Split) -> Study:
+    """Count how the config's anchors reach a split; raises DataError where it has no objects."""
+    model = config.model
+    boxes = split.at(config.data.resize)
+    objects = boxes.objects()
+    if not len(objects.boxes):
+        raise DataError(f"{split.annotations.path}: has no objects, so there is nothing that anchors could reach")
+    comparisons = _comparisons(boxes, config)
+    count = max(1, int(len(boxes.sizes) * COMPARISONS / comparisons)) if comparisons > COMPARISONS else len(boxes.sizes)
+    sampled = boxes.sample(count, config.seed)
+    assigned = assign(sampled, model)
+    positives = torch.full((len(split.annotations.labels),), float("nan"), dtype=torch.float64)
+    positives[sampled.rows] = assigned.positives.double()
+    level_best = level_ious(objects, model.anchors, model.fpn.levels)
+    return Study(
+        config,
+        split,
+        objects,
+        level_best,
+        positives[objects.rows],
+        assigned.level_positives,
+        min(count, len(boxes.sizes)),
+    )
+
+
+def _comparisons(boxes: InputBoxes, config: Config) -> float:
+    """Anchors times boxes of all pictures, about."""
+    cells = sum(4.0**-level for level in config.model.fpn.levels)
+    areas = boxes.padded[boxes.image].double().prod(dim=1)
+    return float(areas.sum()) * cells * config.model.anchors.per_cell
+
+
+def _bins(edges: Sequence[str]) -> list[str]:
+    """Names of what lies between edges."""
+    between = [f"{low} – {high}" for low, high in pairwise(edges)]
+    return [f"under {edges[0]}", *between, f"{edges[-1]} and over"]

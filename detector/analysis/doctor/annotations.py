@@ -1,0 +1,147 @@
+"""What can be found in the annotation file alone: ids, categories and boxes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+
+from detector.analysis.doctor.columns import DANGLING, Split
+from detector.analysis.doctor.findings import Finding, found, in_words
+from detector.data.box_rules import check_boxes
+from detector.data.formats.coco_rows import duplicated, id_key, odd_areas
+
+DUPLICATE_IOU = 0.95
+TINY_SIDE = 2.0  # pixels
+WHOLE_IMAGE = 0.98  # of the picture's area
+EXTREME_RATIO = 10.0
+
+
+def check_annotations(split: Split, image_sizes: np.ndarray) -> Iterator[Finding]:
+    """Findings of one split, those of reading it included; ``image_sizes`` [I, 2] width and height, 0: not known."""
+    yield from split.faults
+    yield from _ids(split)
+    yield from _categories(split)
+    if split.has_boxes:
+        yield from _boxes(split, image_sizes)
+
+
+def _ids(split: Split) -> Iterator[Finding]:
+    yield from split.in_images(
+        "image-id-duplicate", duplicated(split.image_ids.codes), lambda index: f"id {split.image_ids[index]}"
+    )
+    first_of: dict[str, int] = {}
+    again = [index for index, file in enumerate(split.files) if file and first_of.setdefault(file, index) != index]
+    yield from split.in_images("image-listed-twice", again, lambda index: f"image {split.image_ids[index]}")
+    if split.has_boxes:
+        yield from split.in_annotations("annotation-id-duplicate", duplicated(split.annotation_ids.codes))
+        yield from split.in_annotations("image-dangling", split.image == DANGLING, split.image_id_of)
+        yield from split.in_annotations("category-dangling", split.label == DANGLING, split.category_id_of)
+
+
+def _categories(split: Split) -> Iterator[Finding]:
+    name, categories = split.name, split.categories
+    keys = [id_key(category.id) for category in categories]
+    again = [f"{own.id} {own.name}" for place, own in enumerate(categories) if keys[place] in keys[:place]]
+    yield from found("category-id-duplicate", name, again, in_words)
+    alike: dict[str, list[str]] = {}
+    for category in categories:
+        alike.setdefault(re.sub(r"[\W_]+", "", category.name.casefold()) or category.name, []).append(category.name)
+    groups = [", ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
+    yield from found("category-name-similar", name, groups, in_words)
+    if split.has_boxes:
+        numbers = sorted({key for key in keys if isinstance(key, int)})
+        gaps = [f"{low} to {high}" for low, high in pairwise(numbers) if high > low + 1]
+        yield from found("category-id-gap", name, gaps, in_words)
+
+
+def _boxes(split: Split, image_sizes: np.ndarray) -> Iterator[Finding]:
+    is_finite = np.isfinite(split.boxes).all(axis=1)
+    size = sizes_of_annotations(split, image_sizes)
+    yield from split.in_annotations("box-no-area", is_finite & ~has_area(split, size))
+    is_odd = odd_areas(split.boxes, split.areas) & split.is_object
+    yield from split.in_annotations("area-odd", is_odd, lambda row: f"area {split.areas[row]:g}")
+
+    def picture(row: int) -> str:
+        return f"in a picture of {size[row, 0]:.0f}×{size[row, 1]:.0f}" if np.isfinite(size[row, 0]) else ""
+
+    yield from split.in_annotations("box-outside", is_outside(split, size), picture)
+    pairs = duplicate_boxes(split)
+    other_of = dict(zip(pairs[:, 1].tolist(), pairs[:, 0].tolist(), strict=True))
+
+    def other(row: int) -> str:
+        first = split.annotation_ids[other_of[row]]
+        return f"{split.class_name(row)}, as {'an earlier one' if first is None else f'annotation {first}'}"
+
+    yield from split.in_annotations("box-duplicate", sorted(other_of), other)
+
+    width, height = split.boxes[:, 2], split.boxes[:, 3]
+    shorter, longer = np.minimum(width, height), np.maximum(width, height)
+    is_tiny = split.is_object & (shorter < TINY_SIDE)
+    yield from split.in_annotations("box-tiny", is_tiny, split.class_name)
+    with np.errstate(invalid="ignore"):
+        is_whole = split.is_object & (width * height >= WHOLE_IMAGE * size.prod(axis=1))
+        is_long = split.is_object & ~is_tiny & (longer > EXTREME_RATIO * shorter)
+
+    def ratio(row: int) -> str:
+        return f"{split.class_name(row)}, {longer[row] / shorter[row]:.0f} : 1"
+
+    yield from split.in_annotations("box-whole-image", is_whole, split.class_name)
+    yield from split.in_annotations("box-extreme-ratio", is_long, ratio)
+    yield from split.in_annotations("crowd", split.is_crowd, split.class_name)
+
+
+def sizes_of_annotations(split: Split, image_sizes: np.ndarray) -> np.ndarray:
+    """Width and height of each annotation's image, infinite where they are not known, [M, 2] float64."""
+    sizes = np.vstack([image_sizes, [[0, 0]]]).astype(np.float64)
+    sizes[(sizes == 0).any(axis=1)] = np.inf
+    return sizes[np.maximum(split.image, -1)]  # the last row for those of no image
+
+
+def is_outside(split: Split, size: np.ndarray) -> np.ndarray:
+    """Boxes with an area that reach more than the tolerance outside images of ``size`` [M, 2], [M] bool."""
+    return has_area(split, size) & check_boxes(split.boxes, size)[2]
+
+
+def has_area(split: Split, size: np.ndarray) -> np.ndarray:
+    """Boxes of finite numbers with an area, cut to images of ``size`` [M, 2] too, unless they lie outside, [M] bool."""
+    _, is_empty, is_outside = check_boxes(split.boxes, size)
+    with np.errstate(invalid="ignore"):
+        has_sides = np.isfinite(split.boxes).all(axis=1) & (split.boxes[:, 2:] > 0).all(axis=1)
+    return has_sides & (~is_empty | is_outside)
+
+
+def duplicate_boxes(split: Split) -> np.ndarray:
+    """Pairs of annotations of the same image and class with IoU over 0.95, [P, 2]; the earlier one is first.
+
+    Boxes are sorted by image, class and left side; each is compared with those that follow, one further at each turn,
+    as long as the left sides are near enough for such an IoU. So the work grows with the pairs there are, not with the
+    square of an image's boxes.
+    """
+    rows = np.flatnonzero(split.is_object)
+    left = split.boxes[rows, 0]
+    order = np.lexsort((left, split.label[rows], split.image[rows]))
+    rows = rows[order]
+    group = split.image[rows] * max(1, len(split.categories)) + split.label[rows]
+    corners = np.concatenate([split.boxes[rows, :2], split.boxes[rows, :2] + split.boxes[rows, 2:]], axis=1)
+    area = split.boxes[rows, 2:].prod(axis=1)
+    # The overlap is at most first's right side less second's left, and at least 0.95 of first's width.
+    reach = corners[:, 0] + (1 - DUPLICATE_IOU) * split.boxes[rows, 2]
+    pairs = [np.empty((0, 2), dtype=np.int64)]
+    first = np.arange(len(rows))
+    shift = 0
+    while len(first):
+        shift += 1
+        first = first[first + shift < len(rows)]
+        second = first + shift
+        is_near = (group[first] == group[second]) & (corners[second, 0] <= reach[first])
+        first, second = first[is_near], second[is_near]
+        overlap = np.minimum(corners[first, 2:], corners[second, 2:]) - np.maximum(
+            corners[first, :2], corners[second, :2]
+        )
+        shared = overlap.clip(min=0).prod(axis=1)
+        is_same = shared > DUPLICATE_IOU * (area[first] + area[second] - shared)
+        pairs.append(np.stack([rows[first[is_same]], rows[second[is_same]]], axis=1))
+    return np.sort(np.concatenate(pairs), axis=1)

@@ -1,0 +1,158 @@
+"""One split as columns, whatever is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.analysis.doctor.findings import Example, Finding, found
+from detector.data.formats.coco_rows import BAD_ID, Category, Ids, Rows
+from detector.data.split import hold_back
+from detector.errors import DataError
+
+# Indices that lead nowhere: an id that is not listed, and a field that is no id.
+DANGLING, MALFORMED = -1, -2
+
+
+def _nothing(place: int) -> str:
+    return ""
+
+
+def _places(places: np.ndarray | list[int]) -> list[int]:
+    """Of a mask those that are true."""
+    array = np.asarray(places)
+    return (np.flatnonzero(array) if array.dtype == bool else array).tolist()
+
+
+_OF_ANNOTATIONS = ("image", "label", "boxes", "areas", "is_crowd")  # one row per annotation
+
+
+@dataclass
+class Split:
+    """I images, M annotations, K classes. Images and annotations stand in the file's own order, none left out.
+
+    What cannot be used has a value that no sound one has: a negative index, a size of 0, a box of NaN, no name.
+    """
+
+    name: str  # train or val
+    source: Path  # the annotation file, or the folder of class folders
+    root: Path  # the folder that file names are relative to
+    has_boxes: bool  # else each annotation is the class of a whole picture
+    categories: list[Category]  # [K] those with an id and a name
+    files: list[str]  # [I]
+    image_ids: Ids  # [I]
+    sizes: np.ndarray  # [I, 2] int64, width and height as annotated
+    annotation_ids: Ids  # [M]
+    image: np.ndarray  # [M] int64, index of its image
+    label: np.ndarray  # [M] int64, index of its category
+    boxes: np.ndarray  # [M, 4] float64 xywh
+    areas: np.ndarray  # [M] float64
+    is_crowd: np.ndarray  # [M] bool: crowds, and what the file says to ignore
+    notice: str = ""  # a line that says what was read although it is written otherwise
+    rows: Rows | None = None  # of a COCO file, what it was read to
+    faults: list[Finding] = field(default_factory=list)  # found by reading
+
+    @cached_property
+    def is_entry(self) -> np.ndarray:
+        """Images with an id and a file name, [I] bool."""
+        return np.array([file != "" for file in self.files], dtype=bool) & (self.image_ids.codes > BAD_ID)
+
+    @cached_property
+    def is_sound(self) -> np.ndarray:
+        """Annotations whose image, class and (where there are any) box can be used, [M] bool."""
+        is_known = (self.image >= 0) & (self.label >= 0)
+        if not self.has_boxes:
+            return is_known
+        return is_known & np.isfinite(self.boxes).all(axis=1) & (self.boxes[:, 2:] > 0).all(axis=1)
+
+    @cached_property
+    def is_object(self) -> np.ndarray:
+        """Sound annotations that are no crowds, [M] bool."""
+        return self.is_sound & ~self.is_crowd
+
+    @cached_property
+    def objects_an_image(self) -> np.ndarray:
+        """[I] int64."""
+        return np.bincount(self.image[self.is_object], minlength=len(self.files))
+
+    @cached_property
+    def empty_images(self) -> np.ndarray:
+        """Indices of images without objects."""
+        return np.flatnonzero(self.is_entry & (self.objects_an_image == 0))
+
+    @cached_property
+    def objects_a_class(self) -> np.ndarray:
+        """[K] int64."""
+        return np.bincount(self.label[self.is_object], minlength=len(self.categories))
+
+    def select(self, name: str, is_chosen: np.ndarray) -> Split:
+        """The images of a mask [I] and what is annotated in them, without faults and what belongs to no image."""
+        is_kept = (self.image >= 0) & is_chosen[self.image]
+        own: dict[str, Any] = {key: getattr(self, key)[is_kept] for key in _OF_ANNOTATIONS}
+        own["image"] = np.cumsum(is_chosen)[own["image"]] - 1
+        own |= {"annotation_ids": self.annotation_ids.select(is_kept), "image_ids": self.image_ids.select(is_chosen)}
+        files = [file for file, chosen in zip(self.files, is_chosen, strict=True) if chosen]
+        return replace(self, name=name, files=files, sizes=self.sizes[is_chosen], rows=None, faults=[], **own)
+
+    def path(self, index: int) -> Path:
+        return self.root / self.files[index]
+
+    def in_images(
+        self, check: str, images: np.ndarray | list[int], detail: Callable[[int], str] = _nothing, of_all: str = ""
+    ) -> Iterator[Finding]:
+        """What a check found in images, by index or as a mask [I]; ``detail`` says more of each, ``of_all`` of all."""
+
+        def example(index: int) -> Example:
+            return Example(self.files[index] or f"image {index + 1} of the list", detail=detail(index))
+
+        return found(check, self.name, _places(images), example, of_all)
+
+    def in_annotations(
+        self, check: str, rows: np.ndarray | list[int], detail: Callable[[int], str] = _nothing
+    ) -> Iterator[Finding]:
+        """What a check found in annotations, by row or as a mask [M]; ``detail`` says more of each."""
+        return found(check, self.name, _places(rows), lambda row: self.example_of_annotation(row, detail(row)))
+
+    def example_of_annotation(self, row: int, detail: str) -> Example:
+        image = int(self.image[row])
+        has_box = self.has_boxes and np.isfinite(self.boxes[row]).all()
+        box = tuple(self.boxes[row].tolist()) if has_box else None
+        file = self.files[image] if image >= 0 else ""
+        return Example(file, self.annotation_ids[row], box, detail, row=row)
+
+    def places_at_fault(self, check: str) -> set[int]:
+        """Rows of the file that fail a check of reading it."""
+        faults = self.rows.faults.get(check) if self.rows else None
+        return set(faults.rows) if faults else set()
+
+    def image_id_of(self, row: int) -> str:
+        """The image_id of an annotation in words."""
+        return f"image_id {self.rows.id_of(self.rows.of_image[row])!r}" if self.rows else ""
+
+    def category_id_of(self, row: int) -> str:
+        """The category_id of an annotation in words."""
+        return f"category_id {self.rows.id_of(self.rows.of_category[row])!r}" if self.rows else ""
+
+    def class_name(self, row: int) -> str:
+        label = int(self.label[row])
+        return "?" if label < 0 else self.categories[label].name
+
+
+def hold_back_val(split: Split, share: float, seed: int) -> list[Split]:
+    """Train and val as ``data.val_share`` makes them; or the split as it is, with a finding, where that cannot be."""
+    is_known = (split.image >= 0) & (split.label >= 0)
+    names = [os.fsencode(file) for file in split.files]
+    try:
+        is_val = hold_back(split.source, names, split.image[is_known], split.label[is_known], share, seed)
+    except DataError as error:
+        split.faults.append(Finding("split-impossible", split.name, 1, [Example(detail=str(error))]))
+        return [split]
+    train, val = split.select("train", ~is_val), split.select("val", is_val)
+    train.faults = split.faults
+    return [train, val]

@@ -1,0 +1,158 @@
+"""Pictures that stand twice: byte for byte, or looking alike; within a split and across."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from detector.analysis.doctor.columns import Split
+from detector.analysis.doctor.files import BITS, FileFacts
+from detector.analysis.doctor.findings import Example, Finding, found
+
+# Of 128 bits. Two pictures that differ in at most 15 agree in one of 16 bytes at least (pigeonholes), so only those
+# that share a byte in its place need to be compared. See ``files`` for what distances copies and others have.
+NEAR = 15
+ALL_BUT_SAME = 2
+IDENTICAL = -1  # the distance of the same bytes
+_BLOCK = 2**20  # distances at once
+
+
+class Pair(NamedTuple):
+    """A picture, the one that it repeats, and how many bits they differ in."""
+
+    split: Split
+    index: int
+    other: Split
+    other_index: int
+    distance: int  # IDENTICAL, or 0..NEAR
+
+    def labels(self) -> tuple[list[str], list[str]]:
+        return _labels(self.split, self.index), _labels(self.other, self.other_index)
+
+
+def check_copies(splits: Sequence[Split], facts: Sequence[Sequence[FileFacts]]) -> Iterator[Finding]:
+    """Copies within each split, and of train in val."""
+    within = [[*_within(split, own)] for split, own in zip(splits, facts, strict=True)]
+    across = [*_across(splits[1], facts[1], splits[0], facts[0])] if len(splits) == 2 else []
+    for split, pairs in zip(splits, within, strict=True):
+        yield from _found("images-identical", split.name, [pair for pair in pairs if pair.distance == IDENTICAL])
+        yield from _found("images-near", split.name, [pair for pair in pairs if pair.distance != IDENTICAL])
+    yield from _found("leak-identical", "train/val", [pair for pair in across if pair.distance == IDENTICAL])
+    yield from _found("leak-near", "train/val", [pair for pair in across if pair.distance != IDENTICAL])
+    same = [pair for pair in sum(within, across) if pair.distance <= ALL_BUT_SAME]
+    conflicts = [pair for pair in same if len({*map(tuple, pair.labels())}) > 1]
+    yield from _found("label-conflict", "/".join(split.name for split in splits), conflicts)
+
+
+def _found(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
+    pairs = sorted(pairs, key=lambda pair: pair.distance)
+
+    def example(pair: Pair) -> Example:
+        own, theirs = pair.labels()
+        parts = [f"{', '.join(own)} and {', '.join(theirs)}"] if own != theirs else []
+        parts += [f"{pair.distance} of {BITS} bits differ"] if pair.distance != IDENTICAL else []
+        return Example(
+            pair.split.files[pair.index],
+            detail="; ".join(parts),
+            split=pair.split.name,
+            other=pair.other.files[pair.other_index],
+            other_split=pair.other.name,
+        )
+
+    yield from found(check, name, pairs, example)
+
+
+def _labels(split: Split, index: int) -> list[str]:
+    """Names of the classes of a labelled picture, sorted."""
+    if split.has_boxes:
+        return []
+    low, high = np.searchsorted(split.image, [index, index + 1])
+    return sorted(split.categories[label].name for label in split.label[low:high])
+
+
+def _within(split: Split, facts: Sequence[FileFacts]) -> Iterator[Pair]:
+    """Pictures that repeat an earlier one."""
+    first_of: dict[bytes, int] = {}
+    alone = []
+    for index, own in enumerate(facts):
+        first = first_of.setdefault(own.digest, index) if own.digest else index
+        if first == index:
+            alone.append(index)
+        elif split.files[first] != split.files[index]:  # a file listed twice is said elsewhere
+            yield Pair(split, index, split, first, IDENTICAL)
+    rows = [index for index in alone if facts[index].fingerprint]
+    prints = _as_bytes(facts[index].fingerprint for index in rows)
+    nearest, distance = find_nearest(prints, prints, earlier_only=True)
+    for place in np.flatnonzero(distance <= NEAR):
+        yield Pair(split, rows[place], split, rows[nearest[place]], int(distance[place]))
+
+
+def _across(
+    val: Split, val_facts: Sequence[FileFacts], train: Split, train_facts: Sequence[FileFacts]
+) -> Iterator[Pair]:
+    """Pictures of val that repeat one of train; where only headers were read, those that are the same file."""
+
+    def identity(split: Split, index: int, own: FileFacts) -> bytes:
+        return own.digest or os.fsencode(split.path(index).absolute())
+
+    first_of: dict[bytes, int] = {}
+    for index, own in enumerate(train_facts):
+        first_of.setdefault(identity(train, index, own), index)
+    rows = []
+    for index, own in enumerate(val_facts):
+        if (first := first_of.get(identity(val, index, own))) is not None:
+            yield Pair(val, index, train, first, IDENTICAL)
+        elif own.fingerprint:
+            rows.append(index)
+    keys = [index for index, own in enumerate(train_facts) if own.fingerprint]
+    nearest, distance = find_nearest(
+        _as_bytes(val_facts[index].fingerprint for index in rows),
+        _as_bytes(train_facts[key].fingerprint for key in keys),
+    )
+    for place in np.flatnonzero(distance <= NEAR):
+        yield Pair(val, rows[place], train, keys[nearest[place]], int(distance[place]))
+
+
+def _as_bytes(prints: Iterable[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(prints), dtype=np.uint8).reshape(-1, BITS // 8)
+
+
+def find_nearest(queries: np.ndarray, keys: np.ndarray, earlier_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """The key [Q] of the least Hamming distance to each query, and that distance, exact up to ``NEAR``.
+
+    Fingerprints are [Q, 16] and [N, 16] uint8. With ``earlier_only``, both are the same ones, and only the keys before
+    the query count. What has no near key has the distance BITS + 1.
+    """
+    best = np.full(len(queries), BITS + 1, dtype=np.int64)
+    where = np.zeros(len(queries), dtype=np.int64)
+    wide_queries, wide_keys = (np.ascontiguousarray(prints).view(np.uint64) for prints in (queries, keys))
+    for band in range(BITS // 8):
+        query_order, query_ends = _buckets(queries[:, band])
+        key_order, key_ends = _buckets(keys[:, band])
+        for value in range(256):
+            members = query_order[query_ends[value] : query_ends[value + 1]]
+            candidates = key_order[key_ends[value] : key_ends[value + 1]]
+            if len(members) == 0 or len(candidates) == 0:
+                continue
+            step = max(1, _BLOCK // len(candidates))
+            for start in range(0, len(members), step):
+                block = members[start : start + step]
+                distance = np.bitwise_count(wide_queries[block, None, 0] ^ wide_keys[None, candidates, 0])
+                distance += np.bitwise_count(wide_queries[block, None, 1] ^ wide_keys[None, candidates, 1])
+                if earlier_only:
+                    distance[candidates[None, :] >= block[:, None]] = BITS + 1
+                nearest = distance.argmin(axis=1)
+                least = distance[np.arange(len(block)), nearest]
+                is_better = least < best[block]
+                best[block[is_better]] = least[is_better]
+                where[block[is_better]] = candidates[nearest[is_better]]
+    return where, best
+
+
+def _buckets(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order that sorts bytes, and where each of the 256 begins."""
+    order = np.argsort(values, kind="stable")
+    return order, np.searchsorted(values[order], np.arange(257))

@@ -1,0 +1,78 @@
+"""The whole examination of one or two splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from detector.analysis.doctor.annotations import check_annotations
+from detector.analysis.doctor.columns import Split
+from detector.analysis.doctor.copies import check_copies
+from detector.analysis.doctor.files import FileFacts, look_at_files
+from detector.analysis.doctor.findings import SEVERITIES, Finding, Severity, sort_findings
+from detector.analysis.doctor.pictures import check_pictures, check_unlisted, picture_sizes
+from detector.analysis.doctor.sets import SetFacts, check_sets, describe
+from detector.config.schema import ResizeConfig
+from detector.data.names import leads_out
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What of a config bears on the data."""
+
+    resize: ResizeConfig = field(default_factory=ResizeConfig)
+    in_channels: int = 3
+    max_detections: int = 100
+    exif: str = "auto"
+    max_value: int | None = None
+    allow_outside: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was found, and what there is."""
+
+    splits: Sequence[Split]
+    files: Sequence[Sequence[FileFacts]]  # of each split
+    sets: Sequence[SetFacts]
+    findings: Sequence[Finding]
+    settings: Settings
+    is_quick: bool
+
+    def count(self, severity: Severity) -> int:
+        """Findings of one severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    @property
+    def verdict(self) -> str:
+        counts = {severity: self.count(severity) for severity in SEVERITIES}
+        said = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count)
+        return said or "nothing found"
+
+
+def examine(splits: Sequence[Split], settings: Settings, is_quick: bool) -> Report:
+    """Every check on one split, or on train and val."""
+    files = [_look_at_files(split, settings, is_quick) for split in splits]
+    sets = [
+        describe(split, picture_sizes(split, own), settings.resize) for split, own in zip(splits, files, strict=True)
+    ]
+    return Report(splits, files, sets, sort_findings(_findings(splits, files, sets, settings)), settings, is_quick)
+
+
+def _look_at_files(split: Split, settings: Settings, is_quick: bool) -> list[FileFacts]:
+    """What each file is; those that names lead out of the folder to are not opened."""
+    is_outside = [not settings.allow_outside and leads_out(file) for file in split.files]
+    inside = [split.path(index) for index, is_out in enumerate(is_outside) if not is_out]
+    facts = iter(look_at_files(inside, is_quick, split.name, settings.in_channels))
+    return [FileFacts("file-outside") if is_out else next(facts) for is_out in is_outside]
+
+
+def _findings(
+    splits: Sequence[Split], files: Sequence[Sequence[FileFacts]], sets: Sequence[SetFacts], settings: Settings
+) -> Iterator[Finding]:
+    for split, own in zip(splits, files, strict=True):
+        yield from check_annotations(split, picture_sizes(split, own))
+        yield from check_pictures(split, own, settings.in_channels, settings.exif, settings.max_value)
+    yield from check_unlisted(splits)
+    yield from check_copies(splits, files)
+    yield from check_sets(splits, sets, settings.max_detections)

@@ -1,0 +1,466 @@
+"""A cleaned copy of COCO annotations, and a list of every change.
+
+Only what needs no judgement is changed; everything else stays for a person to decide. First what loses nothing:
+
+- written as COCO has it: numbers and whole numbers that stand as text or with a point, areas that are missing;
+- joined: ids of images and categories that are written both as text and as integers, or that are all off by one, none
+  of them being listed;
+- renamed: images whose file is there by another name, as ``names`` has it;
+- numbered: annotations without an id, or with one that an earlier annotation has;
+- taken from the segmentation: boxes that are missing, not four finite numbers or without area;
+- recomputed: areas that are 0 or larger than their box, from the segmentation or else the box;
+- width and height: taken from the file where they are missing, or wrong and the boxes say so: all of them fit the
+  file, and there are none, or one reaches outside the annotated size, or one side is right (a scaled copy has neither),
+  or both are within two pixels. Not where EXIF turns the image by a quarter: the boxes may be on either frame.
+
+Then what cannot be kept:
+
+- cut to the image: boxes that reach outside; not where the image's size is in doubt;
+- removed: annotations of images or categories that are not listed, boxes that are not four finite numbers, without
+  area or wholly outside, and boxes equal to an earlier one (same image, class, box and segmentation).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.analysis.doctor.annotations import has_area, is_outside, sizes_of_annotations
+from detector.analysis.doctor.columns import DANGLING, Split
+from detector.analysis.doctor.files import FileFacts
+from detector.analysis.doctor.names import fix_names
+from detector.analysis.doctor.reading import read_json
+from detector.data.box_rules import TOLERANCE
+from detector.data.formats.coco_rows import (
+    BAD_ID,
+    NO_ID,
+    area_of_segmentation,
+    box_of_segmentation,
+    box_of_texts,
+    duplicated,
+    id_key,
+    indices_of,
+    is_box,
+    is_number,
+    number_of_text,
+    odd_areas,
+    shift_between,
+)
+from detector.data.headers import QUARTER_TURNS
+from detector.errors import ConfigError
+from detector.files.atomic import atomic_write, make_folder
+
+ROUNDING = 2  # pixels that both sides may differ by in an image that was not scaled
+MOST_LOST = 0.01  # of the annotations, without --allow-loss
+
+
+def fix_targets(splits: Sequence[Split], out: Path) -> list[tuple[Split, Path]]:
+    """Where the copy of each split goes: val beside train, as ``OUT.val.json``. Nothing that exists is written over."""
+    if not splits[0].has_boxes:
+        raise ConfigError("command line: --fix mends COCO annotations; labelled pictures have none")
+    targets = [(splits[0], out), *((split, out.with_suffix(f".val{out.suffix}")) for split in splits[1:])]
+    for _, target in targets:
+        for path in (target, changes_path(target)):
+            if path.exists():
+                raise ConfigError(f"{path}: exists and is not written over; give --fix another name")
+    return targets
+
+
+def changes_path(target: Path) -> Path:
+    return target.with_name(f"{target.name}.changes.jsonl")
+
+
+@dataclass
+class Fix:
+    """A cleaned tree, every change, and what it would lose."""
+
+    tree: dict[str, Any]
+    annotations: int = 0  # before
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    lost: Counter[str] = field(default_factory=Counter)  # annotations of each class that are removed, but for copies
+    lost_classes: list[str] = field(default_factory=list)  # of which nothing would be left
+
+    @property
+    def loses_much(self) -> bool:
+        return bool(self.lost_classes) or self.lost.total() > MOST_LOST * self.annotations
+
+    def summary(self) -> str:
+        """What is changed, counted by kind."""
+        if not self.changes:
+            return "no changes"
+        counts = Counter(_KINDS[change["check"], change["change"]] for change in self.changes)
+        return ", ".join(f"{count:,} {kind}" for kind, count in counts.items())
+
+    def loss(self) -> str:
+        """What would be lost, in words."""
+        text = f"{self.lost.total():,} of {self.annotations:,} annotations would be removed"
+        return text + (f", all of {', '.join(self.lost_classes)}" if self.lost_classes else "")
+
+
+# What is changed, by the doctor's name of the check and the change, as the summary counts it.
+_KINDS = {
+    ("read-otherwise", "box"): "boxes read from text",
+    ("read-otherwise", "value"): "values read from text",
+    ("read-otherwise", "id"): "ids written as integers",
+    ("read-otherwise", "joined"): "ids joined: they differed only in type",
+    ("read-otherwise", "numbered"): "annotations numbered",
+    ("read-otherwise", "area"): "missing areas filled in",
+    ("read-otherwise", "taken"): "missing boxes taken from the segmentation",
+    ("box-not-finite", "taken"): "unusable boxes taken from the segmentation",
+    ("box-no-area", "taken"): "boxes without area taken from the segmentation",
+    ("area-odd", "recomputed"): "areas recomputed",
+    ("image-dangling", "joined"): "image ids joined: all were off by one",
+    ("category-dangling", "joined"): "category ids joined: all were off by one",
+    ("size-missing", "corrected"): "sizes taken from the file",
+    ("size-malformed", "corrected"): "sizes that were no whole numbers taken from the file",
+    ("size-differs", "corrected"): "sizes corrected to the file's",
+    ("file-missing", "renamed"): "file names corrected",
+    ("file-outside", "renamed"): "file names that led out of the folder corrected",
+    ("annotation-id-duplicate", "renumbered"): "duplicate annotation ids renumbered",
+    ("box-outside", "cut"): "boxes cut to their image",
+    ("image-dangling", "removed"): "removed: image not listed",
+    ("category-dangling", "removed"): "removed: category not listed",
+    ("box-not-finite", "removed"): "removed: box not readable",
+    ("box-no-area", "removed"): "removed: no area",
+    ("box-outside", "removed"): "removed: outside the image",
+    ("box-duplicate", "removed"): "removed: equal to another",
+}
+
+
+def write_fix(fix: Fix, target: Path) -> None:
+    """The cleaned copy and ``target``.changes.jsonl."""
+    make_folder(target.parent)
+    with atomic_write(changes_path(target)) as file:
+        file.writelines(f"{json.dumps(change, ensure_ascii=False)}\n" for change in fix.changes)
+    with atomic_write(target) as file:
+        json.dump(fix.tree, file)
+
+
+def fix_split(split: Split, facts: Sequence[FileFacts]) -> Fix:
+    """The file that ``split`` was read from, cleaned; nothing is written."""
+    return fix_tree(read_json(split.source), split, facts)
+
+
+def fix_tree(tree: dict[str, Any], split: Split, facts: Sequence[FileFacts]) -> Fix:
+    """Clean the tree that ``split`` was read from, in place."""
+    fix = Fix(tree)
+    for category in tree.get("categories") or ():
+        if isinstance(category, dict) and _is_float_id(category.get("id")):
+            before, category["id"] = category["id"], int(category["id"])
+            change = {"check": "read-otherwise", "change": "id", "category": category.get("name")}
+            fix.changes.append(change | {"before": before, "after": category["id"]})
+    fix.changes += fix_names(tree, split, facts)
+    sizes, is_doubtful = _fix_sizes(split, facts, fix)
+    if isinstance(tree.get("annotations"), list):
+        _Annotations(split, fix).run(sizes, is_doubtful)
+    return fix
+
+
+def _fix_sizes(split: Split, facts: Sequence[FileFacts], fix: Fix) -> tuple[np.ndarray, np.ndarray]:
+    """Corrects ids, widths and heights of images; returns the sizes, and which of them are still in doubt."""
+    sizes, is_doubtful = split.sizes.copy(), np.zeros(len(split.files), dtype=bool)
+    malformed = split.places_at_fault("size-malformed")
+    low, high = _extents(split)
+    for index, own in enumerate(facts):
+        image = fix.tree["images"][index]
+        if not isinstance(image, dict):
+            continue
+        before, stored = [_plain(image.get("width")), _plain(image.get("height"))], np.array([own.width, own.height])
+        entry = {"image": _plain(image.get("id")), "file": split.files[index], "before": before}
+        annotated = split.sizes[index]
+        if _is_float_id(image.get("id")):
+            image["id"] = int(image["id"])
+            fix.changes.append(
+                {"check": "read-otherwise", "change": "id"} | entry | {"before": entry["image"], "after": image["id"]}
+            )
+        if (annotated > 0).all() and [type(side) for side in before] != [int, int]:
+            image["width"], image["height"] = annotated.tolist()
+            fix.changes.append({"check": "read-otherwise", "change": "value"} | entry | {"after": annotated.tolist()})
+        is_quarter = own.orientation in QUARTER_TURNS
+        frames = [stored, stored[::-1]] if is_quarter else [stored]
+        if own.width == 0 or any((annotated == frame).all() for frame in frames):
+            continue
+        is_inside = (low[index] >= -TOLERANCE).all() and (high[index] <= stored + TOLERANCE).all()
+        is_shown = (
+            (annotated == 0).any()
+            or np.isinf(high[index]).all()  # no boxes
+            or (high[index] > annotated + TOLERANCE).any()
+            or (annotated == stored).any()
+            or (np.abs(annotated - stored) <= ROUNDING).all()
+        )
+        if not (is_inside and is_shown) or (is_quarter and own.width != own.height):
+            is_doubtful[index] = True
+            continue
+        sizes[index] = stored
+        check = "size-malformed" if index in malformed else "size-missing" if (annotated == 0).any() else "size-differs"
+        fix.changes.append({"check": check, "change": "corrected"} | entry | {"after": stored.tolist()})
+        image["width"], image["height"] = stored.tolist()
+    return sizes, is_doubtful
+
+
+def _extents(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of the box around all boxes of each image, [I, 2] both; infinite, and swapped, without any."""
+    low, high = np.full((len(split.files), 2), np.inf), np.full((len(split.files), 2), -np.inf)
+    rows = np.flatnonzero(split.is_sound)
+    np.minimum.at(low, split.image[rows], split.boxes[rows, :2])
+    np.maximum.at(high, split.image[rows], split.boxes[rows, :2] + split.boxes[rows, 2:])
+    return low, high
+
+
+class _Annotations:
+    """The annotations of a tree, step by step; the columns of ``split`` follow."""
+
+    def __init__(self, split: Split, fix: Fix) -> None:
+        assert split.rows is not None
+        self.split, self.fix, self.read = split, fix, split.rows
+        self.rows: list[Any] = fix.tree["annotations"]
+        self.image, self.label = split.image.copy(), split.label.copy()
+        self.boxes, self.areas = split.boxes.copy(), split.areas.copy()
+        self.is_kept = np.ones(len(self.rows), dtype=bool)
+        self.is_copy = np.zeros(len(self.rows), dtype=bool)  # removed, as an equal one is there
+        # Whose image, or class, shares its id with another: which of them is meant is for a person to say.
+        category_codes = np.array([self.read.code(category.id) for category in split.categories], dtype=np.int64)
+        self.has_image_of_many = _of_many(split.image_ids.codes, split.image)
+        self.has_class_of_many = _of_many(category_codes, split.label)
+
+    def run(self, sizes: np.ndarray, is_doubtful: np.ndarray) -> None:
+        self.fix.annotations = len(self.rows)
+        self._write_ids_alike()
+        for index in self._own_rows():
+            self._write_plainly(index)
+        split, read = self.split, self.read
+        categories = [category.id for category in split.categories]
+        self.image = self._join("image_id", self.image, read.of_image, split.image_ids.tolist())
+        self.label = self._join("category_id", self.label, read.of_category, categories)
+        for index in self._own_rows():
+            self._take_box(index)
+        self._remove_and_cut(sizes, is_doubtful)
+        self._compute_areas()
+        self._number()
+        self._count_loss()
+        self.fix.tree["annotations"] = [row for row, is_kept in zip(self.rows, self.is_kept, strict=True) if is_kept]
+
+    def note(self, check: str, change: str, index: int, before: Any, after: Any) -> None:
+        image, row = int(self.image[index]), self.rows[index]
+        self.fix.changes.append(
+            {
+                "check": check,
+                "change": change,
+                "annotation": _plain(row.get("id")),
+                "image": _plain(row.get("image_id")),
+                "file": self.split.files[image] if image >= 0 else None,
+                "before": _plain(before),
+                "after": after,
+            }
+        )
+
+    def _own_rows(self) -> Iterator[int]:
+        return (index for index, row in enumerate(self.rows) if isinstance(row, dict))
+
+    # --- what loses nothing -------------------------------------------------------------------------------------------
+
+    def _write_plainly(self, index: int) -> None:
+        """Numbers that are written as text or with a point; ids as the lists of images and categories have them."""
+        row = self.rows[index]
+        box = row.get("bbox")
+        if not is_box(box) and (numbers := box_of_texts(box)):
+            self.note("read-otherwise", "box", index, box, numbers)
+            row["bbox"] = numbers
+        for key in ("area", "iscrowd", "ignore"):
+            value = row.get(key)
+            number = number_of_text(value)
+            if number is None and key != "area" and type(value) is float and value in (0, 1):
+                number = value
+            if number is not None:
+                number = int(number) if key != "area" else number
+                self.note("read-otherwise", "value", index, value, number)
+                row[key] = number
+        if _is_float_id(row.get("id")):
+            self.note("read-otherwise", "id", index, row["id"], int(row["id"]))
+            row["id"] = int(row["id"])
+        for key in ("image_id", "category_id"):
+            if _is_float_id(value := row.get(key)):
+                self.note("read-otherwise", "id", index, value, int(value))
+                row[key] = int(value)
+
+    def _write_ids_alike(self) -> None:
+        """Ids that are written both as text and as integers, in the list and in annotations, as integers.
+
+        Not where another entry of the list has the same id but for its type: the type is all that tells them apart.
+        """
+        for key, table, place, is_ambiguous in (
+            ("image_id", "images", self.image, self.has_image_of_many),
+            ("category_id", "categories", self.label, self.has_class_of_many),
+        ):
+            listed = [row for row in self.fix.tree[table] if isinstance(row, dict)]
+            given = [row.get("id") for row in listed]
+            kinds = {type(own) for own in [*given, *(self.rows[index].get(key) for index in self._own_rows())]}
+            if not {int, str} <= kinds:
+                continue
+            times = Counter(id_key(own) for own in given if isinstance(own, int | str))
+            for row in listed:
+                before = row.get("id")
+                after = id_key(before) if isinstance(before, str) else before
+                if after != before and times[after] == 1:
+                    row["id"] = after
+                    name = {table: row.get("name", row.get("file_name"))}
+                    change = {"check": "read-otherwise", "change": "joined"} | name
+                    self.fix.changes.append(change | {"before": before, "after": after})
+            for index in self._own_rows():
+                before = self.rows[index].get(key)
+                after = id_key(before) if isinstance(before, str) and place[index] >= 0 else before
+                if after != before and not is_ambiguous[index]:
+                    self.note("read-otherwise", "joined", index, before, after)
+                    self.rows[index][key] = after
+
+    def _join(self, key: str, place: np.ndarray, used: np.ndarray, ids: Sequence[Any]) -> np.ndarray:
+        """Joins ids that are all off by one to ``ids``, those listed; returns where each annotation's stands there."""
+        known = np.array([NO_ID if own is None else self.read.code(own) for own in ids], dtype=np.int64)
+        is_id = used > BAD_ID
+        shift = shift_between(used[is_id], known) if (place == DANGLING).any() else 0
+        if not shift:
+            return place
+        joined = place.copy()
+        joined[is_id] = indices_of(known, used[is_id] - shift)
+        check = "image-dangling" if key == "image_id" else "category-dangling"
+        for index in np.flatnonzero(is_id).tolist():
+            after = ids[joined[index]]
+            self.note(check, "joined", index, self.rows[index][key], after)
+            self.rows[index][key] = after
+        return joined
+
+    def _take_box(self, index: int) -> None:
+        """The box of the segmentation where there is none, or none that can be used."""
+        row, box = self.rows[index], self.boxes[index]
+        is_finite = bool(np.isfinite(box).all())
+        if is_box(row.get("bbox")) and (box[2:] > 0).all():
+            return
+        taken = box_of_segmentation(row.get("segmentation"))
+        if taken is None or min(taken[2:]) <= 0:
+            return
+        given = row.get("bbox")
+        check = "read-otherwise" if given is None or given == [] else "box-no-area" if is_finite else "box-not-finite"
+        self.note(check, "taken", index, given, taken)
+        row["bbox"], self.boxes[index] = taken, taken
+
+    def _compute_areas(self) -> None:
+        """Areas that are missing or cannot be, from the segmentation or else the box."""
+        is_sound = np.isfinite(self.boxes).all(axis=1) & (self.boxes[:, 2:] > 0).all(axis=1)
+        is_odd = odd_areas(self.boxes, self.areas)
+        for index in self._own_rows():
+            row = self.rows[index]
+            area = row.get("area")
+            is_missing = not is_number(area)
+            if not (self.is_kept[index] and is_sound[index]) or not (is_missing or is_odd[index]):
+                continue
+            box = float(self.boxes[index, 2] * self.boxes[index, 3])
+            own = area_of_segmentation(row.get("segmentation"))
+            after = min(own, box) if own else box
+            self.note(*(("read-otherwise", "area") if is_missing else ("area-odd", "recomputed")), index, area, after)
+            row["area"] = after
+
+    # --- what cannot be kept ------------------------------------------------------------------------------------------
+
+    def _remove(self, check: str, places: np.ndarray) -> None:
+        for index in places[self.is_kept[places]].tolist():
+            if isinstance(self.rows[index], dict):
+                self.is_kept[index] = False
+                self.is_copy[index] = check == "box-duplicate"
+                self.note(check, "removed", index, self.rows[index], None)
+
+    def _remove_and_cut(self, sizes: np.ndarray, is_doubtful: np.ndarray) -> None:
+        split = replace(self.split, image=self.image, label=self.label, boxes=self.boxes)
+        is_finite = np.isfinite(self.boxes).all(axis=1)
+        self._remove("image-dangling", np.flatnonzero(self.image == DANGLING))
+        self._remove("category-dangling", np.flatnonzero(self.label == DANGLING))
+        self._remove("box-not-finite", np.flatnonzero(~is_finite & (self.image >= 0)))
+        self._remove("box-no-area", np.flatnonzero(is_finite & ~has_area(split, sizes_of_annotations(split, sizes))))
+        is_clear = ~self.has_image_of_many & ~self.has_class_of_many
+        places = np.flatnonzero(split.is_object & self.is_kept & is_clear)
+        self._remove("box-duplicate", _repeated_boxes(split, self.rows, places))
+
+        doubt = np.append(is_doubtful, True)[np.maximum(self.image, -1)]
+        limits = sizes_of_annotations(split, sizes)
+        for index in np.flatnonzero(is_outside(split, limits) & ~doubt & self.is_kept).tolist():
+            left, top, width, height = self.boxes[index].tolist()
+            wide, high = limits[index].tolist()
+            right, bottom = min(left + width, wide), min(top + height, high)
+            left, top = max(left, 0.0), max(top, 0.0)
+            if right <= left or bottom <= top:
+                self._remove("box-outside", np.array([index]))
+                continue
+            row, box = self.rows[index], [left, top, right - left, bottom - top]
+            self.note("box-outside", "cut", index, row["bbox"], box)
+            if row.get("area") == width * height:  # of the box, not of a mask
+                row["area"] = self.areas[index] = box[2] * box[3]
+            row["bbox"], self.boxes[index] = box, box
+
+    def _number(self) -> None:
+        """An id for annotations without one, or with one that an earlier annotation has."""
+        kept = np.flatnonzero(self.is_kept)
+        codes = self.split.annotation_ids.codes[kept]
+        next_id = int(self.split.annotation_ids.codes.max(initial=0)) + 1
+        missing = kept[codes == NO_ID].tolist()
+        again = kept[duplicated(codes)].tolist()
+        for index in sorted([*missing, *again]):
+            row = self.rows[index]
+            if not isinstance(row, dict):
+                continue
+            is_missing = row.get("id") is None
+            kind = ("read-otherwise", "numbered") if is_missing else ("annotation-id-duplicate", "renumbered")
+            self.note(*kind, index, row.get("id"), next_id)
+            row["id"] = next_id
+            next_id += 1
+
+    def _count_loss(self) -> None:
+        """What is removed of each class, but for boxes that an equal one stands for."""
+        kept = Counter(map(self._class_of, np.flatnonzero(self.is_kept).tolist()))
+        self.fix.lost = Counter(map(self._class_of, np.flatnonzero(~self.is_kept & ~self.is_copy).tolist()))
+        self.fix.lost_classes = [name for name in self.fix.lost if not kept[name]]
+
+    def _class_of(self, index: int) -> str:
+        label = int(self.label[index])
+        return self.split.categories[label].name if label >= 0 else self.split.category_id_of(index)
+
+
+def _repeated_boxes(split: Split, rows: list[Any], places: np.ndarray) -> np.ndarray:
+    """Those of ``places`` whose image, class, box and segmentation an earlier one has."""
+    keys = np.column_stack([split.image[places], split.label[places], split.boxes[places]])
+    _, group, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
+    seen: dict[int, list[Any]] = {}
+    again = []
+    for place, number in zip(places.tolist(), group.reshape(-1).tolist(), strict=True):
+        if counts[number] > 1:
+            earlier = seen.setdefault(number, [])
+            if rows[place].get("segmentation") in earlier:
+                again.append(place)
+            else:
+                earlier.append(rows[place].get("segmentation"))
+    return np.array(again, dtype=np.int64)
+
+
+def _of_many(codes: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Which of ``place`` [M] lead to an entry whose id, by its code [N], another entry has too, [M] bool."""
+    is_shared = np.append(np.isin(codes, codes[duplicated(codes)]), False)
+    return is_shared[np.maximum(place, -1)]
+
+
+def _is_float_id(value: Any) -> bool:
+    """Whether an id is an integer that is written 1.0."""
+    return type(value) is float and value.is_integer()
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: numbers that are none become text."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,72 @@
+"""COCO JSON files as the doctor sees them: read as training reads them, with every fault as a finding."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.analysis.doctor.columns import DANGLING, MALFORMED, Split
+from detector.analysis.doctor.findings import EXAMPLES, Example, Finding, found, in_words
+from detector.data.formats.coco_rows import BAD_ID, WITHOUT_SIZE, Rows, describe_notes, indices_of, read_rows
+
+
+def read_coco(name: str, path: Path, root: Path) -> Split:
+    """The split of a COCO JSON file; only a file that is none raises :class:`~detector.errors.DataError`."""
+    rows = read_rows(path, is_strict=False)
+    image = indices_of(rows.image_ids.codes, rows.of_image)
+    codes = np.array([rows.code(category.id) for category in rows.categories], dtype=np.int64)
+    label = indices_of(codes, rows.of_category)
+    image[image < 0] = DANGLING
+    label[label < 0] = DANGLING
+    image[rows.of_image <= BAD_ID] = MALFORMED
+    label[rows.of_category <= BAD_ID] = MALFORMED
+    split = Split(
+        name=name,
+        source=path,
+        root=root,
+        has_boxes=True,
+        categories=rows.categories,
+        files=[rows.names[index] for index in range(len(rows.names))],
+        image_ids=rows.image_ids,
+        sizes=np.stack([rows.widths, rows.heights], axis=1),
+        annotation_ids=rows.annotation_ids,
+        image=image,
+        label=label,
+        boxes=rows.boxes_xywh,
+        areas=rows.areas,
+        is_crowd=rows.is_crowd,
+        notice=describe_notes(path, rows.notes),
+        rows=rows,
+    )
+    split.faults = list(_findings(split, rows))
+    return split
+
+
+def _findings(split: Split, rows: Rows) -> Iterator[Finding]:
+    for check, faults in rows.faults.items():
+        examples = [_example(split, check, row, words) for row, words in zip(faults.rows, faults.words, strict=False)]
+        yield Finding(check, split.name, len(faults.rows), examples[:EXAMPLES])
+    # Images without a size are looked at with their files.
+    notes = [
+        note.format(s="s", es="es") + f": {count:,}"
+        for note, count in rows.notes.items()
+        if count and note != WITHOUT_SIZE
+    ]
+    yield from found("read-otherwise", split.name, notes, in_words)
+
+
+def _example(split: Split, check: str, row: int, words: str) -> Example:
+    if check in ("image-malformed", "size-malformed"):
+        return Example(split.files[row] or f"image {row + 1} of the list", detail=words)
+    if check in ("annotation-malformed", "box-not-finite"):
+        return split.example_of_annotation(row, words)
+    return Example(detail=words)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The tree of a file that ``read_coco`` has taken."""
+    return json.loads(path.read_text(encoding="utf-8-sig"))

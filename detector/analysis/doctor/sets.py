@@ -1,0 +1,125 @@
+"""What a split holds as a whole: classes, sizes of objects, objects an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from detector.analysis.doctor.columns import Split
+from detector.analysis.doctor.findings import Finding, found, in_words
+from detector.config.schema import ResizeConfig
+from detector.data.formats.coco_rows import class_differences
+from detector.data.transforms.resize import input_sizes
+
+RARE = 10  # objects; with fewer, a class is not learnt
+IMBALANCE = 100
+SMALL_SIDES = (8, 16, 32)  # pixels at the input size; P3's cells are 8 pixels wide and its smallest anchors usually 32
+SMALL_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """The numbers of one split. Sizes are square roots of areas, in pixels at the input size."""
+
+    name: str
+    source: str
+    images: int
+    empty: int  # images without objects
+    objects: int
+    crowds: int
+    classes: list[tuple[str, int, int]]  # name, objects, images with one
+    objects_an_image: list[int]  # of each image
+    sizes: np.ndarray  # of each object, float32; empty for labelled pictures
+    picture_sizes: list[tuple[str, int]]  # the commonest, and how many have it
+
+    def share_under(self, side: float) -> float:
+        return float((self.sizes < side).mean()) if len(self.sizes) else 0.0
+
+
+def describe(split: Split, picture_sizes: np.ndarray, resize: ResizeConfig) -> SetFacts:
+    """``picture_sizes`` [I, 2] are width and height."""
+    rows = np.flatnonzero(split.is_object)
+    pairs = np.unique(np.stack([split.label[rows], split.image[rows]], axis=1), axis=0)
+    images_a_class = np.bincount(pairs[:, 0], minlength=len(split.categories))
+    known = picture_sizes[(picture_sizes > 0).all(axis=1)]
+    sizes, counts = np.unique(known, axis=0, return_counts=True)
+    commonest = np.argsort(-counts, kind="stable")[:10]
+    return SetFacts(
+        name=split.name,
+        source=str(split.source),
+        images=len(split.files),
+        empty=len(split.empty_images),
+        objects=len(rows),
+        crowds=int((split.is_sound & split.is_crowd).sum()),
+        classes=[
+            (category.name, int(objects), int(images))
+            for category, objects, images in zip(split.categories, split.objects_a_class, images_a_class, strict=True)
+        ],
+        objects_an_image=split.objects_an_image.tolist(),
+        sizes=object_sizes(split, picture_sizes, resize) if split.has_boxes else np.empty(0, dtype=np.float32),
+        picture_sizes=[(f"{sizes[place, 0]}×{sizes[place, 1]}", int(counts[place])) for place in commonest],
+    )
+
+
+def object_sizes(split: Split, picture_sizes: np.ndarray, resize: ResizeConfig) -> np.ndarray:
+    """The square root of each object's area once its image is resized, without those of unknown images, float32."""
+    is_known = (picture_sizes > 0).all(axis=1)
+    factors = np.zeros(picture_sizes.shape)  # [I, 2] width, height
+    known = picture_sizes[is_known]
+    factors[is_known] = input_sizes(known[:, ::-1], resize)[:, ::-1] / known
+    rows = np.flatnonzero(split.is_object)
+    rows = rows[is_known[split.image[rows]]]
+    return np.sqrt((split.boxes[rows, 2:] * factors[split.image[rows]]).prod(axis=1)).astype(np.float32)
+
+
+def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detections: int) -> Iterator[Finding]:
+    """Findings of each split, and of the classes of both."""
+    for split, own in zip(splits, facts, strict=True):
+        yield from _classes(split)
+        yield from split.in_images("images-empty", split.empty_images)
+        if split.name == "train" and not split.is_object.any():
+            yield from found("objects-none", split.name, [f"{len(split.files):,} images without one"], in_words)
+        if split.has_boxes:
+            yield from _objects(split, own, max_detections)
+    if len(splits) == 2:
+        yield from _differing_classes(*splits)
+
+
+def _objects(split: Split, own: SetFacts, max_detections: int) -> Iterator[Finding]:
+    counts = split.objects_an_image
+    yield from split.in_images("images-crowded", counts > max_detections, lambda index: f"{counts[index]} objects")
+    if own.share_under(16) > SMALL_SHARE:
+        shares = ", ".join(f"{own.share_under(side):.0%} under {side} px" for side in SMALL_SIDES)
+        yield from found("objects-small", split.name, [shares], in_words)
+
+
+def _classes(split: Split) -> Iterator[Finding]:
+    counts = split.objects_a_class
+
+    def found_in(check: str, is_faulty: np.ndarray) -> Iterator[Finding]:
+        labels = np.flatnonzero(is_faulty).tolist()
+        return found(
+            check, split.name, [f"{split.categories[label].name}: {counts[label]:,}" for label in labels], in_words
+        )
+
+    must_learn = split.name == "train" and not split.has_boxes  # a folder's class, or one of data.classes
+    yield from found_in("class-unlearnt" if must_learn else "class-empty", counts == 0)
+    if split.name == "train":
+        yield from found_in("class-rare", (counts > 0) & (counts < RARE))
+        yield from found_in("class-imbalance", (counts >= RARE) & (counts * IMBALANCE < counts.max(initial=0)))
+
+
+def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
+    """By id and name; of labelled pictures by name. Val may lack some."""
+    if train.has_boxes:
+        differences = class_differences(val.categories, train.categories)
+        said = [
+            f"{own.id} {own.name!r} of val is {f'{other.id} {other.name!r}' if other else 'no class'} in train"
+            for own, other in differences
+        ]
+    else:
+        known = {category.name for category in train.categories}
+        said = [f"{own.name!r} only in val" for own in val.categories if own.name not in known]
+    yield from found("classes-differ", "train/val", said, in_words)

@@ -1,0 +1,211 @@
+"""Self-describing checkpoints: plain tensors, numbers and strings, written atomically, read without unpickling code."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+import detector
+from detector.config.loader import apply_overrides, config_from_dict, config_to_dict
+from detector.config.schema import Config
+from detector.data.detection import Category
+from detector.data.formats.coco_rows import Id, id_key, is_id
+from detector.errors import ConfigError, WeightsError
+from detector.files.atomic import atomic_write
+from detector.files.tensors import check_tensor, is_state_dict, read_file
+from detector.models import Model, build_model
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, config: Config, categories: list[Category], state: dict[str, Any]) -> None:
+    """Write ``state`` (``model`` and whatever training needs) with all that it takes to use it elsewhere.
+
+    The file stands whole under its name or not at all: a crash leaves the one before.
+    """
+    content = {
+        "format": FORMAT,
+        "config": config_to_dict(config),
+        "categories": [category._asdict() for category in categories],
+        "versions": versions(),
+        **state,
+    }
+    with atomic_write(path, "wb") as file:
+        torch.save(content, file)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU. Raises :class:`~detector.errors.WeightsError` for anything else."""
+    return check_format(read_file(Path(path)), path)
+
+
+def check_format(content: Any, path: str | Path) -> dict[str, Any]:
+    """``content`` if it is of this package and version, and its parts are of the kinds that they should be."""
+    if not isinstance(content, dict) or "format" not in content:
+        raise WeightsError(f"{path}: holds weights, but not of this package's training (no 'format')")
+    if type(content["format"]) is not int or content["format"] != FORMAT:
+        found = content["format"] if isinstance(content["format"], int | str) else type(content["format"]).__name__
+        raise WeightsError(f"{path}: has format {found}, this version reads {FORMAT}; use the version that wrote it")
+    if missing := {"config", "categories", "model"} - content.keys():
+        raise WeightsError(f"{path}: is no whole checkpoint: {min(missing)} is missing")
+    if not isinstance(content["config"], dict):
+        raise WeightsError(f"{path}: its config is a {type(content['config']).__name__}, no mapping of sections")
+    _check_categories(content["categories"], path)
+    for part in ("model", "ema"):
+        state = content.get(part)
+        if state is None and part == "ema":
+            continue
+        if not is_state_dict(state):
+            raise WeightsError(f"{path}: its {part} is no state dict (names to tensors)")
+        for name, tensor in state.items():
+            _check_size(name, tensor, path)
+            check_tensor(name, tensor, path)
+    return content
+
+
+def _check_size(name: Any, tensor: torch.Tensor, path: str | Path) -> None:
+    """A small file can claim a tensor of any size by repeating one number, and a config that fits it."""
+    is_plain = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
+    if is_plain and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise WeightsError(
+            f"{path}: {name} is {list(tensor.shape)}, made of {tensor.untyped_storage().nbytes():,} bytes that repeat;"
+            " training saves no such tensor"
+        )
+
+
+# What a run needs to go on, beside what every checkpoint has.
+_PROGRESS = {"step": int, "evaluated_step": int, "num_images": int, "ema_updates": int, "best_epoch": int}
+_PROGRESS |= {"best": float, "train_seconds": float, "optimizer": dict, "scaler": dict}
+
+
+def read_progress(path: Path, best: Path) -> dict[str, Any]:
+    """The content of a run's ``last.pt``. Where it is damaged, the error says what else there is (``best``)."""
+    try:
+        content = read_checkpoint(path)
+        for name, kind in _PROGRESS.items():
+            value = content.get(name)
+            if not isinstance(value, kind) or (kind is float and not math.isfinite(value)):
+                raise WeightsError(f"{path}: holds no training to go on with: its {name} is {reprlib.repr(value)[:80]}")
+        return content
+    except WeightsError as error:
+        remedy = f"begin another run from the best epoch's weights with --init-from {best}"
+        if not best.exists():
+            remedy = f"there is no {best.name} either, begin another run with --name"
+        raise WeightsError(f"{error}; {remedy}") from None
+
+
+def _check_categories(rows: Any, path: str | Path) -> None:
+    if not isinstance(rows, list) or not rows:
+        raise WeightsError(f"{path}: its categories are no list of classes")
+    seen: set[Id] = set()
+    for row in rows:
+        is_whole = isinstance(row, dict) and row.keys() == {"id", "name"}
+        if not is_whole or not is_id(row["id"]) or not isinstance(row["name"], str):
+            raise WeightsError(f"{path}: category {reprlib.repr(row)[:120]} is not an id (integer or text) and a name")
+        if id_key(row["id"]) in seen:
+            raise WeightsError(f"{path}: category id {reprlib.repr(row['id'])[:120]} is duplicated")
+        seen.add(id_key(row["id"]))
+
+
+def checkpoint_config(content: dict[str, Any], path: str | Path) -> Config:
+    try:
+        return config_from_dict(content["config"], str(path))
+    except ConfigError as error:
+        raise WeightsError(f"{path}: its config is not one of this version: {error}") from None
+
+
+def override_config(content: dict[str, Any], path: str | Path, overrides: Sequence[str]) -> Config:
+    """A checkpoint's config with ``key=value`` overrides; its model stays as it was trained, but for ``predict``."""
+    own = checkpoint_config(content, path)
+    config = apply_overrides(own, overrides, source=str(path))
+    for key in type(own.model).model_fields:
+        was, now = getattr(own.model, key), getattr(config.model, key)
+        if key != "predict" and was != now:
+            raise ConfigError(f"command line: model.{key}: {path} has the model that it was trained with; remove it")
+    if config.task != own.task:
+        raise ConfigError(f"command line: task: {path} is of {own.task}; remove it")
+    if config.data.val_share and (config.data.val_share, config.seed) != (own.data.val_share, own.seed):
+        raise ConfigError(
+            f"command line: data.val_share and seed: another part than {path} held back, it was trained on; remove them"
+        )
+    return config
+
+
+def check_val_share(content: dict[str, Any], path: str | Path) -> None:
+    """Refuse to hold back other images than a run did that an older version began."""
+    data = content["config"].get("data", {})
+    if data.get("val_share") is not None and "exif" not in data:  # data.exif came with today's rule
+        raise ConfigError(
+            f"{path}: is of an older version, whose data.val_share={data['val_share']} held back other images, so some"
+            " that it was trained on would be evaluated; evaluate on data of its own (evaluate --images), or begin"
+            " another run with --init-from"
+        )
+
+
+def checkpoint_categories(content: dict[str, Any]) -> list[Category]:
+    return [Category(**category) for category in content["categories"]]
+
+
+def load_model(content: dict[str, Any], path: str | Path) -> Model:
+    """The model of a checkpoint with the weights to predict with: the averaged ones where training kept an average."""
+    config, num_classes = checkpoint_config(content, path).model, len(content["categories"])
+    weights = content["ema"] if content.get("ema") else content["model"]
+    try:
+        # A config of a stranger's can ask for any size: the file must have the weights of it before memory is taken.
+        with torch.device("meta"):
+            own = build_model(config, num_classes).state_dict()
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise WeightsError(f"{path}: its config asks for a model that cannot be built: {reason}") from None
+    compare_weights(own, weights, path)
+    with torch.random.fork_rng(devices=[]):  # the random numbers of whoever loads it are their own
+        model = build_model(config, num_classes)
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Strictly; a difference is named by its first key."""
+    compare_weights(model.state_dict(), weights, path)
+    model.load_state_dict(weights)
+
+
+def compare_weights(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Refuse ``weights`` that are not of the names and shapes of a model's ``own``."""
+    for name in sorted(own.keys() ^ weights.keys()):
+        where = "missing from" if name in own else "unknown to the model but in"
+        raise WeightsError(f"{path}: {name} is {where} the checkpoint; it is of another architecture")
+    for name, tensor in weights.items():
+        if tensor.shape != own[name].shape:
+            raise WeightsError(
+                f"{path}: {name} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model;"
+                " it is of another architecture or class count"
+            )
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            raise WeightsError(f"{path}: {name} is of {tensor.dtype} in the checkpoint, {own[name].dtype} in the model")
+
+
+def weights_digest(*models: torch.nn.Module) -> str:
+    """64 hexadecimal digits that stand for every bit of the models' parameters and buffers, and for their names."""
+    digest = hashlib.sha256()
+    for model in models:
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    # str(): torch's own is a subclass, which weights_only refuses to read.
+    return {
+        "detector": detector.__version__,
+        "torch": str(torch.__version__),
+        "torchvision": str(torchvision.__version__),
+    }

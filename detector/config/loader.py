@@ -1,0 +1,348 @@
+"""Configs from YAML files, checkpoints and the command line, with the file and line of everything that is wrong.
+
+:func:`load_config` reads a file with line numbers, applies ``key=value`` overrides, and reports every error at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import reprlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from detector.config.schema import Config, PredictConfig, Section
+from detector.errors import ConfigError, unreadable
+from detector.files.atomic import atomic_write
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # of a checkout, of an installed wheel
+
+# More than any experiment has; what a file is allowed to cost before it is refused.
+LARGEST_FILE = 2**20  # bytes
+LARGEST_TREE = 200_000  # values, with every alias written out
+MOST_ERRORS = 20  # that are listed
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
+
+_Tree = dict[str, Any]
+_Places = dict[tuple[str, ...], str]  # dotted path of a key → "file:line" or "command line"
+
+
+def find_config(name: str | Path) -> Path:
+    """The file that ``--config`` means: a path, or a name in the package's ``configs``."""
+    candidates = [Path(name), *(folder / name for folder in CONFIG_FOLDERS)]
+    for candidate in candidates:
+        if os.path.isfile(candidate):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+            return candidate
+    if os.path.isdir(name):  # noqa: PTH112
+        raise ConfigError(f"{name}: {unreadable(Path(name), IsADirectoryError(), '*.yaml')}")
+    packaged = {path.name: path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")}
+    beside = {path.name: str(path) for path in Path(name).parent.glob("*.y*ml")}
+    near = difflib.get_close_matches(Path(name).name, packaged | beside, n=1)
+    hint = f"did you mean {(packaged | beside)[near[0]]}?" if near else f"the package has {', '.join(sorted(packaged))}"
+    raise ConfigError(f"{name}: no such config file; {hint}")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a YAML file (with its ``base:``, one level deep) and ``key=value`` overrides.
+
+    Raises :class:`~detector.errors.ConfigError` that lists every unknown key, wrong type and value out of range as
+    ``file:line: key: what is wrong; remedy``.
+    """
+    path = find_config(path)
+    tree, places = _read_yaml(path)
+    base = tree.pop("base", None)
+    if base is not None:
+        base_path = _find_base(path, base, places)
+        base_tree, base_places = _read_yaml(base_path)
+        if "base" in base_tree:
+            raise ConfigError(f"{base_places[('base',)]}: base: {path} builds on this file; a base has no base itself")
+        tree, places = merge(base_tree, tree), base_places | places
+    for override in overrides:
+        _apply_override(tree, places, override)
+    return _validate(tree, places)
+
+
+def _find_base(path: Path, base: Any, places: _Places) -> Path:
+    """The file that ``base:`` of ``path`` means."""
+    beside = path.parent / str(base)
+    if os.path.isfile(beside):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+        return beside
+    try:
+        return find_config(str(base))
+    except ConfigError as error:
+        raise ConfigError(f"{places[('base',)]}: base: {error}") from None
+
+
+def build_on(path: str | Path, overrides: Sequence[str], changes: _Tree, folder: Path) -> str:
+    """YAML for a file in ``folder`` that is the config of ``path`` and ``overrides`` with ``changes`` on top."""
+    path = find_config(path)
+    own, places = _read_yaml(path)
+    # A base has no base itself: a file with one is copied onto the same base.
+    has_base = "base" in own
+    base = _find_base(path, own.pop("base"), places) if has_base else path
+    tree: _Tree = own if has_base else {}
+    for override in overrides:
+        _apply_override(tree, {}, override)
+    is_packaged = base.parent in CONFIG_FOLDERS and not (folder / base.name).exists()
+    name = base.name if is_packaged else os.path.relpath(base, folder)
+    return yaml.safe_dump({"base": name} | merge(tree, changes), sort_keys=False, allow_unicode=True)
+
+
+def config_from_dict(tree: _Tree, source: str) -> Config:
+    """The config that :func:`config_to_dict` made; ``source`` names the file it came from in errors."""
+    return _validate(tree, {(): source})
+
+
+def apply_overrides(config: Config, overrides: Sequence[str], source: str) -> Config:
+    """``config`` (of a checkpoint ``source``) with ``key=value`` overrides."""
+    return overlay(config_to_dict(config), source, None, overrides)
+
+
+def overlay(tree: _Tree, source: str, path: str | None, overrides: Sequence[str]) -> Config:
+    """``tree`` (of ``source``) with a YAML file and ``key=value`` overrides on top of it."""
+    places: _Places = {(): source}
+    if path is not None:
+        own_tree, own_places = _read_yaml(find_config(path))
+        tree, places = merge(tree, own_tree), places | own_places
+    for override in overrides:
+        _apply_override(tree, places, override)
+    return _validate(tree, places)
+
+
+def config_to_dict(config: Config) -> _Tree:
+    """Plain lists, dicts, strings and numbers: what YAML and a checkpoint hold."""
+    return config.model_dump(mode="json")
+
+
+def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys at which two trees below ``key`` differ, and both values."""
+    if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        for name in old:
+            yield from differences(old[name], new[name], f"{key}.{name}".removeprefix("."))
+    elif old != new:
+        yield key, old, new
+
+
+def save_config(config: Config, path: Path) -> None:
+    """The resolved config as YAML: every key, defaults included."""
+    with atomic_write(path) as file:
+        yaml.safe_dump(config_to_dict(config), file, sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
+    if path.suffix in CHECKPOINT_SUFFIXES:
+        raise ConfigError(f"{path}: is a checkpoint, not a config; the config.yaml of its run's folder is one")
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise ConfigError(f"{path}: has {path.stat().st_size:,} bytes; a config has at most {LARGEST_FILE:,}")
+        text = path.read_text(encoding="utf-8")
+        node, value = _load_yaml(text)
+        places: _Places = {(): str(path)}
+        if node is not None:
+            _note_places(node, (), str(path), places)
+        tree = _text_keys(value or {})
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {unreadable(path, error, '*.yaml')}") from None
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: holds a {type(tree).__name__}; a config is a mapping of sections")
+    return tree, places
+
+
+def _load_yaml(text: str) -> tuple[yaml.Node | None, Any]:
+    """The nodes of a document, with their lines, and its value."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is None:
+            return None, None
+        size = _size(node, {})
+        if size == math.inf:
+            raise yaml.YAMLError("an alias stands inside what it names")
+        if size > LARGEST_TREE:
+            raise yaml.YAMLError(
+                f"its aliases, written out, make {size:,} values; a config has at most {LARGEST_TREE:,}"
+            )
+        return node, yaml.constructor.SafeConstructor().construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+
+
+def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
+    """Values in a document with every alias written out, which is how what follows walks it; inf for a cycle."""
+    if id(node) not in sizes:
+        sizes[id(node)] = math.inf  # what it would count if it were met again below itself
+        pairs = isinstance(node, yaml.MappingNode)
+        children = [child for pair in node.value for child in pair] if pairs else node.value
+        below = () if isinstance(node, yaml.ScalarNode) else children
+        sizes[id(node)] = 1 + sum(_size(child, sizes) for child in below)
+    return sizes[id(node)]
+
+
+def _note_places(node: yaml.Node, keys: tuple[str, ...], source: str, places: _Places) -> None:
+    """Fill ``places`` with the line of every key; PyYAML silently takes the last of two equal keys, so refuse those."""
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            below = (*keys, str(key_node.value))
+            place = f"{source}:{key_node.start_mark.line + 1}"
+            if below in places:
+                raise ConfigError(f"{place}: {'.'.join(below)}: stands twice, first at {places[below]}; keep one")
+            places[below] = place
+            _note_places(value_node, below, source, places)
+
+
+def _text_keys(tree: Any) -> Any:
+    """Levels are numbers in YAML and text on the command line: text everywhere, so that they are the same key."""
+    return {str(key): _text_keys(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def merge(base: _Tree, own: _Tree) -> _Tree:
+    """``base`` with the values of ``own``, section by section."""
+    merged = dict(base)
+    for key, value in own.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise ConfigError(f"command line: {override}: an override is written key=value, as in train.epochs=12")
+    keys = dotted.split(".")
+    try:
+        node, value = _load_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        raise ConfigError(f"command line: {override[:120]}: the value is not valid YAML; quote it") from None
+    if node is not None:
+        _note_places(node, tuple(keys), "command line", {})
+    value = _text_keys(value)
+    for depth, key in enumerate(keys[:-1]):
+        child = tree.get(key)
+        if child is None:
+            child = tree[key] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"command line: {dotted}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+        tree = child
+    tree[keys[-1]] = value
+    for end in range(1, len(keys)):
+        places.setdefault(tuple(keys[:end]), "command line")
+    places[tuple(keys)] = "command line"
+
+
+def _validate(tree: _Tree, places: _Places) -> Config:
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        details = [detail for detail in error.errors() if not _is_other_branch(detail)]
+        lines = [_explain(detail, places) for detail in details[:MOST_ERRORS]]
+        if len(details) > MOST_ERRORS:
+            lines.append(f"{places[()]}: {len(details) - MOST_ERRORS} more errors like these")
+        raise ConfigError("\n".join(lines)) from None
+    lines = [
+        f"{_where(tuple(key.split('.')), places)}has no effect here, it is for {user}; remove it"
+        for key, user in _without_effect(config)
+    ]
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return config
+
+
+# What only one task or one head reads.
+_DETECTION = (
+    "data.group_by_aspect",
+    "eval.backend",
+    "data.invalid_boxes",
+    "data.resize",
+    "data.augment.scale_jitter",
+    "data.augment.min_visibility",
+)
+_DETECTION += ("model.anchors", "model.matcher", "model.loss.cls", "model.loss.alpha", "model.loss.gamma")
+_DETECTION += ("model.loss.cls_weight", "model.loss.box", "model.loss.beta", "model.loss.box_weight")
+_DETECTION += tuple(f"model.predict.{key}" for key in PredictConfig.model_fields if key not in ("classes", "precision"))
+_CLASSIFICATION = ("data.classes", "data.class_weights", "data.crop", "data.augment.mixup")
+_CLASSIFICATION += ("data.augment.cutmix", "model.loss.label_smoothing", "model.predict.classes", "model.multi_label")
+_USERS = dict.fromkeys(_DETECTION, ("task", "detection")) | dict.fromkeys(_CLASSIFICATION, ("task", "classification"))
+_USERS |= {f"model.head.{key}": ("head", "retina") for key in ("num_convs", "channels", "norm", "norm_bias", "prior")}
+_USERS |= {f"model.head.{key}": ("head", "pooled") for key in ("pool", "fuse", "hidden", "dropout")}
+
+
+_KNOWN = {"task": ("detection", "classification"), "head": ("retina", "pooled", "classic")}
+
+
+def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
+    """Keys that differ from their defaults although nothing of this config reads them, and what would."""
+    chosen = {"task": config.task, "head": config.model.head.name}
+    own, default = config_to_dict(config), config_to_dict(Config())
+    for key, (kind, name) in _USERS.items():
+        values, defaults = own, default
+        for part in key.split("."):
+            values, defaults = values[part], defaults[part]
+        if chosen[kind] in _KNOWN[kind] and chosen[kind] != name and values != defaults:
+            yield key, f"{kind} {name}"
+    if config.model.head.name == "classic" and own["model"]["fpn"] != default["model"]["fpn"]:
+        yield "model.fpn", "heads on a pyramid"
+
+
+def _where(keys: tuple[str, ...], places: _Places) -> str:
+    place = next(places[keys[:end]] for end in range(len(keys), -1, -1) if keys[:end] in places or end == 0)
+    return f"{place}: {'.'.join(keys)}: " if keys else f"{place}: "
+
+
+def _is_other_branch(detail: Any) -> bool:
+    """Whether an error says that a mapping is not the word which may stand in its place, or the other way round."""
+    kind = str(detail["loc"][-1]) if detail["loc"] else ""
+    return (kind.startswith("literal[") and isinstance(detail["input"], dict)) or (
+        kind.startswith("dict[") and isinstance(detail["input"], str)
+    )
+
+
+def _explain(detail: Any, places: _Places) -> str:
+    """One line of an error: where, which key, what is wrong, what to do."""
+    keys = tuple(str(key) for key in detail["loc"] if "[" not in str(key))  # literal['balanced'] names a type
+    where = _where(keys, places)
+    if detail["type"] == "extra_forbidden":
+        known = list(_section_at(keys[:-1]).model_fields)
+        near = difflib.get_close_matches(keys[-1], known, n=1)
+        return f"{where}unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}")
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return where + message
+    return f"{where}{message[0].lower()}{message[1:]}; it is {_short(detail['input'])}"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+
+
+def _short(value: Any) -> str:
+    """A value as a message can show it: whatever was given, a line."""
+    return _SHORT.repr(value)
+
+
+def _section_at(keys: tuple[str, ...]) -> type[Section]:
+    section: type[Section] = Config
+    for key in keys:
+        if key in section.model_fields:
+            section = next(_sections_in(section.model_fields[key].annotation), section)
+    return section
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    """Those of a type such as ``list[Annotated[BackboneConfig, ...]]`` or ``BackboneConfig | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _sections_in(inner)

@@ -1,0 +1,426 @@
+"""The whole configuration: one YAML = one experiment.
+
+Sections are nested frozen models, key for key; a default stands here and nowhere else. ``detector.config.loader`` reads
+them from YAML. Neither module imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Python's bool is an int, and pydantic takes it for one: epochs: yes would be one epoch.
+        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+            raise ValueError(f"must be a number; it is {value}")
+        return value
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+class SplitConfig(Section):
+    """One data set on disk."""
+
+    # Detection: a COCO JSON file. Classification: a CSV file of paths and labels, or null for a folder a class.
+    annotations: str | None = None
+    images: str | None = None  # the folder that file names are relative to, or that holds a folder a class
+
+
+class ResizeConfig(Section):
+    """Short side to ``short``, unless the long side would pass ``long`` (Faster R-CNN's rule)."""
+
+    # Several: one is drawn for each training image; evaluation and inference use the last.
+    short: Annotated[list[Count], Field(min_length=1)] = [800]
+    long: Count = 1333
+    # Height and width of every picture, whatever its ratio, in place of ``short`` and ``long``: one shape.
+    fixed: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
+    rounding: Literal["nearest", "down"] = "nearest"  # of the sides to whole pixels; torchvision has down
+    interpolation: Literal["area", "bilinear"] = "area"  # when it shrinks; area does not alias
+
+
+class AugmentConfig(Section):
+    """Training only; each is a pure function of (seed, epoch, index)."""
+
+    horizontal_flip: Probability = 0.5
+    vertical_flip: Probability = 0.0  # cells, satellites: pictures without an upright
+    photometric: Probability = 0.0  # probability of brightness and contrast jitter, of saturation and hue in RGB
+    scale_jitter: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = (
+        None  # e.g. [0.5, 2.0]; over 1 crops
+    )
+    min_visibility: Probability = 0.25  # a box that a crop leaves less of becomes an ignore region
+    # Two pictures in one, by shares drawn from Beta(α, α); this is α, 0 = never. With both, each takes half of them.
+    mixup: Annotated[float, Field(ge=0)] = 0.0  # blended (Zhang et al. 2018)
+    cutmix: Annotated[float, Field(ge=0)] = 0.0  # a window of the other (Yun et al. 2019)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentConfig:
+        if self.scale_jitter and self.scale_jitter[0] > self.scale_jitter[1]:
+            raise ValueError("scale_jitter: the lower bound comes first, as in [0.5, 2.0]")
+        return self
+
+
+class CropConfig(Section):
+    """Classification: every picture becomes ``size`` × ``size``."""
+
+    size: Count = 224
+    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.08, 1.0]  # of the area: training crops
+    ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [3 / 4, 4 / 3]  # width / height of them
+    eval_share: Share = 0.875  # of the short side: the square in the middle that evaluation and inference see
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CropConfig:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if low > high:
+                raise ValueError(f"{name}: the lower bound comes first; it is [{low}, {high}]")
+        return self
+
+
+class DataConfig(Section):
+    train: SplitConfig = SplitConfig()
+    val: SplitConfig | None = SplitConfig()  # null, without val_share: nothing is evaluated, last.pt is the result
+    invalid_boxes: Literal["error", "clip", "drop"] = "error"
+    # Names of images may lead out of their folder: absolute, or by "..". Links in the folder are followed without it.
+    allow_outside: bool = False
+    # The frame that boxes are drawn on, and that is read: upright is as EXIF turns it, stored without. auto: whichever
+    # has the annotated width and height (stored where both do), and upright where nothing is annotated.
+    exif: Literal["auto", "stored", "upright"] = "auto"
+    # Of 16-bit images, the value that counts as 255 of 8 bits; null: 65535. 12-bit cameras: 4095.
+    max_value: Annotated[int, Field(ge=1, le=65535)] | None = None
+    # A picture that training cannot read: stop, or take another in its place and name it in the run's skipped.txt,
+    # until more than max_bad_share of an epoch's pictures are broken. Evaluation always stops: its score is of all.
+    on_bad_image: Literal["error", "skip"] = "error"
+    max_bad_share: Share = 0.01
+    val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of data.train, held back as data.val, by seed
+    classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those that data.train has, by name
+    # Null: all equal. balanced: each class in inverse proportion to its pictures. Or a weight by class, others 1.
+    class_weights: Literal["balanced"] | dict[str, Positive] | None = None
+    resize: ResizeConfig = ResizeConfig()
+    crop: CropConfig = CropConfig()
+    augment: AugmentConfig = AugmentConfig()
+    group_by_aspect: bool = True  # batches of portrait or of landscape pictures, so that they pad little
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # processes that load, a rank
+
+    @property
+    def has_val(self) -> bool:
+        """Whether there is to be something to evaluate on."""
+        return self.val is not None or self.val_share is not None
+
+    @model_validator(mode="after")
+    def _each_class_once(self) -> DataConfig:
+        if twice := [name for name in self.classes or [] if (self.classes or []).count(name) > 1]:
+            raise ValueError(f"classes: {twice[0]!r} stands twice; keep one")
+        return self
+
+
+# --- model ------------------------------------------------------------------------------------------------------------
+
+
+def _named(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class BackboneConfig(Section):
+    name: str = "resnet50"  # a key of detector.models.backbones.BACKBONES, or timm:NAME
+    weights: str | None = None  # torchvision's name (IMAGENET1K_V1), a path, a URL; null = random
+    norm: Literal["bn", "frozen_bn", "sync_bn"] = "bn"  # what the network's batch norms become
+    freeze_at: Literal[0, 2, 3, 4, 5] = 0  # the stem and the stages up to this level are not trained; 2 = stem and C2
+    norm_eps: Annotated[float, Field(ge=0)] | None = None  # of batch norms; null: the network's own
+    stride_in_1x1: bool = False  # ResNet: a block shrinks in its 1×1 convolution, as Microsoft's, not in its 3×3
+
+
+class PyramidConfig(Section):
+    """Several networks side by side in place of ``model.backbone``, each with its own FPN on the same pictures."""
+
+    # A name alone is a network of random weights; with more to say, it is a section such as model.backbone.
+    branches: list[Annotated[BackboneConfig, BeforeValidator(_named)]] = []
+    fuse: Literal["sum", "mean", "concat"] = "sum"  # level by level; concat with a 1×1 convolution to fpn.channels
+
+    @model_validator(mode="after")
+    def _several(self) -> PyramidConfig:
+        if len(self.branches) == 1:
+            raise ValueError("branches: there is only one; a single network is model.backbone")
+        if not self.branches and self.fuse != "sum":
+            raise ValueError(f"fuse: {self.fuse} has no effect without branches; remove it, or name some")
+        return self
+
+
+class FPNConfig(Section):
+    levels: Annotated[list[Annotated[int, Field(ge=2, le=7)]], Field(min_length=1)] = [3, 4, 5, 6, 7]
+    channels: Count = 256
+    p6_from: Literal["c5", "p5"] = "c5"
+    relu_before_p7: bool = True
+    norm: Literal["none", "bn", "gn"] = "none"  # of lateral and output convolutions
+    activation: Literal["none", "relu", "silu"] = "none"  # of lateral and output convolutions
+    upsample: Literal["nearest", "bilinear", "deconv"] = "nearest"
+    output_conv: bool = True  # the 3×3 convolution after merging, against the aliasing of upsampling
+
+    @model_validator(mode="after")
+    def _contiguous(self) -> FPNConfig:
+        if self.levels != list(range(self.levels[0], self.levels[-1] + 1)) or self.levels[0] > 5:
+            raise ValueError(f"levels: {self.levels} must be contiguous and begin at 2 to 5, as in [3, 4, 5, 6, 7]")
+        return self
+
+
+class AnchorShapes(Section):
+    """What one level's cells hold, where it differs from the others."""
+
+    base_size: Positive | None = None
+    ratios: Annotated[list[Positive], Field(min_length=1)] | None = None
+    scales: Annotated[list[Positive], Field(min_length=1)] | None = None
+
+
+class LevelAnchors(Section):
+    base_size: Positive  # in pixels
+    ratios: list[Positive]
+    scales: list[Positive]
+
+
+class AnchorConfig(Section):
+    """An anchor's area is (base_size · scale)²; a ratio is height / width (RetinaNet, section 4)."""
+
+    base_size: Positive = 4.0  # in strides: level l has 4 · 2^l pixels
+    ratios: Annotated[list[Positive], Field(min_length=1)] = [0.5, 1.0, 2.0]
+    scales: Annotated[list[Positive], Field(min_length=1)] = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)]
+    offset: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the centre from the cell's corner, in strides
+    rounded: bool = False  # a cell's corners to whole pixels, as torchvision has them
+    # Level l has stride 2^l; or, as in torchvision, the padded picture's side // the level's, which is less where P6
+    # and P7 were rounded up.
+    strides: Literal["exact", "from_size"] = "exact"
+    levels: dict[Annotated[int, Field(ge=2, le=7)], AnchorShapes] = {}  # overrides by level
+
+    @model_validator(mode="after")
+    def _same_count(self) -> AnchorConfig:
+        for level in self.levels:
+            shapes = self.at_level(level)
+            count = len(shapes.ratios) * len(shapes.scales)
+            if count != self.per_cell:
+                raise ValueError(
+                    f"levels.{level}: {count} anchors a cell where the others have {self.per_cell};"
+                    " the head is shared, so every level needs the same number"
+                )
+        return self
+
+    @property
+    def per_cell(self) -> int:
+        return len(self.ratios) * len(self.scales)
+
+    def at_level(self, level: int) -> LevelAnchors:
+        own = self.levels.get(level, AnchorShapes())
+        return LevelAnchors(
+            base_size=(own.base_size or self.base_size) * 2**level,
+            ratios=own.ratios or self.ratios,
+            scales=own.scales or self.scales,
+        )
+
+
+class HeadConfig(Section):
+    name: str = "retina"  # a key of detector.models.heads.HEADS
+    # retina
+    num_convs: Annotated[int, Field(ge=0, le=100)] = 4
+    channels: Count | None = None  # null: as many as the pyramid
+    norm: Literal["none", "gn"] = "none"
+    norm_bias: bool = False  # convolutions before a norm have a bias, too, as Detectron2's
+    prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # initial score of every class (RetinaNet, section 4.1)
+    # pooled
+    pool: Literal["avg", "max", "gem"] = "avg"  # each level to one vector; gem: generalised mean
+    fuse: Literal["mean", "concat", "learned"] = "concat"  # the levels' vectors; learned: a weighted mean
+    hidden: list[Count] = []  # widths of fully connected layers before the last one
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before every fully connected layer
+
+    @model_validator(mode="after")
+    def _norm_for_the_bias(self) -> HeadConfig:
+        if self.norm_bias and self.norm == "none":
+            raise ValueError("norm_bias: without a norm, convolutions have a bias anyway; remove it, or use norm: gn")
+        return self
+
+
+class MatcherConfig(Section):
+    name: str = "max_iou"  # a key of detector.ops.assignment.MATCHERS
+    positive: Annotated[float, Field(gt=0, le=1)] = 0.5
+    negative: Probability = 0.4
+    low_quality: bool = True
+    ignore_cover: Probability = 0.5  # share of an anchor inside a crowd region from which it is ignored
+
+    @model_validator(mode="after")
+    def _ordered(self) -> MatcherConfig:
+        if self.negative > self.positive:
+            raise ValueError(f"negative: {self.negative} must not be over positive: {self.positive}")
+        return self
+
+
+class LossConfig(Section):
+    cls: str = "focal"  # a key of detector.ops.losses.CLASS_LOSSES
+    alpha: Probability = 0.25
+    gamma: Annotated[float, Field(ge=0)] = 2.0
+    cls_weight: Annotated[float, Field(ge=0)] = 1.0
+    box: str = "smooth_l1"  # a key of detector.ops.losses.BOX_LOSSES
+    beta: Positive = 0.1  # smooth L1: where it turns from square to linear
+    box_weight: Annotated[float, Field(ge=0)] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # classification
+
+
+class PredictConfig(Section):
+    topk: Count = 1000  # candidates a level, before decoding
+    score_threshold: Probability = 0.05
+    nms_threshold: Probability = 0.5
+    max_detections: Count = 100
+    clip: Literal["before_nms", "after_nms"] = "before_nms"  # boxes to the picture
+    keep_empty: bool = False  # boxes of which the picture shows nothing, as torchvision does
+    classes: Count = 5  # classification: so many of the best are written for each picture
+    # Of the network in evaluation and inference, whatever it was trained in; boxes, scores and NMS are always in fp32.
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+
+
+class NormaliseConfig(Section):
+    """Per channel, of values 0..255 (16-bit values count 1/257 each).
+
+    Null is that of the weights which training starts from, of a network or a checkpoint; of random weights, and in a
+    checkpoint, it is ImageNet's, RGB. For other than three channels, each has the mean of the three.
+    """
+
+    mean: list[float] | None = None
+    std: list[Positive] | None = None
+
+
+class ModelConfig(Section):
+    # A checkpoint of this package, torchvision, Detectron2 or MMDetection to begin with: a path, a URL, or a name of
+    # torchvision's such as RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1. What fits is taken, classes by name.
+    weights: str | None = None
+    # 1: gray; others: pictures must have exactly as many.
+    in_channels: Annotated[int, Field(ge=1, le=4096)] = 3
+    normalise: NormaliseConfig = NormaliseConfig()
+    backbone: BackboneConfig | None = BackboneConfig()  # null where pyramid.branches stand in for it
+    pyramid: PyramidConfig = PyramidConfig()
+    fpn: FPNConfig = FPNConfig()
+    anchors: AnchorConfig = AnchorConfig()
+    head: HeadConfig = HeadConfig()
+    matcher: MatcherConfig = MatcherConfig()
+    loss: LossConfig = LossConfig()
+    predict: PredictConfig = PredictConfig()
+    multi_label: bool = False  # classification: any number of labels a picture, each with its own score
+
+    @model_validator(mode="before")
+    @classmethod
+    def _branches_in_place_of_one(cls, tree: Any) -> Any:
+        pyramid = tree.get("pyramid") if isinstance(tree, dict) else None
+        branches = pyramid.get("branches") if isinstance(pyramid, dict) else getattr(pyramid, "branches", None)
+        if not branches:
+            return tree
+        if tree.get("backbone") is not None:
+            raise ValueError("backbone: pyramid.branches name the networks; set backbone: null, or remove branches")
+        return tree | {"backbone": None}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if unknown := sorted(set(self.anchors.levels) - set(self.fpn.levels)):
+            raise ValueError(f"anchors.levels: {unknown[0]} is not in fpn.levels {self.fpn.levels}")
+        if not self.backbones:
+            raise ValueError("backbone: is null, and pyramid.branches names no network; give one of them")
+        for name, values in (("mean", self.normalise.mean), ("std", self.normalise.std)):
+            if values is not None and len(values) != self.in_channels:
+                raise ValueError(f"normalise.{name}: {len(values)} values for {self.in_channels} in_channels")
+        if self.head.name == "classic" and self.backbone is None:
+            raise ValueError("head.name: classic is one network's own classifier; with pyramid.branches use pooled")
+        return self
+
+    @property
+    def backbones(self) -> list[BackboneConfig]:
+        """The network, or those side by side."""
+        return [self.backbone] if self.backbone else self.pyramid.branches
+
+    @property
+    def mean(self) -> list[float]:
+        return self.normalise.mean or for_channels(IMAGENET_MEAN, self.in_channels)
+
+    @property
+    def std(self) -> list[float]:
+        return self.normalise.std or for_channels(IMAGENET_STD, self.in_channels)
+
+
+def for_channels(values: list[float], in_channels: int) -> list[float]:
+    """Those of RGB for a number of channels."""
+    return values if in_channels == 3 else [sum(values) / 3] * in_channels
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class OptimizerConfig(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01  # for a global batch of lr_batch_size; scaled linearly with train.batch_size
+    lr_batch_size: Count = 16
+    momentum: Probability = 0.9  # sgd
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norm_and_bias: bool = True  # false: only weights of convolutions and linear layers decay
+
+
+class ScheduleConfig(Section):
+    name: Literal["multistep", "cosine"] = "multistep"
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
+    milestones: list[Probability] = [2 / 3, 8 / 9]  # multistep: shares of the whole run
+    gamma: Positive = 0.1  # multistep: factor at each milestone
+
+
+class TrainConfig(Section):
+    batch_size: Count = 16  # images an optimizer step, over all ranks and accumulated parts
+    accumulate: Count = 1  # parts that a rank's share of the batch is computed in; changes memory, not mathematics
+    epochs: Count = 12
+    steps: Count | None = None  # stop after so many optimizer steps instead
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    clip_norm: Positive | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are evaluated and kept
+    compile: bool = False  # the network by torch.compile: minutes at the start, then faster steps; needs a C++ compiler
+    # Compute the network's blocks and the head's towers again in the backward pass in place of keeping what is in them:
+    # about half of the memory, a third more time, the same mathematics.
+    activation_checkpointing: bool = False
+    # last.pt is written after so many steps or minutes, whichever comes first, and at every epoch's end.
+    checkpoint_steps: Count = 1000
+    checkpoint_minutes: Positive = 10.0
+    # A loss or gradient that is not finite: stop, or skip the step, which changes nothing then, up to max_skips a run.
+    non_finite: Literal["stop", "skip"] = "stop"
+    max_skips: Count = 20
+    log_steps: Count = 20  # steps between two lines of progress where there is no terminal to show a bar
+    tensorboard: bool = False  # write the numbers of metrics.jsonl for TensorBoard too (extra: log)
+
+    @model_validator(mode="after")
+    def _recompute_once(self) -> TrainConfig:
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("activation_checkpointing: compile chooses what to keep by itself; set one of them")
+        return self
+
+
+class EvalConfig(Section):
+    every_epochs: Count = 1
+    batch_size: Count = 8  # a rank
+    backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    per_class: bool = True
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    task: str = "detection"  # a key of detector.tasks.TASKS
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()

@@ -1,0 +1,336 @@
+"""Pictures with classes: a folder a class, or a CSV file of paths and labels."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from detector.config.schema import AugmentConfig, Config, SplitConfig
+from detector.data.detection import Category
+from detector.data.formats.class_labels import class_folders, header_hint, read_label_table
+from detector.data.formats.recognition import naming_format
+from detector.data.images import read_image
+from detector.data.listing import list_images
+from detector.data.names import Names, check_names, files_below
+from detector.data.split import hold_back, not_set, split_to_read
+from detector.data.spot_check import spot_check
+from detector.data.transforms.boxes import ClassTransform, TrainClassTransform, mix
+from detector.errors import DataError, DetectorError, one_of
+
+
+class ClassSample(NamedTuple):
+    """One picture with its class, as a loader's workers hand it to ``collate``."""
+
+    image: Tensor  # [C, H, W] uint8 or uint16
+    shares: Tensor  # [K] float32, see ClassTargets
+    weights: Tensor  # [K] float32
+    size_original: tuple[int, int]  # height, width of the file
+    id: int
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pictures and their labels as columns: I pictures, M labels sorted by picture. Forked workers share the arrays."""
+
+    source: Path  # the folder or CSV file that says so
+    root: Path
+    categories: list[Category]
+    files: np.ndarray  # [I] names as the file system has them, in bytes, relative to root
+    first: np.ndarray  # [I + 1] int64; picture i has labels[first[i]:first[i + 1]]
+    labels: np.ndarray  # [M] int64, 0..K-1
+    note: str = ""  # on how the files were found, for the summary
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def file(self, index: int) -> Path:
+        return self.root / os.fsdecode(self.files[index])
+
+    def labels_of(self, index: int) -> np.ndarray:
+        return self.labels[self.first[index] : self.first[index + 1]]
+
+    def is_true(self) -> np.ndarray:
+        """Which classes each picture has, [I, K] bool."""
+        is_true = np.zeros((len(self), len(self.categories)), dtype=bool)
+        is_true[np.repeat(np.arange(len(self)), np.diff(self.first)), self.labels] = True
+        return is_true
+
+    def counts(self) -> np.ndarray:
+        """Pictures of each class, [K]."""
+        return np.bincount(self.labels, minlength=len(self.categories))
+
+    def select(self, indices: np.ndarray) -> Labelled:
+        """Some of the pictures."""
+        labels = [self.labels_of(index) for index in indices]
+        return Labelled(
+            self.source,
+            self.root,
+            self.categories,
+            self.files[indices],
+            np.cumsum([0, *map(len, labels)]),
+            np.concatenate([np.empty(0, dtype=np.int64), *labels]),
+            self.note,
+        )
+
+
+def read_folders(root: Path, classes: Sequence[str] | None) -> Labelled:
+    """A folder of class folders, each searched whole; without ``classes`` their names are the classes.
+
+    Raises :class:`~detector.errors.DataError` for a class without images, for images outside the class folders, and
+    for links that lead nowhere.
+    """
+    folders = class_folders(root)
+    listing = list_images(root)
+    if stray := [file for file in listing.files if "/" not in file]:
+        raise DataError(
+            f"{root / stray[0]}: lies outside the class folders ({len(stray)} images do); move or remove it"
+        )
+    names = list(classes) if classes is not None else folders
+    own_files: dict[str, list[str]] = {folder: [] for folder in folders}
+    for file in listing.files:
+        own_files[file.split("/", 1)[0]].append(file)
+    files: list[str] = []
+    labels: list[list[int]] = []
+    for folder, own in own_files.items():
+        label = _label_of(folder, names, f"{root / folder}: the folder's name")
+        if not own:
+            raise DataError(f"{root / folder}: the class folder has no images; fill it or remove it")
+        files += sorted(own, key=lambda file: file.split("/"))
+        labels += [[label]] * len(own)
+    for index, _, reason in check_names(files, root, allow_outside=False):
+        raise DataError(f"{root / files[index]}: {reason}; restore the file, or remove the link")
+    return _labelled(root, root, names, files, labels, listing.note())
+
+
+def read_csv(
+    path: Path, root: Path, classes: Sequence[str] | None, multi_label: bool, allow_outside: bool = False
+) -> Labelled:
+    """A CSV file: the path of an image (relative to ``root``), then its label, with or without a header.
+
+    With ``multi_label`` a row may have several, in cells of their own or separated by ``;`` in one, or none. Raises
+    :class:`~detector.errors.DataError` with the line for all that is wrong, also, unless ``allow_outside``, for a path
+    that leads out of ``root``.
+    """
+    table = read_label_table(path, multi_label)
+    lines: list[int] = []
+    files: list[str] = []
+    texts: list[list[str]] = []
+    for line, file, found, fault in table.rows:
+        if fault:
+            raise DataError(f"{path}:{line}: {fault}{header_hint(line)}")
+        for text in found:
+            if classes is not None:
+                _label_of(text, classes, f"{path}:{line}: label")
+        lines.append(line)
+        files.append(file)
+        texts.append(found)
+    for index, is_outside, reason in check_names(files, root, allow_outside):
+        fault, remedy = f"{root / files[index]} {reason}", f"paths are relative to {root}"
+        if is_outside:
+            fault = f"{files[index]} {reason} of {root}"
+            remedy = "put the image into the folder, or set data.allow_outside=true if you trust the file"
+        remedy = Names(files_below(root)).hint(files[index]) or remedy
+        raise DataError(f"{path}:{lines[index]}: {fault}; {remedy}{header_hint(lines[index])}")
+    names = list(classes) if classes is not None else sorted({text for row in texts for text in row})
+    if not names:
+        raise DataError(f"{path}: has no label in any row")
+    label_of = {name: label for label, name in enumerate(names)}
+    labels = [sorted({label_of[text] for text in row}) for row in texts]
+    return _labelled(path, root, names, files, labels, table.note())
+
+
+def _label_of(name: str, names: Sequence[str], where: str) -> int:
+    if name in names:
+        return names.index(name)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"they are {one_of(names[:10])}{', …' if len(names) > 10 else ''}"
+    raise DataError(f"{where} {name!r} is not among the {len(names)} classes; {hint}")
+
+
+def _labelled(
+    source: Path, root: Path, names: Iterable[str], files: list[str], labels: list[list[int]], note: str
+) -> Labelled:
+    return Labelled(
+        source=source,
+        root=root,
+        categories=[Category(label, name) for label, name in enumerate(names)],
+        files=np.array([os.fsencode(file) for file in files]),
+        first=np.cumsum([0, *map(len, labels)]),
+        labels=np.array([label for row in labels for label in row], dtype=np.int64),
+        note=note,
+    )
+
+
+def divide(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
+    """The images to train on and those held back (see :func:`~detector.data.split.hold_back`)."""
+    image = np.repeat(np.arange(len(labelled)), np.diff(labelled.first))
+    is_val = hold_back(labelled.source, labelled.files.tolist(), image, labelled.labels, share, seed)
+    return labelled.select(np.flatnonzero(~is_val)), labelled.select(np.flatnonzero(is_val))
+
+
+class ClassDataset(Dataset[ClassSample | DetectorError]):
+    """Labelled pictures, transformed; with ``augment``, now and then mixed with another.
+
+    Indexed by (epoch, index): what happens to a sample depends on these and the seed alone, its partner in a mix
+    included. A broken picture comes back as the error itself (see ``CocoDataset``).
+    """
+
+    is_wide = shapes = None  # all images become squares of one size
+
+    def __init__(
+        self,
+        labelled: Labelled,
+        transform: ClassTransform,
+        weights: np.ndarray,
+        channels: int,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+        exif: str = "auto",
+        max_value: int | None = None,
+    ) -> None:
+        self.labelled = labelled
+        self.transform = transform
+        self.weights = torch.from_numpy(weights.astype(np.float32))
+        self.channels = channels
+        self.augment = augment
+        self.seed = seed
+        self.exif, self.max_value = exif, max_value
+
+    def __len__(self) -> int:
+        return len(self.labelled)
+
+    @property
+    def categories(self) -> list[Category]:
+        return self.labelled.categories
+
+    @property
+    def truth(self) -> Labelled:
+        """What predictions are scored against."""
+        return self.labelled
+
+    @property
+    def source(self) -> Path:
+        return self.labelled.source
+
+    @property
+    def images(self) -> Path:
+        return self.labelled.root
+
+    def file(self, index: int) -> Path:
+        return self.labelled.file(index)
+
+    @property
+    def has_targets(self) -> np.ndarray:
+        """Which pictures have a label, [I] bool."""
+        return np.diff(self.labelled.first) > 0
+
+    def select(self, indices: Sequence[int]) -> ClassDataset:
+        """Some of the pictures, in this order."""
+        some = self.labelled.select(np.asarray(indices))
+        given = self.channels, self.augment, self.seed, self.exif, self.max_value
+        return ClassDataset(some, self.transform, self.weights.numpy(), *given)
+
+    def summary(self) -> str:
+        """A line of counts for the start of a run."""
+        counts = self.labelled.counts()
+        names = ", ".join(category.name for category in self.categories[:10])
+        names += ", …" if len(self.categories) > 10 else ""
+        text = f"{len(self):,} pictures of {len(self.categories)} classes ({names}), {counts.min():,} to"
+        text += f" {counts.max():,} each"
+        if unlabelled := int((np.diff(self.labelled.first) == 0).sum()):
+            text += f"; {unlabelled:,} without a label"
+        return f"{text}; {self.labelled.note}" if self.labelled.note else text
+
+    def warnings(self) -> list[str]:
+        """What a sample of the files shows to be in doubt."""
+        return spot_check(self.file, np.arange(len(self)), self.channels, self.max_value, looks_for_turns=False)
+
+    def __getitem__(self, key: tuple[int, int]) -> ClassSample | DetectorError:
+        epoch, index = key
+        try:
+            return self._sample(epoch, index)
+        except DetectorError as error:
+            return error
+
+    def _sample(self, epoch: int, index: int) -> ClassSample:
+        image, shares, size = self._read(epoch, index)
+        if self.augment and (self.augment.mixup or self.augment.cutmix):
+            # Another stream than that of the transform, which has the first three numbers.
+            rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 1]))
+            other, other_shares, _ = self._read(epoch, int(rng.integers(len(self))))
+            if other.dtype != image.dtype:  # 8 bits and 16: 255 becomes 65535
+                image, other = (a if a.dtype == np.uint16 else a.astype(np.uint16) * 257 for a in (image, other))
+            image, share = mix(image, other, self.augment, rng)
+            shares = share * shares + (1 - share) * other_shares
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        return ClassSample(pixels, shares, self.weights, size, index)
+
+    def _read(self, epoch: int, index: int) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
+        """Picture, shares of the classes, and the file's height and width."""
+        image = read_image(self.file(index), self.channels, self.exif, self.max_value)
+        shares = torch.zeros(len(self.categories))
+        shares[self.labelled.labels_of(index)] = 1
+        return self.transform(image, epoch, index), shares, image.shape[:2]
+
+
+def open_classes(config: Config, name: str, categories: list[Category] | None = None) -> ClassDataset:
+    """The data set of ``data.train`` (augmented) or ``data.val``, with the classes of ``categories`` where given."""
+    data, channels = config.data, config.model.in_channels
+    classes = [category.name for category in categories] if categories is not None else data.classes
+    read_name, split = split_to_read(data, name)
+    labelled = _read_split(config, read_name, split, classes)
+    if data.val_share is not None:
+        train, val = divide(labelled, data.val_share, config.seed)
+        labelled = val if name == "val" else train
+    if name == "train":
+        check_each_class(labelled)
+    if name == "val":
+        weights, transform, augment = np.ones(len(labelled.categories)), ClassTransform(data.crop), None
+    else:
+        weights, augment = _class_weights(config, labelled), data.augment
+        transform = TrainClassTransform(data.crop, data.augment, config.seed, channels)
+    given = channels, augment, config.seed, data.exif, data.max_value
+    return ClassDataset(labelled, transform, weights, *given)
+
+
+def check_each_class(labelled: Labelled) -> None:
+    """Raises for a class that nothing can be learnt of."""
+    if (missing := np.flatnonzero(labelled.counts() == 0)).size:
+        raise DataError(
+            f"{labelled.source}: has no image of class {labelled.categories[missing[0]].name!r} to train on;"
+            " add some, or remove it from data.classes"
+        )
+
+
+def _read_split(config: Config, name: str, split: SplitConfig, classes: Sequence[str] | None) -> Labelled:
+    if split.images is None:
+        raise not_set(config.data, name, "images")
+    root = Path(split.images)
+    if not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+        raise DataError(f"data.{name}.images: {root} is no folder")
+    if split.annotations is None:
+        with naming_format(root):
+            return read_folders(root, classes)
+    path = Path(split.annotations)
+    with naming_format(path):
+        return read_csv(path, root, classes, config.model.multi_label, config.data.allow_outside)
+
+
+def _class_weights(config: Config, labelled: Labelled) -> np.ndarray:
+    """The weight of each class in the loss, [K]."""
+    given = config.data.class_weights
+    names = [category.name for category in labelled.categories]
+    if given == "balanced":
+        return len(labelled) / (len(names) * labelled.counts())
+    for name in given or {}:
+        _label_of(name, names, "data.class_weights:")
+    return np.array([(given or {}).get(name, 1.0) for name in names])

@@ -1,0 +1,337 @@
+"""The data set of COCO-format annotations and a folder of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from detector.config.schema import DataConfig
+from detector.data.box_rules import check_boxes
+from detector.data.formats.coco import Annotations, Category, read_annotations, show_id
+from detector.data.formats.coco_rows import odd_areas
+from detector.data.formats.recognition import naming_format
+from detector.data.images import read_annotated_image, read_size
+from detector.data.names import Names, check_names, files_below
+from detector.data.split import hold_back, not_set, split_to_read
+from detector.data.spot_check import spot_check
+from detector.data.transforms.boxes import Transform
+from detector.data.transforms.resize import input_sizes, padded
+from detector.errors import DataError, DetectorError
+from detector.files.json_stream import show_text
+from detector.structures import IGNORE_REGION
+
+BLOCK = 1 << 16  # boxes checked at once
+OUTSIDE = "put the image into the folder, or set data.allow_outside=true if you trust the annotations"
+
+
+class Sample(NamedTuple):
+    """One picture with its boxes, as a loader's workers hand it to ``collate``."""
+
+    image: Tensor  # [C, H, W] uint8 or uint16
+    boxes: Tensor  # [T, 4] float32, xyxy in pixels of ``image``
+    labels: Tensor  # [T] int64
+    size_original: tuple[int, int]  # height, width of the file
+    id: int  # its place in the data set
+
+
+@dataclass(frozen=True)
+class CheckedBoxes:
+    """What ``data.invalid_boxes`` did to a data set."""
+
+    boxes: Tensor  # [M, 4] float32 xyxy in the original frame
+    is_kept: Tensor  # [M] bool
+    is_clipped: Tensor  # [M] bool: kept, and cut by more than rounding
+    first_invalid: str | None  # where the first one stands
+
+    @property
+    def clipped(self) -> int:
+        return int(self.is_clipped.sum())
+
+    @property
+    def dropped(self) -> int:
+        return int((~self.is_kept).sum())
+
+
+def with_sizes(annotations: Annotations, images: Path | None, exif: str = "auto") -> Annotations:
+    """The annotations with the sizes that they do not give taken from the headers of the files.
+
+    Raises :class:`~detector.errors.DataError` for a file that has none, or that EXIF turns by a quarter where ``exif``
+    (that of ``data``) is auto; and where the folder is not known.
+    """
+    unknown = (annotations.heights == 0).nonzero()[:, 0].tolist()
+    if not unknown:
+        return annotations
+    if images is None:
+        name = show_text(annotations.file_name(unknown[0]))
+        raise DataError(
+            f"{annotations.path}: image {show_id(annotations.image_ids[unknown[0]])} ({name}) has no width and height;"
+            " write them, or give the folder of the images too"
+        )
+    heights, widths = annotations.heights.clone(), annotations.widths.clone()
+    for index in unknown:
+        heights[index], widths[index] = read_size(images / annotations.file_name(index), exif)
+    return replace(annotations, heights=heights, widths=widths)
+
+
+def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
+    """Boxes as xyxy, with those that have no area or reach outside their image refused, clipped or dropped.
+
+    ``error`` raises for the first of them; ``clip`` cuts boxes to the image and drops what has no area then; ``drop``
+    drops every one of them. Up to a pixel outside is no fault (annotation tools round); that is cut without a word.
+    Of an image whose size is not known, nothing lies outside on the right or below.
+    """
+    image = annotations.image_index()
+    sides = torch.stack([annotations.widths, annotations.heights], dim=1)  # [I, 2]
+    boxes = torch.empty(len(image), 4)
+    is_empty, is_outside = torch.empty(2, len(image), dtype=torch.bool)
+    # In blocks, or the intermediate values would be the most that a run of the whole program holds.
+    for rows in map(slice, range(0, len(image), BLOCK), range(BLOCK, len(image) + BLOCK, BLOCK)):
+        checked = check_boxes(annotations.boxes_xywh[rows].numpy(), sides[image[rows]].numpy())
+        boxes[rows], is_empty[rows], is_outside[rows] = map(torch.from_numpy, checked)
+    is_invalid = is_empty | is_outside
+    first_invalid = None
+    if is_invalid.any():
+        row = int(is_invalid.nonzero()[0])
+        index = int(image[row])
+        fault = "has no area" if is_empty[row] else "reaches outside its image"
+        size = f"{int(annotations.widths[index])}×{int(annotations.heights[index])}"
+        first_invalid = (
+            f"image {show_id(annotations.image_ids[index])} ({show_text(annotations.file_name(index))}, {size}),"
+            f" {annotations.describe(row)}: box {annotations.boxes_xywh[row].tolist()} (xywh) {fault}"
+        )
+        if policy == "error":
+            raise DataError(
+                f"{annotations.path}: {first_invalid}; {int(is_invalid.sum())} boxes in the file are like this:"
+                " correct them, or set data.invalid_boxes to clip or drop"
+            )
+    is_dropped = is_empty if policy == "clip" else is_invalid
+    return CheckedBoxes(
+        boxes=boxes,
+        is_kept=~is_dropped,
+        is_clipped=is_invalid & ~is_dropped,
+        first_invalid=first_invalid,
+    )
+
+
+def scored_truth(annotations: Annotations, checked: CheckedBoxes) -> Annotations:
+    """What predictions are scored against: without the boxes that the policy drops, with those that it clips cut.
+
+    A clipped box has the area that is left of it, if that is less than annotated.
+    """
+    if not checked.clipped and not checked.dropped:
+        return annotations
+    given, areas = annotations.boxes_xywh, annotations.areas
+    boxes = torch.cat([checked.boxes[:, :2], checked.boxes[:, 2:] - checked.boxes[:, :2]], dim=1).double()
+    is_cut = checked.is_clipped  # rounded ones stay as they are annotated
+    area = boxes[:, 2:].prod(dim=1)
+    is_of_box = areas == given[:, 2:].prod(dim=1)
+    clipped = replace(
+        annotations,
+        boxes_xywh=torch.where(is_cut[:, None], boxes, given),
+        areas=torch.where(is_cut, torch.where(is_of_box, area, torch.minimum(area, areas)), areas),
+    )
+    return replace(clipped.keep(checked.is_kept), dropped=checked.dropped)
+
+
+def describe_odd_areas(annotations: Annotations) -> str:
+    """A warning where areas are not of their boxes, which puts objects among the wrong sizes; else empty."""
+    boxes, is_object = annotations.boxes_xywh.numpy(), ~annotations.is_crowd.numpy()
+    odd = np.flatnonzero(odd_areas(boxes, annotations.areas.numpy()) & is_object)
+    if not len(odd):
+        return ""
+    first = int(odd[0])
+    return (
+        f"warning: {annotations.path}: area of {len(odd):,} annotations is 0 or larger than their box, so APs, APm, APl"
+        f" and their recall are of the wrong objects (first: {annotations.describe(first)}, area"
+        f" {float(annotations.areas[first]):g}, box {boxes[first].tolist()}); detector doctor --fix recomputes it"
+    )
+
+
+class CocoDataset(Dataset[Sample | DetectorError]):
+    """Pictures of a COCO-format data set, transformed.
+
+    Indexed by (epoch, index): what happens to a sample depends on these and the seed alone. A broken picture comes back
+    as the error itself, for the process that reads the loader to raise (an exception would reach it wrapped in the
+    worker's traceback).
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        images: Path,
+        transform: Transform,
+        invalid_boxes: str,
+        channels: int = 3,
+        exif: str = "auto",
+        max_value: int | None = None,
+    ) -> None:
+        self.annotations = annotations
+        self.images = images
+        self.transform = transform
+        self.channels = channels
+        self.exif, self.max_value = exif, max_value
+        self.invalid_boxes = invalid_boxes
+        self.checked = apply_box_policy(annotations, invalid_boxes)
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    @property
+    def categories(self) -> list[Category]:
+        return self.annotations.categories
+
+    @cached_property
+    def truth(self) -> Annotations:
+        """What predictions are scored against."""
+        return scored_truth(self.annotations, self.checked)
+
+    @property
+    def source(self) -> Path:
+        return self.annotations.path
+
+    @property
+    def is_wide(self) -> np.ndarray:
+        """Whether each picture is at least as wide as high, [I] bool."""
+        return (self.annotations.widths >= self.annotations.heights).numpy()
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """Height and width of each image as evaluation predicts it, padded on its own, [I, 2]."""
+        sizes = torch.stack([self.annotations.heights, self.annotations.widths], dim=1).numpy()
+        return padded(input_sizes(sizes, self.transform.config))
+
+    def file(self, index: int) -> Path:
+        return self.images / self.annotations.file_name(index)
+
+    @property
+    def is_object(self) -> Tensor:
+        """Which annotations are something to find, [M] bool: no crowds, nothing that was dropped."""
+        return self.checked.is_kept & ~self.annotations.is_crowd
+
+    @property
+    def has_targets(self) -> np.ndarray:
+        """Which pictures have something to find, [I] bool."""
+        images = self.annotations.image_index()[self.is_object]
+        return (torch.bincount(images, minlength=len(self)) > 0).numpy()
+
+    def select(self, indices: Sequence[int]) -> CocoDataset:
+        """Some of the pictures, in this order."""
+        part = self.annotations.select(indices)
+        given = self.images, self.transform, self.invalid_boxes, self.channels, self.exif, self.max_value
+        return CocoDataset(part, *given)
+
+    def summary(self) -> str:
+        """A line of counts for the start of a run."""
+        annotations, checked = self.annotations, self.checked
+        boxes = int(self.is_object.sum())
+        crowds = int((checked.is_kept & annotations.is_crowd).sum())
+        empty = int((annotations.first.diff() == 0).sum())
+        text = (
+            f"{len(self):,} images ({empty:,} without boxes), {boxes:,} boxes of {len(annotations.categories)} classes"
+        )
+        if crowds:
+            text += f", {crowds:,} ignore regions"
+        if checked.first_invalid:
+            text += f"; {checked.clipped:,} invalid boxes clipped, {checked.dropped:,} dropped"
+            text += f" (first: {checked.first_invalid})"
+        lines = (text, annotations.notice, describe_odd_areas(self.truth))
+        return "\n".join(line for line in lines if line)
+
+    def warnings(self) -> list[str]:
+        """What a sample of the files shows to be in doubt."""
+        annotated = np.flatnonzero(self.has_targets)
+        return spot_check(self.file, annotated, self.channels, self.max_value, looks_for_turns=self.exif == "auto")
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | DetectorError:
+        epoch, index = key
+        try:
+            return self._sample(epoch, index)
+        except DetectorError as error:
+            return error
+
+    def _sample(self, epoch: int, index: int) -> Sample:
+        annotations = self.annotations
+        height, width = int(annotations.heights[index]), int(annotations.widths[index])
+        image = read_annotated_image(self.file(index), height, width, self.channels, self.exif, self.max_value)
+        rows = annotations.rows(index)
+        is_kept = self.checked.is_kept[rows]
+        boxes = self.checked.boxes[rows][is_kept].numpy()
+        labels = torch.where(annotations.is_crowd[rows], IGNORE_REGION, annotations.labels[rows])[is_kept].numpy()
+        image, boxes, labels = self.transform(image, boxes, labels, epoch, index)
+        return Sample(
+            image=torch.from_numpy(image).permute(2, 0, 1),
+            boxes=torch.from_numpy(boxes),
+            labels=torch.from_numpy(labels),
+            size_original=(height, width),
+            id=index,
+        )
+
+
+def open_dataset(
+    data: DataConfig,
+    name: str,
+    transform: Transform,
+    categories: list[Category] | None = None,
+    channels: int = 3,
+    seed: int = 0,
+) -> CocoDataset:
+    """The data set of ``data.train`` or ``data.val`` (``name``), checked as far as it can be without decoding."""
+    read_name, split = split_to_read(data, name)
+    for key in ("annotations", "images"):
+        if getattr(split, key) is None:
+            raise not_set(data, read_name, key)
+    images = Path(split.images or "")
+    if not images.is_dir():
+        raise DataError(f"data.{read_name}.images: {images} is no folder")
+    annotations = read_split(data, name, categories, seed)
+    check_files(annotations, images, read_name, data.allow_outside)
+    annotations = with_sizes(annotations, images, data.exif)
+    dataset = CocoDataset(annotations, images, transform, data.invalid_boxes, channels, data.exif, data.max_value)
+    if name == "train" and not dataset.is_object.any():
+        raise DataError(
+            f"{annotations.path}: has no object to train on ({dataset.summary()}); annotate some, or check that"
+            " data.train.annotations is the file that was meant"
+        )
+    return dataset
+
+
+def read_split(data: DataConfig, name: str, categories: list[Category] | None, seed: int) -> Annotations:
+    """The annotations of ``data.train`` or ``data.val``: a whole file, or its part that is (or is not) held back."""
+    read_name, split = split_to_read(data, name)
+    if split.annotations is None:
+        raise not_set(data, read_name, "annotations")
+    with naming_format(Path(split.annotations)):
+        annotations = read_annotations(split.annotations, categories)
+    if data.val_share is None:
+        return annotations
+    is_val = held_back(annotations, data.val_share, seed)
+    return annotations.select(np.flatnonzero(is_val if name == "val" else ~is_val).tolist())
+
+
+def held_back(annotations: Annotations, share: float, seed: int) -> np.ndarray:
+    """Which images :func:`~detector.data.split.hold_back` takes, [I] bool; crowds count for their class."""
+    names = [annotations.file_name(index).encode() for index in range(len(annotations))]
+    image, labels = annotations.image_index().numpy(), annotations.labels.numpy()
+    return hold_back(annotations.path, names, image, labels, share, seed)
+
+
+def check_files(annotations: Annotations, images: Path, split: str, allow_outside: bool) -> None:
+    """Raises for an image that does not exist or whose name, unless ``allow_outside``, leads out of ``images``."""
+    names = map(annotations.file_name, range(len(annotations)))
+    for index, is_outside, reason in check_names(names, images, allow_outside):
+        name = annotations.file_name(index)
+        fault = f"{reason} of data.{split}.images" if is_outside else reason
+        remedy = OUTSIDE if is_outside else f"check data.{split}.images, or remove the image from the annotations"
+        remedy = Names(files_below(images)).hint(name, with_fix=True) or remedy
+        raise DataError(
+            f"{show_text(str(images / name))}: {fault}, but {annotations.path} names it (image"
+            f" {show_id(annotations.image_ids[index])}); {remedy}"
+        )

@@ -1,0 +1,567 @@
+"""COCO annotation files as they stand: every row in columns, what was read although written otherwise, what is wrong.
+
+This is the one reader. Training has it raise at the first fault, the doctor has it collect them all, so what one takes,
+the other takes. While the file is read, a row lives as an object only until its numbers are in the columns, so keys
+that nobody asks for and long segmentations cost no memory.
+
+What is unambiguous is read and counted (``Rows.notes``): numbers written as text, whole numbers written 1.0, optional
+fields that are null, annotations without an id, boxes that only a segmentation holds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detector.errors import DataError
+from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
+
+# OpenCV's own limits: it decodes no picture beyond them.
+MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
+
+Id = int | str
+
+# An id's code is the integer that it is, or that it spells; any other text has a code of its own below all integers.
+NO_ID, BAD_ID, FIRST_TEXT, FIRST_INTEGER = -(2**63), -(2**63) + 1, -(2**63) + 2, -(2**62)
+_spells_integer = re.compile(r"0|-?[1-9][0-9]{0,17}").fullmatch
+
+WITHOUT_SIZE = "image{s} without width and height"  # a note that the doctor looks into
+
+KEPT = 8  # faults of each check whose words are kept; of the others, only where they are
+
+
+class Category(NamedTuple):
+    """A class by the data set's own id and name; its label is its place in the list of categories."""
+
+    id: Id
+    name: str
+
+
+def id_key(value: Id) -> Id:
+    """What two ways of writing one id have in common: 1 for both 1 and "1"."""
+    return int(value) if isinstance(value, str) and _spells_integer(value) else value
+
+
+def sort_key(value: Id) -> tuple[bool, Id]:
+    """Orders ids: integers, then texts."""
+    key = id_key(value)
+    return isinstance(key, str), key
+
+
+def class_differences(own: Sequence[Category], known: Sequence[Category]) -> list[tuple[Category, Category | None]]:
+    """Each class that ``known`` has not by the same id and name, and the one there that has its id, or its name.
+
+    Neither the order matters nor whether ``known`` has more.
+    """
+    by_key = {id_key(category.id): category for category in known}
+    by_name = {category.name: category for category in known}
+    pairs = ((category, by_key.get(id_key(category.id)) or by_name.get(category.name)) for category in own)
+    return [
+        (category, other)
+        for category, other in pairs
+        if other is None or (id_key(other.id), other.name) != (id_key(category.id), category.name)
+    ]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Many strings in one run of bytes; NumPy arrays, or tensors that worker processes share."""
+
+    data: Any  # uint8, all of them
+    ends: Any  # [N] int64
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Texts:
+        parts = [text.encode() for text in texts]
+        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        return cls(np.frombuffer(bytearray(b"".join(parts)), dtype=np.uint8), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self.ends[index - 1]) if index else 0
+        return bytes(memoryview(np.asarray(self.data[start : int(self.ends[index])]))).decode()
+
+    def map(self, convert: Callable[[Any], Any]) -> Texts:
+        return Texts(convert(self.data), convert(self.ends))
+
+
+@dataclass(frozen=True)
+class Ids:
+    """A column of ids as they were given; NumPy arrays, or tensors that worker processes share."""
+
+    codes: Any  # [N] int64
+    is_text: Any  # [N] bool
+    texts: Texts  # of the codes that spell no integer
+
+    @classmethod
+    def counting(cls, count: int) -> Ids:
+        """0, 1, 2, …"""
+        return cls(np.arange(count), np.zeros(count, dtype=bool), Texts.of([]))
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, index: int) -> Id | None:
+        """The id; None where there is none that can be used."""
+        code = int(self.codes[index])
+        if code < FIRST_INTEGER:
+            return self.texts[code - FIRST_TEXT] if code >= FIRST_TEXT else None
+        return str(code) if self.is_text[index] else code
+
+    def tolist(self) -> list[Id | None]:
+        return [self[index] for index in range(len(self))]
+
+    def __iter__(self) -> Any:
+        return iter(self.tolist())
+
+    def select(self, rows: Any) -> Ids:
+        return Ids(self.codes[rows], self.is_text[rows], self.texts)
+
+    def map(self, convert: Callable[[Any], Any]) -> Ids:
+        return Ids(convert(self.codes), convert(self.is_text), self.texts.map(convert))
+
+
+@dataclass
+class Faults:
+    """All rows that fail one check."""
+
+    rows: array[int] = field(default_factory=lambda: array("q"))
+    words: list[str] = field(default_factory=list)  # of the first ones
+
+    def add(self, row: int, words: str) -> None:
+        if not self.rows or self.rows[-1] != row:
+            self.rows.append(row)
+            if len(self.rows) <= KEPT:
+                self.words.append(words)
+        elif len(self.rows) <= KEPT:
+            self.words[-1] += f", {words}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a file has, in its own order: I images, M annotations. Rows at fault have values that no sound one has."""
+
+    path: Path
+    categories: list[Category]  # those with an id and a name
+    image_ids: Ids  # [I]
+    heights: np.ndarray  # [I] int64; 0: not given
+    widths: np.ndarray  # [I] int64
+    names: Texts  # [I] empty: none that a file can have
+    annotation_ids: Ids  # [M]
+    of_image: np.ndarray  # [M] codes of ids
+    of_category: np.ndarray  # [M] codes of ids
+    boxes_xywh: np.ndarray  # [M, 4] float64; NaN: none that can be used
+    areas: np.ndarray  # [M] float64; the box's where none is given
+    is_crowd: np.ndarray  # [M] bool: iscrowd or ignore
+    is_taken: np.ndarray  # [M] bool: the box is that of the segmentation
+    notes: Counter[str]  # what was read although it is written otherwise (in words), and how often
+    faults: dict[str, Faults]  # by the doctor's name of the check
+    text_codes: dict[str, int]  # of ids that spell no integer
+
+    def code(self, value: Id) -> int:
+        """The code of a sound id; NO_ID for one that the file does not have."""
+        key = id_key(value)
+        return key if isinstance(key, int) else self.text_codes.get(key, NO_ID)
+
+    def id_of(self, code: int) -> Id | None:
+        """The id of a code; None for what is none."""
+        return Ids(np.array([code]), np.array([False]), self.image_ids.texts)[0]
+
+
+def describe_notes(path: Path, notes: Counter[str]) -> str:
+    """One line that says what was read so; empty where there is nothing to say."""
+    if not notes.total():
+        return ""
+    said = (
+        f"{count:,} {what.format(s='' if count == 1 else 's', es='' if count == 1 else 'es')}"
+        for what, count in notes.items()
+        if count
+    )
+    return f"{path}: read " + ", ".join(said)
+
+
+def read_rows(path: Path, is_strict: bool) -> Rows:
+    """All rows of a COCO JSON file; ``is_strict`` raises at the first one at fault.
+
+    Raises :class:`~detector.errors.DataError` that names file, line, image or annotation id, value and remedy; without
+    ``is_strict`` only for a file that is no COCO file at all.
+    """
+    return _Reader(path, is_strict).read()
+
+
+class _Reader:
+    def __init__(self, path: Path, is_strict: bool) -> None:
+        self.path, self.is_strict = path, is_strict
+        self.stream: JsonStream
+        self.row: Any = None  # the one being read, for messages
+        self.table, self.count = "", 0  # its list, and its place there
+        self.notes: Counter[str] = Counter()
+        self.faults: dict[str, Faults] = {}
+        self.text_codes: dict[str, int] = {}
+        self.categories: list[Category] = []
+        self.image_ids, self.annotation_ids, self.of_image, self.of_category = (array("q") for _ in range(4))
+        self.is_text_image, self.is_text_annotation, self.is_crowd, self.is_taken = (array("b") for _ in range(4))
+        self.heights, self.widths, self.name_ends = (array("q") for _ in range(3))
+        self.names = bytearray()
+        self.xywh, self.areas = array("d"), array("d")
+
+    # --- the file -----------------------------------------------------------------------------------------------------
+
+    def read(self) -> Rows:
+        add = {"images": self.add_image, "annotations": self.add_annotation, "categories": self.add_category}
+        seen = set()
+        with open_json(self.path) as self.stream:
+            stream = self.stream
+            if stream.peek() != "{":
+                kind = type(stream.value()).__name__ if stream.peek() != "[" else "list"
+                raise DataError(f"{self.path}: holds a {kind}; COCO annotations are an object with images, annotations")
+            for self.table in stream.members():
+                if self.table not in add:
+                    stream.skip()
+                    continue
+                if self.table in seen:
+                    raise stream.error(f"key {self.table!r} is duplicated")
+                if stream.peek() not in ("[", ""):  # at the end of the file the list is missed below
+                    stream.skip()
+                    continue
+                seen.add(self.table)
+                add_row = add[self.table]
+                for self.count, self.row in enumerate(stream.elements()):
+                    add_row(self.row)
+            stream.finish()
+        counts = {"images": len(self.image_ids), "categories": len(self.categories)}
+        for self.table in add:
+            if self.table not in seen:
+                fault = f"has no list {self.table!r}; COCO annotations need images, annotations and categories"
+            elif counts.get(self.table) == 0:
+                fault = f"has no {self.table}; list at least one"
+            else:
+                continue
+            if self.is_strict or (self.table == "images" and self.table not in seen):
+                raise DataError(f"{self.path}: {fault}")
+            self.faults.setdefault("list-missing", Faults()).add(0, fault)
+        texts = Texts.of(self.text_codes)
+        return Rows(
+            path=self.path,
+            categories=self.categories,
+            image_ids=Ids(np.asarray(self.image_ids), np.asarray(self.is_text_image).view(bool), texts),
+            heights=np.asarray(self.heights),
+            widths=np.asarray(self.widths),
+            names=Texts(np.frombuffer(self.names, dtype=np.uint8), np.asarray(self.name_ends)),
+            annotation_ids=Ids(np.asarray(self.annotation_ids), np.asarray(self.is_text_annotation).view(bool), texts),
+            of_image=np.asarray(self.of_image),
+            of_category=np.asarray(self.of_category),
+            boxes_xywh=np.asarray(self.xywh).reshape(-1, 4),
+            areas=np.asarray(self.areas),
+            is_crowd=np.asarray(self.is_crowd).view(bool),
+            is_taken=np.asarray(self.is_taken).view(bool),
+            notes=self.notes,
+            faults=self.faults,
+            text_codes=self.text_codes,
+        )
+
+    def fault(self, check: str, words: str) -> None:
+        """What is wrong with the row that is being read."""
+        if self.is_strict:
+            raise DataError(f"{self.path}:{self.stream.line}: {self._where()}: {words}")
+        self.faults.setdefault(check, Faults()).add(self.count, words)
+
+    def _where(self) -> str:
+        if not isinstance(self.row, dict):
+            return self.table
+        kind = {"images": "image", "annotations": "annotation", "categories": "category"}[self.table]
+        own = self.row.get("id")
+        if self.table == "images" and isinstance(name := self.row.get("file_name"), str) and name:
+            return f"image {_show_id(own)} ({show_text(name)})"
+        if own is None and self.table == "annotations":
+            return f"annotation {self.count + 1} of the list (image {_show_id(self.row.get('image_id'))})"
+        return f"{kind} {_show_id(own)}"
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def add_category(self, row: Any) -> None:
+        value, name = (row.get("id"), row.get("name")) if isinstance(row, dict) else (None, None)
+        if type(value) is float and value.is_integer() and abs(value) <= 2**53:
+            value = int(value)
+            self.notes["whole number{s} written with a point"] += 1
+        if not is_id(value) or not isinstance(name, str):
+            self.fault("category-malformed", f"{show(row)} needs an id, which is an integer or text, and a name")
+            return
+        self.id_code(value, "category-malformed", "id")
+        self.categories.append(Category(value, name))
+
+    def add_image(self, row: Any) -> None:
+        if not isinstance(row, dict):
+            self.fault("image-malformed", f"{show(row)} is not an object")
+            row = {}
+        value, name = row.get("id"), row.get("file_name")
+        code = self.id_code(value, "image-malformed", "id")
+        if not isinstance(name, str) or not name or not _is_file_name(name):
+            self.fault("image-malformed", f"file_name is {show(name)}; it must be a path")
+            name = ""
+        height, width = self._size(row.get("height"), row.get("width"))
+        self.image_ids.append(code)
+        self.is_text_image.append(type(value) is str)
+        self.heights.append(height)
+        self.widths.append(width)
+        self.names += name.encode()
+        self.name_ends.append(len(self.names))
+
+    def _size(self, height: Any, width: Any) -> tuple[int, int]:
+        if not (type(height) is int and type(width) is int):
+            if height is None or width is None:
+                self.notes[WITHOUT_SIZE] += 1
+                return 0, 0
+            height, width = self._whole(height), self._whole(width)
+        said = f"height {show(height)}, width {show(width)}"
+        if not (is_integer(height) and is_integer(width) and height > 0 and width > 0):
+            self.fault("size-malformed", f"{said} must be positive integers; write the image's own")
+        elif max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
+            self.fault(
+                "size-malformed", f"{said} is larger than any image that can be decoded (2^30 pixels); write its own"
+            )
+        else:
+            return height, width
+        return 0, 0
+
+    def add_annotation(self, row: Any) -> None:
+        if not isinstance(row, dict):
+            self.fault("annotation-malformed", f"{show(row)} is not an object")
+            row = {}
+        get = row.get
+        value, box, area = get("id"), get("bbox"), get("area")
+        if value is None:
+            code = NO_ID
+            self.notes["annotation{s} without an id"] += bool(row)
+        else:
+            code = self.id_code(value, "annotation-malformed", "id")
+        self.annotation_ids.append(code)
+        self.is_text_annotation.append(type(value) is str)
+        self.of_image.append(self.id_code(get("image_id"), "annotation-malformed", "image_id") if row else BAD_ID)
+        self.of_category.append(
+            self.id_code(get("category_id"), "annotation-malformed", "category_id") if row else BAD_ID
+        )
+        is_taken = not is_box(box)
+        if is_taken:
+            box, is_taken = self._box(box, get("segmentation")) if row else (_NO_BOX, False)
+        if not is_number(area):
+            area = self._area(area, box) if row else math.nan
+        self.xywh.extend(box)
+        self.areas.append(area)
+        self.is_taken.append(is_taken)
+        self.is_crowd.append(self._flag(get("iscrowd"), "iscrowd") or self._flag(get("ignore"), "ignore"))
+
+    # --- values -------------------------------------------------------------------------------------------------------
+
+    def id_code(self, value: Any, check: str, what: str) -> int:
+        """The code of an id; BAD_ID for what is none."""
+        if type(value) is int and FIRST_INTEGER <= value < 2**63:
+            return value
+        if type(value) is float and value.is_integer() and abs(value) <= 2**53:
+            self.notes["whole number{s} written with a point"] += 1
+            return int(value)
+        if type(value) is str and is_id(value):
+            self.notes["id{s} written as text"] += 1
+            if _spells_integer(value):
+                return int(value)
+            return self.text_codes.setdefault(value, FIRST_TEXT + len(self.text_codes))
+        self.fault(check, f"{what} {show(value)} must be an integer or text")
+        return BAD_ID
+
+    def _whole(self, value: Any) -> Any:
+        """An integer that is written as text or with a point; anything else as it is."""
+        number = self._number(value)
+        if type(number) is float and number.is_integer():
+            self.notes["whole number{s} written with a point"] += type(value) is float
+            return int(number)
+        return value if type(number) is float else number
+
+    def _number(self, value: Any) -> Any:
+        """A number that is written as text; anything else as it is."""
+        number = number_of_text(value)
+        if number is None:
+            return value
+        self.notes["number{s} written as text"] += 1
+        return number
+
+    def _box(self, box: Any, segmentation: Any) -> tuple[list[float], bool]:
+        """A box that is not four plain numbers, and whether it was taken from the segmentation."""
+        if box is None or box == []:
+            taken = box_of_segmentation(segmentation)
+            if taken is None:
+                self.fault("box-not-finite", "has no bbox, and no segmentation to take it from")
+                return _NO_BOX, False
+            self.notes["box{es} taken from the segmentation"] += 1
+            return taken, True
+        numbers = box_of_texts(box)
+        if numbers is None:
+            self.fault("box-not-finite", f"bbox {show(box)} must be four finite numbers: left, top, width, height")
+            return _NO_BOX, False
+        self.notes["number{s} written as text"] += sum(type(number) is str for number in box)
+        return numbers, False
+
+    def _area(self, area: Any, box: list[float]) -> float:
+        """An area that is no plain number: the box's where it is missing (which pandas writes NaN)."""
+        if area is not None and area == area:
+            area = self._number(area)
+            if is_number(area):
+                return area
+            self.fault("annotation-malformed", f"area {show(area)} must be a finite number")
+        else:
+            self.notes["annotation{s} without an area"] += 1
+        return box[2] * box[3]
+
+    def _flag(self, value: Any, key: str) -> bool:
+        if value is None or value == 0 or value == 1:  # booleans too
+            return bool(value)
+        if value != value:  # how pandas writes a missing one
+            return False
+        number = self._number(value)
+        if number not in (0, 1):
+            self.fault("annotation-malformed", f"{key} {show(value)} must be 0 or 1")
+        return number == 1
+
+
+_NO_BOX = [math.nan] * 4
+
+
+def _show_id(value: Any) -> str:
+    return show_text(value) if isinstance(value, str) and value else show(value)
+
+
+def is_id(value: Any) -> bool:
+    """Whether a JSON value can be an id: text, or an integer that fits."""
+    if type(value) is str:
+        return value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
+    return type(value) is int and FIRST_INTEGER <= value < 2**63
+
+
+def _is_file_name(name: str) -> bool:
+    """JSON can escape what no file's name holds: NUL, and half of a surrogate pair."""
+    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def is_box(value: Any) -> bool:
+    """Whether a JSON value is a list of four finite numbers."""
+    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
+
+
+def number_of_text(value: Any) -> int | float | None:
+    """The finite number that a text spells; None for anything else."""
+    if type(value) is not str or len(value) > 40 or not re.fullmatch(r"\s*[-+]?[0-9.]+([eE][-+]?[0-9]+)?\s*", value):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    if not is_number(number):
+        return None
+    return int(value) if _spells_integer(value.strip()) else number
+
+
+def box_of_texts(value: Any) -> list[float] | None:
+    """Four finite numbers, of which some are written as text; None for anything else."""
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    numbers = [one if is_number(one) else number_of_text(one) for one in value]
+    return numbers if is_box(numbers) else None  # type: ignore[return-value]
+
+
+def _encoded(segmentation: Any) -> Any:
+    """A run-length mask as pycocotools takes it; raises ValueError and its like for what is none."""
+    from pycocotools import mask
+
+    # pycocotools divides by the height without a look: a zero would end the process.
+    height, width = segmentation["size"]
+    if not all(is_integer(side) and 0 < side <= MAX_SIDE for side in (height, width)):
+        raise ValueError
+    return mask.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
+
+
+def _polygons(segmentation: list[Any]) -> list[np.ndarray]:
+    """The corners of each polygon, [N, 2]; a single one may be a flat list."""
+    polygons = segmentation if any(isinstance(polygon, list) for polygon in segmentation) else [segmentation]
+    return [np.asarray(polygon, dtype=float).reshape(-1, 2) for polygon in polygons]
+
+
+def box_of_segmentation(segmentation: Any) -> list[float] | None:
+    """The box around polygons or a run-length mask; None where there is none."""
+    from pycocotools import mask
+
+    try:
+        if isinstance(segmentation, list):
+            corners = np.concatenate(_polygons(segmentation))
+            (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+            box = [float(left), float(top), float(right - left), float(bottom - top)]
+        else:
+            box = [float(number) for number in mask.toBbox(_encoded(segmentation))]
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return None
+    return box if is_box(box) else None
+
+
+def area_of_segmentation(segmentation: Any) -> float | None:
+    """The area of polygons (their sum) or of a run-length mask; None where there is none."""
+    from pycocotools import mask
+
+    try:
+        if isinstance(segmentation, list):
+            area = 0.0
+            for corners in _polygons(segmentation):
+                x, y = corners.T
+                area += abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
+        else:
+            area = float(mask.area(_encoded(segmentation)))
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return None
+    return area if is_number(area) and area > 0 else None
+
+
+def odd_areas(boxes: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """Which areas [M] cannot be those of objects in their ``boxes`` [M, 4] xywh: none at all, or more than the box.
+
+    A pixel more along each side is no fault: tools count the pixels that a box touches.
+    """
+    with np.errstate(invalid="ignore"):
+        has_area = (boxes[:, 2:] > 0).all(axis=1)
+        return has_area & ((areas <= 0) | (areas > 1.01 * (boxes[:, 2:] + 1).prod(axis=1)))
+
+
+def duplicated(codes: np.ndarray) -> np.ndarray:
+    """Places of ids that an earlier row has already, in their order; those of no id are none."""
+    first = np.zeros(len(codes), dtype=bool)
+    first[np.unique(codes, return_index=True)[1]] = True
+    return np.flatnonzero(~first & (codes > BAD_ID))
+
+
+def indices_of(known: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The first place in ``known`` of each of ``codes``; -1 where there is none."""
+    if not len(known):
+        return np.full(len(codes), -1, dtype=np.int64)
+    order = np.argsort(known, kind="stable")
+    places = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
+    return np.where((known[order[places]] == codes) & (codes > BAD_ID), order[places], -1)
+
+
+def shift_between(used: np.ndarray, known: np.ndarray) -> int:
+    """1 or -1 where the ids that are used are all of ``known`` moved by it, and none of them is among those; else 0.
+
+    Where some are, as of 1, 2, 3 for 0, 1, 2, it may as well be that one id is a stray one and all others are right.
+    """
+    used, known = np.unique(used), np.unique(known)
+    if len(used) != len(known) or (used < FIRST_INTEGER).any() or (known < FIRST_INTEGER).any():
+        return 0
+    if np.isin(used, known).any():
+        return 0
+    moves = np.unique(used - known)
+    return int(moves[0]) if len(moves) == 1 and abs(moves[0]) == 1 else 0

@@ -1,0 +1,92 @@
+"""Training on data with broken pictures: others in their places (``data.on_bad_image: skip``)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from detector.errors import DataError, DetectorError
+from detector.files.atomic import append_line
+
+TRIES = 10  # for one place; where all of them fail, the disk is gone rather than pictures broken
+
+
+class Replaced(NamedTuple):
+    """A sample in the place of others that could not be read."""
+
+    sample: Any
+    epoch: int
+    errors: list[DetectorError]
+
+
+class Replacing(Dataset[Any]):
+    """A training set in which another picture, drawn from (seed, epoch, index), stands in for one that is broken.
+
+    So batches stay full, and what a step is made of still depends on nothing but the data: not on workers, ranks or
+    restarts. The other picture comes as it comes in its own turn of this epoch.
+    """
+
+    def __init__(self, data: Any, seed: int) -> None:
+        self.data = data
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def file(self, index: int) -> Path:
+        return self.data.file(index)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
+        sample = self.data[key]
+        if not isinstance(sample, DetectorError):
+            return sample
+        errors = [sample]
+        # Another stream than those of the transform and of mixing, which have (seed, epoch, index) and 1 behind it.
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 2]))
+        for other in rng.integers(len(self), size=TRIES).tolist():
+            sample = self.data[epoch, other]
+            if not isinstance(sample, DetectorError):
+                return Replaced(sample, epoch, errors)
+            errors.append(sample)
+        return DataError(f"{errors[0]}; and none of {TRIES} others in its place could be read (first: {errors[1]})")
+
+
+class Skipped:
+    """What one rank has left out: each picture is named once a run, and counted once an epoch.
+
+    Raises :class:`~detector.errors.DataError` where the broken ones are more than ``max_share`` of this rank's share of
+    an epoch.
+    """
+
+    def __init__(self, num_images: int, max_share: float, log: Path, say: Callable[[str], None] | None = None) -> None:
+        self.num_images = num_images  # that this rank sees in an epoch
+        self.max_share = max_share
+        self.log = log
+        self.say = say or (lambda line: tqdm.write(line, file=sys.stderr))  # not into the progress bar's line
+        self.named = set(log.read_text(encoding="utf-8").splitlines()) if log.exists() else set()
+        self.epoch = -1
+        self.in_epoch: set[str] = set()
+
+    def add(self, replaced: Replaced) -> None:
+        if replaced.epoch != self.epoch:
+            self.epoch, self.in_epoch = replaced.epoch, set()
+        for error in replaced.errors:
+            text = str(error).encode(errors="backslashreplace").decode()
+            self.in_epoch.add(text)
+            if text not in self.named:
+                self.named.add(text)
+                if self.log.parent.is_dir():  # a rank on another machine may not see the run's folder
+                    append_line(self.log, text)  # a line at a time: ranks share the file
+                self.say(f"skipped: {text} ({len(self.in_epoch)} in this epoch; data.on_bad_image)")
+        if len(self.in_epoch) > self.max_share * self.num_images:
+            raise DataError(
+                f"{len(self.in_epoch)} pictures of {self.num_images} could not be read, more than"
+                f" data.max_bad_share={self.max_share} allows; they are in {self.log}"
+            )

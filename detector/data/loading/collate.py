@@ -1,0 +1,113 @@
+"""Samples to a :class:`~detector.structures.Batch`, and the batches of a loader."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import get_worker_info
+
+from detector.data.classification import ClassSample
+from detector.data.detection import Sample
+from detector.data.loading.bad_images import Replaced, Skipped
+from detector.data.loading.workers import load
+from detector.data.transforms.resize import SIZE_DIVISOR, padded
+from detector.errors import DetectorError
+from detector.structures import PADDING, Batch, ClassTargets, Targets
+
+
+def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch.Tensor:
+    """Pictures [C, H, W] in one [B, C, H', W'], zero right and below, both sides multiples of ``divisor``.
+
+    It is channels last, as files are decoded and as convolutions want it: whole rows are copied, nothing is transposed.
+    """
+    sides = torch.tensor([image.shape[-2:] for image in images]).amax(dim=0)
+    height, width = padded(sides, divisor).tolist()
+    if any(image.dtype == torch.uint16 for image in images):  # 8 bits among them: 255 becomes 65535
+        images = [image if image.dtype == torch.uint16 else image.to(torch.uint16) * 257 for image in images]
+    batch = shared_zeros([len(images), height, width, images[0].shape[0]], images[0].dtype).permute(0, 3, 1, 2)
+    for row, image in enumerate(images):
+        batch[row, :, : image.shape[1], : image.shape[2]] = image
+    return batch
+
+
+def shared_zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
+    """In a loader's worker they lie in memory that it shares with the main process, so sending them copies nothing."""
+    if get_worker_info() is None:
+        return torch.zeros(shape, dtype=dtype)
+    # As torch's own default_collate does it. The system hands out new shared memory as zeros.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device="cpu")
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+
+
+def collate(samples: list[Sample | ClassSample | DetectorError]) -> Batch | DetectorError:
+    """One batch; if a sample is an error, that error (see ``CocoDataset``)."""
+    for sample in samples:
+        if isinstance(sample, DetectorError):
+            return sample
+    is_class = isinstance(samples[0], ClassSample)
+    targets = _class_targets(samples) if is_class else _box_targets(samples)
+    return Batch(
+        # Pictures of classes all have the config's size, which a network was trained on: nothing is added to it.
+        images=pad_images([sample.image for sample in samples], divisor=1 if is_class else SIZE_DIVISOR),
+        sizes=torch.tensor([sample.image.shape[-2:] for sample in samples]),
+        sizes_original=torch.tensor([sample.size_original for sample in samples]),
+        targets=targets,
+        ids=torch.tensor([sample.id for sample in samples]),
+    )
+
+
+def by_shape(samples: Sequence[Sample | ClassSample]) -> list[list[int]]:
+    """Indices of the samples that have the same shape once each is padded as it is alone.
+
+    Predictions are made in batches of these. Zeros beyond an image do not stay zeros: after a convolution's bias they
+    are features like others, and group norms count them, so what is found would depend on how far neighbours pad.
+    """
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        height, width = sample.image.shape[-2:]
+        groups[padded(height), padded(width)].append(index)
+    return list(groups.values())
+
+
+def _class_targets(samples: list[ClassSample]) -> ClassTargets:
+    return ClassTargets(
+        torch.stack([sample.shares for sample in samples]), torch.stack([sample.weights for sample in samples])
+    )
+
+
+def _box_targets(samples: list[Sample]) -> Targets:
+    """Padded to the same number of boxes a picture."""
+    most = max(1, *(len(sample.labels) for sample in samples))
+    boxes = torch.zeros(len(samples), most, 4)
+    labels = torch.full((len(samples), most), PADDING)
+    for row, sample in enumerate(samples):
+        boxes[row, : len(sample.boxes)] = sample.boxes
+        labels[row, : len(sample.labels)] = sample.labels
+    return Targets(boxes, labels)
+
+
+def load_batches(
+    data: Any, batches: Any, workers: int, pin_memory: bool, skipped: Skipped | None = None
+) -> Iterator[Batch]:
+    """The batches of ``data`` in the order of a sampler of key lists; raises the error of a broken sample.
+
+    ``skipped`` is told what a :class:`~detector.data.loading.bad_images.Replacing` data set left out, as its batch comes.
+    """
+    for batch, replaced in load(data, batches, workers, _collate_replaced, pin_memory):
+        for place in replaced:
+            if skipped:
+                skipped.add(place)
+        if isinstance(batch, DetectorError):
+            raise batch
+        yield batch
+
+
+def _collate_replaced(samples: list[Any]) -> tuple[Batch | DetectorError, list[Replaced]]:
+    """The batch, and what stands in it in other pictures' places, without the samples themselves."""
+    replaced = [sample for sample in samples if isinstance(sample, Replaced)]
+    batch = collate([sample.sample if isinstance(sample, Replaced) else sample for sample in samples])
+    return batch, [place._replace(sample=None) for place in replaced]

@@ -1,0 +1,47 @@
+"""The size of what the model is given: the one rule for it, as ``data.resize`` says.
+
+Dimension key: I images. Sizes are height, width.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from detector.config.schema import ResizeConfig
+
+Sides = TypeVar("Sides", int, np.ndarray, Tensor)
+
+SIZE_DIVISOR = 32  # of the padded sides: the stride of C5
+
+
+def input_sizes(sizes: np.ndarray, resize: ResizeConfig, short: int | np.ndarray | None = None) -> np.ndarray:
+    """Sizes [I, 2] of at least one pixel → those that the images are resized to, [I, 2] int64; padding comes later.
+
+    ``short`` is one of ``resize.short``, or one for each image [I]; None is the last, as evaluation has it.
+    """
+    if resize.fixed:
+        return np.broadcast_to(np.array(resize.fixed, dtype=np.int64), sizes.shape).copy()
+    short = resize.short[-1] if short is None else short
+    # Short side to ``short``, or the long one to ``long`` where it would pass that.
+    scale = np.minimum(short / sizes.min(axis=1), resize.long / sizes.max(axis=1))
+    cut = np.floor if resize.rounding == "down" else np.rint
+    return np.maximum(1, cut(sizes * scale[:, None])).astype(np.int64)
+
+
+def input_size(height: int, width: int, resize: ResizeConfig, short: int | None = None) -> tuple[int, int]:
+    """:func:`input_sizes` of one image."""
+    new_height, new_width = input_sizes(np.array([[height, width]]), resize, short)[0].tolist()
+    return new_height, new_width
+
+
+def in_words(resize: ResizeConfig) -> str:
+    """``800/1333`` (short and long side, as evaluation has them), or ``480×640`` (fixed height and width)."""
+    return "×".join(map(str, resize.fixed)) if resize.fixed else f"{resize.short[-1]}/{resize.long}"
+
+
+def padded(sides: Sides, divisor: int = SIZE_DIVISOR) -> Sides:
+    """Sides up to the next multiple of ``divisor``, as a batch of one is padded."""
+    return -(-sides // divisor) * divisor

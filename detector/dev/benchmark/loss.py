@@ -1,0 +1,149 @@
+"""Matching, focal loss and box loss, forward and backward, given a head's outputs.
+
+torchvision averages the pictures' own means, each by its own positives; ours divides once by the positives of the
+batch. All pictures of a batch have the same objects here, so that both are the same number.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
+
+from detector.config.schema import AnchorConfig, LossConfig, ModelConfig
+from detector.dev.benchmark.generate import CLASSES, random_boxes
+from detector.dev.benchmark.measure import RUNS, Case, Run, Settings
+from detector.dev.benchmark.peer import torchvision_without_backbone
+from detector.ops import boxes as box_ops
+from detector.ops.anchors import Anchors, level_sizes
+from detector.ops.assignment import BACKGROUND, IGNORE, match_anchors
+from detector.structures import Predictions, Targets
+from detector.tasks import detection
+
+HEIGHT, WIDTH = 800, 1344
+LEVELS = (3, 4, 5, 6, 7)
+CONFIG = ModelConfig(loss=LossConfig(box="l1"))
+TOLERANCE = 1e-4  # of the loss, and of the largest gradient
+DENSE_BLOCK = 2048  # anchors that are compared with all objects at once
+
+
+class Inputs(NamedTuple):
+    predictions: Predictions  # logits and deltas ask for gradients
+    targets: Targets
+
+
+class Outputs(NamedTuple):
+    losses: list[Tensor]  # class, box; normalised
+    gradients: list[Tensor]  # of logits, deltas
+
+
+def cases(settings: Settings) -> list[Case]:
+    return [
+        *(make_case(settings, objects, batch=2) for objects in (20, 500)),
+        make_case(settings, 10_000, batch=1, against_dense=True),
+    ]
+
+
+def make_case(settings: Settings, objects: int, batch: int, against_dense: bool = False) -> Case:
+    """Objects that torchvision's matrices have no room for are checked against a dense computation in blocks."""
+    height, width, count = settings.side(HEIGHT), settings.side(WIDTH), settings.scaled(objects)
+    return Case(
+        name=f"{height}×{width}, batch {batch}, {count:,} object{'s'[: count != 1]} an image",
+        inputs=lambda _folder: make_inputs(height, width, batch, count, settings.device),
+        ours=ours,
+        theirs=None if against_dense else theirs,
+        equal=equals_dense if against_dense else equal,
+        runs=2 if against_dense else RUNS,
+    )
+
+
+def make_inputs(height: int, width: int, batch: int, objects: int, device: str) -> Inputs:
+    rng = np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
+    predictions = make_predictions(height, width, batch, generator, mean=-4.6, spread=1.0)
+    boxes = torch.from_numpy(random_boxes(rng, objects, height, width))
+    labels = torch.from_numpy(rng.integers(CLASSES, size=objects))
+    logits, deltas = (part.to(device).requires_grad_() for part in predictions[:2])
+    targets = Targets(boxes.expand(batch, -1, -1).contiguous(), labels.expand(batch, -1).contiguous())
+    moved = Predictions(logits, deltas, predictions.anchors.to(device), predictions.level_counts)
+    return Inputs(moved, targets.to(torch.device(device)))
+
+
+def make_predictions(
+    height: int, width: int, batch: int, generator: torch.Generator, mean: float, spread: float
+) -> Predictions:
+    """What a head might say of pictures of that size: normal logits and deltas."""
+    anchors, level_counts = Anchors(AnchorConfig(), LEVELS)(level_sizes(height, width, LEVELS))
+    logits = torch.randn(batch, len(anchors), CLASSES, generator=generator).mul_(spread).add_(mean)
+    deltas = torch.randn(batch, len(anchors), 4, generator=generator).mul_(0.2)
+    return Predictions(logits, deltas, anchors, level_counts)
+
+
+def ours(inputs: Inputs) -> Run:
+    def run() -> Outputs:
+        losses = detection.loss(inputs.predictions, inputs.targets, CONFIG)
+        return backward(inputs, [part / losses.normaliser for part in losses.parts.values()])
+
+    return run
+
+
+def theirs(inputs: Inputs) -> Run:
+    model = torchvision_without_backbone(CLASSES)
+    predictions = inputs.predictions
+    targets = [{"boxes": boxes, "labels": labels} for boxes, labels in zip(*inputs.targets, strict=True)]
+    outputs = {"cls_logits": predictions.cls_logits, "bbox_regression": predictions.box_deltas}
+
+    def run() -> Outputs:
+        losses = model.compute_loss(targets, outputs, [predictions.anchors] * len(targets))
+        return backward(inputs, [losses["classification"], losses["bbox_regression"]])
+
+    return run
+
+
+def backward(inputs: Inputs, losses: list[Tensor]) -> Outputs:
+    leaves = [inputs.predictions.cls_logits, inputs.predictions.box_deltas]
+    gradients = torch.autograd.grad(sum(losses), leaves)
+    return Outputs([loss.detach() for loss in losses], list(gradients))
+
+
+def equal(_inputs: Inputs, own: Outputs, other: Outputs) -> bool:
+    return all(
+        (one - two).abs().max() <= TOLERANCE * two.abs().max()
+        for one, two in zip([*own.losses, *own.gradients], [*other.losses, *other.gradients], strict=True)
+    )
+
+
+def equals_dense(inputs: Inputs, own: Outputs, _other: None) -> bool:
+    """Whether every anchor's match is exactly that of all overlaps at once, and the loss is torchvision's of it."""
+    predictions, (boxes, labels) = inputs.predictions, (part[0] for part in inputs.targets)
+    match = dense_match(predictions.anchors, boxes)
+    if not torch.equal(match, match_anchors(predictions.anchors, boxes, labels, CONFIG.matcher)):
+        return False
+    is_positive = match >= 0
+    one_hot = torch.zeros_like(predictions.cls_logits[0])
+    one_hot[is_positive, labels[match[is_positive]]] = 1
+    is_counted = match != IGNORE
+    with torch.no_grad():
+        cls = sigmoid_focal_loss(predictions.cls_logits[0][is_counted], one_hot[is_counted], reduction="sum")
+        wanted = box_ops.encode(boxes[match[is_positive]], predictions.anchors[is_positive])
+        box = (predictions.box_deltas[0][is_positive] - wanted).abs().sum()
+    dense = [cls / is_positive.sum(), box / is_positive.sum()]
+    return all((one - two).abs() <= TOLERANCE * two for one, two in zip(own.losses, dense, strict=True))
+
+
+def dense_match(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """The target of each anchor, [N], by its overlaps with all objects; blocks of anchors stand after each other."""
+    config = CONFIG.matcher
+    blocks = anchors.split(DENSE_BLOCK)
+    closest = torch.stack([box_ops.pairwise_iou(boxes, block).amax(dim=1) for block in blocks]).amax(dim=0)  # [T]
+    matches = []
+    for block in blocks:
+        iou = box_ops.pairwise_iou(boxes, block)  # [T, N']
+        best, target = iou.max(dim=0)
+        is_closest = ((iou == closest[:, None]) & (closest > 0)[:, None]).any(dim=0)
+        match = torch.where(best >= config.negative, IGNORE, BACKGROUND)
+        matches.append(torch.where((best >= config.positive) | is_closest, target, match))
+    return torch.cat(matches)

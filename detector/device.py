@@ -1,0 +1,72 @@
+"""The device to compute on, and what a bug report needs to say of this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import detector
+from detector.errors import ConfigError
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "opencv-python-headless",
+    "albumentations",
+    "pillow",
+    "pydantic",
+    "hotcoco",
+)
+PACKAGES += ("pycocotools", "safetensors", "timm", "tensorboard")
+SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_")  # variables, by what their names begin with
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name, or the first GPU, or the CPU. Raises ConfigError for one that is not here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"--device {name}: there is no such device here; use cpu, or leave it out") from None
+    return device
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and threads; no network is asked. None stands for what is not there."""
+    return {
+        "detector": detector.__version__,
+        "installed": str(Path(detector.__file__).parent),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **{name: value for name, value in sorted(os.environ.items()) if name.startswith(SETTINGS)},
+        **{name: _version(name) for name in PACKAGES},
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+        "gpus": [
+            f"{properties.name}, {properties.total_memory / 1e9:.1f} GB"
+            for properties in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        ],
+    }
+
+
+def _version(package: str) -> str | None:
+    # What was imported speaks for itself: a checkout or a container may have none of pip's records.
+    module = sys.modules.get(package)
+    if module is not None and hasattr(module, "__version__"):
+        return str(module.__version__)
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

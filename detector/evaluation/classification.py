@@ -1,0 +1,86 @@
+"""Metrics of classification, for one label a picture and for several.
+
+Dimension key: I pictures, K classes. Where there is nothing to score (a class without pictures), -1 stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from detector.data.detection import Category
+
+
+def by_picture(rows: np.ndarray) -> np.ndarray:
+    """Scores [I, K] in the pictures' order, of rows [I, 1 + K] with the picture's place first."""
+    scores = np.empty((len(rows), rows.shape[1] - 1))
+    scores[rows[:, 0].astype(np.int64)] = rows[:, 1:]
+    return scores
+
+
+def single_label_metrics(scores: np.ndarray, labels: np.ndarray, categories: Sequence[Category]) -> dict[str, Any]:
+    """``top1``, ``top5``, ``mean_class_accuracy``, ``macro_f1``, ``per_class`` and ``confusion``.
+
+    ``scores`` [I, K] of which the highest is the prediction (the first of equal ones), ``labels`` [I]. ``confusion`` is
+    a list of K rows: pictures of a class by what they were taken for.
+    """
+    num_classes = len(categories)
+    own_score = scores[np.arange(len(labels)), labels][:, None]
+    is_before = (scores > own_score) | ((scores == own_score) & (np.arange(num_classes) < labels[:, None]))
+    rank = is_before.sum(axis=1)  # classes that are predicted before the true one
+    confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+    np.add.at(confusion, (labels, scores.argmax(axis=1)), 1)
+    per_class = _per_class(np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1), categories)
+    return {
+        "top1": float((rank < 1).mean()),
+        "top5": float((rank < 5).mean()),
+        "mean_class_accuracy": _mean(row["recall"] for row in per_class),
+        "macro_f1": _mean(row["f1"] for row in per_class),
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+    }
+
+
+def multi_label_metrics(scores: np.ndarray, is_true: np.ndarray, categories: Sequence[Category]) -> dict[str, Any]:
+    """``mAP``, ``macro_f1`` and ``per_class``, the latter two at a score of 0.5; ``scores``, ``is_true`` [I, K]."""
+    is_found = scores >= 0.5
+    per_class = _per_class((is_found & is_true).sum(axis=0), is_found.sum(axis=0), is_true.sum(axis=0), categories)
+    for label, row in enumerate(per_class):
+        row["AP"] = average_precision(scores[:, label], is_true[:, label])
+    return {
+        "mAP": _mean(row["AP"] for row in per_class),
+        "macro_f1": _mean(row["f1"] for row in per_class),
+        "per_class": per_class,
+    }
+
+
+def average_precision(scores: np.ndarray, is_true: np.ndarray) -> float:
+    """Precision averaged over the true ones: Σ (R_n - R_{n-1}) P_n over the distinct scores, best first."""
+    if not is_true.any():
+        return -1.0
+    order = np.argsort(-scores, kind="stable")
+    found = np.cumsum(is_true[order])
+    is_last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are one step
+    found, taken = found[is_last], np.flatnonzero(is_last) + 1
+    return float(np.sum(np.diff(found, prepend=0) / is_true.sum() * found / taken))
+
+
+def _per_class(
+    right: np.ndarray, predicted: np.ndarray, true: np.ndarray, categories: Sequence[Category]
+) -> list[dict[str, Any]]:
+    """Precision is 0 for a class that was never predicted."""
+    recall = np.where(true > 0, right / np.maximum(true, 1), -1.0)
+    precision = np.where(true > 0, right / np.maximum(predicted, 1), -1.0)
+    f1 = np.where(true > 0, 2 * right / np.maximum(predicted + true, 1), -1.0)
+    columns = (true.tolist(), precision.tolist(), recall.tolist(), f1.tolist())
+    return [
+        {"id": category.id, "name": category.name, "images": count, "precision": p, "recall": r, "f1": f}
+        for category, count, p, r, f in zip(categories, *columns, strict=True)
+    ]
+
+
+def _mean(values: Any) -> float:
+    known = [value for value in values if value >= 0]
+    return sum(known) / len(known) if known else -1.0

@@ -1,0 +1,253 @@
+"""COCO box metrics by hotcoco (fast) or pycocotools (the reference): one function, two interchangeable backends."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from array import array
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from detector.data.formats.coco import Annotations
+from detector.data.formats.coco_rows import box_of_texts, id_key, is_id, number_of_text, sort_key
+from detector.data.names import Names
+from detector.errors import DataError
+from detector.files.json_stream import is_number, open_json, show
+
+# s, m, l: objects under 32² pixels, under 96², and over.
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def coco_metrics(rows: np.ndarray, truth: Annotations, backend: str, max_detections: int) -> dict[str, Any]:
+    """The twelve ``METRICS``, ``max_detections``, ``dropped`` (annotations that are no truth) and ``per_class``.
+
+    ``rows`` [R, 7]: place of the image, left, top, width, height, score, label. AR1 and AR10 count the best 1 and 10
+    detections an image, all others the best ``max_detections`` (100 in COCO's protocol; AR100 keeps its name with
+    another number). -1 stands where there is no truth to find, as pycocotools has it; without detections the rest is 0.
+    """
+    limits = [1, min(10, max_detections), max_detections]
+    precision, recall = _accumulate(
+        rows, truth, backend, limits
+    )  # [IoU, recall, K, area, limit], [IoU, K, area, limit]
+    values = [
+        precision[:, :, :, 0, 2],
+        precision[0, :, :, 0, 2],
+        precision[5, :, :, 0, 2],
+        *(precision[:, :, :, area, 2] for area in (1, 2, 3)),
+        *(recall[:, :, 0, limit] for limit in (0, 1, 2)),
+        *(recall[:, :, area, 2] for area in (1, 2, 3)),
+    ]
+    metrics: dict[str, Any] = {name: _mean(value) for name, value in zip(METRICS, values, strict=True)}
+    metrics["max_detections"] = max_detections
+    metrics["dropped"] = truth.dropped
+    metrics["per_class"] = [
+        {
+            "id": category.id,
+            "name": category.name,
+            "objects": int(((truth.labels == label) & ~truth.is_crowd).sum()),
+            "AP": _mean(precision[:, :, label, 0, 2]),
+            "AP50": _mean(precision[0, :, label, 0, 2]),
+            "AR": _mean(recall[:, label, 0, 2]),
+        }
+        for label, category in enumerate(truth.categories)
+    ]
+    return metrics
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+def _accumulate(rows: np.ndarray, truth: Annotations, backend: str, limits: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    if len(rows) == 0:
+        # pycocotools raises IndexError on no detections at all. One that scores nothing gives the same numbers: a box
+        # outside every image matches no truth.
+        rows = np.array([[0, -10, -10, 1, 1, 0, 0]], dtype=np.float64)
+    evaluation = load_evaluation(rows, truth, backend, limits)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return np.asarray(evaluation.eval["precision"]), np.asarray(evaluation.eval["recall"])
+
+
+def load_evaluation(rows: np.ndarray, truth: Annotations, backend: str, limits: list[int]) -> Any:
+    """The backend's ``COCOeval`` of ``rows`` [R, 7] before it evaluates.
+
+    It knows detection r as number r + 1, annotation m of ``truth`` as number m + 1, classes by their labels and images
+    by their ``image_numbers``.
+    """
+    if backend == "hotcoco":
+        from hotcoco import COCO, COCOeval
+    else:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+    numbers = image_numbers(truth)
+    rows = rows.copy()
+    rows[:, 0] = numbers[rows[:, 0].astype(np.int64)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO()
+        coco.dataset = _as_dict(truth, numbers)
+        coco.createIndex()
+        evaluation = COCOeval(coco, coco.loadRes(rows), "bbox")
+    evaluation.params.maxDets = limits
+    return evaluation
+
+
+def image_numbers(truth: Annotations) -> np.ndarray:
+    """What the backends know the images by, [I]: their places in the order of their ids.
+
+    Where scores are equal, pycocotools counts in the order of the ids; so do we, whatever they are.
+    """
+    ids = truth.image_ids.tolist()
+    numbers = np.empty(len(ids), dtype=np.int64)
+    numbers[sorted(range(len(ids)), key=lambda index: sort_key(ids[index]))] = np.arange(len(ids))
+    return numbers
+
+
+def _as_dict(truth: Annotations, numbers: np.ndarray) -> dict[str, Any]:
+    of_image = numbers[truth.image_index().numpy()].tolist()
+    columns = (truth.labels, truth.boxes_xywh, truth.areas, truth.is_crowd)
+    return {
+        "images": [
+            {"id": number, "height": height, "width": width}
+            for number, height, width in zip(
+                numbers.tolist(), truth.heights.tolist(), truth.widths.tolist(), strict=True
+            )
+        ],
+        "categories": [{"id": label, "name": category.name} for label, category in enumerate(truth.categories)],
+        # Own consecutive ids: pycocotools takes id 0 for "unmatched".
+        "annotations": [
+            {
+                "id": number,
+                "image_id": image,
+                "category_id": label,
+                "bbox": box,
+                "area": area,
+                "iscrowd": int(crowd),
+            }
+            for number, (image, label, box, area, crowd) in enumerate(
+                zip(of_image, *(column.tolist() for column in columns), strict=True), start=1
+            )
+        ],
+    }
+
+
+class Results(NamedTuple):
+    """A COCO results file."""
+
+    rows: np.ndarray  # [R, 7] as coco_metrics takes them
+    warnings: list[str]  # what makes it look like something else than COCO's results, with the evidence
+
+
+def read_results(path: str | Path, truth: Annotations) -> Results:
+    """The detections of a COCO results file, and what is odd about them.
+
+    Ids and numbers may be written as text; a class may stand by its name. Raises
+    :class:`~detector.errors.DataError` with the entry that is wrong.
+    """
+    path = Path(path)
+    # Predictions of tools/infer.py number the pictures of a folder; their file names tell which ones they are.
+    index_of_name = {PurePosixPath(truth.file_name(index)).as_posix(): index for index in range(len(truth))}
+    index_of = {id_key(image_id): index for index, image_id in enumerate(truth.image_ids.tolist())}
+    label_of = {id_key(category.id): label for label, category in enumerate(truth.categories)}
+    label_of_name = _unique_names(truth)
+    rows = array("d")
+    by_name = as_text = 0
+    with open_json(path) as stream:
+        if stream.peek() != "[":
+            kind = "dict" if stream.peek() == "{" else type(stream.value()).__name__
+            raise DataError(f"{path}: holds a {kind}; COCO results are a list of detections")
+        for place, entry in enumerate(stream.elements()):
+            where = f"{path}: entry {place}"
+            if not isinstance(entry, dict):
+                raise DataError(f"{where}: needs image_id, category_id, bbox and score; it is {show(entry)}")
+            image_id, category_id, given, score = (
+                entry.get(key) for key in ("image_id", "category_id", "bbox", "score")
+            )
+            image_id, category_id = _whole(image_id), _whole(category_id)
+            box, number = box_of_texts(given), score if is_number(score) else number_of_text(score)
+            if not (is_id(image_id) and is_id(category_id)) or box is None or number is None:
+                raise DataError(
+                    f"{where}: needs image_id and category_id as integers or text, bbox and score as finite numbers; it"
+                    f" is {show(entry)}"
+                )
+            as_text += number is not score or box != given
+            if box[2] < 0 or box[3] < 0:
+                raise DataError(
+                    f"{where}: bbox {show(given)} has a negative width or height; they are left, top, width, height"
+                )
+            if "file_name" in entry:
+                name = entry["file_name"]
+                name = PurePosixPath(name).as_posix() if isinstance(name, str) else name
+                if not isinstance(name, str) or name not in index_of_name:
+                    hint = Names(index_of_name).hint(name) if isinstance(name, str) else ""
+                    remedy = hint or "evaluate on its own truth"
+                    raise DataError(f"{where}: file_name {show(name)} is not in {truth.path}; {remedy}")
+                index = index_of_name[name]
+            else:
+                index = index_of.get(id_key(image_id), -1)
+            if index < 0:
+                raise DataError(f"{where}: image_id {show(image_id)} is not in {truth.path}; evaluate on its own truth")
+            label = label_of.get(id_key(category_id), -1)
+            if label < 0 and category_id in label_of_name:
+                label = label_of_name[category_id]
+                by_name += 1
+            if label < 0:
+                raise DataError(
+                    f"{where}: category_id {show(category_id)} is not in {truth.path}; evaluate on its own truth"
+                )
+            rows.extend((index, *box, number, label))
+        stream.finish()
+    found = np.asarray(rows).reshape(-1, 7)
+    said = []
+    if as_text:
+        said.append(f"numbers of {as_text:,} detections are written as text, and were read")
+    if by_name:
+        said.append(f"category_id of {by_name:,} detections is the name of a class, and was read as that class")
+    return Results(found, [f"{path}: {words}" for words in [*said, *_oddities(found, truth)]])
+
+
+def _whole(value: Any) -> Any:
+    """An integer that is written 1.0; anything else as it is."""
+    return int(value) if type(value) is float and value.is_integer() and abs(value) <= 2**53 else value
+
+
+def _unique_names(truth: Annotations) -> dict[Any, int]:
+    """The label of each class name that only one class has."""
+    names = [category.name for category in truth.categories]
+    return {name: label for label, name in enumerate(names) if names.count(name) == 1}
+
+
+def _oddities(rows: np.ndarray, truth: Annotations) -> Iterator[str]:
+    """What makes detections look like something else than COCO's, with the evidence."""
+    if not len(rows):
+        return
+    index, boxes, scores = rows[:, 0].astype(np.int64), rows[:, 1:5], rows[:, 5]
+    sides = np.stack([truth.widths.numpy(), truth.heights.numpy()], axis=1)[index]  # [R, 2]
+    is_known = (sides > 0).all(axis=1)
+    # Up to a twentieth outside is a detector that does not clip.
+    is_beyond = is_known & (boxes[:, :2] + boxes[:, 2:] > 1.05 * sides + 1).any(axis=1)
+    if is_beyond.sum() > 0.1 * max(1, is_known.sum()):
+        row = int(np.flatnonzero(is_beyond)[0])
+        words = (
+            f"{is_beyond.sum():,} of {is_known.sum():,} boxes reach far beyond their image, such as"
+            f" {boxes[row].tolist()} in {sides[row, 0]}×{sides[row, 1]}"
+        )
+        if (boxes[:, 2:] >= boxes[:, :2]).all():
+            words += ", and in none is the third or fourth number less than the first or second: they look like corners"
+        yield f"{words}; COCO's boxes are left, top, width, height"
+    if (boxes[:, :2] + boxes[:, 2:]).max() <= 1.01 and (sides > 2).all():
+        yield (
+            f"no box reaches beyond {(boxes[:, :2] + boxes[:, 2:]).max():.3g} pixels: they look like fractions of the"
+            " image; COCO's boxes are in pixels"
+        )
+    if scores.max() > 1:
+        yield (
+            f"{(scores > 1).sum():,} of {len(scores):,} scores are over 1, up to {scores.max():g}; COCO's are between 0"
+            " and 1 (only their order counts for AP; thresholds and calibration need that range)"
+        )

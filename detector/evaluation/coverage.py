@@ -1,0 +1,200 @@
+"""How well anchors reach the objects of a data set, known before anything is trained.
+
+Dimension key: I pictures, M boxes of all pictures, L levels, A anchors a cell. Everything is at the input sizes of the
+config: resized, and each picture padded by itself (in a batch it may be padded further). Augmentation is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.config.schema import AnchorConfig, MatcherConfig, ModelConfig, ResizeConfig
+from detector.data.detection import Annotations, Category, CheckedBoxes
+from detector.data.transforms.resize import input_sizes, padded
+from detector.ops.anchors import Anchors, cell_anchors, level_sizes
+from detector.ops.assignment import MATCHERS
+from detector.structures import IGNORE_REGION
+
+FEW = 10  # examples of a class
+RECALL_WANTED = 0.95  # under this, much of the data teaches little
+CHUNK = 50_000  # objects compared with all shapes at once
+
+
+@dataclass(frozen=True)
+class InputBoxes:
+    """Boxes as the model is given them, sorted by picture; crowds are among them."""
+
+    boxes: Tensor  # [M, 4] float32 xyxy in pixels of the input
+    labels: Tensor  # [M] int64: 0..K-1 or IGNORE_REGION
+    image: Tensor  # [M] int64, the picture of each
+    rows: Tensor  # [M] int64, where each stands in the annotations
+    sizes: Tensor  # [I, 2] int64 height, width of the pictures
+    padded: Tensor  # [I, 2] int64, the same with the padding
+    first: Tensor  # [I + 1] int64; picture i has boxes first[i]:first[i + 1]
+
+    @property
+    def is_object(self) -> Tensor:
+        return self.labels >= 0
+
+    def objects(self) -> InputBoxes:
+        """Without the crowds."""
+        return self._keep(self.is_object)
+
+    def sample(self, count: int, seed: int) -> InputBoxes:
+        """At most ``count`` of the pictures, drawn by ``seed``, with all their boxes; all pictures stay numbered."""
+        num_images = len(self.sizes)
+        if count >= num_images:
+            return self
+        is_drawn = torch.zeros(num_images, dtype=torch.bool)
+        is_drawn[torch.from_numpy(np.random.default_rng(seed).choice(num_images, count, replace=False))] = True
+        return self._keep(is_drawn[self.image])
+
+    def _keep(self, is_kept: Tensor) -> InputBoxes:
+        image = self.image[is_kept]
+        counts = torch.bincount(image, minlength=len(self.sizes))
+        first = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return InputBoxes(
+            self.boxes[is_kept], self.labels[is_kept], image, self.rows[is_kept], self.sizes, self.padded, first
+        )
+
+
+def input_boxes(annotations: Annotations, checked: CheckedBoxes, resize: ResizeConfig, seed: int) -> InputBoxes:
+    """The boxes of a split at its input sizes; of several ``resize.short``, one is drawn for each picture."""
+    originals = torch.stack([annotations.heights, annotations.widths], dim=1)  # [I, 2]
+    shorts = np.random.default_rng(seed).choice(resize.short, len(annotations))
+    sizes = torch.from_numpy(input_sizes(originals.numpy(), resize, shorts))
+    factors = (sizes.double() / originals).float().flip(1).repeat(1, 2)  # [I, 4], rounded as the transform rounds
+    image = annotations.image_index()
+    labels = torch.where(annotations.is_crowd, IGNORE_REGION, annotations.labels)
+    everything = InputBoxes(
+        boxes=checked.boxes * factors[image],
+        labels=labels,
+        image=image,
+        rows=torch.arange(len(labels)),
+        sizes=sizes,
+        padded=padded(sizes),
+        first=annotations.first,
+    )
+    return everything._keep(checked.is_kept)
+
+
+class Places(NamedTuple):
+    """Objects, and how far from each the nearest cell of every level is: all that its best IoU depends on."""
+
+    sides: Tensor  # [M, 2] width, height
+    distances: Tensor  # [M, L, 2] of the centres, along x and y
+
+
+def places(boxes: Tensor, padded: Tensor, config: AnchorConfig, levels: Sequence[int]) -> Places:
+    """``boxes`` [M, 4] among the cells of their padded pictures, ``padded`` [M, 2] height, width; in float64."""
+    boxes = boxes.double()
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2  # [M, 2] x, y
+    pictures = padded.flip(1)  # [M, 2] width, height
+    distances = []
+    for level in levels:
+        cells = -(-pictures // 2**level)  # level_sizes of every picture
+        strides = torch.full_like(cells, 2**level) if config.strides == "exact" else pictures // cells
+        # The further an anchor's centre from the object's, along either axis, the less they overlap, whatever the
+        # anchor's shape: only the nearest cell counts.
+        nearest = (centers / strides - config.offset).round().clamp(min=0).minimum(cells - 1.0)
+        distances.append(((nearest + config.offset) * strides - centers).abs())
+    return Places(boxes[:, 2:] - boxes[:, :2], torch.stack(distances, dim=1))
+
+
+def anchor_shapes(config: AnchorConfig, levels: Sequence[int]) -> Tensor:
+    """Width and height of every anchor of a cell, [L, A, 2] float64."""
+    per_level = []
+    for level in levels:
+        shape = config.at_level(level)
+        cells = cell_anchors(shape.base_size, shape.ratios, shape.scales, config.rounded)
+        per_level.append((cells[:, 2:] - cells[:, :2]).double())
+    return torch.stack(per_level)
+
+
+def shape_ious(objects: Places, shapes: Tensor) -> Tensor:
+    """IoU of every object with the nearest anchor of every shape, [M, L, A]: the highest that this shape gives it."""
+    sides = objects.sides[:, None, None, :]  # [M, 1, 1, 2]
+    # Two intervals whose centres are d apart share (a + b) / 2 - d, and never more than the shorter one.
+    shared = torch.minimum((sides + shapes) / 2 - objects.distances[:, :, None, :], torch.minimum(sides, shapes))
+    shared = shared.clamp_(min=0).prod(dim=-1)
+    union = sides.prod(dim=-1) + shapes.prod(dim=-1) - shared
+    return shared / union
+
+
+def level_ious(objects: InputBoxes, config: AnchorConfig, levels: Sequence[int]) -> Tensor:
+    """The best IoU that each object gets from the anchors of each level, [M, L]; equal to comparing it with all."""
+    shapes = anchor_shapes(config, levels)
+    padded = objects.padded[objects.image]
+    chunks = [
+        shape_ious(places(boxes, size, config, levels), shapes).amax(dim=2)
+        for boxes, size in zip(objects.boxes.split(CHUNK), padded.split(CHUNK), strict=True)
+    ]
+    return torch.cat(chunks) if len(objects.boxes) else torch.zeros(0, len(levels), dtype=torch.float64)
+
+
+class Reach(NamedTuple):
+    """Of a set of objects."""
+
+    objects: int
+    mean_iou: float  # of the best that each gets
+    recall: float  # share that gets the matcher's positive threshold
+    low_quality: float  # share under it, which only low-quality matching gives an anchor
+
+    @property
+    def missed(self) -> float:
+        """Share that no anchor is matched to."""
+        return max(0.0, 1 - self.recall - self.low_quality) if self.objects else 0.0
+
+
+def reach_of(best: Tensor, matcher: MatcherConfig) -> Reach:
+    """``best`` [M] is the best IoU of each object."""
+    if not len(best):
+        return Reach(0, 0.0, 0.0, 0.0)
+    is_reached = best >= matcher.positive
+    is_saved = ~is_reached & (best > 0) & matcher.low_quality
+    shares = (best.mean(), is_reached.double().mean(), is_saved.double().mean())
+    return Reach(len(best), *(float(share) for share in shares))
+
+
+def rare_classes(categories: Sequence[Category], counts: Sequence[int], what: str) -> list[str]:
+    """A warning where classes have too few examples to be learned."""
+    rare = [f"{category.name} {count}" for category, count in zip(categories, counts, strict=True) if count < FEW]
+    if not rare:
+        return []
+    names = ", ".join(rare[:5]) + (", …" if len(rare) > 5 else "")
+    return [f"warning: {len(rare)} of {len(categories)} classes have under {FEW} {what} to learn from ({names})"]
+
+
+class Assigned(NamedTuple):
+    """What the matcher gives to the boxes of some pictures."""
+
+    positives: Tensor  # [M] int64, anchors of each box; crowds have none
+    level_positives: list[int]  # of all boxes, by level
+    images: int
+
+
+def assign(boxes: InputBoxes, config: ModelConfig) -> Assigned:
+    """Match the anchors of every picture that has boxes, as the loss does."""
+    matcher = MATCHERS[config.matcher.name]
+    anchors_of = Anchors(config.anchors, config.fpn.levels)
+    positives = torch.zeros(len(boxes.boxes), dtype=torch.int64)
+    level_positives = torch.zeros(len(config.fpn.levels), dtype=torch.int64)
+    owners = boxes.image.unique()
+    # Pictures of one size share their anchors; only one size's are held at a time.
+    for size in boxes.padded[owners].unique(dim=0).tolist():
+        anchors, counts = anchors_of(level_sizes(*size, config.fpn.levels))
+        level_of = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        is_same = (boxes.padded[owners] == torch.tensor(size)).all(dim=1)
+        for index in owners[is_same].tolist():
+            own = slice(int(boxes.first[index]), int(boxes.first[index + 1]))
+            match = matcher(anchors, boxes.boxes[own], boxes.labels[own], config.matcher)
+            is_positive = match >= 0
+            positives[own] = torch.bincount(match[is_positive], minlength=own.stop - own.start)
+            level_positives += torch.bincount(level_of[is_positive], minlength=len(counts))
+    return Assigned(positives, level_positives.tolist(), len(owners))

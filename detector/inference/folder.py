@@ -1,0 +1,357 @@
+"""A folder of pictures through a predictor: predictions, drawings, and what could not be read.
+
+``progress.jsonl`` grows by a line a picture, batch by batch; the first line says what is asked. From it the predictions
+are written at the end, so memory does not grow with the folder, and a run that was killed continues after its last
+whole batch: with the same batches, which pad and round alike, it finds the same to the bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count, islice
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from detector.checkpoints.checkpoint import weights_digest
+from detector.config.loader import config_to_dict
+from detector.data.formats.coco_rows import Id, read_rows
+from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.listing import list_images, sort_out
+from detector.data.loading.collate import shared_zeros
+from detector.data.loading.sampler import EvalBatches, Key
+from detector.data.loading.workers import load
+from detector.errors import ConfigError, DataError, DetectorError
+from detector.files.atomic import atomic_write, make_folder, only_one, storing
+from detector.inference.predictor import Predictor
+from detector.tasks import Task, get_task
+
+PROGRESS = "progress.jsonl"
+ERRORS = "errors.jsonl"
+
+
+class Pictures(Sequence[Path]):
+    """Files under ``root``, as one array of bytes: loader processes share its pages, and 100,000 take a few MB."""
+
+    def __init__(self, root: Path, names: Iterable[str], note: str = "") -> None:
+        self.root = root
+        self.note = note  # what else was found there
+        self.names = np.array(sorted(os.fsencode(name) for name in names))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> Path:  # type: ignore[override]
+        return self.root / self.name(index)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(self.names[index])
+
+
+def known_ids(pictures: Pictures, path: str) -> tuple[Pictures, dict[str, Id], list[str]]:
+    """The pictures that a COCO file lists, their ids there by name, and the names of those that it does not list."""
+    rows = read_rows(Path(path), is_strict=True)
+    listed = {PurePosixPath(rows.names[index]).as_posix(): rows.image_ids[index] for index in range(len(rows.names))}
+    names = [pictures.name(index) for index in range(len(pictures))]
+    found = [name for name in names if PurePosixPath(name).as_posix() in listed]
+    if not found:
+        raise DataError(
+            f"{path}: lists none of the {len(names)} pictures of {pictures.root}, such as {names[0]}; its file names"
+            f" must be those below --input, such as {next(iter(listed), 'none')}"
+        )
+    unknown = sorted(set(names) - set(found))
+    return Pictures(pictures.root, found), listed, unknown  # type: ignore[return-value]
+
+
+class Summary(NamedTuple):
+    found: str  # in all pictures, such as "12 objects"
+    path: Path  # of the predictions
+    pictures: int  # in all
+    read: int
+    num_errors: int  # that could not be read, or were changed meanwhile
+    errors: list[str]  # the first ten of them, a line each
+
+
+class _Item(NamedTuple):
+    image: np.ndarray | None  # [H, W, C], where it is drawn
+    sample: Any  # None if it could not be read
+    error: str
+
+
+class _Packed(NamedTuple):
+    """A batch of items, with their images in one piece of memory that processes share: a pipe would copy them."""
+
+    items: list[_Item]  # without their images
+    forms: list[tuple[int, np.dtype[Any], tuple[int, ...]] | None]  # of each image: first byte, type, shape
+    memory: Tensor  # [bytes] uint8
+
+    @classmethod
+    def pack(cls, samples: list[_Item | DetectorError]) -> _Packed:
+        """A picture that could not be read is an item too."""
+        items = [sample if isinstance(sample, _Item) else _Item(None, None, str(sample)) for sample in samples]
+        forms, size = [], 0
+        for item in items:
+            forms.append(None if item.image is None else (size, item.image.dtype, item.image.shape))
+            size += 0 if item.image is None else -(-item.image.nbytes // 16) * 16
+        packed = cls([item._replace(image=None) for item in items], forms, shared_zeros([size], torch.uint8))
+        for item, image in zip(items, packed._images(), strict=True):
+            if image is not None:
+                image[:] = item.image
+        return packed
+
+    def unpack(self) -> list[_Item]:
+        return [item._replace(image=image) for item, image in zip(self.items, self._images(), strict=True)]
+
+    def _images(self) -> Iterator[np.ndarray | None]:
+        memory = self.memory.numpy()
+        for form in self.forms:
+            yield None if form is None else np.ndarray(form[2], form[1], memory, offset=form[0])
+
+
+class _Samples:
+    """What the loader's processes read."""
+
+    def __init__(self, progress: _Progress, predictor: Predictor, are_drawn: bool) -> None:
+        self.pictures, self.began = progress.pictures, progress.began
+        self.config, self.are_drawn = predictor.config, are_drawn
+
+    def file(self, index: int) -> Path:
+        return self.pictures[index]
+
+    def __getitem__(self, key: Key) -> _Item:
+        _, index = key
+        file = self.file(index)
+        data = self.config.data
+        image = read_image(file, self.config.model.in_channels, data.exif, data.max_value)
+        try:
+            has_changed = file.stat().st_mtime > self.began
+        except OSError as error:
+            raise DataError(f"{file}: vanished while it was read: {error.strerror}") from None
+        note = f"{file}: was changed after the run began; what was found is of the new content" if has_changed else ""
+        sample = get_task(self.config).make_sample(image, index + 1, self.config)
+        return _Item(image if self.are_drawn else None, sample, note)
+
+
+def find_images(pattern: str) -> Pictures:
+    """The images of a folder (searched whole), a file or a glob pattern, sorted by name.
+
+    Links are followed; one that leads nowhere is listed, and named as unreadable later.
+    """
+    path = Path(pattern)
+    if path.is_file():
+        return Pictures(path.parent, [path.name])
+    if path.is_dir():
+        root, listing = path, list_images(path)
+    elif glob.has_magic(pattern):
+        fixed = pattern[: min(pattern.index(sign) for sign in "*?[" if sign in pattern)]
+        root = Path(os.path.dirname(fixed))  # noqa: PTH120 (Path drops the last slash)
+        matches = (Path(match) for match in glob.iglob(pattern, recursive=True))  # noqa: PTH207 (may be absolute)
+        found = ((match.relative_to(root).as_posix(), match.is_file()) for match in matches if not match.is_dir())
+        listing = sort_out(root, found)
+    else:
+        raise DataError(f"{pattern}: no such file or folder")
+    if not listing.files:
+        skipped = f"; {listing.note()}" if listing.skipped else ""
+        raise DataError(f"{pattern}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))}){skipped}")
+    return Pictures(root, listing.files, listing.note())
+
+
+def infer_folder(
+    predictor: Predictor,
+    pictures: Pictures,
+    output: Path,
+    score: float | None,
+    draw_score: float | None,
+    batch_size: int,
+    workers: int,
+    resume: bool = False,
+    ids: Mapping[str, Id] | None = None,
+) -> Summary:
+    """Predict ``pictures`` and write ``output``; those that cannot be read are listed and do not stop the others.
+
+    ``ids`` are a data set's, by the names of the pictures; without them, pictures are numbered from 1.
+    ``draw_score`` None draws nothing. File names in the output are relative to the pictures' root. With ``resume`` a
+    run that was stopped or killed continues with the pictures that it began with, and must be asked the same.
+    """
+    make_folder(output)
+    task, path = predictor.task, output / predictor.task.RESULTS
+    with only_one(output):
+        asked = {"model": _digest(predictor), "score": score, "draw_score": draw_score, "batch_size": batch_size}
+        if ids is not None:
+            asked["annotations"] = hashlib.sha256(json.dumps(sorted(ids.items())).encode()).hexdigest()
+        with contextlib.closing(_Progress(output / PROGRESS, pictures, asked, resume)) as progress:
+            _infer(predictor, progress, output / "images", score, draw_score, batch_size, workers, ids)
+        # The predictions come last: where they stand, all is done.
+        read, num_errors, errors = _write_errors(progress, output / ERRORS)
+        task.write_results(progress.results(), path)
+        found = task.describe_results(progress.results())
+        progress.remove()
+    return Summary(found, path, len(progress.pictures), read, num_errors, errors)
+
+
+def _infer(
+    predictor: Predictor,
+    progress: _Progress,
+    drawings: Path,
+    score: float | None,
+    draw_score: float | None,
+    batch_size: int,
+    workers: int,
+    ids: Mapping[str, Id] | None,
+) -> None:
+    """Batch after batch from where ``progress`` stands; a batch counts as done when its drawings are."""
+    task, pictures = predictor.task, progress.pictures
+    batches = islice(EvalBatches(len(pictures), batch_size), progress.done // batch_size, None)
+    waiting: deque[tuple[list[dict[str, Any]], list[Future[None]]]] = deque()
+
+    samples = _Samples(progress, predictor, are_drawn=draw_score is not None)
+
+    def finish_first() -> None:
+        rows, drawn = waiting.popleft()
+        for drawing in drawn:
+            drawing.result()
+        progress.append(rows)
+
+    with (
+        ThreadPoolExecutor(max_workers=2) as pool,
+        contextlib.closing(load(samples, batches, workers, _Packed.pack)) as loader,
+        tqdm(initial=progress.done, total=len(pictures), unit="img", disable=not sys.stderr.isatty()) as bar,
+    ):
+        for first, packed in zip(count(progress.done, batch_size), loader, strict=False):
+            items = packed.unpack()
+            found_in = iter(
+                predictor.predict_samples([item.sample for item in items if item.sample is not None], score)
+            )
+            rows, drawn = [], []
+            for index, item in enumerate(items, start=first):
+                row: dict[str, Any] = {"error": item.error} if item.error else {}
+                if item.sample is not None:
+                    name, found = pictures.name(index), next(found_in)
+                    image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
+                    row["results"] = task.to_results(found, image_id, _as_text(name))
+                    if item.image is not None:
+                        drawn.append(pool.submit(_draw, task, item.image, found, draw_score, drawings / name))
+                rows.append({"file": str(pictures[index])} | row)
+            waiting.append((rows, drawn))
+            # Drawings hold their pictures until they are done; this also waits when drawing is slower.
+            while waiting and (len(waiting) > 4 or all(drawing.done() for drawing in waiting[0][1])):
+                finish_first()
+            bar.update(len(items))
+        while waiting:
+            finish_first()
+
+
+class _Progress:
+    """``progress.jsonl``: a line of what was asked and of all names, then a line a picture, in their order."""
+
+    def __init__(self, path: Path, pictures: Pictures, asked: dict[str, Any], resume: bool) -> None:
+        self.path, self.pictures = path, pictures
+        self.began, self.done = time.time(), 0
+        if not (resume and self._restore(asked)):
+            names = [pictures.name(index) for index in range(len(pictures))]
+            with atomic_write(path) as file:
+                file.write(json.dumps({"began": self.began, "asked": asked, "names": names}) + "\n")
+        with storing(path):
+            self._file = path.open("a", encoding="utf-8")
+
+    def _restore(self, asked: dict[str, Any]) -> bool:
+        """Take up what an earlier process left, up to its last whole batch; False if there is nothing."""
+        if not self.path.exists():
+            return False
+        with self.path.open("rb") as file:
+            header = file.readline()  # whole: it was written at once
+            began, before_asked, names = json.loads(header).values()
+            for key in before_asked | asked:
+                before, now = before_asked.get(key), asked.get(key)
+                if before != now:
+                    raise ConfigError(
+                        f"{self.path}: {key} was {before}, is {now}; resume with the same, or choose another --output"
+                    )
+            before = Pictures(self.pictures.root, names)
+            if num_new := len(np.setdiff1d(self.pictures.names, before.names)):
+                print(f"{num_new} pictures are new since the run began, and no part of it", file=sys.stderr)
+            self.pictures, self.began = before, began
+            kept = end = len(header)
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"}\n"):  # cut short, or blank after a power cut
+                    break
+                end += len(line)
+                if number % asked["batch_size"] == 0 or number == len(before):
+                    kept, self.done = end, number
+        with storing(self.path):
+            os.truncate(self.path, kept)
+        return True
+
+    def append(self, rows: list[dict[str, Any]]) -> None:
+        with storing(self.path):
+            self._file.write("".join(json.dumps(row) + "\n" for row in rows))
+            self._file.flush()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Of each picture ``file``, and ``results`` or ``error`` or both."""
+        with self.path.open(encoding="utf-8") as file:
+            for line in islice(file, 1, None):
+                yield json.loads(line)
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        for row in self.rows():
+            yield from row.get("results", [])
+
+    def close(self) -> None:
+        with storing(self.path):
+            self._file.close()
+
+    def remove(self) -> None:
+        with storing(self.path):
+            self.path.unlink()
+
+
+def _digest(predictor: Predictor) -> str:
+    """Stands for all of the model that decides what is found."""
+    asked = [config_to_dict(predictor.config), predictor.categories, weights_digest(predictor.model)]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]:
+    """``errors.jsonl``, if there are any. How many pictures were read, how many errors there are, the first ten."""
+    first: list[str] = []
+    read = number = 0
+    with contextlib.ExitStack() as stack:
+        file = None
+        for row in progress.rows():
+            read += "results" in row
+            if "error" in row:
+                file = file or stack.enter_context(atomic_write(path))
+                file.write(json.dumps({"file": row["file"], "error": row["error"]}, ensure_ascii=False) + "\n")
+                number += 1
+                if number <= 10:
+                    first.append(row["error"])
+    return read, number, first
+
+
+def _as_text(name: str) -> Path:
+    """A name that is not UTF-8 with � for what cannot be written."""
+    return Path(os.fsencode(name).decode(errors="replace"))
+
+
+def _draw(task: Task, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
+    """One picture with what was found in it, under its own name."""
+    drawing = task.draw(image, found, draw_score)
+    if path.suffix.lower() not in (".jpg", ".jpeg"):
+        path = path.with_name(path.name + ".jpg")  # x.png and x.jpg may stand side by side
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawing.save(path, quality=90)

@@ -1,0 +1,95 @@
+"""Prediction on single pictures from Python: a checkpoint in, boxes or classes out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detector.checkpoints.checkpoint import checkpoint_categories, load_model, override_config
+from detector.checkpoints.foreign.importing import open_checkpoint
+from detector.config.schema import Config
+from detector.data.detection import Category
+from detector.data.inputs import ImageInput, Reading, as_array, check_images, check_threshold
+from detector.data.loading.collate import by_shape, collate
+from detector.device import choose_device
+from detector.models import Model
+from detector.models.precision import autocast, check_precision
+from detector.tasks import Task, get_task
+
+
+class Predictor:
+    """A model with all that stands around it: reading, resizing, batching and the classes' names."""
+
+    def __init__(self, model: Model, config: Config, categories: list[Category], device: torch.device) -> None:
+        check_precision(config.model.predict.precision, device, "model.predict.precision")
+        self.device = device
+        self.model = model.to(device).eval()
+        self.config = config
+        self.categories = categories
+
+    @property
+    def task(self) -> Task:
+        """Looked up and not kept: it is a module, which can be neither pickled nor copied."""
+        return get_task(self.config)
+
+    @property
+    def reading(self) -> Reading:
+        return self.config.model.in_channels, self.config.data.exif, self.config.data.max_value
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, device: str | None = None, overrides: Sequence[str] = ()) -> Predictor:
+        """Of a checkpoint of this package, torchvision, Detectron2 or MMDetection: a path, a URL or torchvision's name.
+
+        ``key=value`` overrides change its config, such as ``model.predict.max_detections=300``. Raises
+        :class:`~detector.errors.WeightsError` for a file that is missing or is no checkpoint.
+        """
+        content = open_checkpoint(path)
+        config = override_config(content, path, overrides)
+        model = load_model(content, path).fold_norms().to(memory_format=torch.channels_last)
+        return cls(model, config, checkpoint_categories(content), choose_device(device))
+
+    def predict(
+        self, images: Iterable[ImageInput], score_threshold: float | None = None, batch_size: int = 8
+    ) -> list[Any]:
+        """What is in each image: a path, a PIL image, an array [H, W, C] or a tensor [C, H, W], uint8 or uint16.
+
+        Arrays and tensors are RGB; ``cv2.imread`` gives BGR, turned by ``image[:, :, ::-1]``. Paths and PIL images are
+        read upright (EXIF), or stored where the model was trained so (``data.exif``); 16-bit values are scaled by its
+        ``data.max_value``. The result is a list of :class:`~detector.tasks.detection.Prediction`, where
+        ``score_threshold`` in [0, 1] replaces the config's own, or of
+        :class:`~detector.tasks.classification.ClassPrediction`. Raises :class:`~detector.errors.DataError` for a file
+        that cannot be read, TypeError and ValueError, before anything is predicted, for an argument of another kind.
+        """
+        check_threshold(score_threshold)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+            raise ValueError(f"batch_size: {batch_size!r} is not a whole number of at least 1")
+        images = check_images(images, self.config.model.in_channels)
+        predictions: list[Any] = []
+        for start in range(0, len(images), batch_size):
+            arrays = [as_array(image, *self.reading) for image in images[start : start + batch_size]]
+            predictions += self.predict_samples([self.sample(array) for array in arrays], score_threshold)
+        return predictions
+
+    def sample(self, image: np.ndarray, image_id: int = 0) -> Any:
+        """An image [H, W, C] as the model wants it, without targets."""
+        return self.task.make_sample(image, image_id, self.config)
+
+    @torch.inference_mode()
+    def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
+        """What is in each sample; those of one shape are computed as one batch, so neighbours do not pad each other."""
+        config = self.config.model
+        if score_threshold is not None:
+            config = self.task.with_threshold(config, score_threshold)
+        predictions: list[Any] = [None] * len(samples)
+        for indices in by_shape(samples):
+            batch = collate([samples[index] for index in indices]).to(self.device)
+            with autocast(config.predict.precision, self.device):
+                output = self.model(batch.images, batch.sizes)
+            found = self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
+            for index, prediction in zip(indices, found, strict=True):
+                predictions[index] = prediction._replace(reading=self.reading)
+        return predictions

@@ -1,0 +1,118 @@
+"""Classification and box losses over all anchors, as sums.
+
+They return sums, not means: the normaliser (positives in the global batch) is known only after every rank and every
+accumulated part has spoken, so the engine divides once, at the end. Everything is float32 and of fixed shape: an anchor
+that takes no part has weight 0, it is not indexed away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from detector.config.schema import LossConfig
+from detector.ops.boxes import decode, encode, giou
+from detector.ops.chunks import rows_at_once
+
+
+class _FocalLoss(torch.autograd.Function):
+    """The sum in :func:`focal_loss`, which keeps nothing of [B, N, K] but the logits.
+
+    Nearly every pair of anchor and class is background. So all of them are counted as background, and what is right
+    corrects this: one number an anchor. The gradient is computed from the logits again, chunk by chunk: twice a sigmoid
+    costs less than the dozen tensors of [B, N, K] that autograd would keep.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, is_counted: Tensor, alpha: float, gamma: float) -> Tensor:
+        ctx.save_for_backward(logits, labels, is_counted)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        sums = [
+            (_loss_if_wrong(_wide(rows), gamma).sum(dim=1) * counts).sum()
+            for rows, counts in _chunks(logits, is_counted)
+        ]
+        background = (1 - alpha) * torch.stack(sums).sum()
+        right = _wide(logits.gather(2, labels.clamp(min=0)[..., None])[..., 0])  # [B, N]
+        correction = alpha * _loss_if_wrong(-right, gamma) - (1 - alpha) * _loss_if_wrong(right, gamma)
+        return background + (correction * (is_counted & (labels >= 0))).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        logits, labels, is_counted = ctx.saved_tensors
+        weight = is_counted * ((1 - ctx.alpha) * grad_loss)  # [B, N]
+        gradient = torch.empty_like(logits)
+        for (rows, scale), (out, _) in zip(_chunks(logits, weight), _chunks(gradient, weight), strict=True):
+            out.copy_(_slope_if_wrong(_wide(rows), ctx.gamma).mul_(scale[:, None]))
+        place = labels.clamp(min=0)[..., None]  # [B, N, 1]
+        right = _wide(logits.gather(2, place))
+        slope = _slope_if_wrong(-right, ctx.gamma) * is_counted[..., None] * (-ctx.alpha * grad_loss)
+        slope = torch.where(labels[..., None] >= 0, slope.to(logits.dtype), gradient.gather(2, place))
+        return gradient.scatter_(2, place, slope), None, None, None, None
+
+
+def _chunks(values: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of ``values`` [B, N, K] as [rows, K] with those of ``weights`` [B, N] as [rows]."""
+    rows, num_classes = weights.numel(), values.shape[-1]
+    step = rows_at_once(rows, num_classes, values.device)
+    return zip(values.view(rows, num_classes).split(step), weights.reshape(rows).split(step), strict=True)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """float32, of half precision."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _loss_if_wrong(logits: Tensor, gamma: float) -> Tensor:
+    """The focal loss, without α, of classes that are not there: p^γ · -log(1 - p) with p = sigmoid(logits)."""
+    return logits.sigmoid().pow_(gamma).mul_(F.softplus(logits))
+
+
+def _slope_if_wrong(logits: Tensor, gamma: float) -> Tensor:
+    """Its derivative: p^γ · (p - γ · (1 - p) · log(1 - p))."""
+    score = logits.sigmoid()
+    slope = torch.addcmul(score, 1 - score, F.softplus(logits), value=gamma)
+    return slope.mul_(score.pow_(gamma))
+
+
+def focal_loss(logits: Tensor, labels: Tensor, is_counted: Tensor, config: LossConfig) -> Tensor:
+    """Sigmoid focal loss, summed (RetinaNet, eq. 5).
+
+    ``logits`` [B, N, K]; ``labels`` [B, N] 0..K-1, or -1 where no class is right; ``is_counted`` [B, N] leaves out
+    anchors that are neither positive nor background.
+    """
+    return _FocalLoss.apply(logits.contiguous(), labels, is_counted, config.alpha, config.gamma)
+
+
+def smooth_l1_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig) -> Tensor:
+    """Smooth L1 between deltas and encoded boxes, summed over the four numbers, [B, N] (Fast R-CNN, eq. 3)."""
+    return F.smooth_l1_loss(deltas.float(), encode(boxes, anchors), beta=config.beta, reduction="none").sum(dim=-1)
+
+
+def l1_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig) -> Tensor:
+    """Absolute difference between deltas and encoded boxes, summed over the four numbers, [B, N]."""
+    return F.l1_loss(deltas.float(), encode(boxes, anchors), reduction="none").sum(dim=-1)
+
+
+def giou_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig) -> Tensor:
+    """1 - GIoU between decoded and true boxes, [B, N] (Rezatofighi et al. 2019)."""
+    return 1 - giou(decode(deltas, anchors), boxes)
+
+
+ClassLoss = Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]
+BoxLoss = Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]
+
+CLASS_LOSSES: dict[str, ClassLoss] = {
+    "focal": focal_loss,
+}
+
+BOX_LOSSES: dict[str, BoxLoss] = {
+    "smooth_l1": smooth_l1_loss,
+    "l1": l1_loss,
+    "giou": giou_loss,
+}

@@ -1,0 +1,170 @@
+"""One process or many under ``torchrun``: the same calls, no-ops for one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from detector.device import choose_device
+from detector.errors import ConfigError, DetectorError, RankLostError
+
+# A step takes seconds, and minutes where it compiles or a disk is slow: a rank that lets the others wait longer hangs.
+# One that has died is noticed at once, by its closed connections or by torchrun.
+STEP_TIMEOUT = timedelta(minutes=30)
+# What only the main rank does (scoring, reports) and what is uneven (the ranks' parts of an evaluation) may take hours.
+MAIN_TIMEOUT = timedelta(days=1)
+
+T = TypeVar("T")
+
+_waiting: dist.ProcessGroup | None = None  # on the CPU, whatever the gradients travel by: objects, and MAIN_TIMEOUT
+
+
+def is_launched_distributed() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def start(device_name: str | None = None) -> torch.device:
+    """Join the process group if ``torchrun`` started this process; returns the device of this rank."""
+    if not is_launched_distributed():
+        return choose_device(device_name)
+    device = choose_device(own_gpu(device_name))
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.set_device(device)
+    global _waiting
+    try:
+        dist.init_process_group(
+            "nccl" if is_cuda else "gloo", timeout=STEP_TIMEOUT, device_id=device if is_cuda else None
+        )
+        _waiting = dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
+    except RuntimeError as error:
+        reason = f"{str(error).splitlines()[0][:120]}"
+        raise RankLostError(f"rank {os.environ.get('RANK')}: the ranks do not find each other ({reason})") from None
+    return device
+
+
+def own_gpu(name: str | None) -> str | None:
+    """The name of the device that this rank takes where all are given ``name``: of GPUs, each its own.
+
+    No other one is touched: every process that does takes hundreds of MB of its memory.
+    """
+    if name == "cpu" or (name is None and not torch.cuda.is_available()):
+        return name
+    if name not in (None, "cuda"):
+        raise ConfigError(f"--device {name}: each rank takes a GPU of its own; use cuda or cpu")
+    local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local_rank >= num_gpus:
+        raise ConfigError(f"--nproc-per-node: rank {local_rank} has no GPU, there are {num_gpus} here")
+    return f"cuda:{local_rank}"
+
+
+@contextlib.contextmanager
+def peers() -> Iterator[None]:
+    """Turn the error of a collective that another rank has left into one line: the other says what happened."""
+    try:
+        yield
+    except RuntimeError as error:
+        is_lost = isinstance(error, dist.DistError) or re.search(
+            r"gloo|nccl|Connection (closed|reset)", str(error), re.I
+        )
+        if world_size() == 1 or not is_lost:
+            raise
+        raise RankLostError(
+            f"rank {rank()}: another rank has ended, and this one with it ({str(error).splitlines()[0][:120]})"
+        ) from None
+
+
+def stop() -> None:
+    global _waiting
+    _waiting = None
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """``tensor`` summed in place over all ranks."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def copy_from_main(tensors: Iterable[Tensor]) -> None:
+    """Overwrite the tensors of every rank with the main rank's."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, in order of rank, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value, group=_waiting)
+    return values
+
+
+def gather_on_main(value: T) -> list[T]:
+    """The values of all ranks, in order of rank, on the main rank; none on the others."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * world_size() if is_main() else []
+    dist.gather_object(value, values if is_main() else None, dst=0, group=_waiting)
+    return values
+
+
+def from_main(compute: Callable[[], T]) -> T:
+    """What ``compute`` returns on the main rank, on every rank, or the DetectorError that it raises there.
+
+    A file is looked at in this way: the ranks may be machines that share no folder.
+    """
+    if not dist.is_initialized():
+        return compute()
+    outcome: list[Any] = [None, None]
+    if is_main():
+        try:
+            outcome[0] = compute()
+        except DetectorError as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0, group=_waiting)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def check_same(**states: Any) -> None:
+    """Refuse ranks that begin with different ``states``, on all of them. Raises ConfigError."""
+    by_rank = gather(states)
+    for name, expected in by_rank[0].items():
+        for rank, own in enumerate(by_rank):
+            if own[name] != expected:
+                raise ConfigError(
+                    f"rank {rank}: its {name} differ from rank 0's ({own[name]}, {expected}); give every rank the same"
+                    " config, data and weight files"
+                )
+
+
+def barrier() -> None:
+    """Wait for all ranks; also for the main one, whatever it does alone."""
+    if dist.is_initialized():
+        dist.barrier(group=_waiting)

@@ -1,0 +1,322 @@
+"""A whole run: what stands around the training loop."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from detector.checkpoints.backbone_weights import follow_weights, load_backbone_weights
+from detector.checkpoints.checkpoint import (
+    check_val_share,
+    checkpoint_categories,
+    checkpoint_config,
+    load_weights,
+    read_checkpoint,
+    read_progress,
+    weights_digest,
+)
+from detector.checkpoints.foreign.importing import open_checkpoint
+from detector.checkpoints.transfer import missing_parts, other_conventions, transfer
+from detector.config.loader import config_to_dict, differences
+from detector.config.schema import BackboneConfig, Config
+from detector.data.detection import Category
+from detector.errors import ConfigError, DataError, WeightsError, one_of
+from detector.files.atomic import atomic_write
+from detector.models import Model, build_model
+from detector.models.backbones import Backbone
+from detector.models.precision import check_precision
+from detector.reports import Scored
+from detector.tasks import Data, Task, get_task
+from detector.training import distributed
+from detector.training.loop import TrainingState, count_steps, predict_all, train
+from detector.training.optimizer import scaled_lr
+from detector.training.preview import preview_run
+from detector.training.run_folder import RunFolder, tensorboard_writer
+
+
+def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = False) -> bool:
+    """A whole run: open the data, build or resume, train, evaluate; True if it reached the end, False if stopped.
+
+    With ``resume`` the run continues from its ``last.pt``, or begins if there is none. It begins from the weights that
+    the config names for the backbone or, in place of them, from what fits of the checkpoint ``model.weights``. Raises
+    :class:`~detector.errors.DetectorError` for all that a person can mend.
+
+    Any thread may call it; in the main one, Ctrl-C and SIGTERM end it after the step. It seeds torch's random numbers
+    and flushes the thread's denormals.
+    """
+    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
+    task = get_task(config)
+    check_ranks(config, distributed.world_size(), device)
+    check_frozen(config)
+    check_precision(config.train.precision, device, "train.precision")
+    check_precision(config.model.predict.precision, device, "model.predict.precision")
+    if config.train.compile:
+        check_compiler()
+    writer = tensorboard_writer() if config.train.tensorboard else None
+    try:
+        with distributed.peers():
+            return _fit(config, task, run, device, resume, writer)
+    finally:
+        run.unlock()
+
+
+def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any) -> bool:
+    content = distributed.from_main(lambda: take_up(run, resume))
+    start = open_start(config) if content is None else None
+    config, normalised = begin_normalise(config, start or content, str(run.last if content else config.model.weights))
+    if content is not None:
+        check_config(content, config, run)
+    train_data = task.open_split(config, "train")
+    categories = train_data.categories
+    val_data = task.open_split(config, "val", categories) if config.data.has_val else None
+
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, len(categories))
+    if content is None:
+        origins, report = load_start(model, config, categories, start)
+    else:
+        check_data(content, config, train_data, run)
+        origins, report = [f"resumed from {run.last}", *_changes(content, config, run)], None
+    del start
+    model = model.to(device, memory_format=torch.channels_last)
+    state = TrainingState.begin(model, config.train, len(train_data), device)
+    is_new = content is None
+    if content is not None:
+        state.restore(content, run.last)
+    del content  # or a second copy of the weights would stay for as long as training takes
+    check_start(config, state, train_data, val_data)
+    if config.train.activation_checkpointing:
+        model.recompute_activations()
+    if distributed.is_main():
+        begin_run(run, config, state)
+        if report:
+            with atomic_write(run.path / "transfer.txt") as file:
+                file.write(report)
+        if writer:
+            run.board = writer(str(run.path), purge_step=state.step + 1)
+        print_plan(config, [*origins, normalised], model, train_data, val_data, device)
+        if is_new:
+            preview_run(config, task, train_data, val_data, run)
+    distributed.barrier()
+    finished = train(config, task, state, train_data, val_data, run, device)
+    if finished and val_data is not None:
+        report_best(config, task, state.evaluated, val_data, run, device)
+    return finished
+
+
+def take_up(run: RunFolder, resume: bool) -> dict[str, Any] | None:
+    """What the run continues from, if anything; asked of the main rank, whose disk has the run's folder."""
+    if not resume:
+        run.check_free()
+    elif run.path.exists():
+        run.lock()  # a new run's folder is made, and locked, when all that it needs has been found
+    return read_progress(run.last, run.best) if resume and run.last.exists() else None
+
+
+def check_start(config: Config, state: TrainingState, train_data: Data, val_data: Data | None) -> None:
+    """Refuse ranks that would train something else than each other: machines may have other files of one name."""
+    if distributed.world_size() == 1:
+        return
+    settings = config_to_dict(config)
+    model, data = settings["model"], settings["data"]
+    # Paths, and what a machine can bear, may be its own.
+    for section in (model, *([model["backbone"]] if model["backbone"] else model["pyramid"]["branches"])):
+        section["weights"] = None
+    data["train"] = data["val"] = data["workers"] = None
+    distributed.check_same(
+        settings=hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12],
+        classes=train_data.categories,
+        images=(len(train_data), len(val_data) if val_data is not None else 0),
+        step=state.step,
+        weights=weights_digest(state.model, state.evaluated)[:12],
+    )
+
+
+def report_best(config: Config, task: Task, model: Model, val_data: Data, run: RunFolder, device: torch.device) -> None:
+    """``report.html`` of the best checkpoint, whose weights ``model`` takes over."""
+    has_best, is_known = distributed.from_main(lambda: (run.best.exists(), run.has_found))
+    if not has_best:
+        return  # a run that was resumed from its last.pt alone, and was better before
+    if not is_known:  # the best epoch was before a resume
+        load_weights(model, distributed.from_main(lambda: read_checkpoint(run.best)["model"]), run.best)
+        found = predict_all(model, task, val_data, config, device)
+    if distributed.is_main():
+        rows, metrics = run.best_found or (np.concatenate(found), task.evaluate(found, val_data.truth, config))
+        scored = Scored(str(run.best), rows, metrics)
+        report = task.report(scored, val_data.truth, config, val_data.images)
+        report.write_page(run.path, f"Evaluation of {run.path.name}")
+
+
+def open_start(config: Config) -> dict[str, Any] | None:
+    """The checkpoint ``model.weights`` that a run starts from, if the config names one."""
+    return open_checkpoint(config.model.weights) if config.model.weights else None
+
+
+def begin_normalise(config: Config, content: dict[str, Any] | None, path: str) -> tuple[Config, str]:
+    """The config with the normalisation that its weights want: of the checkpoint at ``path``, or its backbones'."""
+    checkpoint = checkpoint_config(content, path).model if content else None
+    model, line = follow_weights(config.model, checkpoint)
+    return config.model_copy(update={"model": model}), line
+
+
+def load_start(
+    model: Model, config: Config, categories: list[Category], content: dict[str, Any] | None
+) -> tuple[list[str], str | None]:
+    """Fill a new model with the weights that it starts from; lines that say what came from where, and a full report.
+
+    ``content`` is of the checkpoint ``model.weights``, where the config names one (see :func:`open_start`).
+    """
+    if content is None:
+        backbones = [module for module in model.modules() if isinstance(module, Backbone)]
+        pairs = zip(backbones, config.model.backbones, strict=True)
+        return [load_backbone_weights(backbone, section) for backbone, section in pairs], None
+    source = str(config.model.weights)
+    outcome = transfer(model, categories, content, source)
+    counts_on_weights = any(_is_frozen(section) or section.weights for section in config.model.backbones)
+    random = [name for name in outcome.begun if ".backbone." in name]
+    if random and counts_on_weights:
+        raise WeightsError(
+            f"{source}: {random[0]} and {len(random) - 1} more tensors of the backbone are not in it"
+            f" ({outcome.begun[random[0]]}), and would stay random; use the checkpoint's model.backbone"
+        )
+    origin = checkpoint_config(content, source)
+    lines = [f"from {source} ({origin.task}): {outcome.summary()}"]
+    if origin.task == config.task:
+        lines += missing_parts(outcome)
+    return [*lines, *other_conventions(config, origin, source)], outcome.report()
+
+
+def check_frozen(config: Config) -> None:
+    """Refuse to freeze what is random."""
+    for section in config.model.backbones:
+        if _is_frozen(section) and section.weights is None and config.model.weights is None:
+            key = "norm: frozen_bn" if section.norm == "frozen_bn" else f"freeze_at: {section.freeze_at}"
+            raise ConfigError(
+                f"model.backbone.{key} freezes random weights of {section.name}, which trains nothing; set weights,"
+                " give model.weights or --init-from, or use norm: bn and freeze_at: 0"
+            )
+
+
+def _is_frozen(section: BackboneConfig) -> bool:
+    return section.norm == "frozen_bn" or section.freeze_at > 0
+
+
+def check_compiler() -> None:
+    """Refuse to compile where there is no C++ compiler: PyTorch would say so in a hundred lines at the first step."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
+    if not any(shutil.which(name) for name in names):
+        raise ConfigError(
+            f"train.compile: there is no C++ compiler here ({one_of(names)}); install one, or set it false"
+        )
+
+
+def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
+    """Refuse what the ranks cannot do together."""
+    parts = world_size * config.train.accumulate
+    if config.train.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size: {config.train.batch_size} images a step cannot be shared by {world_size} ranks in"
+            f" {config.train.accumulate} parts (train.accumulate); use a multiple of {parts}"
+        )
+    is_synchronised = any(section.norm == "sync_bn" for section in config.model.backbones)
+    if is_synchronised and device.type == "cpu" and world_size > 1:
+        raise ConfigError("model.backbone.norm: sync_bn works across GPUs only; use bn or frozen_bn on CPUs")
+
+
+# What a resumed run must have in common with the run that it continues: all that decides which pictures make a step,
+# and what is in the optimizer's state.
+KEPT = ("task", "seed", "model", "data.resize", "data.crop", "data.augment", "data.invalid_boxes", "data.val_share")
+KEPT += (
+    "data.exif",
+    "data.max_value",
+    "data.class_weights",
+    "data.group_by_aspect",
+    "train.batch_size",
+    "train.optimizer",
+    "train.precision",
+)
+KEPT += ("train.ema",)
+_REMEDY = "resume with the same, or begin another run with --name"
+
+
+def check_config(content: dict[str, Any], config: Config, run: RunFolder) -> None:
+    """Refuse to continue a run with another config, which would not be the same run."""
+    check_val_share(content, run.last)
+    for key in KEPT:
+        old, new = config_to_dict(checkpoint_config(content, run.last)), config_to_dict(config)
+        for part in key.split("."):
+            old, new = old[part], new[part]
+        for own_key, was, now in differences(old, new, key):
+            # What it began with does not matter where it goes on, nor how it predicts.
+            if own_key == "model.weights" or own_key.startswith("model.predict."):
+                continue
+            remedy = f"{_REMEDY} (--init-from starts a task from the other's weights)" if key == "task" else _REMEDY
+            raise ConfigError(f"{run.last}: {own_key} was {was}, is {now}; {remedy}")
+
+
+def check_data(content: dict[str, Any], config: Config, train_data: Data, run: RunFolder) -> None:
+    """Refuse to continue a run on other data."""
+    categories = train_data.categories
+    known = checkpoint_categories(content)
+    if known != categories:
+        differ = next((pair for pair in zip(known, categories, strict=False) if pair[0] != pair[1]), None)
+        first = f"; the first that differs is {differ[0].name!r} and {differ[1].name!r}" if differ else ""
+        raise DataError(
+            f"{run.last}: was trained on {len(known)} classes, {train_data.source} has {len(categories)}{first};"
+            f" {_REMEDY}"
+        )
+    if content["num_images"] != len(train_data):
+        raise DataError(
+            f"{run.last}: was trained on {content['num_images']} images, {train_data.source} has"
+            f" {len(train_data)}; {_REMEDY}"
+        )
+    steps, _ = count_steps(config.train, len(train_data))
+    if content["step"] > steps:
+        raise ConfigError(f"{run.last}: has done {content['step']} steps, the config asks for {steps}; ask for more")
+
+
+def _changes(content: dict[str, Any], config: Config, run: RunFolder) -> Iterator[str]:
+    """A line of each thing that a resumed run does otherwise than the run did before."""
+    old = config_to_dict(checkpoint_config(content, run.last))
+    for key, was, now in differences(old, config_to_dict(config)):
+        yield f"changed: {key} was {was}, is {now}"
+    before, ranks = content.get("ranks", distributed.world_size()), distributed.world_size()
+    if before != ranks:
+        yield (
+            f"changed: {ranks} rank{'s' * (ranks > 1)} in place of {before}; the order of the pictures goes on as"
+            f" before, {config.train.batch_size // ranks} of each step's {config.train.batch_size} on each rank"
+        )
+
+
+def begin_run(run: RunFolder, config: Config, state: TrainingState) -> None:
+    """Make the run's folder, or tidy the one that is continued."""
+    if not run.is_locked:
+        run.create()
+    run.forget_after(state.step, state.evaluated_step)
+    run.describe(config)
+
+
+def print_plan(
+    config: Config, origins: list[str], model: Model, train_data: Data, val_data: Data | None, device: torch.device
+) -> None:
+    steps, steps_per_epoch = count_steps(config.train, len(train_data))
+    train, lr = config.train, scaled_lr(config.train.optimizer, config.train.batch_size)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    lines = [
+        *origins,
+        f"{parameters:,} parameters, {trained:,} trained; {distributed.world_size()} × {device}",
+        f"train: {train_data.summary()}",
+        f"val: {val_data.summary()}" if val_data is not None else "val: none; nothing is evaluated (data.val is null)",
+        f"{steps} steps of {train.batch_size} images, {steps_per_epoch} an epoch; peak lr {lr:.3g}"
+        f" ({train.optimizer.lr:.3g} for {train.optimizer.lr_batch_size} images, scaled by {train.batch_size})",
+    ]
+    print("\n".join(lines), file=sys.stderr)

@@ -1,0 +1,421 @@
+"""The training loop and the evaluation loop: explicit, without hooks, and blind to the task."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from detector.checkpoints.checkpoint import load_weights, save_checkpoint
+from detector.config.schema import Config, TrainConfig
+from detector.data.detection import Category
+from detector.data.loading.bad_images import Replacing, Skipped
+from detector.data.loading.collate import load_batches
+from detector.data.loading.sampler import EvalBatches, TrainBatches
+from detector.errors import ConfigError, DetectorError, NonFiniteError
+from detector.models import Model
+from detector.models.precision import autocast
+from detector.processes import handled
+from detector.tasks import Data, Task
+from detector.training import distributed
+from detector.training.average import average_weights
+from detector.training.optimizer import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
+from detector.training.run_folder import RunFolder
+
+
+@dataclass
+class TrainingState:
+    """All that a step changes; what ``last.pt`` holds."""
+
+    model: Model
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: AveragedModel | None
+    num_images: int  # of the training data: with the batch size, it decides which pictures make a step
+    step: int = 0  # optimizer steps done
+    evaluated_step: int = 0  # the last one that was evaluated
+    train_seconds: float = 0.0  # spent in steps, reading included and evaluation not
+    skipped: int = 0  # steps whose loss or gradient was not finite (train.non_finite=skip)
+    best: float = -1.0
+    best_epoch: int = 0
+
+    @classmethod
+    def begin(cls, model: Model, config: TrainConfig, num_images: int, device: torch.device) -> TrainingState:
+        # Losses are sums over some hundred positives here, so the usual first scale of 2^16 would overflow.
+        scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=config.precision == "fp16")
+        ema = average_weights(model, config.ema) if config.ema else None
+        return cls(model, build_optimizer(model, config.optimizer, config.batch_size), scaler, ema, num_images)
+
+    @property
+    def evaluated(self) -> Model:
+        """The model to predict with: the average where one is kept."""
+        return self.ema.module if self.ema else self.model
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "ema_updates": int(self.ema.n_averaged) if self.ema else 0,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "num_images": self.num_images,
+            "ranks": distributed.world_size(),
+            "step": self.step,
+            "evaluated_step": self.evaluated_step,
+            "train_seconds": self.train_seconds,
+            "skipped": self.skipped,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+        }
+
+    def restore(self, content: dict[str, Any], path: object) -> None:
+        load_weights(self.model, content["model"], str(path))
+        if self.ema and content["ema"]:
+            load_weights(self.ema.module, content["ema"], str(path))
+            self.ema.n_averaged.fill_(content["ema_updates"])
+        load_optimizer(self.optimizer, content["optimizer"], path)
+        self.scaler.load_state_dict(content["scaler"])
+        for name in ("step", "evaluated_step", "train_seconds", "best", "best_epoch"):
+            setattr(self, name, content[name])
+        self.skipped = content.get("skipped", 0)  # not in checkpoints of version 0.1
+
+
+@dataclass
+class StopRequest:
+    """Ctrl-C or SIGTERM asks for an end after the current step."""
+
+    asked: bool = False
+
+    def ask(self, *_: object) -> None:
+        self.asked = True
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed from several numbers, well mixed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def count_steps(config: TrainConfig, num_images: int) -> tuple[int, int]:
+    """Optimizer steps of the whole run and of one epoch."""
+    per_epoch = -(-num_images // config.batch_size)
+    return config.steps or config.epochs * per_epoch, per_epoch
+
+
+def train(
+    config: Config,
+    task: Task,
+    state: TrainingState,
+    train_data: Data,
+    val_data: Data | None,
+    run: RunFolder,
+    device: torch.device,
+) -> bool:
+    """Train from ``state.step`` to the end; True if it got there, False if a signal asked it to stop (and it saved).
+
+    Without ``val_data`` nothing is evaluated, and there is no best checkpoint.
+    """
+    steps, steps_per_epoch = count_steps(config.train, len(train_data))
+    categories = train_data.categories
+    world_size, accumulate, batch_size = distributed.world_size(), config.train.accumulate, config.train.batch_size
+    peak_lr = scaled_lr(config.train.optimizer, batch_size)
+    trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+    buffers = list(state.model.buffers())
+    good_buffers = [buffer.clone() for buffer in buffers]
+    # A wrapper: checkpoints, the average and evaluation know the model itself. A second shape compiles it for all.
+    network: nn.Module = torch.compile(state.model) if config.train.compile else state.model
+    if world_size > 1:
+        network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+    batches = _train_batches(config, train_data, state.step, steps, device, run)
+
+    def ends_epoch(step: int) -> bool:
+        return step > 0 and (step % steps_per_epoch == 0 or step == steps)
+
+    stop = StopRequest()
+    with handled(stop.ask), contextlib.closing(_Progress(state.step, steps)) as progress:
+        while True:
+            # Evaluation comes first in the loop: a run that was stopped before it resumes with it.
+            epoch = -(-state.step // steps_per_epoch)
+            is_due = ends_epoch(state.step) and (epoch % config.eval.every_epochs == 0 or state.step == steps)
+            if val_data is not None and is_due and state.evaluated_step < state.step:
+                rows, metrics = run_evaluation(state.evaluated, task, val_data, config, device)
+                keep_best(run, config, task, state, categories, rows, metrics, epoch)
+                save_last(run, config, categories, state)
+                distributed.barrier()  # the others wait here for the main rank, which scores, and not in a step
+            if state.step == steps:
+                return True
+
+            started = time.perf_counter()
+            network.train()
+            # Dropout and its like are a function of the step too, so a resumed run draws the same.
+            torch.manual_seed(seed_of(config.seed, state.step, distributed.rank()))
+            lr = peak_lr * lr_factor(config.train.schedule, state.step, steps)
+            set_lr(state.optimizer, lr)
+
+            part_sums: list[Tensor] = []
+            ids: list[int] = []
+            for part in range(accumulate):
+                try:
+                    batch = next(batches)
+                except DetectorError:
+                    # A broken picture ends the run on the rank that met it; all ranks hold the same state to save.
+                    torch._foreach_copy_(buffers, good_buffers)
+                    if distributed.is_main() or run.is_shared():
+                        run.save_last(config, categories, state.content())
+                    raise
+                ids += batch.ids.tolist()
+                batch = batch.to(device)
+                # Gradients travel between ranks once a step, with the last part.
+                is_last = part == accumulate - 1
+                with contextlib.nullcontext() if is_last or world_size == 1 else network.no_sync():
+                    with autocast(config.train.precision, device), _explain_single_values():
+                        output = network(batch.images, batch.sizes)
+                    losses = task.loss(output, batch.targets, config.model)
+                    state.scaler.scale(sum(losses.parts.values())).backward()
+                part_sums.append(torch.stack([*losses.parts.values(), losses.normaliser]).detach().float())
+
+            # One collective carries the loss parts, the normaliser and whether any rank was asked to stop.
+            asked = torch.full((1,), float(stop.asked), device=device)
+            totals = distributed.sum_over_ranks(torch.cat([torch.stack(part_sums).sum(dim=0), asked]))
+            normaliser = torch.where(totals[-2] > 0, totals[-2], 1)  # nothing to find in any picture: no division
+            state.scaler.unscale_(state.optimizer)
+            # DDP has averaged over ranks what the loss sums over them.
+            gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
+            torch._foreach_mul_(gradients, world_size / normaliser)
+            grad_norm = nn.utils.clip_grad_norm_(trained, config.train.clip_norm or float("inf"))
+            # The one place where a step waits for the device: the numbers decide whether the weights may move. Loading
+            # goes on meanwhile; the device idles until the optimizer's few launches and the next pass arrive.
+            *parts, divisor, asked_ranks, norm = torch.cat([totals, grad_norm[None]]).tolist()
+            loss_parts = dict(zip(losses.parts, (part / (divisor or 1.0) for part in parts), strict=True))
+            loss = sum(loss_parts.values())
+            # Half precision's scaler meets infinite gradients now and then: it skips the step and halves its scale.
+            # Once the scale is used up, they were no accident.
+            is_skipped = state.scaler.is_enabled() and not math.isfinite(norm) and state.scaler.get_scale() > 1
+            left_out: dict[str, Any] = {}
+            if not math.isfinite(loss) or not (math.isfinite(norm) or is_skipped):
+                # BatchNorm has averaged over this batch already; parameters have not moved yet.
+                torch._foreach_copy_(buffers, good_buffers)
+                fault = _describe_fault(state.step + 1, lr, loss_parts, norm)
+                left_out = leave_out(run, config, state, train_data, fault, ids)
+            else:
+                state.scaler.step(state.optimizer)
+                torch._foreach_copy_(good_buffers, buffers)
+                if state.ema:
+                    state.ema.update_parameters(state.model)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+
+            seconds = time.perf_counter() - started
+            state.train_seconds += seconds
+            row = {
+                "step": state.step,
+                "epoch": state.step / steps_per_epoch,
+                "images_seen": state.step * batch_size,
+                "loss": _or_null(loss),
+                **{f"loss_{name}": _or_null(value) for name, value in loss_parts.items()},
+                "lr": lr,
+                "grad_norm": _or_null(norm),
+                "normaliser": _or_null(divisor),
+                "images_per_second": batch_size / seconds,
+                **left_out,
+            }
+            if distributed.is_main():
+                run.append(row)
+                progress.show(row, config.train.log_steps)
+
+            if asked_ranks:
+                save_last(run, config, categories, state)
+                return False
+            is_late = time.monotonic() - run.saved_at > 60 * config.train.checkpoint_minutes
+            if ends_epoch(state.step) or state.step % config.train.checkpoint_steps == 0 or is_late:
+                save_last(run, config, categories, state)
+
+
+@contextlib.contextmanager
+def _explain_single_values() -> Iterator[None]:
+    """Whether a batch norm has anything to average over depends on the network, the pictures and the batch at once."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            "a batch norm is given a single value a channel, one picture on a map of one cell: use a train.batch_size"
+            " of two or more for each rank and part of train.accumulate, or larger pictures"
+        ) from None
+
+
+def _describe_fault(step: int, lr: float, loss_parts: dict[str, float], grad_norm: float) -> str:
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in loss_parts.items())
+    return f"step {step}: the loss or its gradient is not finite (lr {lr:.3g}; {parts}; gradient norm {grad_norm:.4g}"
+
+
+def leave_out(
+    run: RunFolder, config: Config, state: TrainingState, data: Data, fault: str, ids: list[int]
+) -> dict[str, Any]:
+    """Count a step that is not finite, and name its pictures; or, where none may be left out, save and raise."""
+    every_id = [index for rank_ids in distributed.gather(ids) for index in rank_ids]
+    files = [str(data.file(index)) for index in every_id]
+    fault = f"{fault}; pictures {', '.join(files)})"
+    if config.train.non_finite == "stop" or state.skipped == config.train.max_skips:
+        save_last(run, config, data.categories, state)
+        before = f" after {state.skipped} skipped steps (train.max_skips)" if state.skipped else ""
+        raise NonFiniteError(
+            f"{fault}{before}; the state before the step is in {run.last}. A lower train.optimizer.lr, a longer"
+            " train.schedule.warmup_steps or train.clip_norm usually cures it"
+        )
+    state.skipped += 1
+    if distributed.is_main():
+        tqdm.write(f"warning: {fault}; skipped, {state.skipped} of at most {config.train.max_skips}", file=sys.stderr)
+    return {"skipped": files}
+
+
+def _or_null(value: float) -> float | None:
+    """JSON has no word for infinity."""
+    return value if math.isfinite(value) else None
+
+
+def save_last(run: RunFolder, config: Config, categories: list[Category], state: TrainingState) -> None:
+    if distributed.is_main():
+        run.save_last(config, categories, state.content())
+
+
+def keep_best(
+    run: RunFolder,
+    config: Config,
+    task: Task,
+    state: TrainingState,
+    categories: list[Category],
+    rows: list[Any],
+    metrics: dict[str, Any],
+    epoch: int,
+) -> None:
+    """Write the results of an evaluation, and the model's weights if it is the best so far."""
+    state.evaluated_step = state.step
+    if not distributed.is_main():
+        return
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    score = metrics[task.main_metric(config)]
+    if state.best_epoch == 0 or score > state.best:
+        state.best, state.best_epoch = score, epoch
+        save_checkpoint(
+            run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": numbers}
+        )
+        run.keep_found(np.concatenate(rows), metrics)
+    results = {
+        "epoch": epoch,
+        "images_seen": state.step * config.train.batch_size,
+        "train_seconds": round(state.train_seconds, 1),
+        "best": state.best,
+        "best_epoch": state.best_epoch,
+    }
+    run.write_results(metrics | results)
+    task.write_report(metrics, run.path)
+    run.append({"step": state.step, "epoch": epoch, "evaluation": numbers})
+    # Not print: that would write into the progress bar's line.
+    tqdm.write(task.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
+
+
+def run_evaluation(
+    model: Model, task: Task, data: Data, config: Config, device: torch.device
+) -> tuple[list[Any], dict[str, Any]]:
+    """What ``model`` predicts on ``data`` and its metrics: every rank predicts its share, the main one alone scores."""
+    rows = predict_all(model, task, data, config, device)
+    return rows, task.evaluate(rows, data.truth, config) if distributed.is_main() else {}
+
+
+def predict_all(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> list[Any]:
+    """What ``model`` predicts on ``data``, in the task's rows, of all ranks on the main one; none on the others."""
+    distributed.barrier()  # for as long as the main rank scores what was predicted before
+    model.eval()
+    # Each rank has its own running statistics; the checkpoint will hold the main one's.
+    distributed.copy_from_main(model.buffers())
+    own_batches = EvalBatches(
+        len(data), config.eval.batch_size, distributed.rank(), distributed.world_size(), data.shapes
+    )
+    batches = load_batches(data, own_batches, config.data.workers, pin_memory=device.type == "cuda")
+    hidden = not (distributed.is_main() and sys.stderr.isatty())
+    rows = []
+    for batch in tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden):
+        rows.append(predict_rows(model, task, batch.to(device), config))
+    # Gathered outside the loop: a rank without images takes part all the same.
+    return [row for rank_rows in distributed.gather_on_main(rows) for row in rank_rows]
+
+
+@torch.inference_mode()
+def predict_rows(model: Model, task: Task, batch: Any, config: Config) -> Any:
+    with autocast(config.model.predict.precision, batch.images.device):
+        output = model(batch.images, batch.sizes)
+    return task.to_rows(task.predict(output, batch, config.model), batch.ids)
+
+
+def _train_batches(
+    config: Config, data: Data, start: int, steps: int, device: torch.device, run: RunFolder
+) -> Iterator[Any]:
+    sampler = TrainBatches(
+        num_images=len(data),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start,
+        steps=steps,
+        is_wide=data.is_wide if config.data.group_by_aspect else None,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        accumulate=config.train.accumulate,
+    )
+    skipped = None
+    if config.data.on_bad_image == "skip":
+        data = Replacing(data, config.seed)
+        own_images = -(-len(data) // distributed.world_size())
+        skipped = Skipped(own_images, config.data.max_bad_share, run.path / "skipped.txt")
+    return load_batches(data, sampler, config.data.workers, device.type == "cuda", skipped)
+
+
+class _Progress:
+    """One line that is rewritten on a terminal; a line now and then elsewhere."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.bar = tqdm(
+            initial=step,
+            total=steps,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not (distributed.is_main() and sys.stderr.isatty()),
+        )
+        self.steps = steps
+        self.begin_step, self.begin = step, time.perf_counter()
+
+    def show(self, row: dict[str, Any], every: int) -> None:
+        losses = {name.removeprefix("loss_"): value for name, value in row.items() if name.startswith("loss")}
+        parts = [f"{name} {math.nan if value is None else value:.3f}" for name, value in losses.items()]
+        text = f"{' '.join(parts)} lr {row['lr']:.2e} {row['images_per_second']:.1f} img/s"
+        self.bar.set_postfix_str(text, refresh=False)
+        self.bar.update()
+        if self.bar.disable and (row["step"] % every == 0 or row["step"] == self.steps):
+            done = row["step"] - self.begin_step
+            eta = (time.perf_counter() - self.begin) / done * (self.steps - row["step"])
+            print(
+                f"step {row['step']}/{self.steps} epoch {row['epoch']:.2f} {text} eta {_clock(eta)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

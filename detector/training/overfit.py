@@ -1,0 +1,146 @@
+"""A test of data, model and recipe before the real run: a few pictures must be learned by heart.
+
+What cannot do that has a fault that no amount of data mends: boxes that are wrong, anchors that reach nothing, a rate
+that is off, a model that is frozen. The pictures come without augmentation, at a constant rate, and are evaluated
+themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from detector.config.schema import AugmentConfig, Config, ScheduleConfig
+from detector.errors import ConfigError
+from detector.models import build_model
+from detector.reports import figure
+from detector.tasks import get_task
+from detector.training import distributed
+from detector.training.fitting import begin_normalise, check_frozen, load_start, open_start
+from detector.training.loop import TrainingState, train
+from detector.training.preview import draw_first_batch
+from detector.training.run_folder import RunFolder
+
+ROUND_STEPS = 50  # between two looks at the loss
+MAX_ROUNDS = 20
+WARMUP_STEPS = 20
+AVERAGED_STEPS = 10  # whose mean is a loss, at the beginning and at the end
+NEAR_ZERO = 0.05  # of the loss at the beginning
+
+
+class Outcome(NamedTuple):
+    """How far the loss came."""
+
+    passed: bool
+    stopped: bool  # by a signal, before it was decided
+    steps: int
+    first_loss: float
+    last_loss: float
+
+
+def overfit(config: Config, count: int, run: RunFolder, device: torch.device) -> Outcome:
+    """Train on ``count`` pictures with objects, or labels, until the loss is near zero or the steps are used up.
+
+    The steps are those of ``train.steps``, and at most ``MAX_ROUNDS`` rounds.
+    """
+    if distributed.world_size() > 1:
+        raise ConfigError("command line: --overfit runs in one process; start it without torchrun")
+    torch.set_flush_denormal(True)  # as training does
+    task = get_task(config)
+    check_frozen(config)
+    run.check_free()
+    wanted, longest = config.train.steps, MAX_ROUNDS * ROUND_STEPS
+    limit = min(wanted or longest, longest)
+    config = plain_config(config, count)
+    whole = task.open_split(config, "val")  # what is trained on, as evaluation sees it
+    usable = np.flatnonzero(whole.has_targets)
+    if len(usable) < count:
+        raise ConfigError(f"command line: --overfit {count}: {whole.source} has {len(usable)} pictures to learn from")
+    chosen = np.sort(np.random.default_rng(config.seed).choice(usable, count, replace=False))
+    # An epoch of the few pictures is a round: they are evaluated and saved after it, not after every step.
+    train_data = whole.select(np.resize(chosen, ROUND_STEPS * config.train.batch_size).tolist())
+    val_data = whole.select(chosen.tolist())
+
+    torch.manual_seed(config.seed)
+    start = open_start(config)
+    config, normalised = begin_normalise(config, start, str(config.model.weights))
+    model = build_model(config.model, len(whole.categories))
+    origins, _ = load_start(model, config, whole.categories, start)
+    model = model.to(device, memory_format=torch.channels_last)
+    state = TrainingState.begin(model, config.train, len(train_data), device)
+    run.create()
+    run.describe(config)
+    ignored = f" (train.steps {wanted:,} is for training)" if wanted and wanted > limit else ""
+    goal = f"to be learned by heart in at most {limit:,} steps{ignored}: {val_data.summary()}"
+    print("\n".join([*origins, normalised, goal, *val_data.warnings()]), file=sys.stderr)
+    draw_first_batch(config, task, train_data, run)
+
+    first = last = float("nan")
+    for rounds in range(1, -(-limit // ROUND_STEPS) + 1):
+        longer = config.train.model_copy(update={"steps": min(rounds * ROUND_STEPS, limit)})
+        is_done = train(config.model_copy(update={"train": longer}), task, state, train_data, val_data, run, device)
+        losses = _losses(run)
+        if not is_done:
+            return Outcome(False, True, state.step, first, last)
+        few = max(1, min(AVERAGED_STEPS, len(losses) // 2))
+        first, last = float(np.mean(losses[:few])), float(np.mean(losses[-few:]))
+        if last <= NEAR_ZERO * first:
+            return Outcome(True, False, state.step, first, last)
+    return Outcome(False, False, state.step, first, last)
+
+
+def plain_config(config: Config, count: int) -> Config:
+    """The config without augmentation, averaging and regularisation, evaluated on what it is trained on."""
+    none = dict.fromkeys(("horizontal_flip", "vertical_flip", "photometric", "mixup", "cutmix"), 0.0)
+    augment = AugmentConfig(**none)
+    resize = config.data.resize.model_copy(update={"short": config.data.resize.short[-1:]})
+    own = {"val": config.data.train, "val_share": None, "augment": augment, "resize": resize}
+    data = config.data.model_copy(update=own)
+    head = config.model.head.model_copy(update={"dropout": 0.0})
+    loss = config.model.loss.model_copy(update={"label_smoothing": 0.0})
+    constant = ScheduleConfig(milestones=[], warmup_steps=min(WARMUP_STEPS, config.train.schedule.warmup_steps))
+    batch_size, optimizer = min(count, config.train.batch_size), config.train.optimizer
+    if optimizer.name == "adamw":  # its steps hardly depend on the batch: a smaller one needs no smaller rate
+        optimizer = optimizer.model_copy(update={"lr_batch_size": batch_size})
+    changes = {
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "accumulate": 1,
+        "steps": None,
+        "schedule": constant,
+        "ema": None,
+    }
+    return config.model_copy(
+        update={
+            "data": data,
+            "model": config.model.model_copy(update={"head": head, "loss": loss}),
+            "train": config.train.model_copy(update=changes),
+            "eval": config.eval.model_copy(update={"every_epochs": 1}),
+        }
+    )
+
+
+def _losses(run: RunFolder) -> list[float]:
+    """Of every step so far."""
+    rows = (json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines())
+    return [row["loss"] for row in rows if row.get("loss") is not None]
+
+
+def describe(outcome: Outcome, run: RunFolder, metric: str) -> str:
+    """One line for the end."""
+    results = json.loads(run.results.read_text(encoding="utf-8"))
+    share = outcome.last_loss / outcome.first_loss
+    text = (
+        f"the loss went from {outcome.first_loss:.3f} to {outcome.last_loss:.3f} ({share:.0%}) in {outcome.steps}"
+        f" steps, {metric} {figure(results[metric])} on the same pictures"
+    )
+    if outcome.passed:
+        return f"passed: {text}"
+    return (
+        f"FAILED: {text}; look at {run.path / 'first_batch.jpg'} for wrong boxes or labels, try other rates"
+        " (train.optimizer.lr), and more of the network trained (model.backbone.freeze_at)"
+    )

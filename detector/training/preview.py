@@ -1,0 +1,74 @@
+"""What a run says of its data before the first step, and a picture of what the model will be given."""
+
+from __future__ import annotations
+
+import sys
+
+from detector.config.schema import Config
+from detector.data.loading.collate import collate
+from detector.data.loading.sampler import TrainBatches
+from detector.errors import DetectorError
+from detector.files.atomic import atomic_write
+from detector.reports.drawing import contact_sheet
+from detector.structures import Batch
+from detector.tasks import Data, Task
+from detector.training import distributed
+from detector.training.loop import count_steps
+from detector.training.run_folder import RunFolder
+
+DRAWN, COLUMNS = 8, 4
+LONG_SIDE = 640  # of a drawn picture, at most
+
+# A network that begins with random weights needs several times the schedule of a pretrained one, which for COCO is
+# 1.4 million pictures (He et al. 2019, section 5); of a tenth of the first, nothing good is to be expected.
+SHORT_SCHEDULE = 100_000
+
+
+def preview_run(config: Config, task: Task, data: Data, val_data: Data | None, run: RunFolder) -> None:
+    """Print the task's figures and warnings, and draw the first batch."""
+    doubts = dict.fromkeys([*data.warnings(), *(val_data.warnings() if val_data is not None else [])])
+    lines = [*task.preview(data, config), *doubts, *_warn_of_random_weights(config, len(data))]
+    print("\n".join(lines), file=sys.stderr)
+    draw_first_batch(config, task, data, run)
+
+
+def draw_first_batch(config: Config, task: Task, data: Data, run: RunFolder) -> None:
+    """``first_batch.jpg``: the first pictures of the run's first step, with what the loss will make of them."""
+    sampler = TrainBatches(
+        num_images=len(data),
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=0,
+        steps=1,
+        is_wide=data.is_wide if config.data.group_by_aspect else None,
+        world_size=distributed.world_size(),
+        accumulate=config.train.accumulate,
+    )
+    batch = collate([data[key] for key in next(iter(sampler))])
+    if isinstance(batch, DetectorError):
+        return  # training meets the same picture, and says so
+    pictures = task.draw_batch(_first(batch, DRAWN), data.categories, config.model)
+    for picture in pictures:
+        picture.thumbnail((LONG_SIDE, LONG_SIDE))
+    with atomic_write(run.path / "first_batch.jpg", "wb") as file:
+        contact_sheet(pictures, min(COLUMNS, len(pictures))).save(file, format="jpeg", quality=85)
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    """Some of a batch's pictures, padded as they are."""
+    targets = type(batch.targets)(*(tensor[:count] for tensor in batch.targets))
+    images, sizes, originals = batch.images[:count], batch.sizes[:count], batch.sizes_original[:count]
+    return Batch(images, sizes, originals, targets, batch.ids[:count])
+
+
+def _warn_of_random_weights(config: Config, num_images: int) -> list[str]:
+    names = [section.name for section in config.model.backbones if section.weights is None]
+    steps, _ = count_steps(config.train, num_images)
+    seen = steps * config.train.batch_size
+    if not names or config.model.weights is not None or seen >= SHORT_SCHEDULE:
+        return []
+    return [
+        f"warning: {', '.join(names)} starts from random weights, and {seen:,} images seen in {steps:,} steps, of a set"
+        f" of {num_images:,}, are few for that; pretrained weights (model.backbone.weights, --init-from) usually reach"
+        " far more"
+    ]

@@ -1,0 +1,139 @@
+"""A run's folder: what training leaves behind, and where it continues."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any
+
+import numpy as np
+
+from detector.checkpoints.checkpoint import save_checkpoint
+from detector.config.loader import save_config
+from detector.config.schema import Config
+from detector.data.detection import Category
+from detector.device import environment
+from detector.errors import ConfigError
+from detector.files.atomic import LOCK, append_line, atomic_write, make_folder, only_one, storing, sync, write_json
+
+
+class RunFolder:
+    """``runs/NAME/``: config.yaml, environment.json, first_batch.jpg, metrics.jsonl, results.json, last.pt, best.pt."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = path / "last.pt"
+        self.best = path / "best.pt"
+        self.metrics = path / "metrics.jsonl"
+        self.results = path / "results.json"
+        self.board: Any = None  # a SummaryWriter, where append should write for TensorBoard too
+        self._best_found: tuple[IO[bytes], dict[str, Any]] | None = None
+        self.saved_at = time.monotonic()  # when last.pt was written by this process, or it began
+        self.is_locked = False
+        self._lock = contextlib.ExitStack()
+
+    @classmethod
+    def named(cls, runs: str | Path, name: str) -> RunFolder:
+        """``runs/name``. Raises :class:`~detector.errors.ConfigError` for a name that leads elsewhere."""
+        if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
+            raise ConfigError(f"--name {name!r}: is not the name of a folder in {runs}/; --runs says where runs are")
+        return cls(Path(runs) / name)
+
+    def check_free(self) -> None:
+        """A run is never written over."""
+        if self.path.exists():
+            raise ConfigError(f"{self.path}: the run exists; continue it with --resume, or choose another --name")
+
+    def create(self) -> None:
+        make_folder(self.path, may_exist=False)
+        self.lock()
+
+    def lock(self) -> None:
+        """Keep every other process out of the folder until :meth:`unlock`; refused if another one is in it."""
+        self._lock.enter_context(only_one(self.path))
+        self.is_locked = True
+
+    def unlock(self) -> None:
+        self.is_locked = False
+        self._lock.close()
+
+    def describe(self, config: Config) -> None:
+        save_config(config, self.path / "config.yaml")
+        write_json(self.path / "environment.json", {**environment(), "command": sys.argv})
+
+    def append(self, row: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        append_line(self.metrics, json.dumps(row))
+        if self.board:
+            with storing(self.path):
+                self._show(row)
+
+    def _show(self, row: dict[str, Any]) -> None:
+        numbers = {"train": row} | {key: value for key, value in row.items() if isinstance(value, dict)}
+        for section, values in numbers.items():
+            for key, value in values.items():
+                if isinstance(value, int | float) and key != "step":
+                    self.board.add_scalar(f"{section}/{key}", value, row["step"])
+        self.board.flush()
+
+    def save_last(self, config: Config, categories: list[Category], state: dict[str, Any]) -> None:
+        """``last.pt``. The lines of the steps before it reach the disk first, so that a resumed run lacks none."""
+        sync(self.metrics)
+        save_checkpoint(self.last, config, categories, state)
+        self.saved_at = time.monotonic()
+
+    def keep_found(self, rows: np.ndarray, metrics: dict[str, Any]) -> None:
+        """Remember what the best epoch found and how it scores, for this process; on the disk, as it can be large."""
+        self._best_found = None
+        with contextlib.suppress(OSError):  # without room for it, it is predicted again
+            file = TemporaryFile(dir=self.path)  # noqa: SIM115 (it lives as long as this object)
+            np.save(file, rows)
+            self._best_found = file, metrics
+
+    @property
+    def has_found(self) -> bool:
+        return self._best_found is not None
+
+    @property
+    def best_found(self) -> tuple[np.ndarray, dict[str, Any]] | None:
+        """What :meth:`keep_found` was told last; None where the best epoch was another process's."""
+        if self._best_found is None:
+            return None
+        file, metrics = self._best_found
+        file.seek(0)
+        return np.load(file), metrics
+
+    def is_shared(self) -> bool:
+        """Whether this machine sees the folder that the main rank works in, and holds the lock of."""
+        return (self.path / LOCK).exists()
+
+    def forget_after(self, step: int, evaluated_step: int) -> None:
+        """Drop the lines of what a resumed run will do again, and a line that a kill cut short."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+                if row["step"] <= (evaluated_step if "evaluation" in row else step):
+                    kept.append(line + "\n")
+            except (ValueError, TypeError, KeyError):
+                continue
+        with atomic_write(self.metrics) as file:
+            file.writelines(kept)
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        write_json(self.results, results)
+
+
+def tensorboard_writer() -> Any:
+    """TensorBoard's ``SummaryWriter``, from the extra ``log``."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError("train.tensorboard: TensorBoard is not installed; pip install tensorboard") from None
+    return SummaryWriter
