@@ -1,7 +1,7 @@
 """RetinaNet-style detection on feature pyramids: train, evaluate and infer on COCO-format data.
 
-The parts are plain modules (``detector.config.schema``, ``detector.models``, ``detector.tasks.detection``, ...), imported by
-name, so that ``import detector`` stays cheap. The calls that most programs need are :func:`train` and :func:`load`.
+The parts are plain modules (``detector.config.schema``, ``detector.models``, ``detector.tasks.detection``, ...),
+imported by name, so that ``import detector`` stays cheap. Most programs need only :func:`train` and :func:`load`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 
 def load(checkpoint: str | Path, device: str | None = None) -> Predictor:
-    """A ready :class:`~detector.inference.predictor.Predictor` from a checkpoint such as ``runs/x/best.pt``, or a run's folder.
+    """A ready :class:`~detector.inference.predictor.Predictor` of a checkpoint (``runs/x/best.pt``) or a run.
 
     ``device`` defaults to the first GPU, else the CPU. Raises :class:`~detector.errors.WeightsError` for a file that is
     missing or is no checkpoint of this package. Nothing else of the process changes: no environment, signals, warnings,

@@ -17,7 +17,8 @@ from detector.config.schema import AugmentConfig, Config, CropConfig
 from detector.data.classification import ClassDataset, ClassSample, open_classes
 from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import TrainBatches
-from detector.data.transforms.boxes import ClassTransform, TrainClassTransform, mix, resize
+from detector.data.transforms.classes import ClassTransform, TrainClassTransform, mix
+from detector.data.transforms.resize import resize
 from detector.structures import Batch, ClassTargets
 
 STILL = AugmentConfig(horizontal_flip=0)
@@ -221,7 +222,7 @@ def refuse(*arguments, **options):
 socket.getaddrinfo = socket.create_connection = refuse
 import numpy as np
 from detector.config.schema import AugmentConfig, CropConfig
-from detector.data.transforms.boxes import ClassTransform, TrainClassTransform
+from detector.data.transforms.classes import ClassTransform, TrainClassTransform
 ClassTransform(CropConfig())(np.zeros((9, 9, 3), np.uint8), 0, 0)
 print("albumentations" in sys.modules)
 TrainClassTransform(CropConfig(), AugmentConfig(photometric=1), 0)(np.zeros((9, 9, 3), np.uint8), 0, 0)

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from detector.config.schema import Config, HeadConfig, LossConfig, ModelConfig, PredictConfig
-from detector.data.classification import ClassSample, Labelled
+from detector.data.classification import ClassSample
 from detector.data.detection import Category
+from detector.data.formats.class_folders import Labelled
 from detector.errors import ConfigError
 from detector.structures import Batch, ClassTargets, Losses
 from detector.tasks import classification, get_task

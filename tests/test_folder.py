@@ -14,9 +14,10 @@ from PIL import Image
 
 from detector.config.schema import Config
 from detector.data import listing
-from detector.data.classification import ClassSample, Labelled, open_classes, read_csv, read_folders
+from detector.data.classification import ClassSample, open_classes
 from detector.data.detection import Category
-from detector.data.transforms.boxes import ClassTransform, TrainClassTransform
+from detector.data.formats.class_folders import Labelled, read_csv, read_folders
+from detector.data.transforms.classes import ClassTransform, TrainClassTransform
 from detector.errors import ConfigError, DataError
 
 

@@ -20,7 +20,8 @@ from detector.config.schema import AugmentConfig, CropConfig, ResizeConfig
 from detector.data import headers
 from detector.data.images import read_annotated_image, read_image
 from detector.data.inputs import as_array
-from detector.data.transforms.boxes import ClassTransform, TrainClassTransform, TrainTransform, Transform
+from detector.data.transforms.boxes import TrainTransform, Transform
+from detector.data.transforms.classes import ClassTransform, TrainClassTransform
 from detector.errors import DataError
 
 PHOTO = Image.fromarray(photo())

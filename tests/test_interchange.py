@@ -38,20 +38,15 @@ from torchvision.ops import FrozenBatchNorm2d, batched_nms, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config, load_model, save_checkpoint
-from detector.checkpoints.foreign.importing import (
-    COCO,
-    RESNETS,
-    Imported,
-    import_checkpoint,
-    open_checkpoint,
-    to_torchvision,
-)
+from detector.checkpoints.foreign.importing import Imported, import_checkpoint
+from detector.checkpoints.foreign.source import COCO, RESNETS
+from detector.checkpoints.foreign.torchvision import to_torchvision
+from detector.checkpoints.opening import open_checkpoint
 from detector.config.loader import config_to_dict
 from detector.config.schema import AnchorConfig, BackboneConfig, Config, FPNConfig, PredictConfig, ResizeConfig
 from detector.data.detection import Category
 from detector.data.loading.collate import pad_images
-from detector.data.transforms.boxes import resize
-from detector.data.transforms.resize import input_size
+from detector.data.transforms.resize import input_size, resize
 from detector.errors import ConfigError, WeightsError
 from detector.models import Model, build_model
 from detector.models.backbones import build_backbone

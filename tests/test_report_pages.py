@@ -13,7 +13,7 @@ import pytest
 
 from detector.__main__ import run_command
 from detector.config.schema import Config
-from detector.data.classification import read_folders
+from detector.data.formats.class_folders import read_folders
 from detector.data.spot_check import spread
 from detector.evaluation.classification import single_label_metrics
 from detector.evaluation.coco import METRICS

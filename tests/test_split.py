@@ -21,8 +21,9 @@ from detector.analysis.doctor.reading import read_coco
 from detector.checkpoints.checkpoint import check_val_share, read_checkpoint
 from detector.config.loader import load_config
 from detector.config.schema import Config, DataConfig
-from detector.data.classification import open_classes, read_folders
+from detector.data.classification import open_classes
 from detector.data.detection import open_dataset
+from detector.data.formats.class_folders import read_folders
 from detector.data.split import hold_back
 from detector.data.synthetic import write_shapes
 from detector.data.transforms.boxes import Transform

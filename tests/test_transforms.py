@@ -16,8 +16,8 @@ from detector.config.schema import AugmentConfig, ResizeConfig
 from detector.data.detection import CocoDataset, read_annotations
 from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import TrainBatches
-from detector.data.transforms.boxes import TrainTransform, Transform, Transformed, crop_boxes, resize
-from detector.data.transforms.resize import input_size
+from detector.data.transforms.boxes import TrainTransform, Transform, Transformed, crop_boxes
+from detector.data.transforms.resize import input_size, resize
 from detector.structures import IGNORE_REGION, Batch
 
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)

@@ -160,7 +160,7 @@ def _describe_invalid(checked: CheckedBoxes, policy: str) -> str:
 
 def _score_checkpoint(args: argparse.Namespace, device: torch.device) -> _Evaluation:
     from detector.checkpoints.checkpoint import check_val_share, override_config
-    from detector.checkpoints.foreign.importing import open_checkpoint
+    from detector.checkpoints.opening import open_checkpoint
     from detector.errors import ConfigError
 
     content = open_checkpoint(args.checkpoint)
@@ -217,7 +217,8 @@ class _Other(NamedTuple):
 
 
 def _open_other(args: argparse.Namespace) -> _Other:
-    from detector.checkpoints.foreign.importing import find_checkpoint, open_checkpoint
+    from detector.checkpoints.finding import find_checkpoint
+    from detector.checkpoints.opening import open_checkpoint
     from detector.errors import ConfigError, DataError
 
     path = Path(args.against)

@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> int:
             "command line: --to takes a checkpoint as it is; --from, --config, --config-out and KEY=VALUE"
             " are for others"
         )
-    print(_export(args.source, args.output) if args.to else _import(args))
+    print(_export(args.source, args.output) if args.to else import_content(args))
     return 0
 
 
-def _import(args: argparse.Namespace) -> str:
+def import_content(args: argparse.Namespace) -> str:
     from detector.checkpoints.checkpoint import checkpoint_categories, save_checkpoint
     from detector.checkpoints.foreign.importing import import_checkpoint
     from detector.config.loader import config_from_dict
@@ -92,7 +92,8 @@ def fitting_config(config: Config, checkpoint: Path, output: Path) -> str:
 def _export(source: str, output: Path) -> str:
     import torch
 
-    from detector.checkpoints.foreign.importing import open_checkpoint, to_torchvision
+    from detector.checkpoints.foreign.torchvision import to_torchvision
+    from detector.checkpoints.opening import open_checkpoint
     from detector.files.atomic import atomic_write
 
     state = to_torchvision(open_checkpoint(source), source)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.classification import Labelled
+from detector.data.formats.class_folders import Labelled
 from detector.evaluation.classification import by_picture
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from detector.checkpoints.checkpoint import checkpoint_categories, load_model, override_config
-from detector.checkpoints.foreign.importing import open_checkpoint
+from detector.checkpoints.opening import open_checkpoint
 from detector.config.schema import Config
 from detector.data.detection import Category
 from detector.data.inputs import ImageInput, Reading, as_array, check_images, check_threshold

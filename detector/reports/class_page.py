@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from detector.config.schema import Config
-from detector.data.classification import Labelled
+from detector.data.formats.class_folders import Labelled
 from detector.data.images import read_image
 from detector.evaluation.class_figures import ClassReport, class_report
 from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of

@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
-from detector.data.classification import ClassDataset, ClassSample, Labelled, open_classes
+from detector.data.classification import ClassDataset, ClassSample, open_classes
 from detector.data.detection import Category
+from detector.data.formats.class_folders import Labelled
 from detector.data.inputs import ImageInput, Reading, as_shown, check_threshold
-from detector.data.transforms.boxes import ClassTransform
+from detector.data.transforms.classes import ClassTransform
 from detector.errors import ConfigError
 from detector.evaluation.classification import by_picture, multi_label_metrics, single_label_metrics
 from detector.evaluation.coverage import rare_classes

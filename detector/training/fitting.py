@@ -23,7 +23,7 @@ from detector.checkpoints.checkpoint import (
     read_progress,
     weights_digest,
 )
-from detector.checkpoints.foreign.importing import open_checkpoint
+from detector.checkpoints.opening import open_checkpoint
 from detector.checkpoints.transfer import missing_parts, other_conventions, transfer
 from detector.config.loader import config_to_dict, differences
 from detector.config.schema import BackboneConfig, Config

@@ -16,7 +16,7 @@ from detector.analysis.anchors.study import Row, Study
 from detector.analysis.summary import Summary, default_size, summarise
 from detector.config.schema import AnchorConfig, Config
 from detector.data.images import read_annotated_image
-from detector.data.transforms.boxes import resize
+from detector.data.transforms.resize import resize
 from detector.errors import DataError
 from detector.evaluation.coverage import RECALL_WANTED, anchor_shapes
 from detector.ops.anchors import Anchors, level_sizes

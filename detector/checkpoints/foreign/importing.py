@@ -1,4 +1,4 @@
-"""Checkpoints of torchvision, Detectron2 and MMDetection as ours, and ours as torchvision's.
+"""Checkpoints of torchvision, Detectron2 and MMDetection as ours.
 
 A source is a function from our names to its names, and what its config must have to give the same outputs. All of that
 are plain config fields, so an imported checkpoint is one of ours that could have been trained here.
@@ -6,56 +6,29 @@ are plain config fields, so an imported checkpoint is one of ours that could hav
 
 from __future__ import annotations
 
-import difflib
-import math
-import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torchvision
 from torch import Tensor
 
-from detector.checkpoints.checkpoint import FORMAT, check_format, compare_weights, versions
-from detector.config.loader import config_from_dict, config_to_dict, merge, overlay
-from detector.config.schema import AnchorConfig, Config
+from detector.checkpoints.checkpoint import FORMAT, compare_weights, versions
+from detector.checkpoints.finding import find_checkpoint
+from detector.checkpoints.foreign import detectron2, mmdetection, torchvision
+from detector.checkpoints.foreign.source import COCO, RAW_COCO, RESNETS, Source, State
+from detector.config.loader import config_to_dict, merge, overlay
+from detector.config.schema import Config
 from detector.data.detection import Category
 from detector.errors import WeightsError, one_of
-from detector.files.tensors import check_tensor, is_state_dict, read_file, resolve
+from detector.files.tensors import check_tensor, is_state_dict, read_file
 from detector.models import build_model
 from detector.models.backbones import BACKBONES
-
-State = dict[str, Tensor]
-
-# Models trained on COCO name their classes by ids of 1 to 90, of which no picture has ten.
-_ROWS = torchvision.models.detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-COCO = [Category(row, name) for row, name in enumerate(_ROWS) if name not in ("__background__", "N/A")]
-RAW_COCO = len(_ROWS)  # torchvision's COCO models have a row for every id from 0 to 90
-
-RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d"]
-RESNETS += ["resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"]
 
 HEAD_BATCH_NORMS = r"(head|bbox_head)\..*\.running_(mean|var)"
 
 LARGEST = 10**8  # numbers of a tensor; a small file can claim any number by repeating one
-
-# torchvision's published weights that were trained with eps 0 in batch norm; the name ends in a hash of the content.
-TORCHVISION_COCO_V1 = "retinanet_resnet50_fpn_coco-eeacb38b"
-
-
-class Source(NamedTuple):
-    """How a package writes a RetinaNet."""
-
-    mark: str  # a tensor that the others do not have
-    backbone: str  # what the names of its backbone's tensors begin with
-    name: Callable[[str, int], str]  # its name of a tensor of ours; with layers a convolution of a head has
-    second_layer: str  # the norm after the first convolution of the class head, where there is one
-    settings: Callable[[str], dict[str, Any]]  # of a file name: what its config has that is not seen in the tensors
-    convert: Callable[[str, Tensor, AnchorConfig], Tensor]  # its value of a tensor of ours, as ours
-    unused: str  # a pattern of tensors that hold nothing learnt
 
 
 class Imported(NamedTuple):
@@ -72,46 +45,6 @@ class Imported(NamedTuple):
         return "\n".join([*lines, *(f"ignored  {theirs}" for theirs in self.ignored)]) + "\n"
 
 
-def find_checkpoint(source: str | Path) -> Path:
-    """The file that ``source`` means, here or in another package: a path, a run's folder, a URL or torchvision's name.
-
-    Of a run it is ``best.pt``, else ``last.pt``, and a line says so. Raises
-    :class:`~detector.errors.WeightsError` for anything else.
-    """
-    if os.path.isdir(source):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
-        files = [Path(source) / name for name in ("best.pt", "last.pt")]
-        found = next((file for file in files if file.is_file()), None)
-        if found is None:
-            raise WeightsError(
-                f"{source}: is a folder without best.pt and last.pt; give a run's folder or a checkpoint"
-            )
-        if os.environ.get("RANK", "0") == "0":  # once, of all that torchrun started
-            print(f"{source}: is a folder, of which {found.name} is taken", file=sys.stderr)
-        return found
-    if kind := _KINDS.get(Path(source).suffix.lower()):
-        raise WeightsError(f"{source}: is {kind}, not a checkpoint; give one, as runs/NAME/best.pt, or a run's folder")
-    path = resolve(str(source))
-    if path is None:
-        beside = {file.name: str(file) for file in Path(source).parent.glob("*")}
-        near = difflib.get_close_matches(Path(source).name, beside, n=1)
-        hint = f"; did you mean {beside[near[0]]}?" if near else ""
-        raise WeightsError(f"{source}: is no file, no URL and no name of torchvision's weights{hint}")
-    return path
-
-
-_KINDS = {".yaml": "a config", ".yml": "a config", ".json": "a JSON file", ".jpg": "an image", ".png": "an image"}
-_KINDS |= {".csv": "a table", ".onnx": "an exported model"}
-
-
-def open_checkpoint(source: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours, or of what :func:`import_checkpoint` makes of another package's."""
-    path = find_checkpoint(source)
-    value = read_file(path)
-    if isinstance(value, dict) and "format" in value:
-        return check_format(value, path)
-    return _import(value, path, None, None, ()).content
-
-
 def import_checkpoint(
     source: str, package: str | None = None, config: str | None = None, overrides: Sequence[str] = ()
 ) -> Imported:
@@ -122,10 +55,12 @@ def import_checkpoint(
     there. Raises :class:`~detector.errors.WeightsError` for a tensor that is missing, too many or of another shape.
     """
     path = find_checkpoint(source)
-    return _import(read_file(path), path, package, config, overrides)
+    return import_content(read_file(path), path, package, config, overrides)
 
 
-def _import(value: Any, path: Path, package: str | None, config: str | None, overrides: Sequence[str]) -> Imported:
+def import_content(
+    value: Any, path: Path, package: str | None, config: str | None, overrides: Sequence[str]
+) -> Imported:
     state, names = _unwrap(value, path)
     package = package or next((name for name, source in SOURCES.items() if source.mark in state), None)
     if package is None or SOURCES[package].mark not in state:
@@ -301,205 +236,20 @@ def _categories(num_classes: int, names: list[str], package: str) -> list[Catego
     return [Category(label, f"class {label}") for label in range(num_classes)]
 
 
-def _renamed(rules: dict[str, str], name: str) -> str:
-    """``name`` by the first pattern that fits."""
-    for pattern, template in rules.items():
-        if match := re.fullmatch(pattern, name):
-            return match.expand(template)
-    raise KeyError(name)
-
-
 # --- torchvision ------------------------------------------------------------------------------------------------------
-
-
-def _torchvision_name(ours: str, layers: int) -> str:
-    if match := re.fullmatch(r"pyramid\.fpn\.output\.p([345])\.(\w+)", ours):
-        return f"backbone.fpn.layer_blocks.{int(match[1]) - 3}.0.{match[2]}"
-    if match := re.fullmatch(r"head\.(cls|box)_tower\.(\d+)\.(\w+)", ours):
-        head = {"cls": "classification", "box": "regression"}[match[1]]
-        return f"head.{head}_head.conv.{int(match[2]) // layers}.{int(match[2]) % layers}.{match[3]}"
-    rules = {
-        r"pyramid\.backbone\.body\.(.+)": r"backbone.body.\1",
-        r"pyramid\.fpn\.lateral\.(\d)\.(\w+)": r"backbone.fpn.inner_blocks.\1.0.\2",
-        r"pyramid\.fpn\.output\.(p[67])\.(\w+)": r"backbone.fpn.extra_blocks.\1.\2",
-        r"head\.cls_output\.(\w+)": r"head.classification_head.cls_logits.\1",
-        r"head\.box_output\.(\w+)": r"head.regression_head.bbox_reg.\1",
-    }
-    return _renamed(rules, ours)
-
-
-def _torchvision_settings(file: str) -> dict[str, Any]:
-    # Sizes are cut to whole pixels, cells' corners rounded to them.
-    steps = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)]
-    scales = {level: [int(4 * 2**level * step) / (4 * 2**level) for step in steps] for level in range(3, 8)}
-    anchors = {"rounded": True, "strides": "from_size"}
-    anchors["levels"] = {str(level): {"scales": of_level} for level, of_level in scales.items()}
-    model: dict[str, Any] = {"anchors": anchors, "predict": {"max_detections": 300, "keep_empty": True}}
-    if file.startswith(TORCHVISION_COCO_V1):
-        model["backbone"] = {"norm_eps": 0.0}
-    return {"data": {"resize": {"rounding": "down", "interpolation": "bilinear"}}, "model": model}
-
-
-def _as_it_is(ours: str, tensor: Tensor, anchors: AnchorConfig) -> Tensor:
-    return tensor
 
 
 # --- Detectron2 -------------------------------------------------------------------------------------------------------
 
 
-def _detectron2_name(ours: str, layers: int) -> str:
-    if match := re.fullmatch(r"pyramid\.fpn\.lateral\.(\d)\.(\w+)", ours):
-        return f"backbone.fpn_lateral{int(match[1]) + 3}.{match[2]}"
-    if match := re.fullmatch(r"pyramid\.backbone\.body\.layer(\d)\.(.+)", ours):
-        ours = f"backbone.bottom_up.res{int(match[1]) + 1}.{match[2]}"
-    rules = {
-        r"pyramid\.backbone\.body\.conv1\.(\w+)": r"backbone.bottom_up.stem.conv1.\1",
-        r"pyramid\.backbone\.body\.bn1\.(\w+)": r"backbone.bottom_up.stem.conv1.norm.\1",
-        r"(backbone\..+)\.bn(\d)\.(\w+)": r"\1.conv\2.norm.\3",
-        r"(backbone\..+)\.downsample\.0\.(\w+)": r"\1.shortcut.\2",
-        r"(backbone\..+)\.downsample\.1\.(\w+)": r"\1.shortcut.norm.\2",
-        r"(backbone\..+)": r"\1",
-        r"pyramid\.fpn\.output\.p([345])\.(\w+)": r"backbone.fpn_output\1.\2",
-        r"pyramid\.fpn\.output\.(p[67])\.(\w+)": r"backbone.top_block.\1.\2",
-        r"head\.cls_tower\.(.+)": r"head.cls_subnet.\1",
-        r"head\.box_tower\.(.+)": r"head.bbox_subnet.\1",
-        r"head\.cls_output\.(\w+)": r"head.cls_score.\1",
-        r"head\.box_output\.(\w+)": r"head.bbox_pred.\1",
-    }
-    return _renamed(rules, ours)
-
-
-def _detectron2_settings(file: str) -> dict[str, Any]:
-    """Of its RetinaNets R50 and R101, whose ResNets are Microsoft's: stride in the 1×1, pixels not scaled."""
-    return {
-        "model": {
-            "normalise": {"std": [1.0, 1.0, 1.0]},
-            "backbone": {"stride_in_1x1": True},
-            "predict": {"clip": "after_nms"},
-        }
-    }
-
-
-def _detectron2_value(ours: str, tensor: Tensor, anchors: AnchorConfig) -> Tensor:
-    if ours == "pyramid.backbone.body.conv1.weight":
-        return tensor.flip(1)  # its pictures are BGR
-    if ours.startswith(("head.cls_output.", "head.box_output.")):
-        # Its cells have the ratios of one scale after the other, ours the scales of one ratio.
-        by_anchor = tensor.view(len(anchors.scales), len(anchors.ratios), -1, *tensor.shape[1:])
-        return by_anchor.transpose(0, 1).reshape(tensor.shape)
-    return tensor
-
-
 # --- MMDetection ------------------------------------------------------------------------------------------------------
 
 
-def _mmdetection_name(ours: str, layers: int) -> str:
-    if match := re.fullmatch(r"pyramid\.fpn\.output\.p(\d)\.(\w+)", ours):
-        return f"neck.fpn_convs.{int(match[1]) - 3}.conv.{match[2]}"
-    if match := re.fullmatch(r"head\.(cls|box)_tower\.(\d+)\.(\w+)", ours):
-        head, layer = {"cls": "cls", "box": "reg"}[match[1]], ["conv", "gn"][int(match[2]) % layers]
-        return f"bbox_head.{head}_convs.{int(match[2]) // layers}.{layer}.{match[3]}"
-    rules = {
-        r"pyramid\.backbone\.body\.(.+)": r"backbone.\1",
-        r"pyramid\.fpn\.lateral\.(\d)\.(\w+)": r"neck.lateral_convs.\1.conv.\2",
-        r"head\.cls_output\.(\w+)": r"bbox_head.retina_cls.\1",
-        r"head\.box_output\.(\w+)": r"bbox_head.retina_reg.\1",
-    }
-    return _renamed(rules, ours)
-
-
-def _mmdetection_settings(file: str) -> dict[str, Any]:
-    return {"data": {"resize": {"interpolation": "bilinear"}}, "model": {"fpn": {"relu_before_p7": False}}}
-
-
 SOURCES: dict[str, Source] = {
-    "torchvision": Source(
-        mark="head.classification_head.cls_logits.weight",
-        backbone="backbone.body.",
-        name=_torchvision_name,
-        second_layer="head.classification_head.conv.0.1.weight",
-        settings=_torchvision_settings,
-        convert=_as_it_is,
-        unused=r".*\.num_batches_tracked",
-    ),
-    "detectron2": Source(
-        mark="head.cls_score.weight",
-        backbone="backbone.bottom_up.",
-        name=_detectron2_name,
-        second_layer="head.cls_subnet.1.weight",
-        settings=_detectron2_settings,
-        convert=_detectron2_value,
-        unused=r"pixel_mean|pixel_std|anchor_generator\..*|.*\.num_batches_tracked",
-    ),
-    "mmdetection": Source(
-        mark="bbox_head.retina_cls.weight",
-        backbone="backbone.",
-        name=_mmdetection_name,
-        second_layer="bbox_head.cls_convs.0.gn.weight",
-        settings=_mmdetection_settings,
-        convert=_as_it_is,
-        unused=r".*\.num_batches_tracked",
-    ),
+    "torchvision": torchvision.SOURCE,
+    "detectron2": detectron2.SOURCE,
+    "mmdetection": mmdetection.SOURCE,
 }
 
 
-MOST_ROWS = 100_000  # classes, those that ours does not have included
-
-
 # --- back -------------------------------------------------------------------------------------------------------------
-
-
-def to_torchvision(content: dict[str, Any], path: str | Path) -> State:
-    """The state dict of torchvision's RetinaNet with the weights of one of our checkpoints.
-
-    Its labels are our category ids, so the model to load it into has ``max(id) + 1`` classes; classes in between that
-    ours does not have begin at a score of 0.01. Raises :class:`~detector.errors.WeightsError` for a model that
-    torchvision cannot hold.
-    """
-    config = config_from_dict(content["config"], str(path))
-    check_exportable(config, path)
-    ids = [category["id"] for category in content["categories"]]
-    if odd := [own for own in ids if not isinstance(own, int) or not 0 <= own < MOST_ROWS]:
-        raise WeightsError(
-            f"{path}: category id {odd[0]!r} cannot be a label of torchvision's, which are integers from 0; train with"
-            " such ids to export"
-        )
-    rows, anchors = max(ids) + 1, config.model.anchors.per_cell
-    layers = 3 if config.model.head.norm == "gn" else 2
-    state: State = {}
-    for ours, tensor in (content.get("ema") or content["model"]).items():
-        if ours.startswith("head.cls_output."):
-            fill = -math.log(99) if ours.endswith("bias") else 0.0
-            by_class = tensor.new_full((anchors, rows, *tensor.shape[1:]), fill)
-            by_class[:, ids] = tensor.view(anchors, -1, *tensor.shape[1:])
-            tensor = by_class.flatten(0, 1)
-        state[_torchvision_name(ours, layers)] = tensor
-    return state
-
-
-def check_exportable(config: Config, path: str | Path) -> None:
-    """Raise :class:`~detector.errors.WeightsError` for a model that torchvision's RetinaNet cannot hold."""
-    model, plain = config.model, Config().model
-    if config.task != "detection" or model.backbone is None or model.backbone.name not in RESNETS:
-        names = " + ".join(backbone.name for backbone in model.backbones)
-        raise WeightsError(
-            f"{path}: is {config.task} on {names}; torchvision's is detection on one of {one_of(RESNETS)}"
-        )
-    fpn = {key: (getattr(model.fpn, key), getattr(plain.fpn, key)) for key in type(plain.fpn).model_fields}
-    del fpn["channels"], fpn["p6_from"]  # torchvision has both kinds, and any width
-    for key, (has, needs) in {
-        "in_channels": (model.in_channels, 3),
-        "normalise": ((model.mean, model.std), (plain.mean, plain.std)),
-        "backbone.stride_in_1x1": (model.backbone.stride_in_1x1, False),
-        **{f"fpn.{key}": values for key, values in fpn.items()},
-        "head.num_convs": (model.head.num_convs, 4),
-        "head.norm_bias": (model.head.norm_bias, False),
-        "head.channels": (model.head.channels or model.fpn.channels, model.fpn.channels),
-        # Published weights of torchvision's want eps 0, which is set after loading them there, too.
-        "backbone.norm_eps": (model.backbone.norm_eps or 1e-5, 1e-5),
-    }.items():
-        if has != needs:
-            raise WeightsError(f"{path}: torchvision's RetinaNet has model.{key} {needs}, this one {has}")
-    width = model.head.channels or model.fpn.channels
-    if model.head.norm == "gn" and width % 32:
-        raise WeightsError(f"{path}: torchvision's group norm has 32 groups, which {width} channels do not make")

@@ -95,7 +95,7 @@ def load_batches(
 ) -> Iterator[Batch]:
     """The batches of ``data`` in the order of a sampler of key lists; raises the error of a broken sample.
 
-    ``skipped`` is told what a :class:`~detector.data.loading.bad_images.Replacing` data set left out, as its batch comes.
+    ``skipped`` is told what a :class:`~detector.data.loading.bad_images.Replacing` data set skipped, batch by batch.
     """
     for batch, replaced in load(data, batches, workers, _collate_replaced, pin_memory):
         for place in replaced:

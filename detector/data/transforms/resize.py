@@ -1,4 +1,4 @@
-"""The size of what the model is given: the one rule for it, as ``data.resize`` says.
+"""The size of what the model is given: the one rule for it, as ``data.resize`` says, and resizing.
 
 Dimension key: I images. Sizes are height, width.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import cv2
 import numpy as np
 from torch import Tensor
 
@@ -45,3 +46,15 @@ def in_words(resize: ResizeConfig) -> str:
 def padded(sides: Sides, divisor: int = SIZE_DIVISOR) -> Sides:
     """Sides up to the next multiple of ``divisor``, as a batch of one is padded."""
     return -(-sides // divisor) * divisor
+
+
+def resize(image: np.ndarray, height: int, width: int, interpolation: str = "area") -> np.ndarray:
+    """Bilinear when it grows; when it shrinks, by area, which does not alias, unless ``interpolation`` is bilinear."""
+    if image.shape[:2] == (height, width):
+        return image
+    shrinks = interpolation == "area" and (height < image.shape[0] or width < image.shape[1])
+    flag = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    # By area, OpenCV takes up to four channels. Of one it drops the axis.
+    parts = [image[:, :, start : start + 4] for start in range(0, image.shape[2], 4)]
+    resized = [cv2.resize(part, (width, height), interpolation=flag).reshape(height, width, -1) for part in parts]
+    return np.concatenate(resized, axis=2) if len(resized) > 1 else resized[0]

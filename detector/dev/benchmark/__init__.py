@@ -1,7 +1,7 @@
 """The ruler: this package beside torchvision on the same weights, inputs and batch (``detector benchmark``).
 
-A part is a module with ``cases(settings)``: a list of :class:`~detector.dev.benchmark.measure.Case`. Importing this module
-imports no torch.
+A part is a module with ``cases(settings)``: a list of :class:`~detector.dev.benchmark.measure.Case`. Importing this
+module imports no torch.
 """
 
 PARTS = {

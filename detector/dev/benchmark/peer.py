@@ -20,7 +20,8 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detector.checkpoints.foreign.importing import SOURCES, check_exportable, to_torchvision
+from detector.checkpoints.foreign.importing import SOURCES
+from detector.checkpoints.foreign.torchvision import check_exportable, to_torchvision
 from detector.config.loader import config_from_dict, config_to_dict, load_config, merge
 from detector.config.schema import Config
 from detector.data.loading.collate import pad_images

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detector.analysis.summary import default_size
-from detector.checkpoints.foreign.importing import to_torchvision
+from detector.checkpoints.foreign.torchvision import to_torchvision
 from detector.config.schema import Config
 from detector.dev.benchmark.generate import random_boxes
 from detector.dev.benchmark.measure import Case, Run, Settings

@@ -1,0 +1,64 @@
+"""Windows of an image for its class, and two images mixed in one.
+
+Every draw comes from (seed, epoch, index), so a sample is the same with any number of workers, ranks or restarts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from detector.config.schema import AugmentConfig, CropConfig
+from detector.data.transforms.colors import apply, color_transform, draw_flips, flip, load_albumentations
+from detector.data.transforms.resize import resize
+
+
+class ClassTransform:
+    """Evaluation and inference of classes: the square in the middle."""
+
+    def __init__(self, config: CropConfig) -> None:
+        self.config = config
+
+    def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
+        """[H, W, C] → [size, size, C]."""
+        height, width = image.shape[:2]
+        side = max(1, round(min(height, width) * self.config.eval_share))
+        top, left = (height - side) // 2, (width - side) // 2
+        return resize(image[top : top + side, left : left + side], self.config.size, self.config.size)
+
+
+class TrainClassTransform(ClassTransform):
+    """A window of random size and shape, then flips and colours (Szegedy et al. 2015, section 6)."""
+
+    def __init__(self, config: CropConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
+        super().__init__(config)
+        self.seed = seed
+        self.augment = augment
+        library = load_albumentations()
+        window = library.RandomResizedCrop(
+            (config.size, config.size), tuple(config.scale), tuple(config.ratio), area_for_downscale="image"
+        )
+        self.window_and_colors = library.Compose([window, color_transform(augment, channels)])
+
+    def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
+        across, down = draw_flips(self.augment, rng)
+        return flip(apply(self.window_and_colors, image, rng), across, down)
+
+
+def mix(
+    image: np.ndarray, other: np.ndarray, augment: AugmentConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Two pictures [H, W, C] of one size in one, and the first one's share of it."""
+    is_blended = rng.random() < 0.5 if augment.mixup and augment.cutmix else augment.mixup > 0
+    alpha = augment.mixup if is_blended else augment.cutmix
+    share = float(rng.beta(alpha, alpha))
+    if is_blended:
+        return np.rint(share * image + (1 - share) * other).astype(image.dtype), share
+    height, width = image.shape[:2]
+    sides = np.sqrt(1 - share) * np.array([height, width]) / 2
+    center = rng.uniform(0, [height, width])
+    top, left = np.rint(np.maximum(center - sides, 0)).astype(int)
+    bottom, right = np.rint(np.minimum(center + sides, [height, width])).astype(int)
+    mixed = image.copy()
+    mixed[top:bottom, left:right] = other[top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
