@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 
-def average_weights(model: nn.Module, decay: float) -> AveragedModel:
-    """An average of parameters and buffers; call ``update_parameters(model)`` after each optimizer step.
+class AveragedWeights:
+    """``model`` holds the average of another model's parameters and buffers over ``updates`` calls of :meth:`update`.
 
     The decay rises as (1 + n) / (10 + n) towards ``decay``, so that the random start is soon forgotten.
     """
 
-    @torch.no_grad()
-    def update(averages: list[Tensor], currents: list[Tensor], num_averaged: Tensor | int) -> None:
-        count = int(num_averaged)
-        weight = 1 - min(decay, (1 + count) / (10 + count))
-        # Called once for each type and device, so one tensor speaks for all.
-        if averages[0].is_floating_point():
-            torch._foreach_lerp_(averages, currents, weight)
-        else:  # BatchNorm's count of batches
-            torch._foreach_copy_(averages, currents)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model)
+        self.decay = decay
+        self.updates = 0  # a plain number: an update reads nothing from the device
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Average in the weights of ``model`` after an optimizer step; those of the first step are copied."""
+        (averages, counts), (currents, current_counts) = map(_tensors, (self.model, model))
+        if self.updates:
+            kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            torch._foreach_lerp_(averages, currents, 1 - kept)
+        else:
+            torch._foreach_copy_(averages, currents)
+        if counts:
+            torch._foreach_copy_(counts, current_counts)
+        self.updates += 1
+
+
+def _tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and buffers: those that can be averaged, and the others, such as BatchNorm's count of batches."""
+    tensors = [*chain(model.parameters(), model.buffers())]
+    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from detector.checkpoints.checkpoint import load_weights, save_checkpoint
@@ -29,7 +28,7 @@ from detector.models.precision import autocast
 from detector.processes import handled
 from detector.tasks import Data, Task
 from detector.training import distributed
-from detector.training.average import average_weights
+from detector.training.average import AveragedWeights
 from detector.training.optimizer import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
 from detector.training.run_folder import RunFolder
 
@@ -41,7 +40,7 @@ class TrainingState:
     model: Model
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    ema: AveragedModel | None
+    ema: AveragedWeights | None
     num_images: int  # of the training data: with the batch size, it decides which pictures make a step
     step: int = 0  # optimizer steps done
     evaluated_step: int = 0  # the last one that was evaluated
@@ -54,19 +53,19 @@ class TrainingState:
     def begin(cls, model: Model, config: TrainConfig, num_images: int, device: torch.device) -> TrainingState:
         # Losses are sums over some hundred positives here, so the usual first scale of 2^16 would overflow.
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=config.precision == "fp16")
-        ema = average_weights(model, config.ema) if config.ema else None
+        ema = AveragedWeights(model, config.ema) if config.ema else None
         return cls(model, build_optimizer(model, config.optimizer, config.batch_size), scaler, ema, num_images)
 
     @property
     def evaluated(self) -> Model:
         """The model to predict with: the average where one is kept."""
-        return self.ema.module if self.ema else self.model
+        return self.ema.model if self.ema else self.model
 
     def content(self) -> dict[str, Any]:
         return {
             "model": self.model.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
-            "ema_updates": int(self.ema.n_averaged) if self.ema else 0,
+            "ema": self.ema.model.state_dict() if self.ema else None,
+            "ema_updates": self.ema.updates if self.ema else 0,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "num_images": self.num_images,
@@ -82,8 +81,8 @@ class TrainingState:
     def restore(self, content: dict[str, Any], path: object) -> None:
         load_weights(self.model, content["model"], str(path))
         if self.ema and content["ema"]:
-            load_weights(self.ema.module, content["ema"], str(path))
-            self.ema.n_averaged.fill_(content["ema_updates"])
+            load_weights(self.ema.model, content["ema"], str(path))
+            self.ema.updates = content["ema_updates"]
         load_optimizer(self.optimizer, content["optimizer"], path)
         self.scaler.load_state_dict(content["scaler"])
         for name in ("step", "evaluated_step", "train_seconds", "best", "best_epoch"):
@@ -211,7 +210,7 @@ def train(
                 state.scaler.step(state.optimizer)
                 torch._foreach_copy_(good_buffers, buffers)
                 if state.ema:
-                    state.ema.update_parameters(state.model)
+                    state.ema.update(state.model)
             state.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
             state.step += 1
