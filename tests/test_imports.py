@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,10 @@ import pytest
 
 import detector
 from detector.__main__ import COMMANDS
+from detector.checkpoints.checkpoint import save_checkpoint
+from detector.config.loader import load_config
+from detector.data.formats.coco import Category
+from detector.models import build_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "detector"
@@ -144,3 +149,25 @@ def test_help_answers_at_once(command: list[str]) -> None:
 def test_evaluation_and_inference_do_without_albumentations() -> None:
     slow, _ = slow_modules("-c", "import detector.training.loop, detector.training.fitting, detector.inference.folder")
     assert slow == SLOW - {"albumentations"}
+
+
+def test_inference_does_without_what_reports_and_training_need(shapes: Path, tmp_path: Path) -> None:
+    """A prediction and a folder of them, drawn; an environment without these packages can serve a model."""
+    config = load_config("quickstart.yaml", ["model.backbone.name=resnet10", "data.resize={short: [64], long: 64}"])
+    content = {"model": build_model(config.model, 2).state_dict(), "epoch": 1, "metrics": {}}
+    save_checkpoint(tmp_path / "best.pt", config, [Category(1, "circle"), Category(2, "square")], content)
+    for image in sorted((shapes / "images").glob("val_*"))[:2]:
+        shutil.copy(image, tmp_path)
+    code = f"""
+import sys
+for name in ("matplotlib", "jinja2", "markupsafe", "scipy", "albumentations"):
+    sys.modules[name] = None  # so that importing it fails
+import detector
+from detector.__main__ import main
+print(len(detector.load("best.pt", "cpu").predict(["{image.name}"])))
+arguments = ["--checkpoint", "best.pt", "--input", ".", "--output", "found", "--draw-score", "0", "--workers", "0"]
+sys.exit(main(["infer", *arguments, "model.predict.score_threshold=0.0"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "1"), done.stderr
+    assert len(list((tmp_path / "found" / "images").iterdir())) == 2

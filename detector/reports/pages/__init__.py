@@ -15,13 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 from PIL import Image
 
 from detector.files.atomic import atomic_write, make_folder
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imported where a page is written: inference writes none
+    from jinja2 import Environment
+    from markupsafe import Markup
     from matplotlib.figure import Figure
 
 # Of a page's pictures together, in characters as they stand in it: so a page stays under 8 MB.
@@ -181,6 +181,8 @@ def new_figure(width: float = 4.0, height: float = 3.0) -> Figure:
 
 def chart(figure: Figure, caption: str, is_wide: bool = False) -> Chart:
     """A figure of :func:`new_figure` as SVG; ``caption`` also tells it to those who cannot see it."""
+    from markupsafe import Markup
+
     buffer = io.StringIO()
     with warnings.catch_warnings():
         # Letters that matplotlib's own font lacks: they stay text, and the browser has fonts for them.
@@ -195,6 +197,8 @@ def chart(figure: Figure, caption: str, is_wide: bool = False) -> Chart:
 
 @cache
 def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader
+
     environment = Environment(
         loader=PackageLoader("detector.reports.pages", "templates"),
         autoescape=True,
