@@ -142,6 +142,8 @@ MISTAKES = {  # text: (line, what follows it)
     "model: {matcher: {positive: 0.3}}": (1, "model.matcher: negative: 0.4 must not be over positive: 0.3"),
     "data: {augment: {scale_jitter: [2, 0.5]}}": (1, "data.augment: scale_jitter: the lower bound comes first"),
     "data: {augment: {scale_jitter: [2]}}": (1, "data.augment.scale_jitter: "),
+    "data:\n  augment: {transforms: [{p: 1}]}": (2, "data.augment: transforms: each needs the name of one, as in"),
+    "data: {augment: {transforms: GaussNoise}}": (1, "data.augment.transforms: input should be a valid list"),
     "model:\n  backbone: {freeze_at: 1}": (2, "model.backbone.freeze_at: input should be 0, 2, 3, 4 or 5; it is 1"),
     "model:\n  backbone: resnet18": (2, "model.backbone: input should be a valid dictionary"),
     "model:\n  backbone: null\n": (
@@ -445,6 +447,11 @@ def test_a_base_has_no_base(tmp_path: Path) -> None:
         ("train.optimizer.lr=1e-3", "train.optimizer.lr", 0.001),  # PyYAML reads 1e-3 as a string
         ("train.clip_norm=null", "train.clip_norm", None),
         ("data.augment.scale_jitter=[0.5, 2]", "data.augment.scale_jitter", [0.5, 2.0]),
+        (
+            "data.augment.transforms=[{name: Blur, blur_limit: [3, 5], p: 0.1}]",
+            "data.augment.transforms",
+            [{"name": "Blur", "blur_limit": [3, 5], "p": 0.1}],
+        ),
         ("data.train.images=a=b c/ö", "data.train.images", "a=b c/ö"),
         ("data.resize={short: [64], long: 96}", "data.resize.short", [64]),
         ("data.resize={short: [64], long: 96}", "data.resize.long", 96),

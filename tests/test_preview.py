@@ -98,6 +98,17 @@ def test_a_mixed_picture_is_drawn_under_both_classes(monkeypatch: pytest.MonkeyP
     assert drawn == [([1], ["dog"]), ([1, 0], ["dog 0.75", "cat 0.25"])]
 
 
+def test_a_run_with_a_misspelt_transform_does_not_begin(
+    tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = "data.augment.transforms=[{name: RandomBrightnesContrast, p: 0.3, brightness_limit: 0.2}]"
+    assert main(["train", "--config", "quickstart.yaml", "--runs", str(tmp_path), *tiny, listed]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: data.augment.transforms: RandomBrightnesContrast: ")
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- learning by heart ------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.config.schema import AugmentConfig, ResizeConfig
+from detector.config.schema import AugmentConfig, CropConfig, ResizeConfig
 from detector.data.detection import CocoDataset, read_annotations
+from detector.data.loading.bad_images import Replacing
 from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import TrainBatches
 from detector.data.transforms.boxes import TrainTransform, Transform, Transformed, crop_boxes
+from detector.data.transforms.classes import TrainClassTransform
 from detector.data.transforms.resize import input_size, resize
+from detector.errors import ConfigError
 from detector.structures import IGNORE_REGION, Batch
 
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
@@ -358,9 +362,110 @@ def test_a_window_that_shows_little_of_a_box_makes_it_an_ignore_region() -> None
         assert np.allclose(found.boxes, [[0, 0, 160, 100]], atol=1e-3)
 
 
+# --- albumentations' transforms by name -------------------------------------------------------------------------------
+
+
+def listing(*transforms: dict[str, Any], **augment: Any) -> AugmentConfig:
+    return AugmentConfig(horizontal_flip=0, transforms=[{"p": 1.0, **transform} for transform in transforms], **augment)
+
+
+def test_listed_transforms_by_hand() -> None:
+    image, boxes, _ = scene()
+    crop = {"name": "Crop", "x_min": 20, "y_min": 10, "x_max": 120, "y_max": 90}
+    augment = listing({"name": "HorizontalFlip"}, crop, min_visibility=0.6)
+    labels = np.array([2**40, 7, IGNORE_REGION])  # any number comes through
+    found = TrainTransform(size_of(100), augment, 0)(image, boxes, labels, 0, 0)
+    assert np.array_equal(found.image, image[10:90, ::-1][:, 20:120])
+    # Of 160, [10, 50] becomes [110, 150] and shows 10 of 40 in the window, [100, 150] becomes [10, 60] and shows 40 of
+    # 50 and 30 of its 35 rows, [60, 90] becomes [70, 100] and shows 30 of 35 rows.
+    assert np.allclose(found.boxes, [[90, 5, 100, 35], [0, 0, 40, 30], [50, 50, 80, 80]], atol=1e-3)
+    assert found.labels.tolist() == [IGNORE_REGION, 7, IGNORE_REGION]
+    assert (found.boxes.dtype, found.labels.dtype) == (np.float32, np.int64)
+
+    rest = {"name": "Crop", "x_max": 60, "y_max": 60}  # touches the second and the third box, and shows nothing of them
+    found = TrainTransform(size_of(100), listing(rest), 0)(image, boxes, labels, 0, 0)
+    assert np.allclose(found.boxes, [[10, 15, 50, 45]], atol=1e-3)
+    assert found.labels.tolist() == [2**40]
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [{"name": "D4"}],
+        [{"name": "Affine", "scale": [0.5, 1.5], "translate_percent": [-0.3, 0.3]}, {"name": "Transpose"}],
+        [{"name": "RandomSizedCrop", "min_max_height": [50, 90], "size": [80, 120]}, {"name": "MedianBlur"}],
+    ],
+    ids=lambda transforms: transforms[0]["name"],
+)
+def test_boxes_follow_listed_transforms(transforms: list[dict[str, Any]]) -> None:
+    transform = TrainTransform(size_of(100), listing(*transforms, min_visibility=0), seed=1)
+    found = [transform(*scene(), 0, index) for index in range(30)]
+    for one in found:
+        assert_boxes_bound_their_colors(one)
+    assert len({one.image.tobytes() for one in found}) >= 8  # a square has eight symmetries
+
+
+def test_a_fixed_size_is_kept_whatever_is_listed() -> None:
+    config = ResizeConfig(fixed=[64, 96])
+    transform = TrainTransform(config, listing({"name": "RandomCrop", "height": 32, "width": 32}), seed=0)
+    found = transform(np.zeros((64, 96, 3), np.uint8), np.array([[0, 0, 96, 64]], np.float32), np.array([5]), 0, 0)
+    assert (found.image.shape, found.boxes.tolist()) == ((64, 96, 3), [[0, 0, 96, 64]])
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        ({"name": "RandomBrightnesContrast"}, "no such transform of images; did you mean RandomBrightnessContrast"),
+        ({"name": "os.system"}, "no such transform"),
+        ({"name": "Lambda", "image": "print"}, "no such transform"),
+        ({"name": "BasicTransform"}, "no such transform"),
+        ({"name": "Compose", "transforms": []}, "no such transform"),
+        ({"name": "ToTensorV2"}, "no such transform"),
+        ({"name": "GaussNoise", "std_rang": [0, 1]}, "has no argument 'std_rang'; did you mean std_range?"),
+        ({"name": "GaussNoise", "p": 1.5}, "p: Input should be less than or equal to 1"),
+        ({"name": "RandomCrop"}, "height: Field required; width: Field required"),
+        (
+            {"name": "RandomCrop", "height": 300, "width": 20},
+            "(300, 20)",
+        ),  # larger than any image: found when it is tried
+        ({"name": "Normalize"}, "makes images of float32 with 3 channels of uint8 with 3; the model normalises"),
+        ({"name": "MaskDropout"}, "needs mask; only images and boxes can be given"),
+        ({"name": "FDA"}, "needs fda_metadata; only"),
+        ({"name": "CenterCrop3D", "size": [1, 2, 3]}, "needs a volume; only"),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_listed_is_one_line(transform: dict[str, Any], message: str) -> None:
+    augment = AugmentConfig(transforms=[{"name": "NoOp"}, transform])
+    for build in (
+        lambda: TrainTransform(size_of(100), augment, 0),
+        lambda: TrainClassTransform(CropConfig(size=100), augment, 0),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            build()
+        assert str(caught.value).startswith(f"data.augment.transforms: {transform['name']}: ")
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_transform_that_an_image_does_not_suit_ends_training(shapes: Path) -> None:
+    """Not when it is tried, and no image is skipped for it."""
+    notes = read_annotations(shapes / "annotations" / "train.json")
+    crop = listing({"name": "RandomCrop", "height": 97, "width": 97})
+    transform = TrainTransform(ResizeConfig(short=[96], long=100), crop, seed=0)
+    sample = Replacing(CocoDataset(notes, shapes / "images", transform, "error"), seed=0)[0, 0]
+    assert isinstance(sample, ConfigError)
+    assert str(sample).startswith("data.augment.transforms: RandomCrop: ")
+
+
 # --- randomness is a function of (seed, epoch, index) -----------------------------------------------------------------
 
-EVERYTHING = LIVELY.model_copy(update={"photometric": 0.5})
+LISTED = [
+    {"name": "Affine", "rotate": [-20, 20], "p": 0.5},
+    {"name": "GaussNoise", "p": 0.5},
+    {"name": "CoarseDropout"},
+]
+EVERYTHING = LIVELY.model_copy(update={"photometric": 0.5, "transforms": LISTED})
 
 
 def draw(seed: int, epoch: int, index: int, transform: TrainTransform | None = None) -> bytes:

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -64,11 +73,16 @@ class AugmentConfig(Section):
     # Two pictures in one, by shares drawn from Beta(α, α); this is α, 0 = never. With both, each takes half of them.
     mixup: Annotated[float, Field(ge=0)] = 0.0  # blended (Zhang et al. 2018)
     cutmix: Annotated[float, Field(ge=0)] = 0.0  # a window of the other (Yun et al. 2019)
+    # albumentations' transforms of an image at its input size, after the flips and colours, in this order: the name and
+    # the arguments of each, such as {name: GaussNoise, p: 0.2}. Boxes follow.
+    transforms: list[dict[str, JsonValue]] = []
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
         if self.scale_jitter and self.scale_jitter[0] > self.scale_jitter[1]:
             raise ValueError("scale_jitter: the lower bound comes first, as in [0.5, 2.0]")
+        if not all(isinstance(transform.get("name"), str) for transform in self.transforms):
+            raise ValueError("transforms: each needs the name of one, as in {name: GaussNoise, p: 0.2}")
         return self
 
 

@@ -45,14 +45,14 @@ class Replacing(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         sample = self.data[key]
-        if not isinstance(sample, DetectorError):
+        if not isinstance(sample, DataError):  # an error of another kind is no picture's fault
             return sample
         errors = [sample]
         # Another stream than those of the transform and of mixing, which have (seed, epoch, index) and 1 behind it.
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 2]))
         for other in rng.integers(len(self), size=TRIES).tolist():
             sample = self.data[epoch, other]
-            if not isinstance(sample, DetectorError):
+            if not isinstance(sample, DataError):
                 return Replaced(sample, epoch, errors)
             errors.append(sample)
         return DataError(f"{errors[0]}; and none of {TRIES} others in its place could be read (first: {errors[1]})")

@@ -10,7 +10,16 @@ from typing import NamedTuple
 import numpy as np
 
 from detector.config.schema import AugmentConfig, ResizeConfig
-from detector.data.transforms.colors import apply, color_transform, draw_flips, flip, load_albumentations
+from detector.data.transforms.colors import (
+    apply,
+    apply_listed,
+    color_transform,
+    draw_flips,
+    flip,
+    listed_transforms,
+    load_albumentations,
+    seeded,
+)
 from detector.data.transforms.resize import input_size, resize
 from detector.structures import IGNORE_REGION
 
@@ -28,13 +37,17 @@ class Transform:
         self.config = config
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
-        height, width = input_size(*image.shape[:2], self.config)
+        return self._resized(image, boxes, labels, *input_size(*image.shape[:2], self.config))
+
+    def _resized(
+        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, height: int, width: int
+    ) -> Transformed:
         factors = np.array([width / image.shape[1], height / image.shape[0]] * 2, dtype=np.float32)
         return Transformed(resize(image, height, width, self.config.interpolation), boxes * factors, labels)
 
 
 class TrainTransform(Transform):
-    """Size and scale jitter with crop, flips, and colours."""
+    """Size and scale jitter with crop, flips, colours, and the transforms that the config lists."""
 
     def __init__(self, config: ResizeConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
         super().__init__(config)
@@ -43,6 +56,8 @@ class TrainTransform(Transform):
         self.colors = (
             load_albumentations().Compose([color_transform(augment, channels)]) if augment.photometric else None
         )
+        largest = min(config.long, 2 * max(config.short))  # a side; of longer images, the listed are tried in training
+        self.listed = listed_transforms(augment, channels, *(config.fixed or (largest, largest)))
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
@@ -51,6 +66,13 @@ class TrainTransform(Transform):
         image, boxes = flip(image, across, down), flip_boxes(boxes, *image.shape[:2], across, down)
         if self.colors is not None:
             image = apply(self.colors, image, rng)
+        size = image.shape[:2]
+        for transform in seeded(self.listed, rng):
+            image, boxes, rows = apply_listed(transform, image, boxes)
+            window = (0, 0, *image.shape[:2])
+            boxes, labels = crop_boxes(boxes, labels[rows], window, self.augment.min_visibility)
+        if self.config.fixed:
+            image, boxes, labels = self._resized(image, boxes, labels, *size)
         # Rounding may put a box's edge outside by a fraction of a pixel, or its edges upon each other.
         height, width = image.shape[:2]
         boxes = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
@@ -78,8 +100,7 @@ class TrainTransform(Transform):
             boxes, labels = crop_boxes(boxes, labels, window, self.augment.min_visibility)
         top, left, window_height, window_width = window
         image = image[top : top + window_height, left : left + window_width]
-        factors = np.array([width / window_width, height / window_height] * 2, dtype=np.float32)
-        return Transformed(resize(image, height, width, self.config.interpolation), boxes * factors, labels)
+        return self._resized(image, boxes, labels, height, width)
 
 
 def flip_boxes(boxes: np.ndarray, height: int, width: int, across: bool, down: bool) -> np.ndarray:

@@ -8,8 +8,19 @@ from __future__ import annotations
 import numpy as np
 
 from detector.config.schema import AugmentConfig, CropConfig
-from detector.data.transforms.colors import apply, color_transform, draw_flips, flip, load_albumentations
+from detector.data.transforms.colors import (
+    apply,
+    apply_listed,
+    color_transform,
+    draw_flips,
+    flip,
+    listed_transforms,
+    load_albumentations,
+    seeded,
+)
 from detector.data.transforms.resize import resize
+
+NO_BOXES = np.zeros((0, 4))
 
 
 class ClassTransform:
@@ -27,7 +38,7 @@ class ClassTransform:
 
 
 class TrainClassTransform(ClassTransform):
-    """A window of random size and shape, then flips and colours (Szegedy et al. 2015, section 6)."""
+    """A window of random size and shape, flips and colours (Szegedy et al. 2015, section 6), then what is listed."""
 
     def __init__(self, config: CropConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
         super().__init__(config)
@@ -38,11 +49,15 @@ class TrainClassTransform(ClassTransform):
             (config.size, config.size), tuple(config.scale), tuple(config.ratio), area_for_downscale="image"
         )
         self.window_and_colors = library.Compose([window, color_transform(augment, channels)])
+        self.listed = listed_transforms(augment, channels, config.size, config.size)
 
     def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
         across, down = draw_flips(self.augment, rng)
-        return flip(apply(self.window_and_colors, image, rng), across, down)
+        image = flip(apply(self.window_and_colors, image, rng), across, down)
+        for transform in seeded(self.listed, rng):
+            image, _, _ = apply_listed(transform, image, NO_BOXES)
+        return resize(image, self.config.size, self.config.size)
 
 
 def mix(

@@ -1,15 +1,24 @@
-"""Colours and flips, for boxes and classes alike. The only module that knows albumentations."""
+"""Colours, flips and the transforms that a config lists, for boxes and classes alike.
+
+The only module that knows albumentations.
+"""
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
 import random
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+from pydantic import JsonValue, ValidationError
 
 from detector.config.schema import AugmentConfig
+from detector.errors import ConfigError, one_of
 
 
 def load_albumentations() -> Any:
@@ -30,15 +39,105 @@ def color_transform(augment: AugmentConfig, channels: int) -> Any:
     return library.RandomBrightnessContrast((-0.3, 0.3), (-0.3, 0.3), p=augment.photometric)
 
 
+def listed_transforms(augment: AugmentConfig, channels: int, height: int, width: int) -> Any:
+    """``data.augment.transforms`` as one composition, each tried on an image of this size; None if there are none.
+
+    Raises ConfigError for an unknown name or argument, and for what does not work on images and boxes alone.
+    """
+    if not augment.transforms:
+        return None
+    library = load_albumentations()
+    # Boxes come and go normalised, with their index as a fifth column; those that a transform hides are removed.
+    boxes = library.BboxParams("albumentations", check_each_transform=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice: a more general transform, or boxes that nothing in the list moves
+        compose = library.Compose([_build(library, given) for given in augment.transforms], bbox_params=boxes)
+    noise = np.random.default_rng(0).integers(256, size=(height, width, channels), dtype=np.uint8)
+    middle = np.array([[width / 4, height / 4, width / 2, height / 2]])
+    for transform in seeded(compose, np.random.default_rng(0)):
+        transform.p, probability = 1.0, transform.p
+        apply_listed(transform, noise, middle)
+        transform.p = probability
+    return compose
+
+
+def _build(library: Any, given: dict[str, JsonValue]) -> Any:
+    """One of albumentations' own classes by its name; nothing else of a config is looked up or called."""
+    name, arguments = str(given["name"]), {key: value for key, value in given.items() if key != "name"}
+    bases = library.ImageOnlyTransform, library.DualTransform, library.Transform3D
+    known = {
+        key: kind
+        for key, kind in vars(library).items()
+        if isinstance(kind, type) and issubclass(kind, bases[:2]) and kind not in (*bases, library.Lambda)
+    }
+    if name not in known:
+        raise _unfit(name, f"albumentations {library.__version__} has no such transform of images", name, known)
+    taken = [key for key in inspect.signature(known[name].__init__).parameters if key != "self"]
+    for key in arguments:
+        if key not in taken:
+            raise _unfit(name, f"has no argument {key!r}", key, taken)
+    # Without it, an argument that the library's own check fails on is a warning, and the default is taken.
+    strict = {"strict": True} if "InitSchema" in vars(known[name]) else {}
+    try:
+        transform = known[name](**arguments, **strict)
+    except (ValueError, TypeError) as error:
+        faults = error.__cause__.errors() if isinstance(error.__cause__, ValidationError) else []
+        lines = [": ".join([*map(str, fault["loc"][:1]), fault["msg"]]) for fault in faults]
+        raise _unfit(name, "; ".join(dict.fromkeys(lines)) or str(error)) from None
+    if transform.targets_as_params or "image" not in transform.targets:
+        wanted = ", ".join(transform.targets_as_params) or "a volume"
+        raise _unfit(name, f"needs {wanted}; only images and boxes can be given")
+    return transform
+
+
+def _unfit(name: str, fault: str, unknown: str = "", known: Sequence[str] | dict[str, Any] = ()) -> ConfigError:
+    near = difflib.get_close_matches(unknown, known, n=3)
+    few = f"; it takes {', '.join(known)}" if 0 < len(known) < 30 else ""
+    hint = f"; did you mean {one_of(near)}?" if near else few
+    return ConfigError(f"data.augment.transforms: {name}: {' '.join(fault.split())}{hint}")
+
+
+def seeded(compose: Any, rng: np.random.Generator) -> Sequence[Any]:
+    """The transforms of a composition, which draw from ``rng`` alone; none of None."""
+    if compose is None:
+        return ()
+    compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+    return compose.transforms
+
+
 def apply(compose: Any, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What albumentations makes of a picture, drawn from ``rng``; of the same depth."""
-    compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
+    seeded(compose, rng)
+    return _run(compose, image)[0]
+
+
+def apply_listed(transform: Any, image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One of :func:`listed_transforms`: the image, the boxes that are left, uncut, and their indices."""
+    height, width = image.shape[:2]
+    rows = np.column_stack([boxes / [width, height, width, height], np.arange(len(boxes))])
+    name = type(transform).__name__
+    try:
+        changed, rows = _run(transform, image, bboxes=rows)
+    except Exception as error:  # whatever the library raises where an image does not suit
+        raise _unfit(name, str(error)) from None
+    if changed.dtype != image.dtype or changed.shape[2] != image.shape[2]:
+        made = f"{changed.dtype} with {changed.shape[2]} channels of {image.dtype} with {image.shape[2]}"
+        raise _unfit(name, f"makes images of {made}; the model normalises, and takes what data has")
+    rows = rows.reshape(-1, 5)
+    height, width = changed.shape[:2]
+    moved = (rows[:, :4] * [width, height, width, height]).astype(np.float32)
+    has_area = (moved[:, 2:] > moved[:, :2]).all(axis=1)
+    return changed, moved[has_area], rows[has_area, 4].astype(np.int64)
+
+
+def _run(transform: Any, image: np.ndarray, **targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # Colours are changed in 8 bits or in floats only; a float32 in [0, 1] holds 16 bits exactly.
     is_wide = image.dtype == np.uint16
-    changed = compose(image=image.astype(np.float32) / 65535 if is_wide else image)["image"]
+    done = transform(image=image.astype(np.float32) / 65535 if is_wide else image, **targets)
+    changed = done["image"]
     if is_wide:
         changed = np.rint(changed * 65535).clip(0, 65535).astype(np.uint16)
-    return changed.reshape(*changed.shape[:2], -1)
+    return changed.reshape(*changed.shape[:2], -1), done.get("bboxes")
 
 
 def draw_flips(augment: AugmentConfig, rng: np.random.Generator) -> tuple[bool, bool]:
