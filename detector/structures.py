@@ -1,4 +1,4 @@
-"""The four things that flow through the package.
+"""The four things that flow through the package, and what else every part must agree on.
 
 ``data`` → :class:`Batch` → ``Model`` → :class:`Predictions` → ``tasks.detection.loss`` (training) or
 ``tasks.detection.predict`` → :class:`Detections` → evaluation and writers. For classification, targets are
@@ -19,6 +19,16 @@ from torch import Tensor
 
 PADDING = -1  # a label: no object here
 IGNORE_REGION = -2  # a label: a crowd; anchors in it take no part in the loss
+SIZE_DIVISOR = 32  # of the padded sides of images: the stride of C5
+
+Id = int | str  # as a data set has it
+
+
+class Category(NamedTuple):
+    """A class by the data set's own id and name; its label is its place in the list of categories."""
+
+    id: Id
+    name: str
 
 
 class Targets(NamedTuple):

@@ -21,8 +21,7 @@ from test_coco_fuzz import MUTATIONS, TREE
 
 from detector.analysis.doctor.examination import Settings, examine
 from detector.analysis.doctor.files import FileFacts, look_at
-from detector.analysis.doctor.folders import read_csv, read_folders
-from detector.analysis.doctor.reading import read_coco
+from detector.analysis.doctor.reading import read_coco, read_labelled
 from detector.config.schema import Config, DataConfig, SplitConfig
 from detector.errors import DetectorError
 from detector.tasks import get_task
@@ -53,10 +52,8 @@ def doctor_refuses(task: str, annotations: Path | None, images: Path) -> str:
     try:
         if task == "detection":
             split = read_coco("train", annotations or Path(), images)
-        elif annotations:
-            split = read_csv("train", annotations, images, None, multi_label=False)
         else:
-            split = read_folders("train", images, None)
+            split = read_labelled("train", annotations, images, None, multi_label=False)
     except DetectorError as error:
         return str(error)
     findings = examine([split], Settings(), is_quick=False).findings
@@ -219,6 +216,7 @@ ODD: dict[str, Callable[[Path], object]] = {
     "lab.tif": lambda path: Image.fromarray(photo()).convert("LAB").save(path),
     "two channels.npy": lambda path: np.save(path, photo()[:, :, :2]),
     "fractions.npy": lambda path: np.save(path, photo().astype(np.float32)),
+    "swapped bytes.npy": lambda path: np.save(path, photo().astype(">u2")),
     "gray.npy": lambda path: np.save(path, photo()[:, :, 0]),
     "no image.png": lambda path: path.write_text("P5 of the parts"),
     "empty.png": lambda path: path.touch(),

@@ -16,8 +16,8 @@ import detector
 from detector.__main__ import main
 from detector.checkpoints.checkpoint import save_checkpoint
 from detector.config.loader import load_config
-from detector.data.detection import Category
 from detector.models import build_model
+from detector.structures import Category
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.data.detection import Category
 from detector.evaluation.classification import average_precision, multi_label_metrics, single_label_metrics
+from detector.structures import Category
 
 
 def classes(count: int) -> list[Category]:

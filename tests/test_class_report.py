@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detector.data.detection import Category
 from detector.data.formats.class_folders import Labelled
 from detector.evaluation.class_figures import class_report
 from detector.evaluation.classification import multi_label_metrics, single_label_metrics
+from detector.structures import Category
 
 CATEGORIES = [Category(0, "cat"), Category(1, "dog"), Category(2, "owl")]
 

@@ -16,10 +16,9 @@ from torch.testing import assert_close
 
 from detector.config.schema import Config, HeadConfig, LossConfig, ModelConfig, PredictConfig
 from detector.data.classification import ClassSample
-from detector.data.detection import Category
 from detector.data.formats.class_folders import Labelled
 from detector.errors import ConfigError
-from detector.structures import Batch, ClassTargets, Losses
+from detector.structures import Batch, Category, ClassTargets, Losses
 from detector.tasks import classification, get_task
 
 NUM_CLASSES = 4

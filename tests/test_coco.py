@@ -32,13 +32,13 @@ from detector.data.detection import (
     apply_box_policy,
     open_dataset,
 )
-from detector.data.formats.coco import Category, read_annotations
+from detector.data.formats.coco import read_annotations
 from detector.data.names import Names, files_below, is_certain
 from detector.data.transforms.boxes import Transform
 from detector.errors import DataError
 from detector.inference.predictor import Predictor
 from detector.models import build_model
-from detector.structures import IGNORE_REGION
+from detector.structures import IGNORE_REGION, Category
 from detector.tasks import get_task
 
 Tree = dict[str, Any]

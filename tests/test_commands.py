@@ -19,10 +19,10 @@ import detector
 from detector.__main__ import main, run_command
 from detector.checkpoints.checkpoint import save_checkpoint
 from detector.config.loader import load_config
-from detector.data.detection import Category
 from detector.data.synthetic import SIDE
 from detector.evaluation.coco import METRICS
 from detector.models import build_model
+from detector.structures import Category
 from detector.training import fitting
 from detector.training.run_folder import RunFolder
 

@@ -26,14 +26,14 @@ from detector.config.schema import (
     ModelConfig,
     PredictConfig,
 )
-from detector.data.detection import Category, read_annotations
+from detector.data.detection import read_annotations
 from detector.errors import ConfigError
 from detector.models import build_model
 from detector.models.heads import HEADS
 from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.assignment import IGNORE, MATCHERS, match_anchors
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
-from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Predictions, Targets
+from detector.structures import IGNORE_REGION, PADDING, Batch, Category, Detections, Predictions, Targets
 from detector.tasks import TASKS, detection, get_task
 
 SIDE, NUM_CLASSES = 64, 3

@@ -21,8 +21,7 @@ from detector.analysis.doctor.copies import NEAR, find_nearest
 from detector.analysis.doctor.examination import Report, Settings, examine
 from detector.analysis.doctor.files import look_at
 from detector.analysis.doctor.findings import CHECKS, SEVERITIES, Finding
-from detector.analysis.doctor.folders import read_csv, read_folders
-from detector.analysis.doctor.reading import read_coco
+from detector.analysis.doctor.reading import read_coco, read_labelled
 from detector.analysis.doctor.table import as_object, format_report
 from detector.config.schema import DataConfig, ResizeConfig, SplitConfig
 from detector.data.detection import apply_box_policy, open_dataset, read_annotations
@@ -456,12 +455,12 @@ def classes(tmp_path: Path) -> Path:
 
 
 def test_folders_of_classes_are_examined(classes: Path) -> None:
-    assert counts(examine([read_folders("train", classes, None)], Settings(), False)) == {}
+    assert counts(examine([read_labelled("train", None, classes, None, multi_label=False)], Settings(), False)) == {}
     (classes / "cow").mkdir()
     texture(50).save(classes / "stray.jpg")
     shutil.copy(classes / "cat/3.jpg", classes / "dog/13.jpg")
     cut(classes / "dog/14.jpg", 0.5)
-    report = examine([read_folders("train", classes, None)], Settings(), False)
+    report = examine([read_labelled("train", None, classes, None, multi_label=False)], Settings(), False)
     expected = {"folder-empty": 1, "class-unlearnt": 1, "file-stray": 1}
     expected |= {"label-conflict": 1, "images-identical": 1, "file-damaged": 1}
     assert counts(report) == expected
@@ -469,17 +468,17 @@ def test_folders_of_classes_are_examined(classes: Path) -> None:
 
 
 def test_a_folder_that_is_no_class_of_the_config(classes: Path) -> None:
-    report = examine([read_folders("train", classes, ["cat", "hound"])], Settings(), True)
+    report = examine([read_labelled("train", None, classes, ["cat", "hound"], multi_label=False)], Settings(), True)
     assert counts(report) == {"classes-differ": 1, "class-unlearnt": 1}
     with pytest.raises(DataError, match="no class folders"):
-        read_folders("train", classes / "cat", None)
+        read_labelled("train", None, classes / "cat", None, multi_label=False)
 
 
 def test_csv_files_are_examined(classes: Path) -> None:
     path = classes.parent / "labels.csv"
     lines = [f"{'cat' if n < 10 else 'dog'}/{n}.jpg,{'cat' if n < 10 else 'dog'}" for n in range(20)]
     path.write_text("path,label\n" + "\n".join([*lines, "cat/0.jpg,dog", ",cat", "cat/99.jpg,cat", "cat/98.jpg,a;b"]))
-    report = examine([read_csv("train", path, classes, None, multi_label=False)], Settings(), True)
+    report = examine([read_labelled("train", path, classes, None, multi_label=False)], Settings(), True)
     # "a;b" is one label here: a class of one picture.
     assert counts(report) == {"csv-row": 2, "file-missing": 2, "class-rare": 1}
     assert [example.detail for example in finding(report, "csv-row").examples] == [
@@ -487,7 +486,7 @@ def test_csv_files_are_examined(classes: Path) -> None:
         "line 23: has no path",
     ]
     assert report.splits[0].notice == f"{path}: the first row is a header: path,label"
-    several = read_csv("train", path, classes, None, multi_label=True)
+    several = read_labelled("train", path, classes, None, multi_label=True)
     assert [category.name for category in several.categories] == ["a", "b", "cat", "dog"]
 
 
@@ -639,7 +638,9 @@ def test_empty_images_and_crowds_in_coco(shared: Path) -> None:
 
 
 def test_copies_across_the_splits_of_trashnet(shared: Path) -> None:
-    splits = [read_folders(name, shared / "data/trashnet" / name, None) for name in ("train", "val")]
+    splits = [
+        read_labelled(name, None, shared / "data/trashnet" / name, None, multi_label=False) for name in ("train", "val")
+    ]
     report = examine(splits, Settings(), is_quick=False)
     identical = finding(report, "leak-identical").examples[0]
     assert (identical.file, identical.other) == ("glass/glass115.jpg", "metal/metal91.jpg")

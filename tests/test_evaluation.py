@@ -14,12 +14,12 @@ from detector.__main__ import run_command
 from detector.checkpoints.checkpoint import save_checkpoint
 from detector.config.loader import CONFIG_FOLDERS, apply_overrides, load_config
 from detector.config.schema import Config
-from detector.data.detection import Category
 from detector.data.loading.collate import collate
 from detector.errors import ConfigError
 from detector.inference.predictor import Predictor
 from detector.models import Model, build_model
 from detector.models.precision import check_precision
+from detector.structures import Category
 from detector.tasks import detection
 from detector.training import distributed
 from detector.training.loop import predict_all

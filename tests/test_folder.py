@@ -15,10 +15,10 @@ from PIL import Image
 from detector.config.schema import Config
 from detector.data import listing
 from detector.data.classification import ClassSample, open_classes
-from detector.data.detection import Category
-from detector.data.formats.class_folders import Labelled, read_csv, read_folders
+from detector.data.formats.class_folders import Fault, Labelled, read_csv, read_folders
 from detector.data.transforms.classes import ClassTransform, TrainClassTransform
 from detector.errors import ConfigError, DataError
+from detector.structures import Category
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -97,7 +97,38 @@ def test_given_classes_decide_the_ids(tmp_path: Path) -> None:
 )
 def test_faults_of_folders(files: list[str], classes: list[str] | None, said: str, tmp_path: Path) -> None:
     touch(tmp_path, *files)
-    assert said.format(root=tmp_path) in error_of(lambda: read_folders(tmp_path, classes))
+    message = error_of(lambda: read_folders(tmp_path, classes))
+    assert said.format(root=tmp_path) in message
+    assert first_fault(lambda faults: read_folders(tmp_path, classes, faults)) == message
+
+
+def first_fault(read: Callable[[list[Fault]], Labelled]) -> str:
+    """The first of the faults that the doctor's reading collects, or what it raises all the same."""
+    faults: list[Fault] = []
+    try:
+        read(faults)
+    except DataError as error:
+        return str(error)
+    return str(faults[0]) if faults else ""
+
+
+def test_all_faults_are_collected(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "plastic/2.png", "b/notes.txt", "loose.png", "x.jpg")
+    faults: list[Fault] = []
+    found = read_folders(tmp_path, ["a", "b"], faults)
+    assert labels_by_file(found) == {"a/1.png": ["a"], "plastic/2.png": ["plastic"]}
+    assert [(fault.check, fault.path.name) for fault in faults] == [
+        *[("file-stray", name) for name in ("loose.png", "x.jpg")],
+        *[("folder-empty", "b"), ("classes-differ", "plastic")],
+    ]
+    path, faults = tmp_path / "x.csv", []
+    path.write_text("path,label\n1.png,a\n1.png,b\n,a\n2.png\n3.png,c\n4.png,c\nnowhere.png,b\n")
+    found = read_csv(path, tmp_path, ["a", "b"], multi_label=False, faults=faults)
+    assert labels_by_file(found) == {"1.png": ["a"], "3.png": ["c"], "4.png": ["c"], "nowhere.png": ["b"]}
+    assert [(fault.check, fault.line) for fault in faults] == [
+        *[("csv-row", 3), ("csv-row", 4), ("csv-row", 5)],
+        ("classes-differ", 6),  # once per class
+    ]
 
 
 def test_the_order_that_the_disk_lists_files_in_does_not_matter(
@@ -208,6 +239,9 @@ def test_faults_of_a_csv(fault: str, tmp_path: Path) -> None:
     message = error_of(lambda: read_csv(path, tmp_path, classes, multi_label))
     for words in said:
         assert words.format(csv=path, folder=tmp_path) in message
+    # Whether the files exist is looked at apart: the doctor looks into each.
+    collected = first_fault(lambda faults: read_csv(path, tmp_path, classes, multi_label, faults=faults))
+    assert collected == ("" if fault in ("other header", "another system", "missing file", "a folder") else message)
 
 
 def test_a_csv_that_is_not_there(tmp_path: Path) -> None:

@@ -33,6 +33,12 @@ FORMATS: dict[str, tuple[dict[str, str], str, str]] = {
     "data.yaml": ({"data.yaml": "train: images\nnames:\n  0: a\n"}, "data.yaml", "YOLO's data.yaml"),
     "VIA": ({"a.json": json.dumps({"_via_img_metadata": VIA})}, "a.json", "VIA's JSON"),
     "VIA export": ({"a.json": json.dumps(VIA)}, "a.json", "VIA's JSON"),
+    "VIA without regions": (
+        {"a.json": json.dumps({"a.png1": {"filename": "a.png", "size": 1, "regions": [], "file_attributes": {}}})},
+        "a.json",
+        "VIA's JSON",
+    ),
+    "VIA 1 without regions": ({"a.json": '{"a1": {"filename": "a.png", "regions": {}}}'}, "a.json", "VIA's JSON"),
     "labelme": ({"a.json": json.dumps({"shapes": [], "imagePath": "a.png"})}, "a.json", "labelme's JSON"),
     "labelme folder": ({"a.json": '{"shapes": [], "imagePath": "a"}', "a.png": ""}, ".", "a folder of labelme's JSON"),
     "CreateML": (
@@ -50,6 +56,12 @@ FORMATS: dict[str, tuple[dict[str, str], str, str]] = {
     "captions": ({"a.json": coco(caption="a cat")}, "a.json", "COCO captions, which have no boxes"),
     "keypoints": ({"a.json": coco(category_id=1, keypoints=[1, 2, 2])}, "a.json", "COCO keypoints without boxes"),
     "RetinaNet CSV": ({"a.csv": "a.png,1,2,3,4,cat\nb.png,,,,,\n"}, "a.csv", "a CSV file of boxes"),
+    "class first CSV": ({"a.csv": "cat,a.png,1,2,3,4\ndog,b.png,1.5,2,3,4\n"}, "a.csv", "a CSV file of boxes"),
+    "class second CSV": ({"a.csv": "a.png,cat,1,2,3,4\nb.png,dog,1,2,3,4\n"}, "a.csv", "a CSV file of boxes"),
+    "semicolons": ({"a.csv": "a.png;1,5;2;3;4;cat\nb.png;;;;;\n"}, "a.csv", "a CSV file of boxes"),
+    "named semicolons": ({"a.csv": "class;filename;xmin;ymin;xmax;ymax\n"}, "a.csv", "a CSV file of boxes"),
+    "tabs": ({"a.csv": "cat\ta.png\t1\t2\t3\t4\n"}, "a.csv", "a CSV file of boxes"),
+    "TSV": ({"a.tsv": "a.png\t1\t2\t3\t4\tcat\n"}, "a.tsv", "a CSV file of boxes"),
     "DeepForest CSV": ({"a.csv": "image_path,xmin,ymin,xmax,ymax,label\n"}, "a.csv", "a CSV file of boxes"),
     "TensorFlow CSV": ({"a.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\n"}, "a.csv", "a CSV file of boxes"),
     "OpenImages CSV": (
@@ -94,6 +106,7 @@ NONE: dict[str, str | bytes] = {
     "labels.csv": "path,label\na.png,cat\n",
     "many labels.csv": "a.png,1,2,3,4,cat\nb.png,2\n",
     "digits.csv": "a.png,4,3,2,1,0\n",
+    "semicolons.csv": "path;label\na.png;cat\n",
     "numbers.txt": "1 2 3\n4 5 6\n",
     "config.yaml": "task: detection\n",
     "empty.json": "",

@@ -21,11 +21,11 @@ from torch import Tensor
 from detector.checkpoints.checkpoint import load_model, read_checkpoint, read_progress, save_checkpoint
 from detector.checkpoints.opening import open_checkpoint
 from detector.config.loader import LARGEST_FILE, MOST_ERRORS, load_config
-from detector.data.detection import Category
 from detector.data.formats.class_folders import read_csv, read_folders
 from detector.errors import ConfigError, DataError, WeightsError
 from detector.files.tensors import read_file
 from detector.models import build_model
+from detector.structures import Category
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from detector.data.images import IMAGE_SUFFIXES, depth_fault, read_annotated_image, read_image
+from detector.data.images import IMAGE_SUFFIXES, depth_fault, read_annotated_image, read_image, read_size
 from detector.data.spot_check import spot_check
 from detector.errors import DataError
 from detector.inference.predictor import as_array
@@ -98,6 +98,29 @@ def test_orientation(orientation: int, kind: str, tmp_path: Path) -> None:
         for exif, size in (("upright", (HEIGHT, WIDTH)), ("stored", (WIDTH, HEIGHT))):
             with pytest.raises(DataError, match=rf"in the frame that data\.exif={exif} reads, its annotation says"):
                 read_annotated_image(path, *size, exif=exif)
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_any_channels(orientation: int, kind: str, tmp_path: Path) -> None:
+    """Of what OpenCV does not turn (four channels), and of TIFF files, which it always turns."""
+    picture, path = quarters(), tmp_path / f"x.{kind}"
+    picture.putalpha(Image.fromarray(np.arange(HEIGHT * WIDTH, dtype=np.uint16).astype(np.uint8).reshape(HEIGHT, -1)))
+    stored = np.asarray(picture)
+    picture.getexif()[ROTATED] = orientation
+    upright = np.asarray(ImageOps.exif_transpose(picture))
+    lossless = {"lossless": True, "exact": True} if kind == "webp" else {}
+    picture.save(path, exif=picture.getexif(), **lossless)
+    for channels in (3, 4) if kind == "tiff" else (4,):
+        for exif, expected in (("stored", stored), ("upright", upright), ("auto", upright)):
+            assert np.array_equal(read_image(path, channels, exif), expected[:, :, :channels])
+        for exif, expected in (("stored", stored), ("upright", upright), ("auto", stored)):
+            size = expected.shape[:2]
+            assert np.array_equal(read_annotated_image(path, *size, channels, exif), expected[:, :, :channels])
+            if exif != "auto":
+                assert read_size(path, exif) == size
+        if orientation >= 5:  # auto, annotated upright
+            assert np.array_equal(read_annotated_image(path, WIDTH, HEIGHT, channels), upright[:, :, :channels])
 
 
 def test_a_size_that_no_frame_has_is_refused(tmp_path: Path) -> None:
@@ -277,14 +300,14 @@ def test_four_channels_of_8_bits_are_read_as_they_are_stored(suffix: str, tmp_pa
     assert np.array_equal(image, pixels)
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", ">u2"])
 @pytest.mark.parametrize("shape", [(7, 5, 5), (7, 5, 1), (7, 5)], ids=str)
-def test_an_array_holds_any_number_of_channels(shape: tuple[int, ...], dtype: type, tmp_path: Path) -> None:
+def test_an_array_holds_any_number_of_channels(shape: tuple[int, ...], dtype: str, tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
     path = tmp_path / "x.npy"
     np.save(path, np.asfortranarray(array))
     image = read_image(path, channels=5 if shape == (7, 5, 5) else 1)
-    assert image.dtype == dtype
+    assert image.dtype == np.dtype(dtype).newbyteorder("=")
     assert np.array_equal(image, array.reshape(7, 5, -1))
     assert np.array_equal(read_annotated_image(path, 7, 5, image.shape[2]), image)
     with pytest.raises(DataError, match="is 5×7, its annotation says 7×5"):

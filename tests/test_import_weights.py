@@ -39,8 +39,8 @@ from detector.checkpoints.foreign.importing import Imported, import_checkpoint
 from detector.checkpoints.transfer import conventions
 from detector.config.loader import apply_overrides, config_from_dict, differences, load_config
 from detector.config.schema import Config
-from detector.data.detection import Category
 from detector.models import build_model
+from detector.structures import Category
 from detector.training.fitting import begin_normalise, fit, load_start, open_start
 from detector.training.run_folder import RunFolder
 

@@ -109,6 +109,26 @@ def test_albumentations_is_known_to_one_module() -> None:
     assert knowing == ["detector/data/transforms/colors.py"]
 
 
+def test_the_input_size_has_one_rule_and_the_divisor_one_place() -> None:
+    """Who reads ``data.resize``, and who computes with a 32: the rest asks ``input_sizes`` and ``SIZE_DIVISOR``."""
+    reading, dividing = set(), set()
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr in ("long", "fixed", "rounding"):
+                owner = node.value
+                if "resize" in (getattr(owner, "id", ""), getattr(owner, "attr", "")):
+                    reading.add(name)
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod | ast.FloorDiv | ast.Div | ast.Mult):
+                dividing |= {name for side in (node.left, node.right) if getattr(side, "value", None) == 32}
+    assert reading == {
+        "detector.data.transforms.resize",
+        "detector.analysis.summary",  # the largest input
+        *("detector.analysis.anchors.report", "detector.analysis.anchors.search"),  # words and suggestions
+        *("detector.dev.benchmark.data", "detector.dev.benchmark.peer"),  # arguments of torchvision's
+    }
+    assert dividing == {"detector.checkpoints.foreign.torchvision"}  # group norm's groups
+
+
 # --- what is really imported ------------------------------------------------------------------------------------------
 
 SLOW = {"torch", "torchvision", "albumentations", "cv2", "numpy"}

@@ -44,7 +44,6 @@ from detector.checkpoints.foreign.torchvision import to_torchvision
 from detector.checkpoints.opening import open_checkpoint
 from detector.config.loader import config_to_dict
 from detector.config.schema import AnchorConfig, BackboneConfig, Config, FPNConfig, PredictConfig, ResizeConfig
-from detector.data.detection import Category
 from detector.data.loading.collate import pad_images
 from detector.data.transforms.resize import input_size, resize
 from detector.errors import ConfigError, WeightsError
@@ -53,7 +52,7 @@ from detector.models.backbones import build_backbone
 from detector.models.fpn import FPN
 from detector.ops.anchors import Anchors, cell_anchors, level_sizes
 from detector.ops.postprocess import detect
-from detector.structures import PADDING, Batch, Detections, Predictions, Targets
+from detector.structures import PADDING, Batch, Category, Detections, Predictions, Targets
 from detector.tasks import detection
 
 State = dict[str, Tensor]

@@ -18,11 +18,11 @@ from PIL import Image
 import detector
 from detector.checkpoints.checkpoint import save_checkpoint
 from detector.config.loader import load_config
-from detector.data.detection import Category
 from detector.data.images import read_image
 from detector.errors import DataError
 from detector.inference.predictor import Predictor
 from detector.models import build_model
+from detector.structures import Category
 from detector.tasks.classification import ClassPrediction
 from detector.tasks.detection import Prediction
 
@@ -118,6 +118,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         "convert them by image.round().astype(numpy.uint8)",
     ),
+    "float with swapped bytes": ((ARRAY + 0.5).astype(">f4"), ValueError, "(image * 255).round().astype(numpy.uint8)"),
     "normalised": (ARRAY - 2.0, ValueError, "look normalised"),
     "not finite": (ARRAY * np.nan, ValueError, "look normalised"),
     "float tensor": (TENSOR + 0.5, ValueError, "(image * 255).round().to(torch.uint8)"),
@@ -146,6 +147,12 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
 def test_views_that_need_no_resizing_are_taken(predictor: Predictor) -> None:
     bgr = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     assert_same(predictor.predict([bgr[:, :, ::-1]])[0], predictor.predict([bgr[:, :, ::-1].copy()])[0])
+
+
+def test_bytes_in_any_order_are_taken(predictor: Predictor) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (48, 64, 3), dtype=np.uint16)
+    for swapped in (deep.astype(">u2"), deep.astype("<u2")):
+        assert_same(predictor.predict([swapped])[0], predictor.predict([deep])[0])
 
 
 def test_depth_and_frame_are_those_of_the_model(checkpoint: Path, tmp_path: Path) -> None:

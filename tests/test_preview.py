@@ -12,8 +12,7 @@ from PIL import Image
 from detector.__main__ import main
 from detector.config.loader import load_config
 from detector.config.schema import Config
-from detector.data.detection import Category
-from detector.structures import IGNORE_REGION, Batch, ClassTargets, Targets
+from detector.structures import IGNORE_REGION, Batch, Category, ClassTargets, Targets
 from detector.tasks import classification, detection
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder

@@ -13,13 +13,13 @@ from torch.testing import assert_close
 from detector.analysis.doctor.reading import read_coco
 from detector.analysis.doctor.sets import object_sizes
 from detector.config.schema import AnchorConfig, AugmentConfig, Config, MatcherConfig, ResizeConfig
-from detector.data.detection import Category, apply_box_policy, read_annotations
+from detector.data.detection import apply_box_policy, read_annotations
 from detector.data.loading.collate import pad_images
 from detector.data.transforms.boxes import TrainTransform, Transform
 from detector.evaluation.coverage import InputBoxes, assign, input_boxes, level_ious, rare_classes, reach_of
 from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.boxes import pairwise_iou
-from detector.structures import IGNORE_REGION
+from detector.structures import IGNORE_REGION, Category
 
 ONE_SHAPE = AnchorConfig(base_size=4.0, ratios=[1.0], scales=[1.0])  # on P3: 32 × 32 px, centred on 0, 8, 16, …
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from detector.__main__ import run_command
 from detector.analysis.doctor.columns import hold_back_val
 from detector.analysis.doctor.examination import Settings, examine
-from detector.analysis.doctor.folders import read_folders as read_folders_leniently
-from detector.analysis.doctor.reading import read_coco
+from detector.analysis.doctor.reading import read_coco, read_labelled
 from detector.checkpoints.checkpoint import check_val_share, read_checkpoint
 from detector.config.loader import load_config
 from detector.config.schema import Config, DataConfig
@@ -181,7 +180,7 @@ def test_classes_of_folders_are_held_back_by_the_same_rule(colors: Path) -> None
     expected = held(names, [{sorted(["blue", "green", "red"]).index(name.split("/")[0])} for name in names], 0.3)
     config = config.model_copy(update={"model": config.model.model_copy(update={"head": {"name": "pooled"}})})
     assert {file.decode() for file in open_classes(config, "val").labelled.files} == expected
-    assert set(hold_back_val(read_folders_leniently("train", root, None), 0.3, 0)[1].files) == expected
+    assert set(hold_back_val(read_labelled("train", None, root, None, multi_label=False), 0.3, 0)[1].files) == expected
 
 
 def test_other_splits_with_a_share_are_refused() -> None:

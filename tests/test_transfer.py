@@ -15,9 +15,9 @@ from detector.checkpoints.checkpoint import checkpoint_config, read_checkpoint, 
 from detector.checkpoints.transfer import Transfer, transfer
 from detector.config.loader import config_to_dict
 from detector.config.schema import Config
-from detector.data.detection import Category
 from detector.errors import ConfigError, WeightsError
 from detector.models import Model, build_model
+from detector.structures import Category
 from detector.training.fitting import begin_normalise, fit, load_start, open_start
 from detector.training.run_folder import RunFolder
 

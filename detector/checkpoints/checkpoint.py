@@ -15,12 +15,12 @@ import torchvision
 import detector
 from detector.config.loader import apply_overrides, config_from_dict, config_to_dict
 from detector.config.schema import Config
-from detector.data.detection import Category
-from detector.data.formats.coco_rows import Id, id_key, is_id
+from detector.data.formats.coco_rows import id_key, is_id
 from detector.errors import ConfigError, WeightsError
 from detector.files.atomic import atomic_write
 from detector.files.tensors import check_tensor, is_state_dict, read_file
 from detector.models import Model, build_model
+from detector.structures import Category, Id
 
 FORMAT = 1
 

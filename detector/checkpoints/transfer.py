@@ -13,9 +13,9 @@ from torch import Tensor
 from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config
 from detector.config.loader import config_to_dict, differences
 from detector.config.schema import Config
-from detector.data.detection import Category
 from detector.errors import WeightsError
 from detector.models import Model
+from detector.structures import Category
 
 
 class Transfer(NamedTuple):

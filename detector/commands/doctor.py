@@ -112,28 +112,23 @@ def _from_paths(args: argparse.Namespace) -> tuple[list[Split], Settings]:
 
 def _open(name: str, annotations: Path | None, images: Path, config: Config | None = None) -> Split:
     """One split of either kind; the kind of an annotation file is that of its name, or of the config's task."""
-    from detector.analysis.doctor.folders import read_csv, read_folders
-    from detector.analysis.doctor.reading import read_coco
+    from detector.analysis.doctor.reading import read_coco, read_labelled
     from detector.data.formats.recognition import naming_format, unread, what_it_is
     from detector.errors import DataError
 
     if not images.is_dir():
         raise DataError(f"{images}: no such folder")
-    classes = config.data.classes if config else None
-    if annotations is None:
-        with naming_format(images):
-            split = read_folders(name, images, classes)
-        if split.faults and (what := what_it_is(images)):
-            raise unread(images, what)
-        return split
-    is_labels = config.task == "classification" if config else annotations.suffix.lower() == ".csv"
-    if is_labels:
-        return read_csv(name, annotations, images, classes, config.model.multi_label if config else True)
-    with naming_format(annotations):
-        split = read_coco(name, annotations, images)
+    source = annotations or images
+    is_csv = annotations is not None and annotations.suffix.lower() == ".csv"
+    with naming_format(source):
+        if annotations is None or (config.task == "classification" if config else is_csv):
+            classes, multi_label = (config.data.classes, config.model.multi_label) if config else (None, True)
+            split = read_labelled(name, annotations, images, classes, multi_label)
+        else:
+            split = read_coco(name, annotations, images)
     is_odd = split.faults or (len(split.image) > 0 and not split.is_sound.any())
-    if is_odd and (what := what_it_is(annotations)):
-        raise unread(annotations, what)
+    if is_odd and (what := what_it_is(source)):
+        raise unread(source, what)
     return split
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from detector.analysis.summary import Latency, Level, Summary
     from detector.config.schema import Config
 
-SIDES = (32, 65_535)  # pixels: the stride of C5, and what a JPEG can have
+LONGEST_SIDE = 65_535  # pixels that a JPEG can have
 RUNS = 10
 
 Row = tuple[str, list[str]]  # a label, and a cell for each model
@@ -76,9 +76,13 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.compare and (args.overrides or mistaken):
         override = (args.overrides + mistaken)[0]
         raise ConfigError(f"command line: {override}: --compare takes configs as they are; overrides need --config")
-    if args.size and not all(SIDES[0] <= side <= SIDES[1] for side in args.size):
+    if args.size:
+        from detector.structures import SIZE_DIVISOR
+
         height, width = args.size
-        raise ConfigError(f"command line: --size {height} {width}: a side has {SIDES[0]} to {SIDES[1]:,} pixels")
+        if not all(SIZE_DIVISOR <= side <= LONGEST_SIDE for side in args.size):
+            limits = f"{SIZE_DIVISOR} to {LONGEST_SIDE:,}"
+            raise ConfigError(f"command line: --size {height} {width}: a side has {limits} pixels")
     for name, value in (("classes", args.classes), ("runs", args.runs)):
         if value is not None and value < 1:
             raise ConfigError(f"command line: --{name} {value}: must be at least 1")

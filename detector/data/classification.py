@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detector.config.schema import AugmentConfig, Config, SplitConfig
-from detector.data.detection import Category
-from detector.data.formats.class_folders import Labelled, divide, label_of_name, read_csv, read_folders
+from detector.data.formats.class_folders import Labelled, divide, read_csv, read_folders, unknown_class
 from detector.data.formats.recognition import naming_format
 from detector.data.images import read_image
 from detector.data.split import not_set, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms.classes import ClassTransform, TrainClassTransform, mix
 from detector.errors import DataError, DetectorError
+from detector.structures import Category
 
 
 class ClassSample(NamedTuple):
@@ -188,5 +188,6 @@ def _class_weights(config: Config, labelled: Labelled) -> np.ndarray:
     if given == "balanced":
         return len(labelled) / (len(names) * labelled.counts())
     for name in given or {}:
-        label_of_name(name, names, "data.class_weights:")
+        if name not in names:
+            raise DataError(f"data.class_weights: {unknown_class(name, names)}")
     return np.array([(given or {}).get(name, 1.0) for name in names])

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from detector.config.schema import DataConfig
 from detector.data.box_rules import check_boxes
-from detector.data.formats.coco import Annotations, Category, read_annotations, show_id
+from detector.data.formats.coco import Annotations, read_annotations, show_id
 from detector.data.formats.coco_rows import odd_areas
 from detector.data.formats.recognition import naming_format
 from detector.data.images import read_annotated_image, read_size
@@ -26,7 +26,7 @@ from detector.data.transforms.boxes import Transform
 from detector.data.transforms.resize import input_sizes, padded
 from detector.errors import DataError, DetectorError
 from detector.files.json_stream import show_text
-from detector.structures import IGNORE_REGION
+from detector.structures import IGNORE_REGION, Category
 
 BLOCK = 1 << 16  # boxes checked at once
 OUTSIDE = "put the image into the folder, or set data.allow_outside=true if you trust the annotations"

@@ -86,6 +86,13 @@ def orientation_of(header: ImageFile.ImageFile) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
+def stored_size(header: ImageFile.ImageFile) -> tuple[int, int]:
+    """Width and height as they are stored; of a TIFF file, Pillow gives those of the upright image."""
+    if isinstance(header, TiffImagePlugin.TiffImageFile):
+        return header.tag_v2[TiffImagePlugin.IMAGEWIDTH], header.tag_v2[TiffImagePlugin.IMAGELENGTH]
+    return header.size
+
+
 def is_ambiguous(orientation: int, width: int, height: int) -> bool:
     """Whether EXIF turns or mirrors an image so that its size does not show which frame boxes are drawn on."""
     return orientation != 1 and (width == height or orientation not in QUARTER_TURNS)

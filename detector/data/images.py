@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from PIL import TiffImagePlugin
 
-from detector.data.headers import QUARTER_TURNS, check_size, checked, open_header, orientation_of
+from detector.data.headers import QUARTER_TURNS, check_size, checked, open_header, orientation_of, stored_size
 from detector.errors import DataError
 
 LARGEST_FILE = 2**31  # bytes; the largest picture that is read (see headers) has 2^30.6 as 16-bit RGB, uncompressed
@@ -46,6 +46,9 @@ IMAGE_SUFFIXES = {
     ".pgm",
     ARRAY_SUFFIX,
 }
+_TIFF = (b"II", b"MM")  # what TIFF files begin with
+# By channels. Not IMREAD_COLOR_RGB: with 16 bits, OpenCV 5.0 reads TIFF files wrongly by it.
+_FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_BGR}
 
 
 class ChannelsError(DataError):
@@ -88,7 +91,7 @@ def read_size(path: Path, exif: str = "auto") -> tuple[int, int]:
                 data = file.read()
                 image = _read_array(path, data) if is_array else _read_picture(path, checked(path, data), 0, False)
                 return image.shape[0], image.shape[1]
-            width, height = header.size
+            width, height = stored_size(header)
             if width != height and exif != "stored" and orientation_of(header) in QUARTER_TURNS:
                 if exif == "auto":
                     raise DataError(
@@ -173,10 +176,34 @@ def _decode(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray
 
 
 def _read_picture(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray:
-    if channels >= 3 and (straight := _read_straight_alpha(data)) is not None:
-        return straight[:, :, :channels]
+    straight = _read_straight_alpha(data) if channels >= 3 else None
+    image = straight[:, :, :channels] if straight is not None else _read_with_opencv(path, data, channels, upright)
+    # A TIFF file always comes upright; of the others, OpenCV turns gray and colors only.
+    is_turned = data[:2] in _TIFF or (upright and channels in _FLAGS)
+    if is_turned == upright:
+        return image
+    header = open_header(path, io.BytesIO(data))
+    orientation = orientation_of(header) if header else 1
+    return _turn(image, orientation if upright else {6: 8, 8: 6}.get(orientation, orientation))
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The image upright, by its EXIF orientation (EXIF 2.32, table 6); all but 6 and 8 undo themselves."""
+    if orientation in QUARTER_TURNS:
+        image = image.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return np.ascontiguousarray(image)
+
+
+def _read_with_opencv(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray:
+    flags = cv2.IMREAD_UNCHANGED
+    if channels in _FLAGS:
+        flags = _FLAGS[channels] | cv2.IMREAD_ANYDEPTH | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
     try:
-        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), _flags(channels, upright))
+        image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
     except (cv2.error, MemoryError) as error:
         raise DataError(f"{path}: cannot be decoded: {getattr(error, 'err', error)}") from None
     if image is None:
@@ -186,14 +213,6 @@ def _read_picture(path: Path, data: bytes, channels: int, upright: bool) -> np.n
     return image
 
 
-def _flags(channels: int, upright: bool) -> int:
-    # Not IMREAD_COLOR_RGB: with 16 bits, OpenCV 5.0 reads TIFF files wrongly by it.
-    known = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_BGR}
-    if channels not in known:
-        return cv2.IMREAD_UNCHANGED  # and never turned
-    return known[channels] | cv2.IMREAD_ANYDEPTH | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
-
-
 def _read_array(path: Path, data: bytes) -> np.ndarray:
     try:
         image = np.load(io.BytesIO(data), allow_pickle=False)
@@ -201,12 +220,12 @@ def _read_array(path: Path, data: bytes) -> np.ndarray:
         raise DataError(f"{path}: is no array that can be read: {' '.join(str(error).split())[:120]}") from None
     if not isinstance(image, np.ndarray):
         raise DataError(f"{path}: holds several arrays; a picture is one, [H, W, C]")
-    return image
+    return image.astype(image.dtype.newbyteorder("="), copy=False)
 
 
 def _read_straight_alpha(data: bytes) -> np.ndarray | None:
     """RGBA of an 8-bit TIFF file that has it, which OpenCV would multiply colours by; None for others."""
-    if data[:2] not in (b"II", b"MM"):
+    if data[:2] not in _TIFF:
         return None
     try:
         with TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as image:

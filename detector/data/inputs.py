@@ -67,7 +67,8 @@ def _check_path(image: str | Path, name: str) -> None:
 def _array_fault(image: np.ndarray | Tensor, channels: int) -> str:
     """What is wrong with an array or tensor and how to fix it; "" if nothing is."""
     is_tensor = isinstance(image, Tensor)
-    dtype, shape = str(image.dtype).removeprefix("torch."), list(image.shape)
+    dtype = str(image.dtype).removeprefix("torch.") if is_tensor else image.dtype.name  # in any byte order
+    shape = list(image.shape)
     wanted = f"uint8 or uint16 {'tensor' if is_tensor else 'array'} {_layout(is_tensor, channels)}"
     remedy = ""
     if 0 in shape:
@@ -135,7 +136,8 @@ def as_array(image: ImageInput, channels: int = 3, exif: str = "auto", max_value
         array = _from_pil(image, channels, exif)
         check_image(array, channels)
     # The loader takes over what needs no resizing: a view of negative strides (BGR turned round) cannot be a tensor.
-    return scale_depth(np.require(array, requirements=("C", "W")), max_value)
+    array = np.require(array, array.dtype.newbyteorder("="), requirements=("C", "W"))
+    return scale_depth(array, max_value)
 
 
 def as_shown(image: ImageInput, channels: int, exif: str, max_value: int | None) -> np.ndarray:

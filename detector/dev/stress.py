@@ -27,11 +27,11 @@ from PIL import Image
 
 from detector.checkpoints.checkpoint import save_checkpoint
 from detector.config.loader import load_config
-from detector.data.detection import Category
 from detector.data.synthetic import CLASSES
 from detector.files.atomic import PARTIAL
 from detector.models import build_model
 from detector.processes import end_with_parent
+from detector.structures import Category
 
 # Small enough for tenths of a second, whole enough to have everything that must survive: momentum, an average, batch
 # norm, augmentation, batches that wrap around an epoch, several evaluations.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.detection import Category
+from detector.structures import Category
 
 
 def by_picture(rows: np.ndarray) -> np.ndarray:

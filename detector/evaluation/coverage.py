@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from detector.config.schema import AnchorConfig, MatcherConfig, ModelConfig, ResizeConfig
-from detector.data.detection import Annotations, Category, CheckedBoxes
+from detector.data.detection import Annotations, CheckedBoxes
 from detector.data.transforms.resize import input_sizes, padded
 from detector.ops.anchors import Anchors, cell_anchors, level_sizes
 from detector.ops.assignment import MATCHERS
-from detector.structures import IGNORE_REGION
+from detector.structures import IGNORE_REGION, Category
 
 FEW = 10  # examples of a class
 RECALL_WANTED = 0.95  # under this, much of the data teaches little

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from detector.checkpoints.checkpoint import weights_digest
 from detector.config.loader import config_to_dict
-from detector.data.formats.coco_rows import Id, read_rows
+from detector.data.formats.coco_rows import read_rows
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.listing import list_images, sort_out
 from detector.data.loading.collate import shared_zeros
@@ -37,6 +37,7 @@ from detector.data.loading.workers import load
 from detector.errors import ConfigError, DataError, DetectorError
 from detector.files.atomic import atomic_write, make_folder, only_one, storing
 from detector.inference.predictor import Predictor
+from detector.structures import Id
 from detector.tasks import Task, get_task
 
 PROGRESS = "progress.jsonl"

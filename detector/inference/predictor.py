@@ -12,12 +12,12 @@ import torch
 from detector.checkpoints.checkpoint import checkpoint_categories, load_model, override_config
 from detector.checkpoints.opening import open_checkpoint
 from detector.config.schema import Config
-from detector.data.detection import Category
 from detector.data.inputs import ImageInput, Reading, as_array, check_images, check_threshold
 from detector.data.loading.collate import by_shape, collate
 from detector.device import choose_device
 from detector.models import Model
 from detector.models.precision import autocast, check_precision
+from detector.structures import Category
 from detector.tasks import Task, get_task
 
 

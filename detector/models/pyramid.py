@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from detector.config.schema import BackboneConfig, ModelConfig
 from detector.models.backbones import build_backbone
 from detector.models.fpn import FPN
+from detector.structures import SIZE_DIVISOR
 
 
 class Pyramid(nn.Module):
@@ -38,9 +39,9 @@ class FusedPyramid(nn.Module):
             self.merge = nn.ModuleList(nn.Conv2d(width, self.channels, 1) for _ in self.levels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """As :meth:`Pyramid.forward`, of images padded to multiples of 32: networks round odd sizes up or down."""
+        """As :meth:`Pyramid.forward`, of images padded to whole cells of C5: networks round odd sizes up or down."""
         height, width = images.shape[-2:]
-        images = F.pad(images, (0, -width % 32, 0, -height % 32))
+        images = F.pad(images, (0, -width % SIZE_DIVISOR, 0, -height % SIZE_DIVISOR))
         levels = zip(*(branch(images) for branch in self.branches), strict=True)
         if self.fuse == "concat":
             return [merge(torch.cat(level, dim=1)) for merge, level in zip(self.merge, levels, strict=True)]

@@ -11,11 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
-from detector.data.detection import Category
-from detector.data.formats.coco_rows import Id
 from detector.errors import ConfigError, one_of
 from detector.reports import Report, Scored
-from detector.structures import Batch, Losses
+from detector.structures import Batch, Category, Id, Losses
 from detector.tasks import classification, detection
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
 from detector.data.classification import ClassDataset, ClassSample, open_classes
-from detector.data.detection import Category
 from detector.data.formats.class_folders import Labelled
 from detector.data.inputs import ImageInput, Reading, as_shown, check_threshold
 from detector.data.transforms.classes import ClassTransform
@@ -29,7 +28,7 @@ from detector.files.atomic import atomic_write
 from detector.reports import Report, Scored, figure
 from detector.reports.class_page import classification_report
 from detector.reports.drawing import draw_confusion, draw_lines, score_texts
-from detector.structures import Batch, ClassTargets, Losses
+from detector.structures import Batch, Category, ClassTargets, Losses
 
 PARTS = {"head.name": ("pooled", "classic")}
 RESULTS = "predictions.csv"

@@ -14,8 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from detector.config.schema import Config, MatcherConfig, ModelConfig
-from detector.data.detection import Annotations, Category, CocoDataset, Sample, open_dataset
-from detector.data.formats.coco_rows import Id
+from detector.data.detection import Annotations, CocoDataset, Sample, open_dataset
 from detector.data.inputs import ImageInput, Reading, as_shown, check_threshold
 from detector.data.transforms.boxes import TrainTransform, Transform, Transformed
 from detector.evaluation.coco import METRICS, coco_metrics
@@ -29,7 +28,7 @@ from detector.ops.postprocess import detect
 from detector.reports import Report, Scored, figure
 from detector.reports.box_page import detection_report
 from detector.reports.drawing import draw_boxes, draw_targets, score_texts
-from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Losses, Predictions, Targets
+from detector.structures import IGNORE_REGION, PADDING, Batch, Category, Detections, Id, Losses, Predictions, Targets
 
 PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
 RESULTS = "predictions.json"

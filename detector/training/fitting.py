@@ -27,13 +27,13 @@ from detector.checkpoints.opening import open_checkpoint
 from detector.checkpoints.transfer import missing_parts, other_conventions, transfer
 from detector.config.loader import config_to_dict, differences
 from detector.config.schema import BackboneConfig, Config
-from detector.data.detection import Category
 from detector.errors import ConfigError, DataError, WeightsError, one_of
 from detector.files.atomic import atomic_write
 from detector.models import Model, build_model
 from detector.models.backbones import Backbone
 from detector.models.precision import check_precision
 from detector.reports import Scored
+from detector.structures import Category
 from detector.tasks import Data, Task, get_task
 from detector.training import distributed
 from detector.training.loop import TrainingState, count_steps, predict_all, train

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from detector.checkpoints.checkpoint import load_weights, save_checkpoint
 from detector.config.schema import Config, TrainConfig
-from detector.data.detection import Category
 from detector.data.loading.bad_images import Replacing, Skipped
 from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import EvalBatches, TrainBatches
@@ -26,6 +25,7 @@ from detector.errors import ConfigError, DetectorError, NonFiniteError
 from detector.models import Model
 from detector.models.precision import autocast
 from detector.processes import handled
+from detector.structures import Category
 from detector.tasks import Data, Task
 from detector.training import distributed
 from detector.training.average import AveragedWeights

@@ -15,10 +15,10 @@ import numpy as np
 from detector.checkpoints.checkpoint import save_checkpoint
 from detector.config.loader import save_config
 from detector.config.schema import Config
-from detector.data.detection import Category
 from detector.device import environment
 from detector.errors import ConfigError
 from detector.files.atomic import LOCK, append_line, atomic_write, make_folder, only_one, storing, sync, write_json
+from detector.structures import Category
 
 
 class RunFolder:

@@ -17,8 +17,8 @@ import torch
 from detector.analysis.summary import default_size, summarise
 from detector.config.schema import AnchorConfig, Config, MatcherConfig, ResizeConfig
 from detector.data.detection import Annotations, CheckedBoxes
-from detector.data.transforms.resize import SIZE_DIVISOR
 from detector.evaluation.coverage import InputBoxes, Places, Reach, input_boxes, level_ious, places, reach_of
+from detector.structures import SIZE_DIVISOR
 
 # Of recall and mean best IoU, as means over classes. Recall of all objects brings nothing, but must not fall.
 WEIGHTS = (3, 1, 0)

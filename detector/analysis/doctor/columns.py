@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from detector.analysis.doctor.findings import Example, Finding, found
-from detector.data.formats.coco_rows import BAD_ID, Category, Ids, Rows
+from detector.data.formats.coco_rows import BAD_ID, Ids, Rows
 from detector.data.split import hold_back
 from detector.errors import DataError
+from detector.structures import Category
 
 # Indices that lead nowhere: an id that is not listed, and a field that is no id.
 DANGLING, MALFORMED = -1, -2

@@ -24,7 +24,7 @@ import numpy as np
 from PIL.ImageFile import ImageFile
 from tqdm import tqdm
 
-from detector.data.headers import check_size, checked, may_be_deep, open_header, orientation_of
+from detector.data.headers import check_size, checked, may_be_deep, open_header, orientation_of, stored_size
 from detector.data.images import ARRAY_SUFFIX, ChannelsError, open_file, read_image, why_missing
 from detector.errors import DataError
 from detector.processes import begin_child
@@ -159,7 +159,7 @@ def _digest(data: bytes) -> bytes:
 
 def _read_facts(path: Path, header: ImageFile) -> FileFacts:
     check_size(path, *header.size)
-    return FileFacts("", "", header.format or "", header.mode, *header.size, orientation_of(header))
+    return FileFacts("", "", header.format or "", header.mode, *stored_size(header), orientation_of(header))
 
 
 def _decode_facts(path: Path, file: IO[bytes], in_channels: int) -> FileFacts:
@@ -174,7 +174,7 @@ def _decode_facts(path: Path, file: IO[bytes], in_channels: int) -> FileFacts:
 
 
 def _peak(pixels: np.ndarray) -> int:
-    return int(pixels.max(initial=0)) if pixels.dtype == np.uint16 else 0
+    return int(pixels.max(initial=0)) if pixels.dtype.name == "uint16" else 0
 
 
 def _read_array(file: IO[bytes]) -> FileFacts:
@@ -182,7 +182,7 @@ def _read_array(file: IO[bytes]) -> FileFacts:
         array = np.load(file, allow_pickle=False)
         height, width = array.shape[:2]
         channels = array.shape[2] if array.ndim == 3 else 1
-        return FileFacts("", "", "array", f"{array.dtype}, {channels} channels", width, height, peak=_peak(array))
+        return FileFacts("", "", "array", f"{array.dtype.name}, {channels} channels", width, height, peak=_peak(array))
     except Exception as error:  # damaged headers raise almost anything
         return FileFacts("file-unreadable", " ".join(str(error).split())[:120])
 

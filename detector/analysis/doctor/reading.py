@@ -1,9 +1,10 @@
-"""COCO JSON files as the doctor sees them: read as training reads them, with every fault as a finding."""
+"""Data sets as the doctor sees them: read as training reads them, with every fault as a finding."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 
 from detector.analysis.doctor.columns import DANGLING, MALFORMED, Split
 from detector.analysis.doctor.findings import EXAMPLES, Example, Finding, found, in_words
-from detector.data.formats.coco_rows import BAD_ID, WITHOUT_SIZE, Rows, describe_notes, indices_of, read_rows
+from detector.data.formats.class_folders import Fault, read_csv, read_folders
+from detector.data.formats.coco_rows import BAD_ID, WITHOUT_SIZE, Ids, Rows, describe_notes, indices_of, read_rows
 
 
 def read_coco(name: str, path: Path, root: Path) -> Split:
@@ -70,3 +72,42 @@ def _example(split: Split, check: str, row: int, words: str) -> Example:
 def read_json(path: Path) -> dict[str, Any]:
     """The tree of a file that ``read_coco`` has taken."""
     return json.loads(path.read_text(encoding="utf-8-sig"))
+
+
+def read_labelled(
+    name: str, annotations: Path | None, images: Path, classes: Sequence[str] | None, multi_label: bool
+) -> Split:
+    """The split of a CSV file of paths and labels, or (None) of a folder of class folders."""
+    faults: list[Fault] = []
+    if annotations is None:
+        labelled = read_folders(images, classes, faults)
+    else:
+        labelled = read_csv(annotations, images, classes, multi_label, faults=faults)
+    number, count = len(labelled), len(labelled.labels)
+    split = Split(
+        name=name,
+        source=labelled.source,
+        root=images,
+        has_boxes=False,
+        categories=labelled.categories,
+        files=[os.fsdecode(file) for file in labelled.files],
+        image_ids=Ids.counting(number),
+        sizes=np.zeros((number, 2), dtype=np.int64),
+        annotation_ids=Ids.counting(count),
+        image=labelled.image_index(),
+        label=labelled.labels,
+        boxes=np.zeros((count, 4)),
+        areas=np.zeros(count),
+        is_crowd=np.zeros(count, dtype=bool),
+        notice=f"{labelled.source}: {labelled.note}" if labelled.note else "",
+    )
+    for check in dict.fromkeys(fault.check for fault in faults):
+        own = [fault for fault in faults if fault.check == check]
+        split.faults += found(check, name, own, lambda fault: _example_of_label(fault, images))
+    return split
+
+
+def _example_of_label(fault: Fault, root: Path) -> Example:
+    if fault.line:
+        return Example(detail=f"line {fault.line}: {fault.words}")
+    return Example(fault.path.relative_to(root).as_posix(), detail=fault.words)

@@ -20,11 +20,11 @@ from detector.checkpoints.foreign import detectron2, mmdetection, torchvision
 from detector.checkpoints.foreign.source import COCO, RAW_COCO, RESNETS, Source, State
 from detector.config.loader import config_to_dict, merge, overlay
 from detector.config.schema import Config
-from detector.data.detection import Category
 from detector.errors import WeightsError, one_of
 from detector.files.tensors import check_tensor, is_state_dict, read_file
 from detector.models import build_model
 from detector.models.backbones import BACKBONES
+from detector.structures import Category
 
 HEAD_BATCH_NORMS = r"(head|bbox_head)\..*\.running_(mean|var)"
 

@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor
 
 from detector.config.schema import AnchorConfig
-from detector.data.detection import Category
+from detector.structures import Category
 
 State = dict[str, Tensor]
 

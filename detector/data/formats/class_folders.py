@@ -1,32 +1,54 @@
-"""Labelled images as training reads them: one folder per class, or a CSV file of paths and labels."""
+"""Images and their classes, as training and the doctor read them: one folder per class, or a CSV file of paths and
+labels.
+
+Strictly read, the first fault is raised; with a list for them, all are collected, and what has one is skipped or, of a
+class that is not known, kept as a further class.
+"""
 
 from __future__ import annotations
 
+import csv
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from detector.data.detection import Category
-from detector.data.formats.class_labels import class_folders, header_hint, read_label_table
+from detector.data.formats.recognition import BOX_CSV, unread, what_it_is
 from detector.data.listing import list_images
 from detector.data.names import Names, check_names, files_below
 from detector.data.split import hold_back
 from detector.errors import DataError, one_of
+from detector.structures import Category
+
+# A first row is a header if it begins with one of these, else it is data.
+PATH_NAMES = ("path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path", "image_name")
+
+
+class Fault(NamedTuple):
+    """What is wrong with one row, image or folder."""
+
+    check: str  # the doctor's name for its kind
+    path: Path  # the CSV file, or the image or folder at fault
+    words: str  # with the value and the remedy
+    line: int = 0  # of the CSV file
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.words}" if self.line else f"{self.path}: {self.words}"
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures and their labels as columns: I pictures, M labels sorted by picture. Forked workers share the arrays."""
+    """Images and their labels as columns: I images, M labels sorted by image. Forked workers share the arrays."""
 
     source: Path  # the folder or CSV file that says so
     root: Path
     categories: list[Category]
     files: np.ndarray  # [I] names as the file system has them, in bytes, relative to root
-    first: np.ndarray  # [I + 1] int64; picture i has labels[first[i]:first[i + 1]]
+    first: np.ndarray  # [I + 1] int64; image i has labels[first[i]:first[i + 1]]
     labels: np.ndarray  # [M] int64, 0..K-1
     note: str = ""  # on how the files were found, for the summary
 
@@ -39,18 +61,22 @@ class Labelled:
     def labels_of(self, index: int) -> np.ndarray:
         return self.labels[self.first[index] : self.first[index + 1]]
 
+    def image_index(self) -> np.ndarray:
+        """The image of each label, [M]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first))
+
     def is_true(self) -> np.ndarray:
-        """Which classes each picture has, [I, K] bool."""
+        """Which classes each image has, [I, K] bool."""
         is_true = np.zeros((len(self), len(self.categories)), dtype=bool)
-        is_true[np.repeat(np.arange(len(self)), np.diff(self.first)), self.labels] = True
+        is_true[self.image_index(), self.labels] = True
         return is_true
 
     def counts(self) -> np.ndarray:
-        """Pictures of each class, [K]."""
+        """Images of each class, [K]."""
         return np.bincount(self.labels, minlength=len(self.categories))
 
     def select(self, indices: np.ndarray) -> Labelled:
-        """Some of the pictures."""
+        """Some of the images."""
         labels = [self.labels_of(index) for index in indices]
         return Labelled(
             self.source,
@@ -63,78 +89,151 @@ class Labelled:
         )
 
 
-def read_folders(root: Path, classes: Sequence[str] | None) -> Labelled:
+def read_folders(root: Path, classes: Sequence[str] | None, faults: list[Fault] | None = None) -> Labelled:
     """A folder of class folders, each searched whole; without ``classes`` their names are the classes.
 
-    Raises :class:`~detector.errors.DataError` for a class without images, for images outside the class folders, and
-    for links that lead nowhere.
+    Faults are added to ``faults`` where it is given; else :class:`~detector.errors.DataError` is raised for the first
+    one, and for links that lead nowhere.
     """
-    folders = class_folders(root)
+    folders = _class_folders(root)
     listing = list_images(root)
-    if stray := [file for file in listing.files if "/" not in file]:
-        raise DataError(
-            f"{root / stray[0]}: lies outside the class folders ({len(stray)} images do); move or remove it"
-        )
-    names = list(classes) if classes is not None else folders
     own_files: dict[str, list[str]] = {folder: [] for folder in folders}
+    stray = [file for file in listing.files if "/" not in file]
+    for file in stray:
+        words = f"lies outside the class folders ({len(stray)} images do); move or remove it"
+        _report(Fault("file-stray", root / file, words), faults)
     for file in listing.files:
-        own_files[file.split("/", 1)[0]].append(file)
+        if "/" in file:
+            own_files[file.split("/", 1)[0]].append(file)
+    known = folders if classes is None else classes
+    label_of = {name: label for label, name in enumerate(known)}
     files: list[str] = []
     labels: list[list[int]] = []
     for folder, own in own_files.items():
-        label = label_of_name(folder, names, f"{root / folder}: the folder's name")
+        if folder not in label_of:
+            words = f"the folder's name {unknown_class(folder, known)}"
+            _report(Fault("classes-differ", root / folder, words), faults)
         if not own:
-            raise DataError(f"{root / folder}: the class folder has no images; fill it or remove it")
+            words = "the class folder has no images; fill it or remove it"
+            _report(Fault("folder-empty", root / folder, words), faults)
         files += sorted(own, key=lambda file: file.split("/"))
-        labels += [[label]] * len(own)
-    for index, _, reason in check_names(files, root, allow_outside=False):
-        raise DataError(f"{root / files[index]}: {reason}; restore the file, or remove the link")
-    return _labelled(root, root, names, files, labels, listing.note())
+        labels += [[label_of.setdefault(folder, len(label_of))]] * len(own)
+    if faults is None:
+        for index, _, reason in check_names(files, root, allow_outside=False):
+            raise DataError(f"{root / files[index]}: {reason}; restore the file, or remove the link")
+    return _labelled(root, root, label_of, files, labels, listing.note())
+
+
+def _class_folders(root: Path) -> list[str]:
+    """The names of the class folders, sorted. Raises :class:`~detector.errors.DataError` where there are none."""
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not folders:
+        raise DataError(f"{root}: has no class folders; put the images of each class into a folder of its name")
+    for folder in folders:
+        if any("\ud800" <= character <= "\udfff" for character in folder):  # bytes that Python kept as they were
+            raise DataError(f"{root / folder}: the folder's name is not UTF-8, and no class can have it; rename it")
+    return folders
 
 
 def read_csv(
-    path: Path, root: Path, classes: Sequence[str] | None, multi_label: bool, allow_outside: bool = False
+    path: Path,
+    root: Path,
+    classes: Sequence[str] | None,
+    multi_label: bool,
+    allow_outside: bool = False,
+    faults: list[Fault] | None = None,
 ) -> Labelled:
     """A CSV file: the path of an image (relative to ``root``), then its label, with or without a header.
 
-    With ``multi_label`` a row may have several, in cells of their own or separated by ``;`` in one, or none. Raises
-    :class:`~detector.errors.DataError` with the line for all that is wrong, also, unless ``allow_outside``, for a path
-    that leads out of ``root``.
+    With ``multi_label`` a row may have several, in cells of their own or separated by ``;`` in one, or none. Faults are
+    added to ``faults`` where it is given; else :class:`~detector.errors.DataError` is raised for the first one, for a
+    path that leads to no file and, unless ``allow_outside``, for one that leads out of ``root``. A file that is not
+    CSV, is empty, or has boxes raises it in any case.
     """
-    table = read_label_table(path, multi_label)
-    lines: list[int] = []
-    files: list[str] = []
+    if what_it_is(path) == BOX_CSV:
+        raise unread(path, BOX_CSV)
+    header = ""
+    names = dict.fromkeys(classes or ())
+    line_of: dict[str, int] = {}
     texts: list[list[str]] = []
-    for line, file, found, fault in table.rows:
-        if fault:
-            raise DataError(f"{path}:{line}: {fault}{header_hint(line)}")
-        for text in found:
-            if classes is not None:
-                label_of_name(text, classes, f"{path}:{line}: label")
-        lines.append(line)
-        files.append(file)
-        texts.append(found)
-    for index, is_outside, reason in check_names(files, root, allow_outside):
-        fault, remedy = f"{root / files[index]} {reason}", f"paths are relative to {root}"
-        if is_outside:
-            fault = f"{files[index]} {reason} of {root}"
-            remedy = "put the image into the folder, or set data.allow_outside=true if you trust the file"
-        remedy = Names(files_below(root)).hint(files[index]) or remedy
-        raise DataError(f"{path}:{lines[index]}: {fault}; {remedy}{header_hint(lines[index])}")
-    names = list(classes) if classes is not None else sorted({text for row in texts for text in row})
-    if not names:
+    for number, (line, (file, *rest)) in enumerate(_cells(path)):
+        if number == 0 and file.strip().lower() in PATH_NAMES:
+            header = ",".join([file, *rest])
+            continue
+        labels = [part.strip() for cell in rest for part in (cell.split(";") if multi_label else [cell])]
+        labels = [label for label in labels if label]
+        if words := _row_fault(file, rest, labels, multi_label, line_of):
+            _report(Fault("csv-row", path, words + _header_hint(line), line), faults)
+            continue
+        for label in labels:
+            if classes is not None and label not in names:
+                _report(Fault("classes-differ", path, f"label {unknown_class(label, classes)}", line), faults)
+            names[label] = None
+        line_of[file] = line
+        texts.append(labels)
+    if not line_of and not faults:
+        raise DataError(f"{path}: has no rows{' below its header' if header else ''}")
+    files = list(line_of)
+    if faults is None:
+        for index, is_outside, reason in check_names(files, root, allow_outside):
+            file = files[index]
+            words, remedy = f"{root / file} {reason}", f"paths are relative to {root}"
+            if is_outside:
+                words = f"{file} {reason} of {root}"
+                remedy = "put the image into the folder, or set data.allow_outside=true if you trust the file"
+            remedy = Names(files_below(root)).hint(file) or remedy
+            raise DataError(f"{path}:{line_of[file]}: {words}; {remedy}{_header_hint(line_of[file])}")
+    if not names and not faults:
         raise DataError(f"{path}: has no label in any row")
-    label_of = {name: label for label, name in enumerate(names)}
-    labels = [sorted({label_of[text] for text in row}) for row in texts]
-    return _labelled(path, root, names, files, labels, table.note())
+    label_of = {name: label for label, name in enumerate(sorted(names) if classes is None else names)}
+    note = f"the first row is a header: {header}" if header else "without a header"
+    return _labelled(path, root, label_of, files, [sorted({label_of[text] for text in row}) for row in texts], note)
 
 
-def label_of_name(name: str, names: Sequence[str], where: str) -> int:
-    if name in names:
-        return names.index(name)
+def _row_fault(
+    file: str, rest: Sequence[str], labels: Sequence[str], multi_label: bool, line_of: dict[str, int]
+) -> str:
+    """Why a row cannot be used; empty if it can."""
+    if not file.strip():
+        return "has no path"
+    if not rest and (separator := next((sign for sign in ";\t|" if sign in file), "")):
+        return f"{file!r} has no comma; separate path and label by one, not by {separator!r}"
+    if not multi_label and len(labels) != 1:
+        fault = f"{file} has {len(labels)} labels ({', '.join(labels[:4])})" if labels else f"{file} has no label"
+        return fault + "; give one, or set model.multi_label=true for several or none"
+    if file in line_of:
+        return f"{file} is listed twice, first in line {line_of[file]}; keep one row per image"
+    return ""
+
+
+def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of each row that is not empty."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            yield from ((reader.line_num, cells) for cells in reader if cells)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not a CSV file in UTF-8: {error}") from None
+
+
+def _header_hint(line: int) -> str:
+    """What to add to a fault of the first row, which may have been meant as a header."""
+    return f"; a header would begin with {one_of(PATH_NAMES)}" if line == 1 else ""
+
+
+def unknown_class(name: str, names: Sequence[str]) -> str:
+    """That ``name`` is no class of ``names``, and which one may be meant."""
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"they are {one_of(names[:10])}{', …' if len(names) > 10 else ''}"
-    raise DataError(f"{where} {name!r} is not among the {len(names)} classes; {hint}")
+    return f"{name!r} is not among the {len(names)} classes; {hint}"
+
+
+def _report(fault: Fault, faults: list[Fault] | None) -> None:
+    if faults is None:
+        raise DataError(str(fault))
+    faults.append(fault)
 
 
 def _labelled(
@@ -153,6 +252,6 @@ def _labelled(
 
 def divide(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
     """The images to train on and those held back (see :func:`~detector.data.split.hold_back`)."""
-    image = np.repeat(np.arange(len(labelled)), np.diff(labelled.first))
-    is_val = hold_back(labelled.source, labelled.files.tolist(), image, labelled.labels, share, seed)
+    names = labelled.files.tolist()
+    is_val = hold_back(labelled.source, names, labelled.image_index(), labelled.labels, share, seed)
     return labelled.select(np.flatnonzero(~is_val)), labelled.select(np.flatnonzero(is_val))

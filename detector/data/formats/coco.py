@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 
 from detector.data.formats.coco_rows import (
-    Category,
-    Id,
     Ids,
     Rows,
     Texts,
@@ -32,6 +30,7 @@ from detector.data.formats.coco_rows import (
 )
 from detector.errors import DataError
 from detector.files.json_stream import show, show_text
+from detector.structures import Category, Id
 
 
 @dataclass(frozen=True)

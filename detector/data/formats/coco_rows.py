@@ -17,17 +17,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from detector.errors import DataError
 from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
+from detector.structures import Category, Id
 
 # OpenCV's own limits: it decodes no picture beyond them.
 MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
-
-Id = int | str
 
 # An id's code is the integer that it is, or that it spells; any other text has a code of its own below all integers.
 NO_ID, BAD_ID, FIRST_TEXT, FIRST_INTEGER = -(2**63), -(2**63) + 1, -(2**63) + 2, -(2**62)
@@ -36,13 +35,6 @@ _spells_integer = re.compile(r"0|-?[1-9][0-9]{0,17}").fullmatch
 WITHOUT_SIZE = "image{s} without width and height"  # a note that the doctor looks into
 
 KEPT = 8  # faults of each check whose words are kept; of the others, only where they are
-
-
-class Category(NamedTuple):
-    """A class by the data set's own id and name; its label is its place in the list of categories."""
-
-    id: Id
-    name: str
 
 
 def id_key(value: Id) -> Id:

@@ -23,7 +23,7 @@ LISTS: dict[str, set[str]] = {  # by keys that all stand in the file
 OBJECTS: dict[str, set[str]] = {
     "COCO panoptic annotations": {"images", "segments_info"},
     "labelme's JSON": {"shapes", "imagePath"},
-    "VIA's JSON": {"regions", "shape_attributes"},
+    "VIA's JSON": {"filename", "regions"},
 }
 WITHOUT_BOXES = {"caption": "COCO captions, which have no boxes", "keypoints": "COCO keypoints without boxes"}
 
@@ -48,8 +48,10 @@ def what_it_is(path: Path) -> str | None:
     lines = [line for line in text.splitlines()[:20] if line.strip()]
     if lines and all(re.fullmatch(r"\s*\d+(\s+-?[01]?\.?\d+(e-\d+)?){4,}\s*", line) for line in lines):
         return "YOLO labels"
-    with contextlib.suppress(csv.Error):
-        return BOX_CSV if has_boxes([cells for cells in islice(csv.reader(lines), 20) if cells]) else None
+    for separator in ",;\t":
+        with contextlib.suppress(csv.Error):
+            if _has_boxes(list(csv.reader(lines, delimiter=separator))):
+                return BOX_CSV
     return None
 
 
@@ -81,9 +83,9 @@ def _folder(folder: Path) -> str | None:
     return None
 
 
-def has_boxes(rows: Sequence[Sequence[str]]) -> bool:
+def _has_boxes(rows: Sequence[Sequence[str]]) -> bool:
     """Whether the first rows of a CSV file are boxes: by the names of the columns, or where there are none, by rows of
-    path, x1, y1, x2, y2, class.
+    path, x1, y1, x2, y2, class, or with the class before the box.
     """
     if not rows:
         return False
@@ -92,15 +94,16 @@ def has_boxes(rows: Sequence[Sequence[str]]) -> bool:
         return True
     # keras-retinanet writes images without boxes as path,,,,,
     has_box = [any(cells[1:]) for cells in rows]
-    return any(has_box) and all(len(cells) == 6 and (_is_box(cells[1:5]) or not any(cells[1:])) for cells in rows)
+    return any(has_box) and all(len(cells) == 6 and (_is_box(cells) or not any(cells[1:])) for cells in rows)
 
 
 def _is_box(cells: Sequence[str]) -> bool:
-    try:
-        x1, y1, x2, y2 = map(float, cells)
-    except ValueError:
-        return False
-    return x1 < x2 and y1 < y2
+    for place in (1, 2):
+        with contextlib.suppress(ValueError):
+            x1, y1, x2, y2 = (float(cell.replace(",", ".")) for cell in cells[place : place + 4])
+            if x1 < x2 and y1 < y2:
+                return True
+    return False
 
 
 @contextlib.contextmanager

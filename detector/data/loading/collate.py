@@ -14,9 +14,9 @@ from detector.data.classification import ClassSample
 from detector.data.detection import Sample
 from detector.data.loading.bad_images import Replaced, Skipped
 from detector.data.loading.workers import load
-from detector.data.transforms.resize import SIZE_DIVISOR, padded
+from detector.data.transforms.resize import padded
 from detector.errors import DetectorError
-from detector.structures import PADDING, Batch, ClassTargets, Targets
+from detector.structures import PADDING, SIZE_DIVISOR, Batch, ClassTargets, Targets
 
 
 def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch.Tensor:

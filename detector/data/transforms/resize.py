@@ -12,10 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from detector.config.schema import ResizeConfig
+from detector.structures import SIZE_DIVISOR
 
 Sides = TypeVar("Sides", int, np.ndarray, Tensor)
-
-SIZE_DIVISOR = 32  # of the padded sides: the stride of C5
 
 
 def input_sizes(sizes: np.ndarray, resize: ResizeConfig, short: int | np.ndarray | None = None) -> np.ndarray:

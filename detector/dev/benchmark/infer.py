@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from detector.analysis.summary import default_size
 from detector.config.schema import Config
-from detector.data.detection import Category, read_annotations
+from detector.data.detection import read_annotations
 from detector.data.transforms.resize import in_words
 from detector.dev.benchmark.generate import IMAGES, TRAIN, write_photos
 from detector.dev.benchmark.measure import BenchmarkError, Case, Run, Settings
@@ -24,7 +24,7 @@ from detector.dev.benchmark.peer import Found, build_torchvision, comparable, ma
 from detector.dev.benchmark.postprocess import to_found, to_list
 from detector.inference.predictor import Predictor
 from detector.models import build_model
-from detector.structures import Batch, Targets
+from detector.structures import Batch, Category, Targets
 from detector.tasks import detection
 
 CONFIG, SIDE = "retinanet_r50_fpn.yaml", 640

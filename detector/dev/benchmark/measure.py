@@ -27,6 +27,7 @@ import torchvision
 
 from detector.errors import DetectorError
 from detector.processes import child_command, child_environment
+from detector.structures import SIZE_DIVISOR
 
 Run = Callable[[], Any]  # the work that is timed; returns what is compared
 
@@ -52,7 +53,7 @@ class Settings:
 
     def side(self, pixels: int) -> int:
         """A side of a picture at this scale, in whole cells of P5."""
-        return max(64, round(pixels * self.scale / 32) * 32)
+        return max(64, round(pixels * self.scale / SIZE_DIVISOR) * SIZE_DIVISOR)
 
 
 @dataclass(frozen=True)
