@@ -28,7 +28,7 @@ PACKAGES += ("pycocotools", "safetensors", "timm", "tensorboard")
 SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_")  # variables, by what their names begin with
 
 
-def choose_device(name: str | None = None) -> torch.device:
+def choose_device(name: str | torch.device | None = None) -> torch.device:
     """The device of that name, or the first GPU, or the CPU. Raises ConfigError for one that is not here."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -35,13 +35,15 @@ from torchvision.models.detection import RetinaNet, retinanet_resnet50_fpn_v2
 import detector
 from detector.__main__ import run_command
 from detector.checkpoints.checkpoint import read_checkpoint
-from detector.checkpoints.foreign.importing import Imported, import_checkpoint
+from detector.checkpoints.foreign.importing import Imported
+from detector.checkpoints.opening import import_checkpoint, open_start
+from detector.checkpoints.start import begin_normalise, load_start
 from detector.checkpoints.transfer import conventions
 from detector.config.loader import apply_overrides, config_from_dict, differences, load_config
 from detector.config.schema import Config
 from detector.models import build_model
 from detector.structures import Category
-from detector.training.fitting import begin_normalise, fit, load_start, open_start
+from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 
 OWN_CONVENTION = {

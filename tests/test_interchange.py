@@ -38,10 +38,10 @@ from torchvision.ops import FrozenBatchNorm2d, batched_nms, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config, load_model, save_checkpoint
-from detector.checkpoints.foreign.importing import Imported, import_checkpoint
+from detector.checkpoints.foreign.importing import Imported
 from detector.checkpoints.foreign.source import COCO, RESNETS
 from detector.checkpoints.foreign.torchvision import to_torchvision
-from detector.checkpoints.opening import open_checkpoint
+from detector.checkpoints.opening import import_checkpoint, open_checkpoint
 from detector.config.loader import config_to_dict
 from detector.config.schema import AnchorConfig, BackboneConfig, Config, FPNConfig, PredictConfig, ResizeConfig
 from detector.data.loading.collate import pad_images

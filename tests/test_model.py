@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from detector.config.schema import AnchorConfig, BackboneConfig, FPNConfig, HeadConfig, ModelConfig
 from detector.errors import ConfigError
 from detector.models import Model, build_model
+from detector.models.backbones import build_backbone
 from detector.models.pyramid import Pyramid
 from detector.ops.anchors import level_sizes
 
@@ -98,7 +99,7 @@ def test_anchors_cover_the_image(levels: list[int]) -> None:
 
 
 def test_resnet34_pyramid_at_224() -> None:
-    pyramid = Pyramid(BackboneConfig(name="resnet34"), ModelConfig(fpn=FPNConfig(levels=[2, 3, 4, 5])))
+    pyramid = Pyramid(build_backbone(BackboneConfig(name="resnet34"), 3, finest=2), FPNConfig(levels=[2, 3, 4, 5]))
     assert (pyramid.levels, pyramid.channels) == ((2, 3, 4, 5), 256)
     with torch.no_grad():
         features = pyramid(torch.randn(1, 3, 224, 224))

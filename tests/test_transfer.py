@@ -12,13 +12,15 @@ from torch import Tensor
 
 import detector
 from detector.checkpoints.checkpoint import checkpoint_config, read_checkpoint, save_checkpoint
+from detector.checkpoints.opening import open_start
+from detector.checkpoints.start import begin_normalise, load_start
 from detector.checkpoints.transfer import Transfer, transfer
 from detector.config.loader import config_to_dict
 from detector.config.schema import Config
 from detector.errors import ConfigError, WeightsError
 from detector.models import Model, build_model
 from detector.structures import Category
-from detector.training.fitting import begin_normalise, fit, load_start, open_start
+from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")

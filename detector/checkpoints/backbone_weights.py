@@ -9,10 +9,11 @@ from pathlib import Path
 import torchvision
 from torch import Tensor
 
+from detector.config.parts import TIMM
 from detector.config.schema import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig, for_channels
 from detector.errors import ConfigError, WeightsError, one_of
 from detector.files.tensors import check_tensor, is_state_dict, read_file, resolve
-from detector.models.backbones import TIMM, Backbone
+from detector.models.backbones import Backbone
 
 
 def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> str:

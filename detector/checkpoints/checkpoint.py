@@ -14,6 +14,7 @@ import torchvision
 
 import detector
 from detector.config.loader import apply_overrides, config_from_dict, config_to_dict
+from detector.config.parts import check_code
 from detector.config.schema import Config
 from detector.data.formats.coco_rows import id_key, is_id
 from detector.errors import ConfigError, WeightsError
@@ -153,9 +154,15 @@ def checkpoint_categories(content: dict[str, Any]) -> list[Category]:
     return [Category(**category) for category in content["categories"]]
 
 
-def load_model(content: dict[str, Any], path: str | Path) -> Model:
-    """The model of a checkpoint with the weights to predict with: the averaged ones where training kept an average."""
-    config, num_classes = checkpoint_config(content, path).model, len(content["categories"])
+def load_model(content: dict[str, Any], path: str | Path, allow_code: bool = False) -> Model:
+    """The model of a checkpoint with the weights to predict with: the averaged ones where training kept an average.
+
+    A model with parts that are code of the user's (``package.module:name``) needs ``allow_code``.
+    """
+    whole, num_classes = checkpoint_config(content, path), len(content["categories"])
+    if not allow_code:
+        check_code(whole, path)
+    config = whole.model
     weights = content["ema"] if content.get("ema") else content["model"]
     try:
         # A config of a stranger's can ask for any size: the file must have the weights of it before memory is taken.

@@ -1,20 +1,176 @@
-"""The one way to a checkpoint, of this package or of another."""
+"""The one door to a model: of a checkpoint of this package or another, of a run, or of a config."""
 
 from __future__ import annotations
 
+import difflib
+import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from detector.checkpoints.checkpoint import check_format
-from detector.checkpoints.finding import find_checkpoint
-from detector.checkpoints.foreign.importing import import_content
-from detector.files.tensors import read_file
+import torch
+
+from detector.checkpoints.checkpoint import check_format, checkpoint_categories, load_model, override_config
+from detector.checkpoints.foreign.importing import Imported, import_content
+from detector.checkpoints.start import begin_normalise, load_start
+from detector.config.loader import apply_overrides, load_config
+from detector.config.parts import check_code
+from detector.config.schema import Config
+from detector.data.detection import Category
+from detector.device import choose_device
+from detector.errors import ConfigError, WeightsError
+from detector.files.tensors import read_file, resolve
+from detector.models import Model, build_model
+
+CONFIG_SUFFIXES = (".yaml", ".yml")
+
+
+class Opened(NamedTuple):
+    """A model with what it takes to use it."""
+
+    model: Model
+    config: Config
+    categories: list[Category]  # the class of each label
+
+
+def open_model(
+    source: str | Path | Config,
+    overrides: Sequence[str] = (),
+    device: str | torch.device | None = None,
+    classes: Sequence[str] | None = None,
+    allow_code: bool = False,
+) -> Opened:
+    """The model of a checkpoint, of a run, or of a config, in evaluation mode::
+
+        model, config, categories = open_model("runs/mine")
+        model, config, categories = open_model("RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1", device="cpu")
+        model, config, categories = open_model("retinanet_r18_fpn.yaml", classes=["cat", "dog"])
+
+    ``source`` is a file of this package, torchvision, Detectron2 or MMDetection (a path, a URL, torchvision's name), a
+    run's folder or one with a single run in it; or a config (YAML, :class:`~detector.config.schema.Config`), whose
+    model begins as training does: from ``model.weights``, or randomly but for its backbone's weights. ``classes``
+    names those of a config (default: ``data.classes``, or those of ``model.weights``). ``overrides`` are
+    ``key=value``; a checkpoint's model stays as it was trained, but for ``model.predict``. ``device`` defaults to the
+    first GPU, else the CPU. ``allow_code``: parts that the source names as ``package.module:name`` may run.
+
+    Raises :class:`~detector.errors.DetectorError` with the file, the fault and the remedy.
+    """
+    if isinstance(source, Config) or Path(source).suffix in CONFIG_SUFFIXES:
+        return _begin(source, overrides, device, classes, allow_code)
+    return from_content(open_checkpoint(source), source, overrides, device, allow_code)
+
+
+def from_content(
+    content: dict[str, Any],
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    device: str | torch.device | None = None,
+    allow_code: bool = False,
+) -> Opened:
+    """:func:`open_model` of what :func:`open_checkpoint` read from ``source``."""
+    device = choose_device(device)
+    config = override_config(content, source, overrides)
+    model = load_model(content, source, allow_code)
+    return Opened(model.to(device), config, checkpoint_categories(content))
+
+
+def _begin(
+    source: str | Path | Config,
+    overrides: Sequence[str],
+    device: str | torch.device | None,
+    classes: Sequence[str] | None,
+    allow_code: bool,
+) -> Opened:
+    """A config's model as training begins with it."""
+    device, name = choose_device(device), "the config" if isinstance(source, Config) else source
+    if isinstance(source, Config):
+        config = apply_overrides(source, overrides, name)
+        if not allow_code:
+            check_code(config, name)
+    else:
+        config = load_config(source, overrides, allow_code)
+    content = open_start(config)
+    if names := classes or config.data.classes:
+        categories = [Category(label, name) for label, name in enumerate(names)]
+    elif content:
+        categories = checkpoint_categories(content)
+    else:
+        raise ConfigError(f"{name}: does not say which classes there are; give classes, data.classes or model.weights")
+    config, _ = begin_normalise(config, content, str(config.model.weights))
+    model = build_model(config.model, len(categories))
+    load_start(model, config, categories, content)
+    return Opened(model.eval().to(device), config, categories)
 
 
 def open_checkpoint(source: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours, or of what :func:`import_checkpoint` makes of another package's."""
+    """The content of a checkpoint of ours, or what is made of one of another package; see :func:`find_checkpoint`."""
     path = find_checkpoint(source)
     value = read_file(path)
     if isinstance(value, dict) and "format" in value:
         return check_format(value, path)
-    return import_content(value, path, None, None, ()).content
+    return import_content(value, path).content
+
+
+def open_start(config: Config) -> dict[str, Any] | None:
+    """The content of the checkpoint ``model.weights`` that training starts from, if the config names one."""
+    return open_checkpoint(config.model.weights) if config.model.weights else None
+
+
+def import_checkpoint(
+    source: str, package: str | None = None, config: str | None = None, overrides: Sequence[str] = ()
+) -> Imported:
+    """A checkpoint of another package, with a config that reproduces it.
+
+    ``source``: see :func:`find_checkpoint`. ``package`` is recognised by the tensors' names if it is None.
+    ``config`` is a YAML file, and ``overrides`` are ``key=value``, of what the tensors do not show and is not usual
+    there. Raises :class:`~detector.errors.WeightsError` for a tensor that is missing, too many or of another shape.
+    """
+    path = find_checkpoint(source)
+    return import_content(read_file(path), path, package, config, overrides)
+
+
+RUN_FILES = ("best.pt", "last.pt")
+KINDS = {
+    ".yaml": "a config",
+    ".yml": "a config",
+    ".json": "a JSON file",
+    ".csv": "a table",
+    ".onnx": "an exported model",
+    ".jpg": "an image",
+    ".png": "an image",
+}
+
+
+def find_checkpoint(source: str | Path) -> Path:
+    """The file that ``source`` means, here or in another package: a path, a folder, a URL or torchvision's name.
+
+    Of a run's folder it is ``best.pt``, else ``last.pt``; of a folder of runs, that of the only one. A line says so.
+    Raises :class:`~detector.errors.WeightsError` for anything else.
+    """
+    if os.path.isdir(source):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+        folder = Path(source)
+        runs = [folder] if _run_file(folder) else sorted(filter(_run_file, filter(Path.is_dir, folder.iterdir())))
+        if len(runs) != 1:
+            names = ", ".join(map(str, runs[:6])) + (", …" if len(runs) > 6 else "")
+            fault = f"holds {len(runs)} runs: {names}; give one of them" if runs else (
+                "is a folder without best.pt and last.pt; give a run's folder or a checkpoint"
+            )  # fmt: skip
+            raise WeightsError(f"{source}: {fault}")
+        found = _run_file(runs[0])
+        if os.environ.get("RANK", "0") == "0":  # once, of all that torchrun started
+            print(f"{source}: is a folder, of which {found.relative_to(folder)} is taken", file=sys.stderr)
+        return found
+    if kind := KINDS.get(Path(source).suffix.lower()):
+        raise WeightsError(f"{source}: is {kind}, not a checkpoint; give one, as runs/NAME/best.pt, or a run's folder")
+    path = resolve(str(source))
+    if path is None:
+        beside = {file.name: str(file) for file in Path(source).parent.glob("*")}
+        near = difflib.get_close_matches(Path(source).name, beside, n=1)
+        hint = f"; did you mean {beside[near[0]]}?" if near else ""
+        raise WeightsError(f"{source}: is no file, no URL and no name of torchvision's weights{hint}")
+    return path
+
+
+def _run_file(folder: Path) -> Path | None:
+    return next((folder / name for name in RUN_FILES if (folder / name).is_file()), None)

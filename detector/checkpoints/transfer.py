@@ -58,7 +58,7 @@ def transfer(model: Model, categories: list[Category], content: dict[str, Any], 
     known = [label for label, category in enumerate(categories) if category.name in old_labels]
     known_there = [old_labels[categories[label].name] for label in known]
     own, counts = model.state_dict(), (len(categories), len(old_categories))
-    class_tensors = {f"head.{name}" for name in model.head.by_class}
+    class_tensors = {f"head.{name}" for name in getattr(model.head, "by_class", ())}
     outcome = Transfer([], {}, {}, sorted(source.keys() - own.keys()))
     for name, tensor in own.items():
         is_of_classes = name in class_tensors

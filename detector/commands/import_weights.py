@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def import_content(args: argparse.Namespace) -> str:
     from detector.checkpoints.checkpoint import checkpoint_categories, save_checkpoint
-    from detector.checkpoints.foreign.importing import import_checkpoint
+    from detector.checkpoints.opening import import_checkpoint
     from detector.config.loader import config_from_dict
     from detector.files.atomic import atomic_write
 

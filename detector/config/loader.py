@@ -16,6 +16,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
+from detector.config.parts import check_code
 from detector.config.schema import Config, PredictConfig, Section
 from detector.errors import ConfigError, unreadable
 from detector.files.atomic import atomic_write
@@ -48,8 +49,10 @@ def find_config(name: str | Path) -> Path:
     raise ConfigError(f"{name}: no such config file; {hint}")
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), allow_code: bool = False) -> Config:
     """The config of a YAML file (with its ``base:``, one level deep) and ``key=value`` overrides.
+
+    Parts of the model that are code of the user's (``package.module:name``) need ``allow_code``.
 
     Raises :class:`~detector.errors.ConfigError` that lists every unknown key, wrong type and value out of range as
     ``file:line: key: what is wrong; remedy``.
@@ -65,7 +68,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         tree, places = merge(base_tree, tree), base_places | places
     for override in overrides:
         _apply_override(tree, places, override)
-    return _validate(tree, places)
+    config = _validate(tree, places)
+    if not allow_code:
+        check_code(config, path)
+    return config
 
 
 def _find_base(path: Path, base: Any, places: _Places) -> Path:

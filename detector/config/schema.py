@@ -147,7 +147,7 @@ def _named(value: Any) -> Any:
 
 
 class BackboneConfig(Section):
-    name: str = "resnet50"  # a key of detector.models.backbones.BACKBONES, or timm:NAME
+    name: str = "resnet50"  # a key of detector.models.backbones.BACKBONES, timm:NAME, or package.module:name
     weights: str | None = None  # torchvision's name (IMAGENET1K_V1), a path, a URL; null = random
     norm: Literal["bn", "frozen_bn", "sync_bn"] = "bn"  # what the network's batch norms become
     freeze_at: Literal[0, 2, 3, 4, 5] = 0  # the stem and the stages up to this level are not trained; 2 = stem and C2
@@ -241,7 +241,7 @@ class AnchorConfig(Section):
 
 
 class HeadConfig(Section):
-    name: str = "retina"  # a key of detector.models.heads.HEADS
+    name: str = "retina"  # a key of detector.models.heads.HEADS, or package.module:name
     # retina
     num_convs: Annotated[int, Field(ge=0, le=100)] = 4
     channels: Count | None = None  # null: as many as the pyramid

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from detector.checkpoints.checkpoint import checkpoint_categories, load_model, override_config
-from detector.checkpoints.opening import open_checkpoint
+from detector.checkpoints.opening import find_checkpoint, open_model
 from detector.config.schema import Config
 from detector.data.inputs import ImageInput, Reading, as_array, check_images, check_threshold
 from detector.data.loading.collate import by_shape, collate
-from detector.device import choose_device
 from detector.models import Model
 from detector.models.precision import autocast, check_precision
 from detector.structures import Category
@@ -41,16 +39,18 @@ class Predictor:
         return self.config.model.in_channels, self.config.data.exif, self.config.data.max_value
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | None = None, overrides: Sequence[str] = ()) -> Predictor:
+    def from_checkpoint(
+        cls, path: str | Path, device: str | None = None, overrides: Sequence[str] = (), allow_code: bool = False
+    ) -> Predictor:
         """Of a checkpoint of this package, torchvision, Detectron2 or MMDetection: a path, a URL or torchvision's name.
 
-        ``key=value`` overrides change its config, such as ``model.predict.max_detections=300``. Raises
-        :class:`~detector.errors.WeightsError` for a file that is missing or is no checkpoint.
+        ``key=value`` overrides change its config, such as ``model.predict.max_detections=300``; ``allow_code``: see
+        :func:`~detector.checkpoints.opening.open_model`. Raises :class:`~detector.errors.WeightsError` for a file that
+        is missing or is no checkpoint.
         """
-        content = open_checkpoint(path)
-        config = override_config(content, path, overrides)
-        model = load_model(content, path).fold_norms().to(memory_format=torch.channels_last)
-        return cls(model, config, checkpoint_categories(content), choose_device(device))
+        model, config, categories = open_model(find_checkpoint(path), overrides, device, allow_code=allow_code)
+        model = model.fold_norms().to(memory_format=torch.channels_last)
+        return cls(model, config, categories, next(model.buffers()).device)
 
     def predict(
         self, images: Iterable[ImageInput], score_threshold: float | None = None, batch_size: int = 8

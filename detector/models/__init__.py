@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from detector.config.parts import find_part
 from detector.config.schema import ModelConfig
-from detector.errors import ConfigError, one_of
 from detector.models.backbones import PROBE_SIDES, Backbone
 from detector.models.heads import HEADS, RetinaHead
 from detector.models.norms import fold_norms
-from detector.models.pyramid import build_pyramid
+from detector.models.pyramid import Pyramid, build_pyramid
 from detector.models.recompute import free_large_tensors_at_once
 from detector.structures import Predictions
 
@@ -65,10 +65,25 @@ class Model(nn.Module):
         return (images - self.mean) / self.std * inside
 
 
-def build_model(config: ModelConfig, num_classes: int) -> Model:
-    """The model of a config, with random weights (``detector.checkpoints.backbone_weights`` loads others)."""
-    if config.head.name not in HEADS:
-        raise ConfigError(f"model.head.name: unknown head {config.head.name!r}; use {one_of(HEADS)}")
-    pyramid = build_pyramid(config)
-    head = HEADS[config.head.name](config, pyramid.levels, pyramid.channels, num_classes)
+def build_model(
+    config: ModelConfig,
+    num_classes: int,
+    backbone: nn.Module | None = None,
+    pyramid: nn.Module | None = None,
+    head: nn.Module | None = None,
+) -> Model:
+    """The model of a config, randomly initialised (:func:`detector.open_model` loads weights).
+
+    A module that is given stands in for the config's part. ``backbone(images)`` is a list of feature maps, of the
+    module's ``levels`` and ``channels`` (:class:`~detector.models.backbones.Backbone` makes one of a network);
+    ``pyramid`` too, with one number of channels; ``head(feature_maps)`` is what the task's loss takes::
+
+        config = detector.Config().model
+        build_model(config, 3, head=MyHead(config, (3, 4, 5, 6, 7), in_channels=256, num_classes=3))
+    """
+    build_head = None if head else find_part("model.head.name", config.head.name, HEADS)
+    if pyramid is None:
+        pyramid = Pyramid(backbone, config.fpn) if backbone else build_pyramid(config)
+    if build_head:
+        head = build_head(config, pyramid.levels, pyramid.channels, num_classes)
     return Model(config.mean, config.std, pyramid, head)

@@ -8,9 +8,8 @@ typed in.
 from __future__ import annotations
 
 import copy
-import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,13 +20,13 @@ from torch.func import functional_call
 from torchvision.models.feature_extraction import DualGraphModule, create_feature_extractor
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from detector.config.parts import TIMM, find_part, near_names
 from detector.config.schema import BackboneConfig
-from detector.errors import ConfigError, one_of
+from detector.errors import ConfigError
 from detector.models.norms import FrozenNorm
 from detector.models.recompute import recompute_blocks
 from detector.models.vgg import CONFIGURATIONS, build_vgg
 
-TIMM = "timm:"  # what names of timm's networks begin with
 LEVEL_OF_STRIDE = {4: 2, 8: 3, 16: 4, 32: 5}
 PROBE_SIDES = (128, 192)  # height and width: 2:3, which no number of channels has with a feature map's side
 
@@ -154,12 +153,6 @@ def _without_strides(strides: Sequence[int]) -> ConfigError:
     )
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    """The names that may have been meant."""
-    near = [other for other in known if other.startswith(name)][:6]
-    return one_of(near or difflib.get_close_matches(name, known, n=6, cutoff=0.0))
-
-
 def _as_feature(output: Tensor) -> Feature | None:
     """Stride, channels and layout, or None for what is no map of the picture (a vector, an adaptive pooling)."""
     if output.ndim != 4:
@@ -185,17 +178,18 @@ class Network(NamedTuple):
 def build_backbone(config: BackboneConfig, in_channels: int, finest: int, with_vector: bool = False) -> Backbone:
     """The backbone that the config names, with random weights, returning its levels from ``finest`` (2 to 5) up to C5.
 
-    ``with_vector``: its body ends in what the network's last linear layer classifies by. Raises
-    :class:`~detector.errors.ConfigError` for an unknown name, and for one without the strides 4 to 32.
+    A name ``package.module:name`` is a :class:`Network`, or a function of the config and ``in_channels`` that makes a
+    body of :class:`Backbone`. ``with_vector``: the body ends in what the network's last linear layer classifies by.
+    Raises :class:`~detector.errors.ConfigError` for an unknown name, and for one without the strides 4 to 32.
     """
-    if config.name.startswith(TIMM):
-        if with_vector:
-            raise ConfigError(f"model.head.name: classic takes torchvision's networks, not {config.name}; use pooled")
-        body = _timm_body(config, in_channels)
-    elif config.name in BACKBONES:
-        body = _body(BACKBONES[config.name], config, in_channels, with_vector)
+    is_timm = config.name.startswith(TIMM)
+    known = _timm_body if is_timm else find_part("model.backbone.name", config.name, BACKBONES)
+    if isinstance(known, Network):
+        body = _body(known, config, in_channels, with_vector)
+    elif with_vector:
+        raise ConfigError(f"model.head.name: classic takes torchvision's networks, not {config.name}; use pooled")
     else:
-        raise ConfigError(f"model.backbone.name: unknown backbone {config.name!r}; use {_near(config.name, BACKBONES)}")
+        body = known(config, in_channels)
     backbone = Backbone(body, in_channels, finest)
     backbone.freeze(config.freeze_at)
     return backbone
@@ -303,7 +297,7 @@ def _timm_body(config: BackboneConfig, in_channels: int) -> nn.Module:
         raise ConfigError(f"model.backbone.name: {config.name} needs timm; pip install timm") from None
     name = config.name.removeprefix(TIMM)
     if not timm.is_model(name):
-        raise ConfigError(f"model.backbone.name: timm has no {name!r}; use {_near(name, timm.list_models())}")
+        raise ConfigError(f"model.backbone.name: timm has no {name!r}; use {near_names(name, timm.list_models())}")
     try:
         body = timm.create_model(name, pretrained=False, features_only=True, in_chans=in_channels)
     except (RuntimeError, AttributeError, TypeError) as error:

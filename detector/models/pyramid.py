@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detector.config.schema import BackboneConfig, ModelConfig
+from detector.config.schema import FPNConfig, ModelConfig
 from detector.models.backbones import build_backbone
 from detector.models.fpn import FPN
 from detector.structures import SIZE_DIVISOR
@@ -15,10 +15,10 @@ from detector.structures import SIZE_DIVISOR
 class Pyramid(nn.Module):
     """Normalised images to feature maps of one width, one a level."""
 
-    def __init__(self, backbone: BackboneConfig, config: ModelConfig) -> None:
+    def __init__(self, backbone: nn.Module, config: FPNConfig) -> None:
         super().__init__()
-        self.backbone = build_backbone(backbone, config.in_channels, finest=config.fpn.levels[0])
-        self.fpn = FPN(self.backbone.levels, self.backbone.channels, config.fpn)
+        self.backbone = backbone
+        self.fpn = FPN(backbone.levels, backbone.channels, config)
         self.levels, self.channels = self.fpn.levels, self.fpn.channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -31,7 +31,8 @@ class FusedPyramid(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(Pyramid(branch, config) for branch in config.backbones)
+        networks = (build_backbone(branch, config.in_channels, config.fpn.levels[0]) for branch in config.backbones)
+        self.branches = nn.ModuleList(Pyramid(network, config.fpn) for network in networks)
         self.levels, self.channels = self.branches[0].levels, self.branches[0].channels
         self.fuse = config.pyramid.fuse
         if self.fuse == "concat":
@@ -66,4 +67,6 @@ def build_pyramid(config: ModelConfig) -> Pyramid | FusedPyramid | Trunk:
     """What the config's head stands on."""
     if config.head.name == "classic":
         return Trunk(config)
-    return Pyramid(config.backbone, config) if config.backbone else FusedPyramid(config)
+    if config.backbone is None:
+        return FusedPyramid(config)
+    return Pyramid(build_backbone(config.backbone, config.in_channels, config.fpn.levels[0]), config.fpn)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from detector.config.parts import is_code
 from detector.config.schema import Config, ModelConfig
 from detector.errors import ConfigError, one_of
 from detector.reports import Report, Scored
@@ -88,7 +89,7 @@ def get_task(config: Config) -> Task:
     for key, known in task.PARTS.items():
         section, field = key.split(".")
         name = getattr(getattr(config.model, section), field)
-        if name not in known:
+        if name not in known and not is_code(name):
             raise ConfigError(f"model.{key}: {name!r} is not known to task {config.task}; use {one_of(known)}")
     return task
 

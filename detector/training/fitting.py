@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from detector.checkpoints.backbone_weights import follow_weights, load_backbone_weights
 from detector.checkpoints.checkpoint import (
     check_val_share,
     checkpoint_categories,
@@ -23,14 +22,13 @@ from detector.checkpoints.checkpoint import (
     read_progress,
     weights_digest,
 )
-from detector.checkpoints.opening import open_checkpoint
-from detector.checkpoints.transfer import missing_parts, other_conventions, transfer
+from detector.checkpoints.opening import open_start
+from detector.checkpoints.start import begin_normalise, check_frozen, load_start
 from detector.config.loader import config_to_dict, differences
-from detector.config.schema import BackboneConfig, Config
-from detector.errors import ConfigError, DataError, WeightsError, one_of
+from detector.config.schema import Config
+from detector.errors import ConfigError, DataError, one_of
 from detector.files.atomic import atomic_write
 from detector.models import Model, build_model
-from detector.models.backbones import Backbone
 from detector.models.precision import check_precision
 from detector.reports import Scored
 from detector.structures import Category
@@ -153,60 +151,6 @@ def report_best(config: Config, task: Task, model: Model, val_data: Data, run: R
         scored = Scored(str(run.best), rows, metrics)
         report = task.report(scored, val_data.truth, config, val_data.images)
         report.write_page(run.path, f"Evaluation of {run.path.name}")
-
-
-def open_start(config: Config) -> dict[str, Any] | None:
-    """The checkpoint ``model.weights`` that a run starts from, if the config names one."""
-    return open_checkpoint(config.model.weights) if config.model.weights else None
-
-
-def begin_normalise(config: Config, content: dict[str, Any] | None, path: str) -> tuple[Config, str]:
-    """The config with the normalisation that its weights want: of the checkpoint at ``path``, or its backbones'."""
-    checkpoint = checkpoint_config(content, path).model if content else None
-    model, line = follow_weights(config.model, checkpoint)
-    return config.model_copy(update={"model": model}), line
-
-
-def load_start(
-    model: Model, config: Config, categories: list[Category], content: dict[str, Any] | None
-) -> tuple[list[str], str | None]:
-    """Fill a new model with the weights that it starts from; lines that say what came from where, and a full report.
-
-    ``content`` is of the checkpoint ``model.weights``, where the config names one (see :func:`open_start`).
-    """
-    if content is None:
-        backbones = [module for module in model.modules() if isinstance(module, Backbone)]
-        pairs = zip(backbones, config.model.backbones, strict=True)
-        return [load_backbone_weights(backbone, section) for backbone, section in pairs], None
-    source = str(config.model.weights)
-    outcome = transfer(model, categories, content, source)
-    counts_on_weights = any(_is_frozen(section) or section.weights for section in config.model.backbones)
-    random = [name for name in outcome.begun if ".backbone." in name]
-    if random and counts_on_weights:
-        raise WeightsError(
-            f"{source}: {random[0]} and {len(random) - 1} more tensors of the backbone are not in it"
-            f" ({outcome.begun[random[0]]}), and would stay random; use the checkpoint's model.backbone"
-        )
-    origin = checkpoint_config(content, source)
-    lines = [f"from {source} ({origin.task}): {outcome.summary()}"]
-    if origin.task == config.task:
-        lines += missing_parts(outcome)
-    return [*lines, *other_conventions(config, origin, source)], outcome.report()
-
-
-def check_frozen(config: Config) -> None:
-    """Refuse to freeze what is random."""
-    for section in config.model.backbones:
-        if _is_frozen(section) and section.weights is None and config.model.weights is None:
-            key = "norm: frozen_bn" if section.norm == "frozen_bn" else f"freeze_at: {section.freeze_at}"
-            raise ConfigError(
-                f"model.backbone.{key} freezes random weights of {section.name}, which trains nothing; set weights,"
-                " give model.weights or --init-from, or use norm: bn and freeze_at: 0"
-            )
-
-
-def _is_frozen(section: BackboneConfig) -> bool:
-    return section.norm == "frozen_bn" or section.freeze_at > 0
 
 
 def check_compiler() -> None:

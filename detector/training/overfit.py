@@ -14,13 +14,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from detector.checkpoints.opening import open_start
+from detector.checkpoints.start import begin_normalise, check_frozen, load_start
 from detector.config.schema import AugmentConfig, Config, ScheduleConfig
 from detector.errors import ConfigError
 from detector.models import build_model
 from detector.reports import figure
 from detector.tasks import get_task
 from detector.training import distributed
-from detector.training.fitting import begin_normalise, check_frozen, load_start, open_start
 from detector.training.loop import TrainingState, train
 from detector.training.preview import draw_first_batch
 from detector.training.run_folder import RunFolder

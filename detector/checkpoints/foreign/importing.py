@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from detector.checkpoints.checkpoint import FORMAT, compare_weights, versions
-from detector.checkpoints.finding import find_checkpoint
 from detector.checkpoints.foreign import detectron2, mmdetection, torchvision
 from detector.checkpoints.foreign.source import COCO, RAW_COCO, RESNETS, Source, State
 from detector.config.loader import config_to_dict, merge, overlay
+from detector.config.parts import check_code
 from detector.config.schema import Config
 from detector.errors import WeightsError, one_of
-from detector.files.tensors import check_tensor, is_state_dict, read_file
+from detector.files.tensors import check_tensor, is_state_dict
 from detector.models import build_model
 from detector.models.backbones import BACKBONES
 from detector.structures import Category
@@ -45,22 +45,10 @@ class Imported(NamedTuple):
         return "\n".join([*lines, *(f"ignored  {theirs}" for theirs in self.ignored)]) + "\n"
 
 
-def import_checkpoint(
-    source: str, package: str | None = None, config: str | None = None, overrides: Sequence[str] = ()
-) -> Imported:
-    """A checkpoint of another package, with a config that reproduces it.
-
-    ``source``: see :func:`find_checkpoint`. ``package`` is recognised by the tensors' names if it is None.
-    ``config`` is a YAML file, and ``overrides`` are ``key=value``, of what the tensors do not show and is not usual
-    there. Raises :class:`~detector.errors.WeightsError` for a tensor that is missing, too many or of another shape.
-    """
-    path = find_checkpoint(source)
-    return import_content(read_file(path), path, package, config, overrides)
-
-
 def import_content(
-    value: Any, path: Path, package: str | None, config: str | None, overrides: Sequence[str]
+    value: Any, path: Path, package: str | None = None, config: str | None = None, overrides: Sequence[str] = ()
 ) -> Imported:
+    """What :func:`~detector.checkpoints.opening.import_checkpoint` makes of a file's ``value``."""
     state, names = _unwrap(value, path)
     package = package or next((name for name, source in SOURCES.items() if source.mark in state), None)
     if package is None or SOURCES[package].mark not in state:
@@ -132,7 +120,9 @@ def _resolve_config(
     settings = source.settings(path.name)
     if overlay(tree, str(path), config, overrides).model.anchors != Config().model.anchors:
         settings["model"].get("anchors", {}).pop("levels", None)  # the person's own, not the package's sizes
-    return overlay(merge(tree, settings), str(path), config, overrides)
+    resolved = overlay(merge(tree, settings), str(path), config, overrides)
+    check_code(resolved, path)
+    return resolved
 
 
 def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
@@ -236,20 +226,8 @@ def _categories(num_classes: int, names: list[str], package: str) -> list[Catego
     return [Category(label, f"class {label}") for label in range(num_classes)]
 
 
-# --- torchvision ------------------------------------------------------------------------------------------------------
-
-
-# --- Detectron2 -------------------------------------------------------------------------------------------------------
-
-
-# --- MMDetection ------------------------------------------------------------------------------------------------------
-
-
 SOURCES: dict[str, Source] = {
     "torchvision": torchvision.SOURCE,
     "detectron2": detectron2.SOURCE,
     "mmdetection": mmdetection.SOURCE,
 }
-
-
-# --- back -------------------------------------------------------------------------------------------------------------

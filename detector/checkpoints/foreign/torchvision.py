@@ -90,6 +90,7 @@ def check_exportable(config: Config, path: str | Path) -> None:
         "normalise": ((model.mean, model.std), (plain.mean, plain.std)),
         "backbone.stride_in_1x1": (model.backbone.stride_in_1x1, False),
         **{f"fpn.{key}": values for key, values in fpn.items()},
+        "head.name": (model.head.name, "retina"),
         "head.num_convs": (model.head.num_convs, 4),
         "head.norm_bias": (model.head.norm_bias, False),
         "head.channels": (model.head.channels or model.fpn.channels, model.fpn.channels),

@@ -1,0 +1,66 @@
+"""A model's parts by their names in a config: the package's own, and a person's as ``package.module:name``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from detector.config.schema import Config
+from detector.errors import ConfigError, one_of
+
+Part = TypeVar("Part")
+TIMM = "timm:"  # what names of timm's networks begin with
+LISTED = 6  # names of a dict that a message lists; of more, the nearest
+
+
+def is_code(name: str) -> bool:
+    """Whether a name is ``package.module:name``, which is imported and called."""
+    return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None and not name.startswith(TIMM)
+
+
+def find_part(key: str, name: str, known: Mapping[str, Part]) -> Part:
+    """``known[name]``, or the object that ``package.module:name`` means: of the same kind as the dict's values.
+
+    ``key`` is where the config has the name. Whether code may be named was decided where the config was read, by
+    :func:`check_code`.
+    """
+    if name in known:
+        return known[name]
+    if not is_code(name):
+        raise ConfigError(f"{key}: unknown {key.split('.')[1]} {name!r}; use {near_names(name, known)}")
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{key}: {name} cannot be imported ({error}); is its folder in PYTHONPATH?") from None
+
+
+def check_code(config: Config, source: str | Path) -> None:
+    """Refuse a config whose model names code: a file from elsewhere runs nothing that the user has not allowed."""
+    for key, name in _texts(config.model.model_dump(), "model"):
+        if is_code(name):
+            raise ConfigError(
+                f"{source}: {key}: {name} is code of its own, which runs only if you allow it: --allow-code of train,"
+                " evaluate, infer and summary, allow_code=True in Python"
+            )
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """The known names for a message: all of a few, else those that may have been meant."""
+    names = list(known)
+    near = [other for other in names if other.startswith(name)][:LISTED]
+    return one_of(names if len(names) <= LISTED else near or difflib.get_close_matches(name, names, LISTED, cutoff=0))
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Each text in a tree, by its dotted key; but for ``weights``, which are files."""
+    if isinstance(value, str):
+        yield key, value
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in pairs:
+        if name != "weights":
+            yield from _texts(inner, f"{key}.{name}")
