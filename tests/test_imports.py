@@ -16,8 +16,8 @@ import detector
 from detector.__main__ import COMMANDS
 from detector.checkpoints.checkpoint import save_checkpoint
 from detector.config.loader import load_config
-from detector.data.formats.coco import Category
 from detector.models import build_model
+from detector.structures import Category
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PACKAGE = REPOSITORY / "detector"

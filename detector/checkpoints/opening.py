@@ -17,11 +17,11 @@ from detector.checkpoints.start import begin_normalise, load_start
 from detector.config.loader import apply_overrides, load_config
 from detector.config.parts import check_code
 from detector.config.schema import Config
-from detector.data.detection import Category
 from detector.device import choose_device
 from detector.errors import ConfigError, WeightsError
 from detector.files.tensors import read_file, resolve
 from detector.models import Model, build_model
+from detector.structures import Category
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
 

@@ -8,10 +8,10 @@ from detector.checkpoints.backbone_weights import follow_weights, load_backbone_
 from detector.checkpoints.checkpoint import checkpoint_config
 from detector.checkpoints.transfer import missing_parts, other_conventions, transfer
 from detector.config.schema import BackboneConfig, Config
-from detector.data.detection import Category
 from detector.errors import ConfigError, WeightsError
 from detector.models import Model
 from detector.models.backbones import Backbone
+from detector.structures import Category
 
 
 def begin_normalise(config: Config, content: dict[str, Any] | None, path: str) -> tuple[Config, str]:

@@ -31,7 +31,6 @@ from detector.files.atomic import atomic_write
 from detector.models import Model, build_model
 from detector.models.precision import check_precision
 from detector.reports import Scored
-from detector.structures import Category
 from detector.tasks import Data, Task, get_task
 from detector.training import distributed
 from detector.training.loop import TrainingState, count_steps, predict_all, train
