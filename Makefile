@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint docs clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/detector quickstart
@@ -16,11 +16,17 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# pdoc warns of each NamedTuple: annotations of its generated constructor are text that it cannot look up.
+docs: $(VENV)/installed
+	$(BIN)/python -W ignore -m pdoc --docformat restructuredtext --no-show-source --output-directory build/docs \
+	  detector '!detector\.commands' '!detector\.dev(\.|$$)'
+	@echo "build/docs/index.html"
+
 # Everything is installed by this one rule; it runs again when the dependencies change.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,docs]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis

@@ -2,6 +2,11 @@
 
 The parts are plain modules (``detector.config.schema``, ``detector.models``, ``detector.tasks.detection``, ...),
 imported by name, so that ``import detector`` stays cheap. Most programs need only :func:`train` and :func:`load`.
+
+**Stable** is what this page lists, and with it :class:`detector.inference.predictor.Predictor` and its predictions, the
+classes of :mod:`detector.errors`, commands with their options and exit codes, config keys, and the files of a run:
+CHANGELOG.md announces a change, and what was written before is still read. The modules below are for those who take
+or swap parts: their docstrings are meant to be read, but names may move from one version to the next.
 """
 
 from __future__ import annotations
@@ -17,9 +22,9 @@ __version__ = "0.1.0"
 
 
 def load(checkpoint: str | Path, device: str | None = None) -> Predictor:
-    """A ready :class:`~detector.inference.predictor.Predictor` of a checkpoint (``runs/x/best.pt``) or a run.
+    """A ready :class:`detector.inference.predictor.Predictor` of a checkpoint (``runs/x/best.pt``) or a run.
 
-    ``device`` defaults to the first GPU, else the CPU. Raises :class:`~detector.errors.WeightsError` for a file that is
+    ``device`` defaults to the first GPU, else the CPU. Raises :class:`detector.errors.WeightsError` for a file that is
     missing or is no checkpoint of this package. Nothing else of the process changes: no environment, signals, warnings,
     threads or random numbers. Random weights give denormals, which ``torch.set_flush_denormal(True)`` makes fast on a
     CPU, as the commands do.
@@ -41,7 +46,7 @@ def train(
 
     ``config`` is a YAML file or the name of one of the package's, ``overrides`` are ``key=value``, ``name`` is the
     config's unless it is given. Under ``torchrun`` each process makes the same call. Raises
-    :class:`~detector.errors.DetectorError` for all that a person can fix, and KeyboardInterrupt after Ctrl-C or
+    :class:`detector.errors.DetectorError` for all that a person can fix, and KeyboardInterrupt after Ctrl-C or
     SIGTERM, when all is saved and the same call with ``resume=True`` continues.
     """
     from detector.config.loader import load_config

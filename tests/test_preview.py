@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,11 @@ from PIL import Image
 from detector.__main__ import main
 from detector.config.loader import load_config
 from detector.config.schema import Config
+from detector.errors import ConfigError
+from detector.models import Model
 from detector.structures import IGNORE_REGION, Batch, Category, ClassTargets, Targets
 from detector.tasks import classification, detection
+from detector.training import fitting
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 
@@ -150,12 +154,22 @@ def test_what_cannot_be_learned_fails(
 ) -> None:
     monkeypatch.setattr("detector.training.overfit.ROUND_STEPS", 5)
     monkeypatch.setattr("detector.training.overfit.MAX_ROUNDS", 2)
+    recomputing: list[Model] = []
+    monkeypatch.setattr(Model, "recompute_activations", lambda model: recomputing.append(model))
     flags = ["--overfit", "1", "--runs", str(tmp_path), "train.optimizer.lr=1.0e-9"]
+    flags += ["train.activation_checkpointing=true"]
     assert main(["train", "--config", "quickstart.yaml", *flags, *tiny, f"train.steps={steps}"]) == 1
     said = capsys.readouterr()
     assert f"to be learned by heart in {limit}" in said.err
     assert "FAILED: the loss went from " in said.out
     assert f"in {min(steps, 10)} steps" in said.out
+    assert len(recomputing) == 1  # as training does
+
+
+def refuse_halves(precision: str, device: torch.device, key: str) -> None:
+    """Some device lacks each."""
+    if precision != "fp32":
+        raise ConfigError(f"{key}: {precision} is not for here")
 
 
 @pytest.mark.parametrize(
@@ -164,11 +178,22 @@ def test_what_cannot_be_learned_fails(
         (["--overfit", "0"], "--overfit 0: must be at least 1"),
         (["--overfit", "2", "--resume"], "--overfit begins anew each time; leave --resume out"),
         (["--overfit", "13"], "train.json has 12 pictures to learn from"),
+        (["--overfit", "2", "train.compile=true"], "train.compile: there is no C++ compiler here"),
+        (["--overfit", "2", "train.precision=bf16"], "train.precision: bf16 is not for here"),
+        (["--overfit", "2", "model.predict.precision=fp16"], "model.predict.precision: fp16 is not for here"),
     ],
 )
 def test_mistakes_get_one_line(
-    tmp_path: Path, tiny: list[str], flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny: list[str],
+    flags: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(fitting, "check_precision", refuse_halves)
     assert main(["train", "--config", "quickstart.yaml", "--runs", str(tmp_path), *flags, *tiny]) == 2
     error = capsys.readouterr().err
     assert message in error

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torchvision.models.resnet import BasicBlock, ResNet
 
 import detector
@@ -173,6 +174,16 @@ def test_half_precision_trains(tmp_path: Path, tiny: list[str], precision: str) 
     half_losses, full_losses = ([row["loss"] for row in steps_of(folder.path)] for folder in (run, full))
     assert half_losses == pytest.approx(full_losses, rel=0.05)
     assert half_losses != full_losses
+
+
+def test_a_process_group_of_the_caller_is_used_and_stays(tmp_path: Path, tiny: list[str]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        run = detector.train("quickstart.yaml", [*tiny, "train.steps=1"], runs=tmp_path / "runs", device="cpu")
+        assert (run / "best.pt").exists()
+        dist.barrier()  # raises where there is no group
+    finally:
+        dist.destroy_process_group()
 
 
 def test_a_signal_to_torchrun_saves_too(tmp_path: Path, tiny: list[str]) -> None:

@@ -25,6 +25,7 @@ MAIN_TIMEOUT = timedelta(days=1)
 T = TypeVar("T")
 
 _waiting: dist.ProcessGroup | None = None  # on the CPU, whatever the gradients travel by: objects, and MAIN_TIMEOUT
+_made: dist.ProcessGroup | None = None  # by start: all ranks' own group, or the waiting one beside a caller's
 
 
 def is_launched_distributed() -> bool:
@@ -32,19 +33,25 @@ def is_launched_distributed() -> bool:
 
 
 def start(device_name: str | None = None) -> torch.device:
-    """Join the process group if ``torchrun`` started this process; returns the device of this rank."""
-    if not is_launched_distributed():
+    """Join the process group if ``torchrun`` started this process; returns the device of this rank.
+
+    A group that the caller has made is used as it is, and stays after :func:`stop`.
+    """
+    if not (dist.is_initialized() or is_launched_distributed()):
         return choose_device(device_name)
     device = choose_device(own_gpu(device_name))
     is_cuda = device.type == "cuda"
     if is_cuda:
         torch.cuda.set_device(device)
-    global _waiting
+    global _waiting, _made
     try:
-        dist.init_process_group(
-            "nccl" if is_cuda else "gloo", timeout=STEP_TIMEOUT, device_id=device if is_cuda else None
-        )
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "nccl" if is_cuda else "gloo", timeout=STEP_TIMEOUT, device_id=device if is_cuda else None
+            )
+            _made = dist.group.WORLD
         _waiting = dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
+        _made = _made or _waiting
     except RuntimeError as error:
         reason = f"{str(error).splitlines()[0][:120]}"
         raise RankLostError(f"rank {os.environ.get('RANK')}: the ranks do not find each other ({reason})") from None
@@ -60,7 +67,7 @@ def own_gpu(name: str | None) -> str | None:
         return name
     if name not in (None, "cuda"):
         raise ConfigError(f"--device {name}: each rank takes a GPU of its own; use cuda or cpu")
-    local_rank, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    local_rank, num_gpus = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
     if local_rank >= num_gpus:
         raise ConfigError(f"--nproc-per-node: rank {local_rank} has no GPU, there are {num_gpus} here")
     return f"cuda:{local_rank}"
@@ -83,10 +90,10 @@ def peers() -> Iterator[None]:
 
 
 def stop() -> None:
-    global _waiting
-    _waiting = None
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    global _waiting, _made
+    if _made is not None:
+        dist.destroy_process_group(_made)
+    _waiting = _made = None
 
 
 def rank() -> int:

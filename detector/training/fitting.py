@@ -51,12 +51,7 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     """
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     task = get_task(config)
-    check_ranks(config, distributed.world_size(), device)
-    check_frozen(config)
-    check_precision(config.train.precision, device, "train.precision")
-    check_precision(config.model.predict.precision, device, "model.predict.precision")
-    if config.train.compile:
-        check_compiler()
+    check_run(config, device)
     writer = tensorboard_writer() if config.train.tensorboard else None
     try:
         with distributed.peers():
@@ -90,8 +85,6 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
         state.restore(content, run.last)
     del content  # or a second copy of the weights would stay for as long as training takes
     check_start(config, state, train_data, val_data)
-    if config.train.activation_checkpointing:
-        model.recompute_activations()
     if distributed.is_main():
         begin_run(run, config, state)
         if report:
@@ -150,6 +143,16 @@ def report_best(config: Config, task: Task, model: Model, val_data: Data, run: R
         scored = Scored(str(run.best), rows, metrics)
         report = task.report(scored, val_data.truth, config, val_data.images)
         report.write_page(run.path, f"Evaluation of {run.path.name}")
+
+
+def check_run(config: Config, device: torch.device) -> None:
+    """Refuse what cannot be trained on this machine, or not by these ranks."""
+    check_ranks(config, distributed.world_size(), device)
+    check_frozen(config)
+    check_precision(config.train.precision, device, "train.precision")
+    check_precision(config.model.predict.precision, device, "model.predict.precision")
+    if config.train.compile:
+        check_compiler()
 
 
 def check_compiler() -> None:

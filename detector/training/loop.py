@@ -54,6 +54,8 @@ class TrainingState:
         # Losses are sums over some hundred positives here, so the usual first scale of 2^16 would overflow.
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=config.precision == "fp16")
         ema = AveragedWeights(model, config.ema) if config.ema else None
+        if config.activation_checkpointing:
+            model.recompute_activations()
         return cls(model, build_optimizer(model, config.optimizer, config.batch_size), scaler, ema, num_images)
 
     @property

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from detector.checkpoints.opening import open_start
-from detector.checkpoints.start import begin_normalise, check_frozen, load_start
+from detector.checkpoints.start import begin_normalise, load_start
 from detector.config.schema import AugmentConfig, Config, ScheduleConfig
 from detector.errors import ConfigError
 from detector.models import build_model
 from detector.reports import figure
 from detector.tasks import get_task
 from detector.training import distributed
+from detector.training.fitting import check_run
 from detector.training.loop import TrainingState, train
 from detector.training.preview import draw_first_batch
 from detector.training.run_folder import RunFolder
@@ -52,7 +53,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
         raise ConfigError("command line: --overfit runs in one process; start it without torchrun")
     torch.set_flush_denormal(True)  # as training does
     task = get_task(config)
-    check_frozen(config)
+    check_run(config, device)
     run.check_free()
     wanted, longest = config.train.steps, MAX_ROUNDS * ROUND_STEPS
     limit = min(wanted or longest, longest)

@@ -90,8 +90,6 @@ def ours(inputs: Inputs) -> Run:
     model.load_state_dict(inputs.weights["model"])
     model = model.to(device, memory_format=torch.channels_last).train()
     optimizer = TrainingState.begin(model, config.train, num_images=1, device=device).optimizer
-    if config.train.activation_checkpointing:
-        model.recompute_activations()
     network = torch.compile(model) if config.train.compile else model
 
     def run() -> Outputs:
