@@ -116,6 +116,7 @@ def _open(name: str, annotations: Path | None, images: Path, config: Config | No
     from detector.analysis.doctor.reading import read_coco
     from detector.data.formats.recognition import naming_format, unread, what_it_is
     from detector.errors import DataError
+    from detector.tasks import get_core
 
     if not images.is_dir():
         raise DataError(f"{images}: no such folder")
@@ -126,8 +127,8 @@ def _open(name: str, annotations: Path | None, images: Path, config: Config | No
         if split.faults and (what := what_it_is(images)):
             raise unread(images, what)
         return split
-    is_labels = config.task == "classification" if config else annotations.suffix.lower() == ".csv"
-    if is_labels:
+    is_csv = get_core(config.task).FILE_FORMAT == "csv" if config else annotations.suffix.lower() == ".csv"
+    if is_csv:
         return read_csv(name, annotations, images, classes, config.model.multi_label if config else True)
     with naming_format(annotations):
         split = read_coco(name, annotations, images)
@@ -142,13 +143,15 @@ def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     from detector.analysis.doctor.examination import Settings
     from detector.config.loader import load_config
     from detector.errors import ConfigError
+    from detector.tasks import get_core
 
     config = load_config(args.config, args.overrides)
+    needs_annotations = get_core(config.task).FOLDER_FORMAT is None
     splits = []
     for name, split in (("train", config.data.train), ("val", config.data.val)):
         if split is None:
             continue
-        if split.images is None or (split.annotations is None and config.task == "detection"):
+        if split.images is None or (split.annotations is None and needs_annotations):
             if split.images or split.annotations:
                 missing = "annotations" if split.images else "images"
                 raise ConfigError(f"{args.config}: data.{name}.{missing} is not set")
