@@ -12,7 +12,8 @@ D detections an image (padded). Boxes are xyxy in pixels of the padded input unl
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,18 +38,12 @@ class Targets(NamedTuple):
     boxes: Tensor  # [B, T, 4] float32
     labels: Tensor  # [B, T] int64: 0..K-1, PADDING or IGNORE_REGION
 
-    def to(self, device: torch.device) -> Targets:
-        return Targets(*(tensor.to(device, non_blocking=True) for tensor in self))
-
 
 class ClassTargets(NamedTuple):
     """Classes of a batch's pictures."""
 
     shares: Tensor  # [B, K] float32: 1 for a picture's class (or classes), less where two pictures are mixed
     weights: Tensor  # [B, K] float32: of each class in the loss
-
-    def to(self, device: torch.device) -> ClassTargets:
-        return ClassTargets(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class Batch(NamedTuple):
@@ -57,11 +52,15 @@ class Batch(NamedTuple):
     images: Tensor  # [B, C, H, W] uint8 or uint16, RGB if C is 3, padded right and below; the model normalises
     sizes: Tensor  # [B, 2] int64 height, width before padding
     sizes_original: Tensor  # [B, 2] int64 height, width of the file
-    targets: Targets | ClassTargets
-    ids: Tensor  # [B] int64 places of the images in the data set
+    targets: Any  # of the task: a tensor [B, ...], or a named tuple of such as Targets and ClassTargets
+    ids: Tensor  # [B] int64 indices of the images in the data set
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(*(_move(part, device) if isinstance(part, Tensor) else part.to(device) for part in self))
+        return _map(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def first(self, count: int) -> Batch:
+        """The first images, padded as they are."""
+        return _map(self, lambda tensor: tensor[:count])
 
 
 class Predictions(NamedTuple):
@@ -88,5 +87,6 @@ class Detections(NamedTuple):
     labels: Tensor  # [B, D]; -1 = padding
 
 
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device, non_blocking=True)
+def _map(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A tensor, or each tensor of a named tuple, changed."""
+    return change(part) if isinstance(part, Tensor) else type(part)(*(_map(inner, change) for inner in part))

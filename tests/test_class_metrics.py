@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.evaluation.classification import average_precision, multi_label_metrics, single_label_metrics
+from detector.evaluation.classification import (
+    average_precision,
+    multi_label_metrics,
+    single_label_metrics,
+    single_label_tally,
+)
 from detector.structures import Category
 
 
@@ -23,6 +29,10 @@ def scores_of(predicted: list[int], num_classes: int) -> np.ndarray:
     return np.where(np.arange(num_classes) == np.array(predicted)[:, None], 0.9, 0.1)
 
 
+def single_label(scores: np.ndarray, labels: np.ndarray, categories: list[Category]) -> dict[str, Any]:
+    return single_label_metrics(single_label_tally(np.arange(len(labels)), scores, labels), categories)
+
+
 # --- one label --------------------------------------------------------------------------------------------------------
 
 
@@ -34,7 +44,7 @@ def test_one_label_by_hand() -> None:
     #     2    2  0  0  0
     #     3    0  0  0  0
     labels, predicted = [0, 0, 0, 0, 1, 1, 1, 2, 2], [0, 0, 1, 3, 1, 1, 1, 0, 0]
-    metrics = single_label_metrics(scores_of(predicted, 4), np.array(labels), classes(4))
+    metrics = single_label(scores_of(predicted, 4), np.array(labels), classes(4))
     assert metrics["confusion"] == [[2, 1, 0, 1], [0, 3, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]
     assert metrics["top1"] == pytest.approx(5 / 9)
     assert metrics["top5"] == 1  # of four classes
@@ -56,20 +66,20 @@ def test_one_label_by_hand() -> None:
 )
 def test_equal_scores(label: int, top1: float, top5: float) -> None:
     scores = np.array([[0.3, 0.1, 0.3, 0.3, 0.2, 0.2, 0.1]])
-    metrics = single_label_metrics(scores, np.array([label]), classes(7))
+    metrics = single_label(scores, np.array([label]), classes(7))
     assert (metrics["top1"], metrics["top5"]) == (top1, top5)
     assert metrics["confusion"][label] == [1, 0, 0, 0, 0, 0, 0]  # as top1 has it
 
 
 def test_all_scores_equal() -> None:
     # Nothing was learnt: the first class is predicted, five of ten classes are among the first five.
-    metrics = single_label_metrics(np.full((10, 10), 0.1), np.arange(10), classes(10))
+    metrics = single_label(np.full((10, 10), 0.1), np.arange(10), classes(10))
     assert (metrics["top1"], metrics["top5"]) == (0.1, 0.5)
     assert metrics["mean_class_accuracy"] == pytest.approx(0.1)
 
 
 def test_numbers_are_pythons_own() -> None:
-    metrics = single_label_metrics(scores_of([0, 1], 2), np.array([0, 1]), classes(2))
+    metrics = single_label(scores_of([0, 1], 2), np.array([0, 1]), classes(2))
     assert {type(metrics[name]) for name in ("top1", "top5", "mean_class_accuracy", "macro_f1")} == {float}
     assert {type(number) for row in metrics["confusion"] for number in row} == {int}
     assert {type(value) for row in metrics["per_class"] for value in row.values()} == {int, str, float}
@@ -95,7 +105,7 @@ TABLES = st.integers(1, 8).flatmap(
 def test_one_label_against_a_loop(table: tuple[int, list[tuple[int, list[float]]]]) -> None:
     num_classes, pictures = table
     labels, scores = [label for label, _ in pictures], [row for _, row in pictures]
-    metrics = single_label_metrics(np.array(scores), np.array(labels), classes(num_classes))
+    metrics = single_label(np.array(scores), np.array(labels), classes(num_classes))
     ranked = [sorted(range(num_classes), key=lambda label, row=row: (-row[label], label)) for row in scores]
     pairs = [(label, order[0]) for label, order in zip(labels, ranked, strict=True)]
     assert metrics["top1"] == pytest.approx(sum(label == first for label, first in pairs) / len(pairs))
@@ -210,7 +220,5 @@ def test_the_order_of_pictures_does_not_matter(num_images: int, num_classes: int
     assert one["mAP"] == pytest.approx(other["mAP"])
     assert one["macro_f1"] == other["macro_f1"]
     labels = rng.integers(0, num_classes, num_images)
-    one, other = (
-        single_label_metrics(scores[rows], labels[rows], classes(num_classes)) for rows in (slice(None), order)
-    )
+    one, other = (single_label(scores[rows], labels[rows], classes(num_classes)) for rows in (slice(None), order))
     assert one == other

@@ -9,7 +9,7 @@ import pytest
 
 from detector.data.formats.class_folders import Labelled
 from detector.evaluation.class_figures import class_report
-from detector.evaluation.classification import multi_label_metrics, single_label_metrics
+from detector.evaluation.classification import multi_label_metrics, single_label_metrics, single_label_tally
 from detector.structures import Category
 
 CATEGORIES = [Category(0, "cat"), Category(1, "dog"), Category(2, "owl")]
@@ -30,8 +30,8 @@ def test_the_most_confident_mistakes_of_one_label() -> None:
     truth = labelled([[0], [1], [1], [2]])
     scores = np.array([[0.6, 0.4, 0.0], [0.5, 0.3, 0.2], [0.0, 0.9, 0.1], [0.1, 0.8, 0.1]])
     order = [2, 0, 3, 1]  # rows come in any order
-    rows = np.concatenate([np.array(order)[:, None], scores[order]], axis=1)
-    report = class_report(rows, truth, single_label_metrics(scores, truth.labels, CATEGORIES))
+    tally = single_label_tally(np.array(order), scores[order], truth.labels[order])
+    report = class_report(tally.rows, truth, single_label_metrics(tally, CATEGORIES))
     # Right: the first and the third. The last is a dog at 0.8, the second a cat at 0.5.
     assert [list(row.values()) for row in report.mistakes] == [
         [3, "3.png", "owl", "dog", 0.8],

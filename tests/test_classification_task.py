@@ -18,8 +18,9 @@ from detector.config.schema import Config, HeadConfig, LossConfig, ModelConfig, 
 from detector.data.classification import ClassSample
 from detector.data.formats.class_folders import Labelled
 from detector.errors import ConfigError
+from detector.evaluation.tally import merge
 from detector.structures import Batch, Category, ClassTargets, Losses
-from detector.tasks import classification, get_task
+from detector.tasks import classification, classification_results, classification_views, get_task
 
 NUM_CLASSES = 4
 CATEGORIES = [Category(label, name) for label, name in enumerate(["ant", "bee", "cow", "doe"])]
@@ -166,10 +167,22 @@ def test_scores_of_several_labels_stand_alone() -> None:
     assert_close(classification.predict(logits, make_batch(6), make_model(True)), 1 / (1 + (-logits).exp()))
 
 
-def test_rows_by_hand() -> None:
-    rows = classification.to_rows(torch.tensor([[0.25, 0.75], [0.5, 0.5]]), torch.tensor([2**40 + 1, 7]))
-    assert rows.dtype == np.float64
-    assert rows.tolist() == [[2**40 + 1, 0.25, 0.75], [7, 0.5, 0.5]]
+def labelled_batch(ids: list[int], shares: torch.Tensor) -> Batch:
+    return make_batch(len(ids))._replace(ids=torch.tensor(ids), targets=ClassTargets(shares, torch.ones_like(shares)))
+
+
+def test_tallies_by_hand() -> None:
+    scores = torch.tensor([[0.25, 0.75, 0.5], [0.5, 0.5, 0.0]])
+    batch = labelled_batch([2**40 + 1, 7], torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
+    several = classification.tally(scores, batch, make_model(True))
+    assert several.rows.dtype == np.float64
+    assert several.rows.tolist() == [[2**40 + 1, 0.25, 0.75, 0.5], [7, 0.5, 0.5, 0]]
+    assert several.sums is None
+    # One label: image, predicted class, its score, classes before the true one; of equal scores the first class counts.
+    one = classification.tally(scores, batch, make_model())
+    assert one.rows.tolist() == [[2**40 + 1, 1, 0.75, 2], [7, 0, 0.5, 1]]
+    assert one.sums is not None
+    assert one.sums.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 
 def make_truth(labels: list[list[int]]) -> Labelled:
@@ -193,10 +206,19 @@ ROWS = np.array(
 )
 
 
+def evaluated(batches: list[list[int]], truth: Labelled, config: Config) -> dict[str, Any]:
+    """Metrics of ``ROWS``, as a rank or several see them in batches."""
+    shares, tallies = torch.from_numpy(truth.is_true()).float(), []
+    for ids in batches:
+        batch = labelled_batch(ids, shares[ids])
+        tallies.append(classification.tally(torch.from_numpy(ROWS[ids, 1:]), batch, config.model))
+    return classification.evaluate(merge(tallies), truth, config)
+
+
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
 def test_rows_find_their_pictures(order: list[int]) -> None:
     truth = make_truth([[0], [1], [2], [1]])
-    metrics = classification.evaluate([ROWS[order[:1]], ROWS[order[1:]]], truth, make_config())
+    metrics = evaluated([order[:1], order[1:]], truth, make_config())
     assert metrics["top1"] == 0.5
     assert metrics["confusion"] == [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
     assert classification.main_metric(make_config()) == "top1"
@@ -206,7 +228,7 @@ def test_rows_find_their_pictures(order: list[int]) -> None:
 def test_rows_find_their_pictures_of_several_labels(order: list[int]) -> None:
     truth = make_truth([[0, 2], [], [1, 3], [1]])
     config = make_config(multi_label=True)
-    metrics = classification.evaluate([ROWS[order[:3]], ROWS[order[3:]]], truth, config)
+    metrics = evaluated([order[:3], order[3:]], truth, config)
     assert [row["images"] for row in metrics["per_class"]] == [1, 2, 1, 1]
     # ant: 0.7 of picture 0 is the best. bee: pictures 3, then 1 and 2 at once: (1 + 2/3) / 2. cow: 2, then 0, 1 and 3
     # at once: 1/4. doe: picture 2 is the best.
@@ -216,8 +238,8 @@ def test_rows_find_their_pictures_of_several_labels(order: list[int]) -> None:
 
 
 def test_what_a_person_reads() -> None:
-    one = classification.evaluate([ROWS], make_truth([[0], [1], [2], [1]]), make_config())
-    lines = classification.describe(one, per_class=True).splitlines()
+    one = evaluated([[0, 1, 2, 3]], make_truth([[0], [1], [2], [1]]), make_config())
+    lines = classification_views.describe(one, per_class=True).splitlines()
     # ant: 1 of 1 found, 1 of 2 predictions right; bee: 1 of 2 and 1 of 1; F1 2/3 each; cow 0; doe has no picture.
     assert lines[0] == "top1 0.500  top5 1.000  mean_class_accuracy 0.500  macro_f1 0.444"
     assert [line.split() for line in lines[1:]] == [
@@ -227,18 +249,18 @@ def test_what_a_person_reads() -> None:
         ["cow", "1", "0.000", "0.000", "0.000"],
         ["doe", "0", "–", "–", "–"],
     ]
-    assert classification.describe(one, per_class=False).splitlines() == lines[:1]
-    several = classification.evaluate([ROWS], make_truth([[0], [1], [2], [1]]), make_config(multi_label=True))
-    lines = classification.describe(several, per_class=True).splitlines()
+    assert classification_views.describe(one, per_class=False).splitlines() == lines[:1]
+    several = evaluated([[0, 1, 2, 3]], make_truth([[0], [1], [2], [1]]), make_config(multi_label=True))
+    lines = classification_views.describe(several, per_class=True).splitlines()
     assert lines[0].split()[::2] == ["mAP", "macro_f1"]
     assert lines[1].split() == ["class", "images", "precision", "recall", "f1", "AP"]
 
 
 def test_a_report_of_the_confusion(tmp_path: Path) -> None:
-    metrics = classification.evaluate([ROWS], make_truth([[0], [1], [2], [1]]), make_config())
+    metrics = evaluated([[0, 1, 2, 3]], make_truth([[0], [1], [2], [1]]), make_config())
     for row, name in zip(metrics["per_class"], ["ant", "bee, big", "größe", "doe"], strict=True):
         row["name"] = name
-    classification.write_report(metrics, tmp_path)
+    classification_views.write_report(metrics, tmp_path)
     with (tmp_path / "confusion.csv").open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [
             ["true \\ predicted", "ant", "bee, big", "größe", "doe"],
@@ -252,8 +274,8 @@ def test_a_report_of_the_confusion(tmp_path: Path) -> None:
 
 
 def test_several_labels_have_no_confusion(tmp_path: Path) -> None:
-    metrics = classification.evaluate([ROWS], make_truth([[0, 1], [], [2], [1]]), make_config(multi_label=True))
-    classification.write_report(metrics, tmp_path)
+    metrics = evaluated([[0, 1, 2, 3]], make_truth([[0, 1], [], [2], [1]]), make_config(multi_label=True))
+    classification_views.write_report(metrics, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -289,24 +311,24 @@ def test_results_by_hand(tmp_path: Path) -> None:
     results = [
         row
         for place, (one, name) in enumerate(zip(found, names, strict=True))
-        for row in classification.to_results(one, place, Path(name))
+        for row in classification_results.to_results(one, place, Path(name))
     ]
     path = tmp_path / "predictions.csv"
-    classification.write_results(results, path)
+    classification_results.write_results(results, path)
     with path.open(encoding="utf-8", newline="") as file:
         assert list(csv.reader(file)) == [
             ["path", "label", "score", "label_2", "score_2"],
             ["deep/größe, 1.png", "bee", "0.5", "doe", "0.25"],
             ["b.png", "ant", "0.97", "cow", "0.02"],
         ]
-    assert classification.describe_results(results) == "bee 1, ant 1"
-    classification.write_results([], path)
+    assert classification_results.describe_results(results) == "bee 1, ant 1"
+    classification_results.write_results([], path)
     assert path.read_text().splitlines() == ["path,label,score"]
 
 
 def test_the_summary_of_many_classes_is_cut() -> None:
     results = [{"label": f"class {number % 12}"} for number in range(30)]
-    text = classification.describe_results(results)
+    text = classification_results.describe_results(results)
     assert text.startswith("class 0 3, class 1 3, ")
     assert text.endswith("class 9 2, …")
 
@@ -318,10 +340,10 @@ def test_a_lowest_score_is_refused() -> None:
 
 def test_drawn_are_the_best_and_what_scores_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[list[int], list[str]]] = []
-    monkeypatch.setattr(classification, "draw_lines", lambda image, labels, texts: drawn.append((labels, texts)))
+    monkeypatch.setattr(classification_views, "draw_lines", lambda image, labels, texts: drawn.append((labels, texts)))
     found = classification.to_predictions(SCORES, CATEGORIES, make_model())[0]
     for draw_score in (0.0, 0.2, 0.9):
-        classification.draw(np.zeros((9, 9, 3), np.uint8), found, draw_score)
+        classification_views.draw(np.zeros((9, 9, 3), np.uint8), found, draw_score)
     texts = ["bee 0.50", "doe 0.25", "cow 0.15", "ant 0.10"]
     assert drawn == [([1, 3, 2, 0], texts), ([1, 3], texts[:2]), ([1], texts[:1])]
 

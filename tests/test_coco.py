@@ -39,7 +39,7 @@ from detector.errors import DataError
 from detector.inference.predictor import Predictor
 from detector.models import build_model
 from detector.structures import IGNORE_REGION, Category
-from detector.tasks import get_task
+from detector.tasks import get_task, get_views
 
 Tree = dict[str, Any]
 
@@ -932,7 +932,7 @@ def test_what_a_run_reads_its_predictor_reads(tmp_path: Path) -> None:
     ):
         config = load_config(name, [*overrides, *more, "model.backbone.name=resnet10"])
         task = get_task(config)
-        data = task.untransformed(task.open_split(config, "train"))
+        data = get_views(config.task).untransformed(task.open_split(config, "train"))
         assert data.warnings() == []
         for index, image in enumerate(expected):
             sample = data[0, index]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from detector.errors import DataError
 from detector.inference.predictor import Predictor
 from detector.models import build_model
 from detector.structures import Category
+from detector.tasks import detection_results
 from detector.tasks.classification import ClassPrediction
 from detector.tasks.detection import Prediction
 
@@ -276,7 +278,7 @@ def test_a_prediction_becomes_coco_results(predictor: Predictor, image: np.ndarr
     assert made(1).to_coco(7) == [{"image_id": 7, **row}]
     assert made(1).to_coco("x7", "a/b.jpg") == [{"image_id": "x7", "file_name": "a/b.jpg", **row}]
     (found,) = predictor.predict([image])
-    assert predictor.task.to_results(found, 3, Path("a/b.jpg")) == found.to_coco(3, "a/b.jpg")
+    assert detection_results.to_results(found, 3, Path("a/b.jpg")) == found.to_coco(3, "a/b.jpg")
 
 
 def test_a_prediction_draws_itself(file: Path, image: np.ndarray) -> None:
@@ -292,3 +294,25 @@ def test_a_prediction_draws_itself(file: Path, image: np.ndarray) -> None:
         made(1).draw(image, 30)
     classes = ClassPrediction(np.array([0.75, 0.25]), np.array([1, 0]), ["b", "a"])
     assert (np.asarray(classes.draw(image)) != np.asarray(classes.draw(image, 0.5))).any()
+
+
+def test_the_images_of_a_generator_are_taken_batch_by_batch(predictor: Predictor, image: np.ndarray) -> None:
+    def shifted() -> Iterator[np.ndarray]:
+        for number in range(12):
+            yield np.roll(image, 5 * number, axis=1)
+
+    alive: list[int] = []
+    given: list[weakref.ref[np.ndarray]] = []
+
+    def watched() -> Iterator[np.ndarray]:
+        for one in shifted():
+            given.append(weakref.ref(one))
+            alive.append(sum(ref() is not None for ref in given))
+            yield one
+
+    streamed, listed = predictor.predict(watched(), batch_size=2), predictor.predict(list(shifted()), batch_size=2)
+    assert len(streamed) == 12
+    assert max(alive) <= 6  # two batches, and those that the generators themselves hold
+    assert [found.scores.tolist() for found in streamed] == [found.scores.tolist() for found in listed]
+    with pytest.raises(TypeError, match="image 2 is None"):
+        predictor.predict(iter([image, image, None]), batch_size=2)

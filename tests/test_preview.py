@@ -16,7 +16,7 @@ from detector.config.schema import Config
 from detector.errors import ConfigError
 from detector.models import Model
 from detector.structures import IGNORE_REGION, Batch, Category, ClassTargets, Targets
-from detector.tasks import classification, detection
+from detector.tasks import classification, classification_views, detection, detection_views
 from detector.training import fitting
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
@@ -57,7 +57,7 @@ def test_a_run_begins_with_figures_warnings_and_a_picture(
 def test_good_anchors_raise_no_warning(tiny: list[str]) -> None:
     config = load_config("quickstart.yaml", [*tiny, "data.resize={short: [128], long: 128}"])
     data = detection.open_split(config, "val")
-    lines = detection.preview(data, config)
+    lines = detection_views.preview(data, config)
     objects = int(data.is_object.sum())
     assert f"{objects / len(data):.1f} objects an image" in lines[0]
     assert not any("no anchor" in line for line in lines[1:])
@@ -67,21 +67,21 @@ def test_rare_classes_are_warned_of(colors: Path) -> None:
     config = load_config(
         "classify_quickstart.yaml", [f"data.{split}.images={colors}/{split}" for split in ("train", "val")]
     )
-    (line,) = classification.preview(classification.open_split(config, "val"), config)
+    (line,) = classification_views.preview(classification.open_split(config, "val"), config)
     assert line == "warning: 3 of 3 classes have under 10 pictures to learn from (blue 2, green 2, red 2)"
 
 
 def test_the_anchors_of_the_first_batch_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     # As in test_reach: an object that is an anchor has that and its four neighbours. The crowd's anchors are left out.
     drawn = []
-    monkeypatch.setattr(detection, "draw_targets", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(detection_views, "draw_targets", lambda *arguments: drawn.append(arguments))
     anchors = {"base_size": 4.0, "ratios": [1.0], "scales": [1.0]}
     model = Config(model={"anchors": anchors, "fpn": {"levels": [3]}}).model
     boxes = torch.tensor([[[16.0, 16.0, 48.0, 48.0], [64.0, 64.0, 96.0, 96.0], [0.0, 0.0, 0.0, 0.0]]])
     size = torch.tensor([[96, 96]])
     targets = Targets(boxes, torch.tensor([[1, IGNORE_REGION, -1]]))
     batch = Batch(torch.zeros(1, 3, 96, 96, dtype=torch.uint8), size, size, targets, torch.tensor([1]))
-    detection.draw_batch(batch, [Category(1, "cat"), Category(2, "dog")], model)
+    detection_views.draw_batch(batch, [Category(1, "cat"), Category(2, "dog")], model)
     ((image, own, labels, texts, shown, shown_labels),) = drawn
     assert image.shape == (96, 96, 3)
     assert (own.tolist(), labels, texts) == (boxes[0, :2].tolist(), [1, IGNORE_REGION], ["dog", "ignored"])
@@ -92,12 +92,12 @@ def test_the_anchors_of_the_first_batch_are_those_of_the_loss(monkeypatch: pytes
 
 def test_a_mixed_picture_is_drawn_under_both_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    monkeypatch.setattr(classification, "draw_lines", lambda *arguments: drawn.append(arguments[1:]))
+    monkeypatch.setattr(classification_views, "draw_lines", lambda *arguments: drawn.append(arguments[1:]))
     shares = torch.tensor([[0.0, 1.0], [0.25, 0.75]])
     size = torch.tensor([[8, 8]] * 2)
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     batch = Batch(images, size, size, ClassTargets(shares, torch.ones(2, 2)), torch.tensor([1, 2]))
-    classification.draw_batch(batch, [Category(1, "cat"), Category(2, "dog")], Config().model)
+    classification_views.draw_batch(batch, [Category(1, "cat"), Category(2, "dog")], Config().model)
     assert drawn == [([1], ["dog"]), ([1, 0], ["dog 0.75", "cat 0.25"])]
 
 

@@ -15,7 +15,7 @@ from detector.__main__ import run_command
 from detector.config.schema import Config
 from detector.data.formats.class_folders import read_folders
 from detector.data.spot_check import spread
-from detector.evaluation.classification import single_label_metrics
+from detector.evaluation.classification import single_label_metrics, single_label_tally
 from detector.evaluation.coco import METRICS
 from detector.reports import Scored
 from detector.reports.class_page import classification_report
@@ -149,8 +149,8 @@ def test_the_page_of_a_classifier(colors: Path, tmp_path: Path, open_page: Calla
     scored = []
     for seed, name in enumerate(["here", "there"]):
         scores = np.random.default_rng(seed).dirichlet(np.ones(3), len(truth))
-        rows = np.concatenate([np.arange(len(truth))[:, None], scores], axis=1)
-        scored.append(Scored(name, rows, single_label_metrics(scores, truth.labels, truth.categories)))
+        tally = single_label_tally(np.arange(len(truth)), scores, truth.labels)
+        scored.append(Scored(name, tally.rows, single_label_metrics(tally, truth.categories)))
     report = classification_report(scored[0], truth, Config(), truth.root, scored[1])
     page = open_page(report.write(tmp_path, "Classes"), 400)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400

@@ -22,12 +22,10 @@ from detector.analysis.summary import (
     Level,
     Summary,
     count_activations,
-    default_classes,
-    default_size,
     measure_latencies,
     summarise,
 )
-from detector.commands.summary import format_rows, human, table
+from detector.commands.summary import format_rows, human, summarise_config, table
 from detector.config.loader import load_config
 from detector.config.schema import (
     BackboneConfig,
@@ -42,6 +40,7 @@ from detector.config.schema import (
 )
 from detector.errors import ConfigError
 from detector.models import Model, build_model
+from detector.tasks import classification, detection
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -271,17 +270,28 @@ def test_gray_pictures() -> None:
 def test_the_size_of_detection_is_that_of_the_widest_picture_padded(
     resize: dict[str, Any], size: tuple[int, int]
 ) -> None:
-    assert default_size(Config(data=DataConfig(resize=ResizeConfig(**resize)))) == size
+    assert detection.largest_input(Config(data=DataConfig(resize=ResizeConfig(**resize)))) == size
 
 
 def test_the_size_of_classification_is_the_crop_as_it_is() -> None:
-    assert default_size(Config(task="classification", data=DataConfig(crop=CropConfig(size=190)))) == (190, 190)
+    assert classification.largest_input(Config(task="classification", data=DataConfig(crop=CropConfig(size=190)))) == (
+        190,
+        190,
+    )
 
 
-def test_the_number_of_classes() -> None:
-    assert default_classes(Config()) == 80
-    assert default_classes(Config(task="classification")) == 1000
-    assert default_classes(Config(task="classification", data=DataConfig(classes=["cat", "dog"]))) == 2
+@pytest.mark.parametrize(
+    ("name", "overrides", "classes"),
+    [
+        ("retinanet_r18_fpn.yaml", {}, 80),
+        ("classify_r50_fpn.yaml", {}, 1000),
+        ("classify_r50_fpn.yaml", {"classes": ["cat", "dog"]}, 2),
+    ],
+)
+def test_the_number_of_classes(name: str, overrides: dict[str, Any], classes: int) -> None:
+    config = load_config(name)
+    config = config.model_copy(update={"data": config.data.model_copy(update=overrides)})
+    assert summarise_config(name, config, None, (64, 64)).classes == classes
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -499,7 +509,7 @@ def test_an_unknown_task_is_refused_as_training_does(tmp_path: Path, capsys: pyt
     path = tmp_path / "x.yaml"
     path.write_text("task: sorting\n")
     assert run_command("summary", ["--config", str(path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {path}: task: unknown task 'sorting'; use detection")
+    assert capsys.readouterr().err.startswith(f"error: {path}:1: task: unknown task 'sorting'; use detection")
 
 
 def test_the_launcher_can_be_run() -> None:

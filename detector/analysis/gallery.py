@@ -11,30 +11,30 @@ from detector.data.spot_check import spread
 from detector.errors import DetectorError
 from detector.reports.drawing import contact_sheet
 from detector.reports.pages import Gallery, Picture, Section, Text, picture, within_budget, write_page
-from detector.tasks import Data, Task
+from detector.tasks import Data, Views
 
 
-def browse(path: Path, title: str, data: Data, task: Task, number: int, variants: int) -> int:
+def browse(path: Path, title: str, data: Data, views: Views, number: int, variants: int) -> int:
     """Write a page of samples of ``data``, each as stored and as the loader yields it in the first ``variants`` epochs.
 
     Returns how many are shown. Raises :class:`~detector.errors.DataError` for a picture that cannot be read.
     """
     indices = spread(len(data), number)
-    shown = within_budget(_samples(data, task, indices, variants))
+    shown = within_budget(_samples(data, views, indices, variants))
     text = f"Left as stored, beside it as the loader yields it in {variants} epochs. A click enlarges."
     section = Section(f"{len(shown)} of {len(data):,} pictures", [Text(text), Gallery(shown, column=420)])
     write_page(path, title, f"{data.source}: {data.summary()}", [section])
     return len(shown)
 
 
-def _samples(data: Data, task: Task, indices: Sequence[int], variants: int) -> Iterator[Picture]:
-    stored = task.untransformed(data)
+def _samples(data: Data, views: Views, indices: Sequence[int], variants: int) -> Iterator[Picture]:
+    stored = views.untransformed(data)
     for index in indices:
         samples = [stored[0, index], *(data[epoch, index] for epoch in range(1, variants + 1))]
         for sample in samples:
             if isinstance(sample, DetectorError):
                 raise sample
-        drawings = [task.draw_sample(sample, data.categories) for sample in samples]
+        drawings = [views.draw_sample(sample, data.categories) for sample in samples]
         sizes = [f"{sample.image.shape[2]}×{sample.image.shape[1]}" for sample in samples]
         caption = f"{data.file(index).name}, {sizes[0]} as stored; {', '.join(sizes[1:])}"
         yield picture(contact_sheet(drawings, len(drawings), gap=8), caption, long_side=1200, quality=78)

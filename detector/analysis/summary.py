@@ -18,15 +18,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
-from detector.config.schema import Config, ModelConfig
-from detector.data.transforms.resize import input_size, padded
+from detector.config.schema import ModelConfig
 from detector.errors import ConfigError
 from detector.models import Model, build_model
 from detector.models.backbones import Backbone
 from detector.models.pyramid import FusedPyramid
 from detector.structures import Predictions
 
-DEFAULT_CLASSES = {"detection": 80, "classification": 1000}  # those of COCO and of ImageNet
 WARM_UP_RUNS = 3
 
 
@@ -63,21 +61,6 @@ class Latency(NamedTuple):
     median: float
     low: float
     high: float
-
-
-def default_size(config: Config) -> tuple[int, int]:
-    """Height and width of what the model is given: the crop; for detection, the widest picture, padded."""
-    if config.task == "classification":
-        return config.data.crop.size, config.data.crop.size
-    resize = config.data.resize
-    # No side passes ``long``: where ``short`` does, the largest image is a square of that.
-    height, width = input_size(min(resize.short[-1], resize.long), resize.long, resize)
-    return padded(height), padded(width)
-
-
-def default_classes(config: Config) -> int:
-    """As many as the config lists, or as the task's best-known data set has."""
-    return len(config.data.classes) if config.data.classes else DEFAULT_CLASSES[config.task]
 
 
 def summarise(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> Summary:

@@ -28,12 +28,11 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
 
     from detector.analysis.gallery import browse
-    from detector.tasks import get_task
+    from detector.tasks import get_task, get_views
 
-    task = get_task(config)
-    data = task.open_split(config, args.split)
+    data, views = get_task(config).open_split(config, args.split), get_views(config.task)
     print(data.summary(), file=sys.stderr)
     epochs = args.epochs if args.split == "train" else 1  # nothing is drawn for val
-    shown = browse(args.output, f"{args.split} data of {args.config}", data, task, args.number, epochs)
+    shown = browse(args.output, f"{args.split} data of {args.config}", data, views, args.number, epochs)
     print(f"{shown} pictures: {args.output}")
     return 0

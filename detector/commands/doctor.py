@@ -115,13 +115,17 @@ def _open(name: str, annotations: Path | None, images: Path, config: Config | No
     from detector.analysis.doctor.reading import read_coco, read_labelled
     from detector.data.formats.recognition import naming_format, unread, what_it_is
     from detector.errors import DataError
+    from detector.tasks import get_core
 
     if not images.is_dir():
         raise DataError(f"{images}: no such folder")
     source = annotations or images
-    is_csv = annotations is not None and annotations.suffix.lower() == ".csv"
+    if annotations is None:
+        is_labelled = True
+    else:
+        is_labelled = get_core(config.task).FILE_FORMAT == "csv" if config else annotations.suffix.lower() == ".csv"
     with naming_format(source):
-        if annotations is None or (config.task == "classification" if config else is_csv):
+        if is_labelled:
             classes, multi_label = (config.data.classes, config.model.multi_label) if config else (None, True)
             split = read_labelled(name, annotations, images, classes, multi_label)
         else:
@@ -137,13 +141,15 @@ def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     from detector.analysis.doctor.examination import Settings
     from detector.config.loader import load_config
     from detector.errors import ConfigError
+    from detector.tasks import get_core
 
     config = load_config(args.config, args.overrides)
+    needs_annotations = get_core(config.task).FOLDER_FORMAT is None
     splits = []
     for name, split in (("train", config.data.train), ("val", config.data.val)):
         if split is None:
             continue
-        if split.images is None or (split.annotations is None and config.task == "detection"):
+        if split.images is None or (split.annotations is None and needs_annotations):
             if split.images or split.annotations:
                 missing = "annotations" if split.images else "images"
                 raise ConfigError(f"{args.config}: data.{name}.{missing} is not set")

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from detector.tasks import get_task
+    from detector.tasks import get_views
     from detector.training import distributed
 
     torch.set_flush_denormal(True)
@@ -89,16 +89,16 @@ def run(args: argparse.Namespace) -> int:
             evaluation = _score_results(args) if args.results else _score_checkpoint(args, device)
             against = _score_other(args, other, evaluation, device) if other else None
         if distributed.is_main():
-            metrics, config, task = evaluation.scored.metrics, evaluation.config, get_task(evaluation.config)
+            metrics, config, views = evaluation.scored.metrics, evaluation.config, get_views(evaluation.config.task)
             if args.output:
                 write_json(args.output / "results.json", metrics)
-                task.write_report(metrics, args.output)
+                views.write_report(metrics, args.output)
             if args.report:
-                report = task.report(evaluation.scored, evaluation.truth, config, evaluation.images, against)
+                report = views.report(evaluation.scored, evaluation.truth, config, evaluation.images, against)
                 path = report.write(args.report, f"Evaluation of {evaluation.scored.name}")
                 print(f"report: {path}", file=sys.stderr)
             numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-            print(json.dumps(numbers) if args.json else task.describe(metrics, config.eval.per_class))
+            print(json.dumps(numbers) if args.json else views.describe(metrics, config.eval.per_class))
         return 0
     finally:
         distributed.stop()
@@ -116,6 +116,7 @@ def _score_results(args: argparse.Namespace) -> _Evaluation:
     )
     from detector.data.formats.recognition import naming_format
     from detector.errors import DataError
+    from detector.evaluation.tally import Tally
     from detector.reports import Scored
     from detector.tasks import detection
 
@@ -134,7 +135,8 @@ def _score_results(args: argparse.Namespace) -> _Evaluation:
         if line:
             print(line, file=sys.stderr)
     rows = _read_results(args.results, truth)
-    return _Evaluation(Scored(args.results, rows, detection.evaluate([rows], truth, config)), config, truth, images)
+    metrics = detection.evaluate(Tally(rows), truth, config)
+    return _Evaluation(Scored(args.results, rows, metrics), config, truth, images)
 
 
 def _read_results(path: str, truth: Annotations) -> np.ndarray:
@@ -159,9 +161,10 @@ def _describe_invalid(checked: CheckedBoxes, policy: str) -> str:
 
 
 def _score_checkpoint(args: argparse.Namespace, device: torch.device) -> _Evaluation:
-    from detector.checkpoints.checkpoint import check_val_share, override_config
+    from detector.checkpoints.checkpoint import check_val_share, checkpoint_config, override_config
     from detector.checkpoints.opening import open_checkpoint
     from detector.errors import ConfigError
+    from detector.tasks import get_core
 
     content = open_checkpoint(args.checkpoint)
     overrides = list(args.overrides)
@@ -170,11 +173,12 @@ def _score_checkpoint(args: argparse.Namespace, device: torch.device) -> _Evalua
             # Data of their own are not a part held back.
             path = json.dumps(getattr(args, key), ensure_ascii=False)
             overrides += [f"data.val.{key}={path}", "data.val_share=null"]
-    if args.images and not args.annotations and content["config"]["task"] == "classification":
-        overrides.append("data.val.annotations=null")  # a folder of class folders
+    needs_annotations = get_core(checkpoint_config(content, args.checkpoint).task).FOLDER_FORMAT is None
+    if args.images and not args.annotations and not needs_annotations:
+        overrides.append("data.val.annotations=null")
     config = override_config(content, args.checkpoint, overrides)
     if not config.data.has_val:
-        data = "--images" if config.task == "classification" else "--annotations and --images"
+        data = "--annotations and --images" if needs_annotations else "--images"
         raise ConfigError(f"{args.checkpoint}: was trained without data to evaluate on (data.val is null); give {data}")
     if config.data.val_share is not None:
         check_val_share(content, args.checkpoint)
@@ -185,7 +189,6 @@ def _predict(
     content: dict[str, Any], name: str, config: Config, scored_by: Config, device: torch.device
 ) -> _Evaluation:
     """The checkpoint on the val data of ``config``, scored as ``scored_by`` says."""
-    import numpy as np
     import torch
 
     from detector.checkpoints.checkpoint import checkpoint_categories, load_model, weights_digest
@@ -203,10 +206,9 @@ def _predict(
     model = load_model(content, name).fold_norms().to(device, memory_format=torch.channels_last)
     if distributed.world_size() > 1:
         distributed.check_same(images=len(data), weights=weights_digest(model)[:12])
-    rows = predict_all(model, task, data, config, device)
-    metrics = task.evaluate(rows, data.truth, scored_by) if distributed.is_main() else {}
-    found = np.concatenate(rows) if distributed.is_main() else np.empty(0)
-    return _Evaluation(Scored(name, found, metrics), config, data.truth, data.images)
+    tally = predict_all(model, task, data, config, device)
+    metrics = task.evaluate(tally, data.truth, scored_by) if distributed.is_main() else {}
+    return _Evaluation(Scored(name, tally.rows, metrics), config, data.truth, data.images)
 
 
 class _Other(NamedTuple):
@@ -236,6 +238,7 @@ def _score_other(args: argparse.Namespace, other: _Other, evaluation: _Evaluatio
     """``other`` on the data of ``evaluation``, scored in the same way."""
     from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config
     from detector.errors import ConfigError, DataError
+    from detector.evaluation.tally import Tally
     from detector.reports import Scored
     from detector.tasks import get_task
 
@@ -244,7 +247,7 @@ def _score_other(args: argparse.Namespace, other: _Other, evaluation: _Evaluatio
         if config.task != "detection":
             raise ConfigError(f"--against {name}: results files are of detection; give a run or a checkpoint")
         rows = _read_results(name, truth)
-        return Scored(name, rows, get_task(config).evaluate([rows], truth, config))
+        return Scored(name, rows, get_task(config).evaluate(Tally(rows), truth, config))
     own = checkpoint_config(content, name)
     if own.task != config.task:
         raise ConfigError(f"--against {name}: is of {own.task}, not of {config.task}")

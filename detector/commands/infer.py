@@ -48,13 +48,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from detector.config.tasks import TASKS
     from detector.errors import ConfigError
     from detector.files.json_stream import show_text
     from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
+    from detector.tasks import get_results
 
     if args.html and args.no_images:
         raise ConfigError("command line: --html shows the drawings; leave --no-images out")
-    for name in ("predictions.json", "predictions.csv"):
+    for name in (get_results(task).FILE for task in TASKS):
         if (args.output / name).exists():
             if args.resume:
                 print(f"finished before: {args.output / name}")
@@ -78,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
 
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides)
-    if ids is not None and predictor.config.task != "detection":
+    if ids is not None and not get_results(predictor.config.task).HAS_IDS:
         raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
     if args.score is not None:
         predictor.task.with_threshold(predictor.config.model, args.score)  # refused before any work is done

@@ -9,37 +9,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from detector.commands.train import RESUMABLE
+from detector.config.tasks import TASKS
 
-
-class Plan(NamedTuple):
-    """What a task's quickstart generates and trains."""
-
-    config: str
-    pictures: tuple[int, int]  # to train on and to evaluate on
-    own_data: str  # how the next command names a person's own data
-
-
-PLANS = {
-    "detection": Plan(
-        "quickstart.yaml",
-        (4600, 200),
-        "retinanet_r18_fpn.yaml data.train.annotations=train.json data.train.images=images/"
-        " data.val.annotations=val.json data.val.images=images/",
-    ),
-    "classification": Plan(
-        "classify_quickstart.yaml",
-        (400, 100),
-        "classify_r50_fpn.yaml data.train.images=CLASS_FOLDERS/ data.val_share=0.2",
-    ),
-}
 DRAWN = 24
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--task", choices=PLANS, default="detection", help="detection (default) or classification")
+    parser.add_argument("--task", choices=TASKS, default="detection", help="what to learn (default: detection)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are (default: runs)")
     parser.add_argument("--name", help="the run's folder is runs/NAME (default: the config's name)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as train.epochs=4")
@@ -56,27 +34,26 @@ def run(args: argparse.Namespace) -> int:
     from detector.inference.folder import Pictures, find_images, infer_folder
     from detector.reports import figure
     from detector.reports.drawing import contact_sheet
-    from detector.tasks import get_task
+    from detector.tasks import get_core
     from detector.training.fitting import fit
     from detector.training.run_folder import RunFolder
 
-    plan = PLANS[args.task]
+    plan = get_core(args.task).QUICKSTART
     name = Path(plan.config).stem if args.name is None else args.name
     run_folder = RunFolder.named(args.runs, name)
     folder, data = run_folder.path, args.runs / f"{name}_data"
-    splits = _splits(args.task, data)
-    generated = [f"data.{key}={json.dumps(str(path))}" for key, path in splits.items()]
+    generated = [f"data.{key}={json.dumps(str(data / path))}" for key, path in plan.data.items()]
     config = load_config(plan.config, [*generated, *args.overrides])
 
     # Called again after an interruption it continues; called again after its end it shows the results again.
     if not (data / "complete").exists():
-        print(f"generating {plan.pictures[0]} + {plan.pictures[1]} pictures in {data}", file=sys.stderr)
-        _generate(args.task, data, plan.pictures, config.seed)
+        print(f"generating {plan.images[0]} + {plan.images[1]} images in {data}", file=sys.stderr)
+        plan.write(data, *plan.images, config.seed)
         (data / "complete").touch()
     if not fit(config, run_folder, torch.device("cpu"), resume=True):
         print("stopped; everything is saved, the same command continues", file=sys.stderr)
         return RESUMABLE
-    root = splits["val.images"]
+    root = data / plan.data["val.images"]
     names = [path.relative_to(root).as_posix() for path in find_images(str(root)) if "train_" not in path.name]
     pictures = Pictures(root, names[:: max(1, len(names) // DRAWN)][:DRAWN])
     drawn = folder / "found"
@@ -87,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
     program = sys.argv[0] if Path(sys.argv[0]).name == "detector" else f"{sys.executable} -m detector"
     results = json.loads(run_folder.results.read_text())
-    metric = get_task(config).main_metric(config)
+    metric = get_core(args.task).main_metric(config)
     print(
         f"\n{metric} {figure(results[metric])} on data that it was not trained on, after"
         f" {results['train_seconds']:.0f} s of training\n"
@@ -100,23 +77,3 @@ def run(args: argparse.Namespace) -> int:
         f"  {program} train --config {plan.own_data}"
     )
     return 0
-
-
-def _splits(task: str, data: Path) -> dict[str, Path]:
-    """Where the generated data lies, by key of the config."""
-    if task == "classification":
-        return {"train.images": data / "train", "val.images": data / "val"}
-    images, annotations = data / "images", data / "annotations"
-    return {
-        "train.images": images,
-        "train.annotations": annotations / "train.json",
-        "val.images": images,
-        "val.annotations": annotations / "val.json",
-    }
-
-
-def _generate(task: str, data: Path, pictures: tuple[int, int], seed: int) -> None:
-    from detector.data.synthetic import write_class_shapes, write_shapes
-
-    write = write_class_shapes if task == "classification" else write_shapes
-    write(data, *pictures, seed)

@@ -93,13 +93,14 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def summarise_config(name: str, config: Config, classes: int | None, size: tuple[int, int] | None) -> Summary:
     """The cost of one config's model; an error says which config it is of."""
-    from detector.analysis.summary import default_classes, default_size, summarise
+    from detector.analysis.summary import summarise
     from detector.errors import ConfigError
     from detector.tasks import get_task
 
     try:
-        get_task(config)
-        return summarise(config.model, classes or default_classes(config), size or default_size(config))
+        task = get_task(config)
+        classes = classes or len(config.data.classes or ()) or task.CLASSES
+        return summarise(config.model, classes, size or task.largest_input(config))
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 

@@ -17,8 +17,9 @@ import yaml
 from pydantic import ValidationError
 
 from detector.config.parts import check_code
-from detector.config.schema import Config, PredictConfig, Section
-from detector.errors import ConfigError, unreadable
+from detector.config.schema import Config, Section
+from detector.config.tasks import TASKS
+from detector.errors import ConfigError, one_of, unreadable
 from detector.files.atomic import atomic_write
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -265,38 +266,25 @@ def _validate(tree: _Tree, places: _Places) -> Config:
     return config
 
 
-# What only one task or one head reads.
-_DETECTION = (
-    "data.group_by_aspect",
-    "eval.backend",
-    "data.invalid_boxes",
-    "data.resize",
-    "data.augment.scale_jitter",
-    "data.augment.min_visibility",
-)
-_DETECTION += ("model.anchors", "model.matcher", "model.loss.cls", "model.loss.alpha", "model.loss.gamma")
-_DETECTION += ("model.loss.cls_weight", "model.loss.box", "model.loss.beta", "model.loss.box_weight")
-_DETECTION += tuple(f"model.predict.{key}" for key in PredictConfig.model_fields if key not in ("classes", "precision"))
-_CLASSIFICATION = ("data.classes", "data.class_weights", "data.crop", "data.augment.mixup")
-_CLASSIFICATION += ("data.augment.cutmix", "model.loss.label_smoothing", "model.predict.classes", "model.multi_label")
-_USERS = dict.fromkeys(_DETECTION, ("task", "detection")) | dict.fromkeys(_CLASSIFICATION, ("task", "classification"))
-_USERS |= {f"model.head.{key}": ("head", "retina") for key in ("num_convs", "channels", "norm", "norm_bias", "prior")}
-_USERS |= {f"model.head.{key}": ("head", "pooled") for key in ("pool", "fuse", "hidden", "dropout")}
-
-
-_KNOWN = {"task": ("detection", "classification"), "head": ("retina", "pooled", "classic")}
+# What only some heads read, as config.tasks.TASKS has it of the tasks.
+_HEADS: dict[str, tuple[str, ...]] = {
+    "retina": tuple(f"model.head.{key}" for key in ("num_convs", "channels", "norm", "norm_bias", "prior")),
+    "pooled": tuple(f"model.head.{key}" for key in ("pool", "fuse", "hidden", "dropout")),
+    "classic": (),
+}
 
 
 def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
     """Keys that differ from their defaults although nothing of this config reads them, and what would."""
-    chosen = {"task": config.task, "head": config.model.head.name}
     own, default = config_to_dict(config), config_to_dict(Config())
-    for key, (kind, name) in _USERS.items():
-        values, defaults = own, default
-        for part in key.split("."):
-            values, defaults = values[part], defaults[part]
-        if chosen[kind] in _KNOWN[kind] and chosen[kind] != name and values != defaults:
-            yield key, f"{kind} {name}"
+    for kind, name, readers in (("task", config.task, TASKS), ("head", config.model.head.name, _HEADS)):
+        for key in dict.fromkeys(key for keys in readers.values() for key in keys if name in readers):
+            values, defaults = own, default
+            for part in key.split("."):
+                values, defaults = values[part], defaults[part]
+            users = [user for user, keys in readers.items() if key in keys]
+            if name not in users and values != defaults:
+                yield key, f"{kind} {one_of(users)}"
     if config.model.head.name == "classic" and own["model"]["fpn"] != default["model"]["fpn"]:
         yield "model.fpn", "heads on a pyramid"
 

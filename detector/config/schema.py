@@ -19,6 +19,9 @@ from pydantic import (
     model_validator,
 )
 
+from detector.config.tasks import TASKS
+from detector.errors import one_of
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -432,9 +435,16 @@ class EvalConfig(Section):
 class Config(Section):
     """A whole experiment."""
 
-    task: str = "detection"  # a key of detector.tasks.TASKS
+    task: str = "detection"  # a key of detector.config.tasks.TASKS
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, name: str) -> str:
+        if name not in TASKS:
+            raise ValueError(f"unknown task {name!r}; use {one_of(TASKS)}")
+        return name

@@ -20,7 +20,7 @@ from detector.data.split import not_set, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms.classes import ClassTransform, TrainClassTransform, mix
 from detector.errors import DataError, DetectorError
-from detector.structures import Category
+from detector.structures import Category, ClassTargets
 
 
 class ClassSample(NamedTuple):
@@ -31,6 +31,13 @@ class ClassSample(NamedTuple):
     weights: Tensor  # [K] float32
     size_original: tuple[int, int]  # height, width of the file
     id: int
+
+    DIVISOR = 1  # all images have the config's size, which a network was trained on: nothing is added to it
+
+    @staticmethod
+    def stack_targets(samples: Sequence[ClassSample]) -> ClassTargets:
+        shares, weights = ([getattr(sample, key) for sample in samples] for key in ("shares", "weights"))
+        return ClassTargets(torch.stack(shares), torch.stack(weights))
 
 
 class ClassDataset(Dataset[ClassSample | DetectorError]):

@@ -26,7 +26,7 @@ from detector.data.transforms.boxes import Transform
 from detector.data.transforms.resize import input_sizes, padded
 from detector.errors import DataError, DetectorError
 from detector.files.json_stream import show_text
-from detector.structures import IGNORE_REGION, Category
+from detector.structures import IGNORE_REGION, PADDING, SIZE_DIVISOR, Category, Targets
 
 BLOCK = 1 << 16  # boxes checked at once
 OUTSIDE = "put the image into the folder, or set data.allow_outside=true if you trust the annotations"
@@ -39,7 +39,20 @@ class Sample(NamedTuple):
     boxes: Tensor  # [T, 4] float32, xyxy in pixels of ``image``
     labels: Tensor  # [T] int64
     size_original: tuple[int, int]  # height, width of the file
-    id: int  # its place in the data set
+    id: int  # its index in the data set
+
+    DIVISOR = SIZE_DIVISOR  # unannotated, so it is no field: the sides of a batch are multiples of it
+
+    @staticmethod
+    def stack_targets(samples: Sequence[Sample]) -> Targets:
+        """Padded to the same number of boxes per image."""
+        most = max(1, *(len(sample.labels) for sample in samples))
+        boxes = torch.zeros(len(samples), most, 4)
+        labels = torch.full((len(samples), most), PADDING)
+        for row, sample in enumerate(samples):
+            boxes[row, : len(sample.boxes)] = sample.boxes
+            labels[row, : len(sample.labels)] = sample.labels
+        return Targets(boxes, labels)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,20 +19,25 @@ ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 Reading = tuple[int, str, int | None]  # how images are read: channels, data.exif, data.max_value
 
 
-def check_images(images: object, channels: int) -> list[ImageInput]:
-    """A list of images, each of a kind that can be read; files are only looked for.
+def check_images(images: object, channels: int) -> Iterator[ImageInput]:
+    """Images, each of a kind that can be read; files are only looked for.
 
-    Raises TypeError, ValueError or :class:`~detector.errors.DataError` with the number of the image and the remedy.
+    A sequence is checked as a whole, at once; of another iterable each image as it is taken. Raises TypeError,
+    ValueError or :class:`~detector.errors.DataError` with the number of the image and the remedy.
     """
     is_single = isinstance(images, str | Path | Image.Image)
     if is_single or (isinstance(images, np.ndarray | Tensor) and images.ndim in (2, 3)):
         raise TypeError("predict takes a list of images; wrap a single one: predict([image])")
     if images is None or not hasattr(images, "__iter__"):
         raise TypeError(f"predict takes a list of images; this is {_kind(images)}")
-    checked = list(images)
-    for number, image in enumerate(checked):
+    checked = _checked(images, channels)
+    return iter(list(checked)) if isinstance(images, Sequence | np.ndarray | Tensor) else checked
+
+
+def _checked(images: Iterable[Any], channels: int) -> Iterator[ImageInput]:
+    for number, image in enumerate(images):
         check_image(image, channels, f"image {number}")
-    return checked
+        yield image
 
 
 def check_image(image: object, channels: int, name: str = "the image") -> None:

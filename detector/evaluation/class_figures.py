@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from detector.data.formats.class_folders import Labelled
-from detector.evaluation.classification import by_picture
+from detector.evaluation.classification import by_image
 
 
 @dataclass(frozen=True)
@@ -29,29 +29,29 @@ class ClassReport:
 
 
 def class_report(rows: np.ndarray, truth: Labelled, metrics: dict[str, Any]) -> ClassReport:
-    """All figures of ``rows`` [I, 1 + K]; whether pictures have several classes, ``metrics`` say."""
-    scores, is_true = by_picture(rows), truth.is_true()
+    """All figures of the rows of a tally; whether images have several classes, ``metrics`` say."""
+    columns = by_image(rows)
+    is_right = np.ones(len(columns), dtype=bool)
     if "confusion" in metrics:
-        is_found = np.zeros(scores.shape, dtype=bool)
-        is_found[np.arange(len(scores)), scores.argmax(axis=1)] = True
-        is_wrong = is_found & ~is_true  # a mistake is a picture under another class
-        confidence, confusion = scores, np.array(metrics["confusion"])
+        label, score, rank = columns.T
+        image = np.flatnonzero(rank)  # a mistake is an image under another class
+        label, score = label[image].astype(np.int64), score[image]
+        confidence, confusion = score, np.array(metrics["confusion"])
     else:
-        is_wrong = (scores >= 0.5) != is_true  # a mistake is a class of a picture, wrongly there or not
-        confidence, confusion = np.abs(scores - 0.5), None
-    picture, label = np.nonzero(is_wrong)
-    order = np.argsort(-confidence[picture, label], kind="stable")
+        image, label = np.nonzero((columns >= 0.5) != truth.is_true())  # a class of an image, wrongly there or not
+        score = columns[image, label]
+        confidence, confusion = np.abs(score - 0.5), None
+    is_right[image] = False
+    order = np.argsort(-confidence, kind="stable")
     names = [category.name for category in truth.categories]
     mistakes = [
         {
             "picture": int(index),
             "file": str(truth.file(index).relative_to(truth.root)),
             "true": ", ".join(names[own] for own in truth.labels_of(index)),
-            "predicted": names[found]
-            if confusion is not None or scores[index, found] >= 0.5
-            else f"not {names[found]}",
-            "score": float(scores[index, found]),
+            "predicted": names[found] if confusion is not None or value >= 0.5 else f"not {names[found]}",
+            "score": value,
         }
-        for index, found in zip(picture[order].tolist(), label[order].tolist(), strict=True)
+        for index, found, value in zip(image[order].tolist(), label[order].tolist(), score[order].tolist(), strict=True)
     ]
-    return ClassReport(metrics, confusion, mistakes, ~is_wrong.any(axis=1))
+    return ClassReport(metrics, confusion, mistakes, is_right)

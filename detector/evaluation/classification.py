@@ -10,28 +10,38 @@ from typing import Any
 
 import numpy as np
 
+from detector.evaluation.tally import Tally
 from detector.structures import Category
 
 
-def by_picture(rows: np.ndarray) -> np.ndarray:
-    """Scores [I, K] in the pictures' order, of rows [I, 1 + K] with the picture's place first."""
-    scores = np.empty((len(rows), rows.shape[1] - 1))
-    scores[rows[:, 0].astype(np.int64)] = rows[:, 1:]
-    return scores
+def by_image(rows: np.ndarray) -> np.ndarray:
+    """Columns [I, C] in the images' order, of rows [I, 1 + C] with the image's index first."""
+    columns = np.empty((len(rows), rows.shape[1] - 1))
+    columns[rows[:, 0].astype(np.int64)] = rows[:, 1:]
+    return columns
 
 
-def single_label_metrics(scores: np.ndarray, labels: np.ndarray, categories: Sequence[Category]) -> dict[str, Any]:
-    """``top1``, ``top5``, ``mean_class_accuracy``, ``macro_f1``, ``per_class`` and ``confusion``.
+def single_label_tally(indices: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Tally:
+    """Of images with one label each: ``indices`` [B], ``scores`` [B, K], ``labels`` [B].
 
-    ``scores`` [I, K] of which the highest is the prediction (the first of equal ones), ``labels`` [I]. ``confusion`` is
-    a list of K rows: pictures of a class by what they were taken for.
+    Rows [B, 4]: image, predicted class (of the highest score, the first of equal ones), its score, and the rank of the
+    true class, 0 where it is predicted. Sums [K, K]: the confusion matrix, true by predicted class.
     """
-    num_classes = len(categories)
+    num_classes = scores.shape[1]
+    predicted = scores.argmax(axis=1)
     own_score = scores[np.arange(len(labels)), labels][:, None]
     is_before = (scores > own_score) | ((scores == own_score) & (np.arange(num_classes) < labels[:, None]))
-    rank = is_before.sum(axis=1)  # classes that are predicted before the true one
     confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-    np.add.at(confusion, (labels, scores.argmax(axis=1)), 1)
+    np.add.at(confusion, (labels, predicted), 1)
+    return Tally(np.stack([indices, predicted, scores.max(axis=1), is_before.sum(axis=1)], axis=1), confusion)
+
+
+def single_label_metrics(tally: Tally, categories: Sequence[Category]) -> dict[str, Any]:
+    """``top1``, ``top5``, ``mean_class_accuracy``, ``macro_f1``, ``per_class`` and ``confusion``.
+
+    ``confusion`` is a list of K rows: images of a class by what they were taken for.
+    """
+    rank, confusion = tally.rows[:, 3], tally.sums
     per_class = _per_class(np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1), categories)
     return {
         "top1": float((rank < 1).mean()),

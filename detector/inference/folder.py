@@ -38,7 +38,7 @@ from detector.errors import ConfigError, DataError, DetectorError
 from detector.files.atomic import atomic_write, make_folder, only_one, storing
 from detector.inference.predictor import Predictor
 from detector.structures import Id
-from detector.tasks import Task, get_task
+from detector.tasks import Views, get_results, get_task, get_views
 
 PROGRESS = "progress.jsonl"
 ERRORS = "errors.jsonl"
@@ -188,7 +188,8 @@ def infer_folder(
     run that was stopped or killed continues with the pictures that it began with, and must be asked the same.
     """
     make_folder(output)
-    task, path = predictor.task, output / predictor.task.RESULTS
+    results = get_results(predictor.config.task)
+    path = output / results.FILE
     with only_one(output):
         asked = {"model": _digest(predictor), "score": score, "draw_score": draw_score, "batch_size": batch_size}
         if ids is not None:
@@ -197,8 +198,8 @@ def infer_folder(
             _infer(predictor, progress, output / "images", score, draw_score, batch_size, workers, ids)
         # The predictions come last: where they stand, all is done.
         read, num_errors, errors = _write_errors(progress, output / ERRORS)
-        task.write_results(progress.results(), path)
-        found = task.describe_results(progress.results())
+        results.write_results(progress.results(), path)
+        found = results.describe_results(progress.results())
         progress.remove()
     return Summary(found, path, len(progress.pictures), read, num_errors, errors)
 
@@ -214,7 +215,8 @@ def _infer(
     ids: Mapping[str, Id] | None,
 ) -> None:
     """Batch after batch from where ``progress`` stands; a batch counts as done when its drawings are."""
-    task, pictures = predictor.task, progress.pictures
+    results, pictures = get_results(predictor.config.task), progress.pictures
+    views = None if draw_score is None else get_views(predictor.config.task)
     batches = islice(EvalBatches(len(pictures), batch_size), progress.done // batch_size, None)
     waiting: deque[tuple[list[dict[str, Any]], list[Future[None]]]] = deque()
 
@@ -242,9 +244,9 @@ def _infer(
                 if item.sample is not None:
                     name, found = pictures.name(index), next(found_in)
                     image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
-                    row["results"] = task.to_results(found, image_id, _as_text(name))
+                    row["results"] = results.to_results(found, image_id, _as_text(name))
                     if item.image is not None:
-                        drawn.append(pool.submit(_draw, task, item.image, found, draw_score, drawings / name))
+                        drawn.append(pool.submit(_draw, views, item.image, found, draw_score, drawings / name))
                 rows.append({"file": str(pictures[index])} | row)
             waiting.append((rows, drawn))
             # Drawings hold their pictures until they are done; this also waits when drawing is slower.
@@ -348,9 +350,9 @@ def _as_text(name: str) -> Path:
     return Path(os.fsencode(name).decode(errors="replace"))
 
 
-def _draw(task: Task, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
+def _draw(views: Views, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
     """One picture with what was found in it, under its own name."""
-    drawing = task.draw(image, found, draw_score)
+    drawing = views.draw(image, found, draw_score)
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         path = path.with_name(path.name + ".jpg")  # x.png and x.jpg may stand side by side
     with storing(path):

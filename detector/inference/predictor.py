@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +63,16 @@ class Predictor:
         ``data.max_value``. The result is a list of :class:`~detector.tasks.detection.Prediction`, where
         ``score_threshold`` in [0, 1] replaces the config's own, or of
         :class:`~detector.tasks.classification.ClassPrediction`. Raises :class:`~detector.errors.DataError` for a file
-        that cannot be read, TypeError and ValueError, before anything is predicted, for an argument of another kind.
+        that cannot be read, TypeError and ValueError for an argument of another kind: before anything is predicted, or
+        of a generator when its turn comes, as its images are taken ``batch_size`` at a time.
         """
         check_threshold(score_threshold)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
             raise ValueError(f"batch_size: {batch_size!r} is not a whole number of at least 1")
-        images = check_images(images, self.config.model.in_channels)
+        checked = check_images(images, self.config.model.in_channels)
         predictions: list[Any] = []
-        for start in range(0, len(images), batch_size):
-            arrays = [as_array(image, *self.reading) for image in images[start : start + batch_size]]
-            predictions += self.predict_samples([self.sample(array) for array in arrays], score_threshold)
+        while samples := [self.sample(as_array(image, *self.reading)) for image in islice(checked, batch_size)]:
+            predictions += self.predict_samples(samples, score_threshold)
         return predictions
 
     def sample(self, image: np.ndarray, image_id: int = 0) -> Any:

@@ -18,7 +18,7 @@ class Scored(NamedTuple):
     """What was predicted on a data set, and how it scores."""
 
     name: str  # of the checkpoint or the results file
-    rows: np.ndarray  # as the task's to_rows gives them, of all pictures
+    rows: np.ndarray  # of the task's tally of all images
     metrics: dict[str, Any]
 
 

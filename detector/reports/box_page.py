@@ -41,7 +41,7 @@ GREEN, RED, ORANGE = (40, 190, 110), (235, 40, 50), (255, 150, 0)  # right, fals
 
 
 def detection_report(
-    scored: Scored, truth: Annotations, config: Config, images: Path | None, against: Scored | None
+    scored: Scored, truth: Annotations, config: Config, images: Path | None, against: Scored | None = None
 ) -> Report:
     """The report of detections on ``truth``; with ``images``, the folder of the pictures, the worst are drawn."""
     report = box_report(scored.rows, truth, scored.metrics)

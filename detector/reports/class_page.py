@@ -24,9 +24,9 @@ COLUMNS = ("precision", "recall", "f1", "AP")  # of a class, those that the metr
 
 
 def classification_report(
-    scored: Scored, truth: Labelled, config: Config, images: Path, against: Scored | None
+    scored: Scored, truth: Labelled, config: Config, images: Path | None, against: Scored | None = None
 ) -> Report:
-    """The report of scores on ``truth``, with the most confident mistakes out of the folder ``images``."""
+    """The report of scores on ``truth``, with the most confident mistakes; ``images`` None: of the truth's folder."""
     report = class_report(scored.rows, truth, scored.metrics)
     other = class_report(against.rows, truth, against.metrics) if against else None
     sections = [Section("Score", _score(report)), Section("Classes", [_class_table(report)])]
@@ -37,7 +37,7 @@ def classification_report(
     if report.confusion is not None:
         names = [row["name"] for row in report.metrics["per_class"]]
         sections.append(Section("Confusion", confusion_blocks(report.confusion, names)))
-    sections.append(Section("Most confident mistakes", _mistakes(report, config, images)))
+    sections.append(Section("Most confident mistakes", _mistakes(report, config, images or truth.root)))
     lead = f"{len(truth):,} pictures of {len(truth.categories)} classes of {truth.source}."
     lead += f" Against {against.name}." if against else ""
     return Report(lead, sections, figures, {"classes": report.metrics["per_class"], "mistakes": report.mistakes})

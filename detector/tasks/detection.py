@@ -2,83 +2,57 @@
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from detector.config.schema import Config, MatcherConfig, ModelConfig
 from detector.data.detection import Annotations, CocoDataset, Sample, open_dataset
-from detector.data.inputs import ImageInput, Reading, as_shown, check_threshold
-from detector.data.transforms.boxes import TrainTransform, Transform, Transformed
-from detector.evaluation.coco import METRICS, coco_metrics
-from detector.evaluation.coverage import RECALL_WANTED, input_boxes, level_ious, rare_classes, reach_of
-from detector.files.atomic import atomic_write
+from detector.data.synthetic import write_shapes
+from detector.data.transforms.boxes import TrainTransform, Transform
+from detector.data.transforms.resize import input_size, padded
+from detector.evaluation.coco import coco_metrics
+from detector.evaluation.tally import Tally
 from detector.ops import boxes as box_ops
-from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.assignment import IGNORE, MATCHERS
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.ops.postprocess import detect
-from detector.reports import Report, Scored, figure
-from detector.reports.box_page import detection_report
-from detector.reports.drawing import draw_boxes, draw_targets, score_texts
-from detector.structures import IGNORE_REGION, PADDING, Batch, Category, Detections, Id, Losses, Predictions, Targets
+from detector.structures import Batch, Category, Detections, Losses, Predictions, Targets
+from detector.tasks import Quickstart
+from detector.tasks.detection_results import Prediction
 
 PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
-RESULTS = "predictions.json"
-PREVIEWED_IMAGES = 2000  # of a larger set, a sample
-SHOWN = 5  # objects that a prediction names in its repr
-
-
-class Prediction(NamedTuple):
-    """What was found in one image, best first; boxes in its own pixels."""
-
-    boxes: np.ndarray  # [D, 4] float32 xyxy
-    scores: np.ndarray  # [D] float32
-    labels: np.ndarray  # [D] int64, 0..K-1
-    category_ids: np.ndarray  # [D] the training set's own ids: int64, or objects where some are text
-    names: list[str]  # [D]
-    reading: Reading = (3, "auto", None)  # of its image, for draw
-
-    def __repr__(self) -> str:
-        count, texts = len(self.names), score_texts(self.names[:SHOWN], self.scores[:SHOWN])
-        shown = f": {', '.join(texts)}{', …' * (count > SHOWN)}" if count else ""
-        return f"Prediction({count} object{'s' * (count != 1)}{shown})"
-
-    def draw(self, image: ImageInput, score_threshold: float = 0.0) -> Image.Image:
-        """A PIL image of ``image`` with the boxes that score at least ``score_threshold``."""
-        check_threshold(score_threshold)
-        return draw(as_shown(image, *self.reading), self, score_threshold)
-
-    def to_coco(self, image_id: Id, file_name: str | None = None) -> list[dict[str, Any]]:
-        """COCO results: ``image_id``, ``category_id``, ``bbox`` (left, top, width, height), ``score`` of each object.
-
-        The names of the file, if it is given, and of the classes stand beside the ids.
-        """
-        image = {"image_id": image_id} | ({} if file_name is None else {"file_name": file_name})
-        return [
-            image
-            | {
-                "category_id": category_id,
-                "category_name": category,
-                "bbox": [round(float(number), 2) for number in (*box[:2], *(box[2:] - box[:2]))],
-                "score": round(float(score), 5),
-            }
-            for box, score, category_id, category in zip(
-                self.boxes, self.scores, self.category_ids.tolist(), self.names, strict=True
-            )
-        ]
+FILE_FORMAT, FOLDER_FORMAT = "coco", None
+CLASSES = 80  # those of COCO
+QUICKSTART = Quickstart(
+    config="quickstart.yaml",
+    write=write_shapes,
+    images=(4600, 200),
+    data={
+        "train.images": "images",
+        "train.annotations": "annotations/train.json",
+        "val.images": "images",
+        "val.annotations": "annotations/val.json",
+    },
+    own_data="retinanet_r18_fpn.yaml data.train.annotations=train.json data.train.images=images/"
+    " data.val.annotations=val.json data.val.images=images/",
+)
 
 
 def main_metric(config: Config) -> str:
     """What decides which checkpoint is the best."""
     return "AP"
+
+
+def largest_input(config: Config) -> tuple[int, int]:
+    """Height and width of the largest image that the model is given, padded."""
+    resize = config.data.resize
+    # No side passes ``long``: where ``short`` does, the largest image is a square of that.
+    height, width = input_size(min(resize.short[-1], resize.long), resize.long, resize)
+    return padded(height), padded(width)
 
 
 def open_split(config: Config, name: str, categories: list[Category] | None = None) -> CocoDataset:
@@ -144,111 +118,18 @@ def to_rows(detections: Detections, ids: Tensor) -> np.ndarray:
     return torch.cat([column.double() for column in columns], dim=1).numpy()
 
 
-def evaluate(rows: Sequence[np.ndarray], truth: Annotations, config: Config) -> dict[str, Any]:
-    """The twelve COCO box metrics of batches of results, and AP by class."""
-    results = np.concatenate([np.empty((0, 7)), *rows])
-    return coco_metrics(results, truth, config.eval.backend, config.model.predict.max_detections)
+def tally(detections: Detections, batch: Batch, config: ModelConfig) -> Tally:
+    """Their rows: AP ranks the detections of all images."""
+    return Tally(to_rows(detections, batch.ids))
 
 
-def describe(metrics: dict[str, Any], per_class: bool) -> str:
-    """The metrics as a table for a terminal."""
-    names = [name for name in METRICS if not name.startswith("AR")]
-    lines = [
-        "  ".join(f"{name} {figure(metrics[name])}" for name in names),
-        "  ".join(f"{name} {figure(metrics[name])}" for name in METRICS if name.startswith("AR"))
-        + f"  (at most {metrics['max_detections']} detections an image)",
-    ]
-    if metrics["dropped"]:
-        lines.append(f"not in the truth: {metrics['dropped']:,} invalid boxes (data.invalid_boxes)")
-    if per_class:
-        width = max(len(row["name"]) for row in metrics["per_class"])
-        lines.append(f"{'class':<{width}}  objects     AP   AP50     AR")
-        lines += [
-            f"{row['name']:<{width}}  {row['objects']:7d}  "
-            + "  ".join(f"{figure(row[name]):>5}" for name in ("AP", "AP50", "AR"))
-            for row in metrics["per_class"]
-        ]
-    return "\n".join(lines)
+def evaluate(tally: Tally, truth: Annotations, config: Config) -> dict[str, Any]:
+    """The twelve COCO box metrics of all results, and AP by class."""
+    rows = tally.rows.reshape(-1, 7)  # without an image, there are no columns
+    return coco_metrics(rows, truth, config.eval.backend, config.model.predict.max_detections)
 
 
-def write_report(metrics: dict[str, Any], folder: Path) -> None:
-    """Nothing: results.json has it all."""
-
-
-def report(
-    scored: Scored, truth: Annotations, config: Config, images: Path | None, against: Scored | None = None
-) -> Report:
-    """What is right and wrong, for people to read; ``images`` None: without pictures."""
-    return detection_report(scored, truth, config, images, against)
-
-
-# --- looking at the data ----------------------------------------------------------------------------------------------
-
-
-def untransformed(data: CocoDataset) -> CocoDataset:
-    """The same pictures and boxes as they are stored."""
-    stored = copy.copy(data)
-    stored.transform = lambda image, boxes, labels, epoch, index: Transformed(image, boxes, labels)  # type: ignore
-    return stored
-
-
-def draw_sample(sample: Sample, categories: Sequence[Category]) -> Image.Image:
-    """A picture with its boxes; regions that the loss ignores in gray."""
-    labels = sample.labels.tolist()
-    texts = [categories[label].name if label >= 0 else "ignored" for label in labels]
-    return draw_boxes(sample.image.permute(1, 2, 0).numpy(), sample.boxes.numpy(), labels, texts)
-
-
-# --- before the first step --------------------------------------------------------------------------------------------
-
-
-def preview(data: CocoDataset, config: Config) -> list[str]:
-    """How many objects there are, and how many of them the anchors reach; warnings where they are few."""
-    images = len(data)
-    chosen = np.arange(images)
-    if images > PREVIEWED_IMAGES:
-        chosen = np.random.default_rng(config.seed).choice(images, PREVIEWED_IMAGES, replace=False)
-    part = data.select(chosen)
-    objects = input_boxes(part.annotations, part.checked, config.data.resize, config.seed).objects()
-    best = level_ious(objects, config.model.anchors, config.model.fpn.levels).amax(dim=1)
-    reach, threshold = reach_of(best, config.model.matcher), config.model.matcher.positive
-    of_sample = f" ({len(part):,} sampled images)" if len(part) < images else ""
-    lines = [
-        f"anchors: reach {reach.recall:.1%} of the objects at IoU {threshold:g} (mean best IoU {reach.mean_iou:.2f});"
-        f" {reach.objects / len(part):.1f} objects an image{of_sample}"
-    ]
-    if reach.objects and reach.recall < RECALL_WANTED:
-        lines.append(
-            f"warning: {1 - reach.recall:.1%} of the objects get no anchor at IoU {threshold:g};"
-            " detector anchors --suggest finds anchors that fit"
-        )
-    counts = torch.bincount(data.annotations.labels[data.is_object], minlength=len(data.categories))
-    return lines + rare_classes(data.categories, counts.tolist(), "objects")
-
-
-def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:
-    """Each picture with its targets and the anchors that are matched to them."""
-    anchors, _ = Anchors(config.anchors, config.fpn.levels)(level_sizes(*batch.images.shape[-2:], config.fpn.levels))
-    matches = match_batch(anchors, batch.targets, config.matcher)
-    drawings = []
-    for image, boxes, labels, match in zip(batch.images, *batch.targets, matches, strict=True):
-        is_shown, is_positive = labels != PADDING, match >= 0
-        own = labels[is_shown].tolist()
-        texts = ["ignored" if label == IGNORE_REGION else categories[label].name for label in own]
-        drawings.append(
-            draw_targets(
-                image.permute(1, 2, 0).numpy(),
-                boxes[is_shown].numpy(),
-                own,
-                texts,
-                anchors[is_positive].numpy(),
-                labels[match[is_positive]].tolist(),
-            )
-        )
-    return drawings
-
-
-# --- single pictures --------------------------------------------------------------------------------------------------
+# --- single images ----------------------------------------------------------------------------------------------------
 
 
 def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
@@ -273,29 +154,3 @@ def to_predictions(detections: Detections, categories: Sequence[Category], confi
             )
         )
     return found
-
-
-def to_results(found: Prediction, image_id: Id, name: Path) -> list[dict[str, Any]]:
-    """COCO results of one picture, with the file's and the classes' names beside the ids."""
-    return found.to_coco(image_id, name.as_posix())
-
-
-def write_results(results: Iterable[dict[str, Any]], path: Path) -> None:
-    """A JSON list, written row by row: the predictions of many pictures need not fit into memory."""
-    with atomic_write(path) as file:
-        file.write("[")
-        for number, row in enumerate(results):
-            file.write((", " if number else "") + json.dumps(row, ensure_ascii=False))
-        file.write("]")
-
-
-def describe_results(results: Iterable[dict[str, Any]]) -> str:
-    return f"{sum(1 for _ in results)} objects"
-
-
-def draw(image: np.ndarray, found: Prediction, draw_score: float) -> Image.Image:
-    """The picture with the boxes that score at least ``draw_score``."""
-    is_drawn = found.scores >= draw_score
-    texts = score_texts(found.names, found.scores)
-    texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
-    return draw_boxes(image, found.boxes[is_drawn], found.labels[is_drawn].tolist(), texts)

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from detector.checkpoints.checkpoint import (
@@ -31,7 +30,7 @@ from detector.files.atomic import atomic_write
 from detector.models import Model, build_model
 from detector.models.precision import check_precision
 from detector.reports import Scored
-from detector.tasks import Data, Task, get_task
+from detector.tasks import Data, Task, get_task, get_views
 from detector.training import distributed
 from detector.training.loop import TrainingState, count_steps, predict_all, train
 from detector.training.optimizer import scaled_lr
@@ -94,7 +93,7 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
             run.board = writer(str(run.path), purge_step=state.step + 1)
         print_plan(config, [*origins, normalised], model, train_data, val_data, device)
         if is_new:
-            preview_run(config, task, train_data, val_data, run)
+            preview_run(config, train_data, val_data, run)
     distributed.barrier()
     finished = train(config, task, state, train_data, val_data, run, device)
     if finished and val_data is not None:
@@ -137,11 +136,11 @@ def report_best(config: Config, task: Task, model: Model, val_data: Data, run: R
         return  # a run that was resumed from its last.pt alone, and was better before
     if not is_known:  # the best epoch was before a resume
         load_weights(model, distributed.from_main(lambda: read_checkpoint(run.best)["model"]), run.best)
-        found = predict_all(model, task, val_data, config, device)
+        tally = predict_all(model, task, val_data, config, device)
     if distributed.is_main():
-        rows, metrics = run.best_found or (np.concatenate(found), task.evaluate(found, val_data.truth, config))
+        rows, metrics = run.best_found or (tally.rows, task.evaluate(tally, val_data.truth, config))
         scored = Scored(str(run.best), rows, metrics)
-        report = task.report(scored, val_data.truth, config, val_data.images)
+        report = get_views(config.task).report(scored, val_data.truth, config, val_data.images)
         report.write_page(run.path, f"Evaluation of {run.path.name}")
 
 

@@ -22,11 +22,12 @@ from detector.data.loading.bad_images import Replacing, Skipped
 from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import EvalBatches, TrainBatches
 from detector.errors import ConfigError, DetectorError, NonFiniteError
+from detector.evaluation.tally import Tally, merge
 from detector.models import Model
 from detector.models.precision import autocast
 from detector.processes import handled
-from detector.structures import Category
-from detector.tasks import Data, Task
+from detector.structures import Batch, Category
+from detector.tasks import Data, Task, get_views
 from detector.training import distributed
 from detector.training.average import AveragedWeights
 from detector.training.optimizer import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
@@ -149,8 +150,8 @@ def train(
             epoch = -(-state.step // steps_per_epoch)
             is_due = ends_epoch(state.step) and (epoch % config.eval.every_epochs == 0 or state.step == steps)
             if val_data is not None and is_due and state.evaluated_step < state.step:
-                rows, metrics = run_evaluation(state.evaluated, task, val_data, config, device)
-                keep_best(run, config, task, state, categories, rows, metrics, epoch)
+                tally, metrics = run_evaluation(state.evaluated, task, val_data, config, device)
+                keep_best(run, config, task, state, categories, tally.rows, metrics, epoch)
                 save_last(run, config, categories, state)
                 distributed.barrier()  # the others wait here for the main rank, which scores, and not in a step
             if state.step == steps:
@@ -298,7 +299,7 @@ def keep_best(
     task: Task,
     state: TrainingState,
     categories: list[Category],
-    rows: list[Any],
+    rows: np.ndarray,
     metrics: dict[str, Any],
     epoch: int,
 ) -> None:
@@ -313,7 +314,7 @@ def keep_best(
         save_checkpoint(
             run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": numbers}
         )
-        run.keep_found(np.concatenate(rows), metrics)
+        run.keep_found(rows, metrics)
     results = {
         "epoch": epoch,
         "images_seen": state.step * config.train.batch_size,
@@ -322,22 +323,23 @@ def keep_best(
         "best_epoch": state.best_epoch,
     }
     run.write_results(metrics | results)
-    task.write_report(metrics, run.path)
+    views = get_views(config.task)
+    views.write_report(metrics, run.path)
     run.append({"step": state.step, "epoch": epoch, "evaluation": numbers})
     # Not print: that would write into the progress bar's line.
-    tqdm.write(task.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
+    tqdm.write(views.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
 
 
 def run_evaluation(
     model: Model, task: Task, data: Data, config: Config, device: torch.device
-) -> tuple[list[Any], dict[str, Any]]:
+) -> tuple[Tally, dict[str, Any]]:
     """What ``model`` predicts on ``data`` and its metrics: every rank predicts its share, the main one alone scores."""
-    rows = predict_all(model, task, data, config, device)
-    return rows, task.evaluate(rows, data.truth, config) if distributed.is_main() else {}
+    tally = predict_all(model, task, data, config, device)
+    return tally, task.evaluate(tally, data.truth, config) if distributed.is_main() else {}
 
 
-def predict_all(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> list[Any]:
-    """What ``model`` predicts on ``data``, in the task's rows, of all ranks on the main one; none on the others."""
+def predict_all(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> Tally:
+    """The tally of what ``model`` predicts on ``data``: that of all ranks on the main one, an empty one on others."""
     distributed.barrier()  # for as long as the main rank scores what was predicted before
     model.eval()
     # Each rank has its own running statistics; the checkpoint will hold the main one's.
@@ -347,18 +349,17 @@ def predict_all(model: Model, task: Task, data: Data, config: Config, device: to
     )
     batches = load_batches(data, own_batches, config.data.workers, pin_memory=device.type == "cuda")
     hidden = not (distributed.is_main() and sys.stderr.isatty())
-    rows = []
-    for batch in tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden):
-        rows.append(predict_rows(model, task, batch.to(device), config))
-    # Gathered outside the loop: a rank without images takes part all the same.
-    return [row for rank_rows in distributed.gather_on_main(rows) for row in rank_rows]
+    bar = tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden)
+    own = merge(predict_batch(model, task, batch.to(device), config) for batch in bar)
+    # A rank without images takes part all the same.
+    return merge(distributed.gather_on_main(own))
 
 
 @torch.inference_mode()
-def predict_rows(model: Model, task: Task, batch: Any, config: Config) -> Any:
+def predict_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
     with autocast(config.model.predict.precision, batch.images.device):
         output = model(batch.images, batch.sizes)
-    return task.to_rows(task.predict(output, batch, config.model), batch.ids)
+    return task.tally(task.predict(output, batch, config.model), batch, config.model)
 
 
 def _train_batches(

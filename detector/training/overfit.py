@@ -79,7 +79,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     ignored = f" (train.steps {wanted:,} is for training)" if wanted and wanted > limit else ""
     goal = f"to be learned by heart in at most {limit:,} steps{ignored}: {val_data.summary()}"
     print("\n".join([*origins, normalised, goal, *val_data.warnings()]), file=sys.stderr)
-    draw_first_batch(config, task, train_data, run)
+    draw_first_batch(config, train_data, run)
 
     first = last = float("nan")
     for rounds in range(1, -(-limit // ROUND_STEPS) + 1):

@@ -10,8 +10,7 @@ from detector.data.loading.sampler import TrainBatches
 from detector.errors import DetectorError
 from detector.files.atomic import atomic_write
 from detector.reports.drawing import contact_sheet
-from detector.structures import Batch
-from detector.tasks import Data, Task
+from detector.tasks import Data, get_views
 from detector.training import distributed
 from detector.training.loop import count_steps
 from detector.training.run_folder import RunFolder
@@ -24,15 +23,15 @@ LONG_SIDE = 640  # of a drawn picture, at most
 SHORT_SCHEDULE = 100_000
 
 
-def preview_run(config: Config, task: Task, data: Data, val_data: Data | None, run: RunFolder) -> None:
+def preview_run(config: Config, data: Data, val_data: Data | None, run: RunFolder) -> None:
     """Print the task's figures and warnings, and draw the first batch."""
     doubts = dict.fromkeys([*data.warnings(), *(val_data.warnings() if val_data is not None else [])])
-    lines = [*task.preview(data, config), *doubts, *_warn_of_random_weights(config, len(data))]
+    lines = [*get_views(config.task).preview(data, config), *doubts, *_warn_of_random_weights(config, len(data))]
     print("\n".join(lines), file=sys.stderr)
-    draw_first_batch(config, task, data, run)
+    draw_first_batch(config, data, run)
 
 
-def draw_first_batch(config: Config, task: Task, data: Data, run: RunFolder) -> None:
+def draw_first_batch(config: Config, data: Data, run: RunFolder) -> None:
     """``first_batch.jpg``: the first pictures of the run's first step, with what the loss will make of them."""
     sampler = TrainBatches(
         num_images=len(data),
@@ -47,18 +46,11 @@ def draw_first_batch(config: Config, task: Task, data: Data, run: RunFolder) -> 
     batch = collate([data[key] for key in next(iter(sampler))])
     if isinstance(batch, DetectorError):
         return  # training meets the same picture, and says so
-    pictures = task.draw_batch(_first(batch, DRAWN), data.categories, config.model)
+    pictures = get_views(config.task).draw_batch(batch.first(DRAWN), data.categories, config.model)
     for picture in pictures:
         picture.thumbnail((LONG_SIDE, LONG_SIDE))
     with atomic_write(run.path / "first_batch.jpg", "wb") as file:
         contact_sheet(pictures, min(COLUMNS, len(pictures))).save(file, format="jpeg", quality=85)
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    """Some of a batch's pictures, padded as they are."""
-    targets = type(batch.targets)(*(tensor[:count] for tensor in batch.targets))
-    images, sizes, originals = batch.images[:count], batch.sizes[:count], batch.sizes_original[:count]
-    return Batch(images, sizes, originals, targets, batch.ids[:count])
 
 
 def _warn_of_random_weights(config: Config, num_images: int) -> list[str]:

@@ -26,7 +26,7 @@ from detector.dev.stress import CONFIG, TINY, data_overrides, finish, kill, rows
 from detector.errors import ConfigError, NonFiniteError, StorageError
 from detector.processes import handled
 from detector.reports import Report
-from detector.tasks import detection
+from detector.tasks import detection, detection_views
 from detector.training import fitting, loop
 from detector.training.fitting import fit
 from detector.training.loop import StopRequest, predict_all
@@ -184,7 +184,7 @@ def test_the_report_does_not_predict_again_what_was_just_predicted(
     monkeypatch.setattr(loop, "predict_all", predict_watched)
     monkeypatch.setattr(fitting, "predict_all", predict_watched)
     monkeypatch.setattr(detection, "evaluate", evaluate_watched)
-    monkeypatch.setattr(detection, "report", lambda scored, *rest: reported.append(scored) or Report("", [], {}))
+    monkeypatch.setattr(detection_views, "report", lambda scored, *rest: reported.append(scored) or Report("", [], {}))
     monkeypatch.setattr(fitting, "report_best", REPORT_BEST)
     config = tiny_config(shapes, "train.steps=null", "train.epochs=4", "train.batch_size=12", "eval.every_epochs=1")
     config = config.model_copy(update={"model": load_config(CONFIG, [*TINY, "model.predict.score_threshold=0"]).model})
@@ -192,7 +192,7 @@ def test_the_report_does_not_predict_again_what_was_just_predicted(
     assert fit(config, run, CPU)
     assert len(predicted) == 4
     assert len(reported[0].rows) > 0
-    assert np.array_equal(reported[0].rows, np.concatenate(predicted[1]))
+    assert np.array_equal(reported[0].rows, predicted[1].rows)
     assert reported[0].metrics["AP"] == 0.3
     assert not [path for path in run.path.iterdir() if path.suffix in (".npy", ".npz", ".partial")]
     assert fit(config, RunFolder(run.path), CPU, resume=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from detector.analysis.anchors.search import Option
 from detector.analysis.anchors.study import Row, Study
-from detector.analysis.summary import Summary, default_size, summarise
+from detector.analysis.summary import Summary, summarise
 from detector.config.schema import AnchorConfig, Config
 from detector.data.images import read_annotated_image
 from detector.data.transforms.resize import resize
@@ -36,6 +36,7 @@ from detector.reports.pages import (
     new_figure,
     picture,
 )
+from detector.tasks import detection
 
 SHOWN_OBJECTS = 12  # in the gallery
 POINTS = 800  # in the chart of sides
@@ -90,7 +91,7 @@ class Suggestion:
 
 def cost(config: Config, num_classes: int) -> Summary:
     """Of the model, for the largest picture."""
-    return summarise(config.model, num_classes, default_size(config))
+    return summarise(config.model, num_classes, detection.largest_input(config))
 
 
 def as_json(name: str, found: Study, summary: Summary, suggestion: Suggestion | None) -> Row:

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from detector.analysis.summary import default_size, summarise
+from detector.analysis.summary import summarise
 from detector.config.schema import AnchorConfig, Config, MatcherConfig, ResizeConfig
 from detector.data.detection import Annotations, CheckedBoxes
 from detector.evaluation.coverage import InputBoxes, Places, Reach, input_boxes, level_ious, places, reach_of
 from detector.structures import SIZE_DIVISOR
+from detector.tasks import detection
 
 # Of recall and mean best IoU, as means over classes. Recall of all objects brings nothing, but must not fall.
 WEIGHTS = (3, 1, 0)
@@ -182,7 +183,8 @@ def options(train: Split, config: Config, suggestion: AnchorConfig, num_classes:
         reach = reach_of(best_ious(objects, anchors, levels), matcher)
         fpn = model.fpn.model_copy(update={"levels": levels})
         changed = model.model_copy(update={"fpn": fpn, "anchors": anchors})
-        size = default_size(config.model_copy(update={"data": config.data.model_copy(update={"resize": resize})}))
+        data = config.data.model_copy(update={"resize": resize})
+        size = detection.largest_input(config.model_copy(update={"data": data}))
         cost = summarise(changed, num_classes, size)
         verdict = judge(found[0].reach.recall, reach.recall, found[0].macs, cost.macs) if found else ""
         found.append(Option(name, keys, reach, cost.anchors, cost.macs, verdict))

@@ -20,8 +20,8 @@ def _torchvision_name(ours: str, layers: int) -> str:
     if match := re.fullmatch(r"pyramid\.fpn\.output\.p([345])\.(\w+)", ours):
         return f"backbone.fpn.layer_blocks.{int(match[1]) - 3}.0.{match[2]}"
     if match := re.fullmatch(r"head\.(cls|box)_tower\.(\d+)\.(\w+)", ours):
-        head = {"cls": "classification", "box": "regression"}[match[1]]
-        return f"head.{head}_head.conv.{int(match[2]) // layers}.{int(match[2]) % layers}.{match[3]}"
+        head = {"cls": "classification_head", "box": "regression_head"}[match[1]]
+        return f"head.{head}.conv.{int(match[2]) // layers}.{int(match[2]) % layers}.{match[3]}"
     rules = {
         r"pyramid\.backbone\.body\.(.+)": r"backbone.body.\1",
         r"pyramid\.fpn\.lateral\.(\d)\.(\w+)": r"backbone.fpn.inner_blocks.\1.0.\2",

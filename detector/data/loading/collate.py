@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
-from detector.data.classification import ClassSample
-from detector.data.detection import Sample
 from detector.data.loading.bad_images import Replaced, Skipped
 from detector.data.loading.workers import load
 from detector.data.transforms.resize import padded
 from detector.errors import DetectorError
-from detector.structures import PADDING, SIZE_DIVISOR, Batch, ClassTargets, Targets
+from detector.structures import SIZE_DIVISOR, Batch
 
 
 def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch.Tensor:
@@ -43,24 +41,22 @@ def shared_zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
-def collate(samples: list[Sample | ClassSample | DetectorError]) -> Batch | DetectorError:
-    """One batch; if a sample is an error, that error (see ``CocoDataset``)."""
+def collate(samples: list[Any]) -> Batch | DetectorError:
+    """One batch of a task's samples; if one is an error, that error (see ``CocoDataset``)."""
     for sample in samples:
         if isinstance(sample, DetectorError):
             return sample
-    is_class = isinstance(samples[0], ClassSample)
-    targets = _class_targets(samples) if is_class else _box_targets(samples)
+    kind = type(samples[0])
     return Batch(
-        # Pictures of classes all have the config's size, which a network was trained on: nothing is added to it.
-        images=pad_images([sample.image for sample in samples], divisor=1 if is_class else SIZE_DIVISOR),
+        images=pad_images([sample.image for sample in samples], kind.DIVISOR),
         sizes=torch.tensor([sample.image.shape[-2:] for sample in samples]),
         sizes_original=torch.tensor([sample.size_original for sample in samples]),
-        targets=targets,
+        targets=kind.stack_targets(samples),
         ids=torch.tensor([sample.id for sample in samples]),
     )
 
 
-def by_shape(samples: Sequence[Sample | ClassSample]) -> list[list[int]]:
+def by_shape(samples: Sequence[Any]) -> list[list[int]]:
     """Indices of the samples that have the same shape once each is padded as it is alone.
 
     Predictions are made in batches of these. Zeros beyond an image do not stay zeros: after a convolution's bias they
@@ -71,23 +67,6 @@ def by_shape(samples: Sequence[Sample | ClassSample]) -> list[list[int]]:
         height, width = sample.image.shape[-2:]
         groups[padded(height), padded(width)].append(index)
     return list(groups.values())
-
-
-def _class_targets(samples: list[ClassSample]) -> ClassTargets:
-    return ClassTargets(
-        torch.stack([sample.shares for sample in samples]), torch.stack([sample.weights for sample in samples])
-    )
-
-
-def _box_targets(samples: list[Sample]) -> Targets:
-    """Padded to the same number of boxes a picture."""
-    most = max(1, *(len(sample.labels) for sample in samples))
-    boxes = torch.zeros(len(samples), most, 4)
-    labels = torch.full((len(samples), most), PADDING)
-    for row, sample in enumerate(samples):
-        boxes[row, : len(sample.boxes)] = sample.boxes
-        labels[row, : len(sample.labels)] = sample.labels
-    return Targets(boxes, labels)
 
 
 def load_batches(

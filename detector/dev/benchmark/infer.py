@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from detector.analysis.summary import default_size
 from detector.config.schema import Config
 from detector.data.detection import read_annotations
 from detector.data.transforms.resize import in_words
@@ -118,7 +117,7 @@ def gpu_cases(settings: Settings) -> list[Case]:
     side = settings.side(GPU_SIDE)
     overrides = () if settings.config else (f"data.resize={{short: [{side}], long: {side}}}",)
     config = comparable(settings.config or CONFIG, (*overrides, *settings.overrides))
-    height, width = default_size(config)
+    height, width = detection.largest_input(config)
     return [
         Case(
             name=f"{height}×{width}, batch {batch}, bf16, pictures on the GPU",
@@ -135,7 +134,7 @@ def gpu_cases(settings: Settings) -> list[Case]:
 
 
 def make_pixels(config: Config, classes: int, batch: int, device: str) -> Pixels:
-    shape = (batch, 3, *default_size(config))
+    shape = (batch, 3, *detection.largest_input(config))
     images = torch.from_numpy(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
     return Pixels(config, make_weights(config, classes, images[0]), images.to(device))
 

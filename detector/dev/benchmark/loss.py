@@ -69,7 +69,7 @@ def make_inputs(height: int, width: int, batch: int, objects: int, device: str) 
     logits, deltas = (part.to(device).requires_grad_() for part in predictions[:2])
     targets = Targets(boxes.expand(batch, -1, -1).contiguous(), labels.expand(batch, -1).contiguous())
     moved = Predictions(logits, deltas, predictions.anchors.to(device), predictions.level_counts)
-    return Inputs(moved, targets.to(torch.device(device)))
+    return Inputs(moved, Targets(*(tensor.to(device) for tensor in targets)))
 
 
 def make_predictions(
@@ -98,7 +98,7 @@ def theirs(inputs: Inputs) -> Run:
 
     def run() -> Outputs:
         losses = model.compute_loss(targets, outputs, [predictions.anchors] * len(targets))
-        return backward(inputs, [losses["classification"], losses["bbox_regression"]])
+        return backward(inputs, list(losses.values()))
 
     return run
 

@@ -16,7 +16,7 @@ from detector.dev.benchmark import eval as evaluation
 from detector.dev.benchmark.generate import IMAGES, TRAIN, write_annotations, write_photos
 from detector.dev.benchmark.measure import Case, Run, Settings
 from detector.reports import Scored
-from detector.tasks import detection
+from detector.reports.box_page import detection_report
 
 PHOTOS = 12  # the files of all images
 MOST_BYTES = 8_000_000
@@ -65,7 +65,7 @@ def ours(inputs: Inputs) -> Run:
 
     def run() -> Path:
         scored = Scored("generated", detections.rows, score())
-        report = detection.report(scored, detections.truth, config, folder / IMAGES)
+        report = detection_report(scored, detections.truth, config, folder / IMAGES)
         return report.write(folder / "report", "Evaluation")
 
     return run

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.analysis.summary import default_size
 from detector.checkpoints.foreign.torchvision import to_torchvision
 from detector.config.schema import Config
 from detector.dev.benchmark.generate import random_boxes
@@ -58,7 +57,7 @@ def cases(settings: Settings) -> list[Case]:
 
 def make_case(settings: Settings, name: str, overrides: tuple[str, ...], note: str = "") -> Case:
     config = comparable(name, overrides)
-    (height, width), batch = default_size(config), config.train.batch_size
+    (height, width), batch = detection.largest_input(config), config.train.batch_size
     backbone, precision = config.model.backbone, config.train.precision
     return Case(
         name=f"{backbone.name if backbone else name}, {height}×{width}, batch {batch}, {precision}{note}",
@@ -72,7 +71,7 @@ def make_case(settings: Settings, name: str, overrides: tuple[str, ...], note: s
 
 def make_inputs(config: Config, classes: int, device: torch.device) -> Inputs:
     rng = np.random.default_rng(0)
-    (height, width), count = default_size(config), config.train.batch_size
+    (height, width), count = detection.largest_input(config), config.train.batch_size
     images = torch.from_numpy(rng.integers(256, size=(count, 3, height, width), dtype=np.uint8))
     weights = make_weights(config, classes, images[0])
     boxes = torch.from_numpy(random_boxes(rng, OBJECTS, height, width))

@@ -1,0 +1,100 @@
+"""Classification as people look at it: images under their classes, scores and reports."""
+
+from __future__ import annotations
+
+import copy
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from detector.config.schema import Config, ModelConfig
+from detector.data.classification import ClassDataset, ClassSample
+from detector.evaluation.coverage import rare_classes
+from detector.files.atomic import atomic_write
+from detector.reports import figure
+from detector.reports.class_page import classification_report
+from detector.reports.drawing import draw_confusion, draw_lines, score_texts
+from detector.structures import Batch, Category
+from detector.tasks.classification_results import ClassPrediction
+
+# --- looking at the data ----------------------------------------------------------------------------------------------
+
+
+def untransformed(data: ClassDataset) -> ClassDataset:
+    """The same pictures as they are stored, none mixed with another."""
+    stored = copy.copy(data)
+    stored.transform, stored.augment = lambda image, epoch, index: image, None  # type: ignore
+    return stored
+
+
+def draw_sample(sample: ClassSample, categories: Sequence[Category]) -> Image.Image:
+    return _draw_shares(sample.image, sample.shares, categories)
+
+
+def _draw_shares(image: Tensor, shares: Tensor, categories: Sequence[Category]) -> Image.Image:
+    """A picture [C, H, W] under its classes, with their shares [K] where it is mixed."""
+    labels = [int(label) for label in shares.argsort(descending=True) if shares[label] > 0]
+    texts = [categories[label].name + (f" {shares[label]:.2f}" if shares[label] < 1 else "") for label in labels]
+    return draw_lines(image.permute(1, 2, 0).numpy(), labels, texts)
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+def preview(data: ClassDataset, config: Config) -> list[str]:
+    """Warnings where a class has few pictures."""
+    return rare_classes(data.categories, data.labelled.counts().tolist(), "pictures")
+
+
+def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:
+    """Each picture under its classes."""
+    return [
+        _draw_shares(image, shares, categories)
+        for image, shares in zip(batch.images, batch.targets.shares, strict=True)
+    ]
+
+
+def draw(image: np.ndarray, found: ClassPrediction, draw_score: float) -> Image.Image:
+    """The picture under the classes that score at least ``draw_score``, and the best one anyway."""
+    is_drawn = [place == 0 or score >= draw_score for place, score in enumerate(found.scores)]
+    texts = score_texts(found.names, found.scores)
+    shown = [(label, text) for label, text, is_kept in zip(found.labels, texts, is_drawn, strict=True) if is_kept]
+    return draw_lines(image, [int(label) for label, _ in shown], [text for _, text in shown])
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def describe(metrics: dict[str, Any], per_class: bool) -> str:
+    """The metrics as a table for a terminal."""
+    numbers = [f"{name} {figure(value)}" for name, value in metrics.items() if isinstance(value, float)]
+    lines = ["  ".join(numbers)]
+    if per_class:
+        columns = [name for name in ("precision", "recall", "f1", "AP") if name in metrics["per_class"][0]]
+        width = max(5, *(len(row["name"]) for row in metrics["per_class"]))
+        lines.append(f"{'class':<{width}}   images  " + "  ".join(f"{name:>9}" for name in columns))
+        for row in metrics["per_class"]:
+            cells = "  ".join(f"{figure(row[name]):>9}" for name in columns)
+            lines.append(f"{row['name']:<{width}}  {row['images']:7d}  {cells}")
+    return "\n".join(lines)
+
+
+def write_report(metrics: dict[str, Any], folder: Path) -> None:
+    """``confusion.csv`` (a row a true class, a column a predicted one) and ``confusion.png``."""
+    if "confusion" not in metrics:
+        return
+    names = [row["name"] for row in metrics["per_class"]]
+    with atomic_write(folder / "confusion.csv") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *names])
+        writer.writerows([name, *row] for name, row in zip(names, metrics["confusion"], strict=True))
+    with atomic_write(folder / "confusion.png", "wb") as file:
+        draw_confusion(np.array(metrics["confusion"]), names).save(file, format="png")
+
+
+report = classification_report

@@ -1,0 +1,131 @@
+"""Detection as people look at it: boxes on images, what the anchors match, scores and reports."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from detector.config.schema import Config, ModelConfig
+from detector.data.detection import CocoDataset, Sample
+from detector.data.transforms.boxes import Transformed
+from detector.evaluation.coco import METRICS
+from detector.evaluation.coverage import RECALL_WANTED, input_boxes, level_ious, rare_classes, reach_of
+from detector.ops.anchors import Anchors, level_sizes
+from detector.reports import figure
+from detector.reports.box_page import detection_report
+from detector.reports.drawing import draw_boxes, draw_targets, score_texts
+from detector.structures import IGNORE_REGION, PADDING, Batch, Category
+from detector.tasks.detection import match_batch
+from detector.tasks.detection_results import Prediction
+
+PREVIEWED_IMAGES = 2000  # of a larger set, a sample
+
+# --- looking at the data ----------------------------------------------------------------------------------------------
+
+
+def untransformed(data: CocoDataset) -> CocoDataset:
+    """The same pictures and boxes as they are stored."""
+    stored = copy.copy(data)
+    stored.transform = lambda image, boxes, labels, epoch, index: Transformed(image, boxes, labels)  # type: ignore
+    return stored
+
+
+def draw_sample(sample: Sample, categories: Sequence[Category]) -> Image.Image:
+    """A picture with its boxes; regions that the loss ignores in gray."""
+    labels = sample.labels.tolist()
+    texts = [categories[label].name if label >= 0 else "ignored" for label in labels]
+    return draw_boxes(sample.image.permute(1, 2, 0).numpy(), sample.boxes.numpy(), labels, texts)
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+def preview(data: CocoDataset, config: Config) -> list[str]:
+    """How many objects there are, and how many of them the anchors reach; warnings where they are few."""
+    images = len(data)
+    chosen = np.arange(images)
+    if images > PREVIEWED_IMAGES:
+        chosen = np.random.default_rng(config.seed).choice(images, PREVIEWED_IMAGES, replace=False)
+    part = data.select(chosen)
+    objects = input_boxes(part.annotations, part.checked, config.data.resize, config.seed).objects()
+    best = level_ious(objects, config.model.anchors, config.model.fpn.levels).amax(dim=1)
+    reach, threshold = reach_of(best, config.model.matcher), config.model.matcher.positive
+    of_sample = f" ({len(part):,} sampled images)" if len(part) < images else ""
+    lines = [
+        f"anchors: reach {reach.recall:.1%} of the objects at IoU {threshold:g} (mean best IoU {reach.mean_iou:.2f});"
+        f" {reach.objects / len(part):.1f} objects an image{of_sample}"
+    ]
+    if reach.objects and reach.recall < RECALL_WANTED:
+        lines.append(
+            f"warning: {1 - reach.recall:.1%} of the objects get no anchor at IoU {threshold:g};"
+            " detector anchors --suggest finds anchors that fit"
+        )
+    counts = torch.bincount(data.annotations.labels[data.is_object], minlength=len(data.categories))
+    return lines + rare_classes(data.categories, counts.tolist(), "objects")
+
+
+def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:
+    """Each picture with its targets and the anchors that are matched to them."""
+    anchors, _ = Anchors(config.anchors, config.fpn.levels)(level_sizes(*batch.images.shape[-2:], config.fpn.levels))
+    matches = match_batch(anchors, batch.targets, config.matcher)
+    drawings = []
+    for image, boxes, labels, match in zip(batch.images, *batch.targets, matches, strict=True):
+        is_shown, is_positive = labels != PADDING, match >= 0
+        own = labels[is_shown].tolist()
+        texts = ["ignored" if label == IGNORE_REGION else categories[label].name for label in own]
+        drawings.append(
+            draw_targets(
+                image.permute(1, 2, 0).numpy(),
+                boxes[is_shown].numpy(),
+                own,
+                texts,
+                anchors[is_positive].numpy(),
+                labels[match[is_positive]].tolist(),
+            )
+        )
+    return drawings
+
+
+def draw(image: np.ndarray, found: Prediction, draw_score: float) -> Image.Image:
+    """The picture with the boxes that score at least ``draw_score``."""
+    is_drawn = found.scores >= draw_score
+    texts = score_texts(found.names, found.scores)
+    texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
+    return draw_boxes(image, found.boxes[is_drawn], found.labels[is_drawn].tolist(), texts)
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+
+def describe(metrics: dict[str, Any], per_class: bool) -> str:
+    """The metrics as a table for a terminal."""
+    names = [name for name in METRICS if not name.startswith("AR")]
+    lines = [
+        "  ".join(f"{name} {figure(metrics[name])}" for name in names),
+        "  ".join(f"{name} {figure(metrics[name])}" for name in METRICS if name.startswith("AR"))
+        + f"  (at most {metrics['max_detections']} detections an image)",
+    ]
+    if metrics["dropped"]:
+        lines.append(f"not in the truth: {metrics['dropped']:,} invalid boxes (data.invalid_boxes)")
+    if per_class:
+        width = max(len(row["name"]) for row in metrics["per_class"])
+        lines.append(f"{'class':<{width}}  objects     AP   AP50     AR")
+        lines += [
+            f"{row['name']:<{width}}  {row['objects']:7d}  "
+            + "  ".join(f"{figure(row[name]):>5}" for name in ("AP", "AP50", "AR"))
+            for row in metrics["per_class"]
+        ]
+    return "\n".join(lines)
+
+
+def write_report(metrics: dict[str, Any], folder: Path) -> None:
+    """Nothing: results.json has it all."""
+
+
+report = detection_report
