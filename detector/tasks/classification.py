@@ -60,6 +60,12 @@ def open_split(config: Config, name: str, categories: list[Category] | None = No
     return open_classes(config, name, categories)
 
 
+def open_own(config: Config, name: str, own: Any, categories: list[Category] | None = None) -> ClassDataset:
+    raise ConfigError(
+        "task: data is given from Python as boxes, for detection; name a folder or CSV file in data.train"
+    )
+
+
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> ClassSample:
     """A picture [H, W, C] as the model wants it, without a class."""
     pixels = ClassTransform(config.data.crop)(image, epoch=0, index=0)
