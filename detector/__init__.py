@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from detector.data.own import OwnData
     from detector.inference.predictor import Predictor
 
 __version__ = "0.1.0"
@@ -41,13 +42,15 @@ def train(
     runs: str | Path = "runs",
     resume: bool = False,
     device: str | None = None,
+    data: OwnData | None = None,
 ) -> Path:
     """Train as ``detector train`` does; returns the run's folder ``runs/name``, which :func:`load` takes.
 
     ``config`` is a YAML file or the name of one of the package's, ``overrides`` are ``key=value``, ``name`` is the
-    config's unless it is given. Under ``torchrun`` each process makes the same call. Raises
-    :class:`detector.errors.DetectorError` for all that a person can fix, and KeyboardInterrupt after Ctrl-C or
-    SIGTERM, when all is saved and the same call with ``resume=True`` continues.
+    config's unless it is given. ``data`` is (train, val) or (train, None), each a
+    :class:`~detector.data.own.BoxData`, instead of the files that the config names. Under ``torchrun`` each process
+    makes the same call. Raises :class:`~detector.errors.DetectorError` for all that a person can fix, and
+    KeyboardInterrupt after Ctrl-C or SIGTERM, when all is saved and the same call with ``resume=True`` continues.
     """
     from detector.config.loader import load_config
     from detector.training import distributed
@@ -57,7 +60,7 @@ def train(
     run = RunFolder.named(runs, Path(config).stem if name is None else name)
     resolved = load_config(config, overrides)
     try:
-        if not fit(resolved, run, distributed.start(device), resume):
+        if not fit(resolved, run, distributed.start(device), resume, data):
             raise KeyboardInterrupt(f"{run.path}: stopped; everything is saved, resume=True continues")
     finally:
         distributed.stop()

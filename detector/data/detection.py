@@ -179,7 +179,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     def __init__(
         self,
         annotations: Annotations,
-        images: Path,
+        images: Path | None,
         transform: Transform,
         invalid_boxes: str,
         channels: int = 3,
@@ -273,7 +273,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
     def _sample(self, epoch: int, index: int) -> Sample:
         annotations = self.annotations
         height, width = int(annotations.heights[index]), int(annotations.widths[index])
-        image = read_annotated_image(self.file(index), height, width, self.channels, self.exif, self.max_value)
+        image = self._read(index, height, width)
         rows = annotations.rows(index)
         is_kept = self.checked.is_kept[rows]
         boxes = self.checked.boxes[rows][is_kept].numpy()
@@ -286,6 +286,9 @@ class CocoDataset(Dataset[Sample | DetectorError]):
             size_original=(height, width),
             id=index,
         )
+
+    def _read(self, index: int, height: int, width: int) -> np.ndarray:
+        return read_annotated_image(self.file(index), height, width, self.channels, self.exif, self.max_value)
 
 
 def open_dataset(
@@ -308,12 +311,18 @@ def open_dataset(
     check_files(annotations, images, read_name, data.allow_outside)
     annotations = with_sizes(annotations, images, data.exif)
     dataset = CocoDataset(annotations, images, transform, data.invalid_boxes, channels, data.exif, data.max_value)
-    if name == "train" and not dataset.is_object.any():
+    if name == "train":
+        check_objects(dataset)
+    return dataset
+
+
+def check_objects(dataset: CocoDataset) -> None:
+    """Raises where there is nothing to learn."""
+    if not dataset.is_object.any():
         raise DataError(
-            f"{annotations.path}: has no object to train on ({dataset.summary()}); annotate some, or check that"
+            f"{dataset.source}: has no object to train on ({dataset.summary()}); annotate some, or check that"
             " data.train.annotations is the file that was meant"
         )
-    return dataset
 
 
 def read_split(data: DataConfig, name: str, categories: list[Category] | None, seed: int) -> Annotations:

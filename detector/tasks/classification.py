@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
-from detector.data.classification import ClassSample, open_classes
+from detector.data.classification import ClassDataset, ClassSample, open_classes
 from detector.data.formats.class_folders import Labelled
 from detector.data.synthetic import write_class_shapes
 from detector.data.transforms.classes import ClassTransform
@@ -44,6 +44,12 @@ def main_metric(config: Config) -> str:
 def largest_input(config: Config) -> tuple[int, int]:
     """Height and width of every image that the model is given."""
     return config.data.crop.size, config.data.crop.size
+
+
+def open_own(config: Config, name: str, own: Any, categories: list[Category] | None = None) -> ClassDataset:
+    raise ConfigError(
+        "task: data is given from Python as boxes, for detection; name a folder or CSV file in data.train"
+    )
 
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> ClassSample:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detector.config.schema import Config, MatcherConfig, ModelConfig
 from detector.data.detection import Annotations, CocoDataset, Sample, open_dataset
+from detector.data.own import BoxData, OwnDataset, read_own
 from detector.data.synthetic import write_shapes
 from detector.data.transforms.boxes import TrainTransform, Transform
 from detector.data.transforms.resize import input_size, padded
@@ -57,12 +58,21 @@ def largest_input(config: Config) -> tuple[int, int]:
 
 def open_split(config: Config, name: str, categories: list[Category] | None = None) -> CocoDataset:
     """The COCO-format data set of ``data.train`` (augmented) or ``data.val``, with ``categories`` where given."""
-    data, channels = config.data, config.model.in_channels
+    transform = make_transform(config, name)
+    return open_dataset(config.data, name, transform, categories, config.model.in_channels, config.seed)
+
+
+def open_own(config: Config, name: str, own: BoxData, categories: list[Category] | None = None) -> OwnDataset:
+    """As :func:`open_split`, of data that is given from Python."""
+    return read_own(own, name, make_transform(config, name), config.data, config.model.in_channels, categories)
+
+
+def make_transform(config: Config, name: str) -> Transform:
+    """Augmentation for train, resizing alone for val."""
+    data = config.data
     if name == "train":
-        transform: Transform = TrainTransform(data.resize, data.augment, config.seed, channels)
-    else:
-        transform = Transform(data.resize)
-    return open_dataset(data, name, transform, categories, channels, config.seed)
+        return TrainTransform(data.resize, data.augment, config.seed, config.model.in_channels)
+    return Transform(data.resize)
 
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:

@@ -24,7 +24,8 @@ from detector.checkpoints.checkpoint import (
 from detector.checkpoints.opening import open_start
 from detector.checkpoints.start import begin_normalise, check_frozen, load_start
 from detector.config.loader import config_to_dict, differences
-from detector.config.schema import Config
+from detector.config.schema import Config, SplitConfig
+from detector.data.own import OwnData
 from detector.errors import ConfigError, DataError, one_of
 from detector.files.atomic import atomic_write
 from detector.models import Model, build_model
@@ -38,9 +39,16 @@ from detector.training.preview import preview_run
 from detector.training.run_folder import RunFolder, tensorboard_writer
 
 
-def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = False) -> bool:
+def fit(
+    config: Config,
+    run: RunFolder,
+    device: torch.device,
+    resume: bool = False,
+    data: OwnData | None = None,
+) -> bool:
     """A whole run: open the data, build or resume, train, evaluate; True if it reached the end, False if stopped.
 
+    With ``data``, that is what is trained on and evaluated (None: nothing is), and not what the config names.
     With ``resume`` the run continues from its ``last.pt``, or begins if there is none. It begins from the weights that
     the config names for the backbone or, in place of them, from what fits of the checkpoint ``model.weights``. Raises
     :class:`~detector.errors.DetectorError` for all that a person can mend.
@@ -54,20 +62,28 @@ def fit(config: Config, run: RunFolder, device: torch.device, resume: bool = Fal
     writer = tensorboard_writer() if config.train.tensorboard else None
     try:
         with distributed.peers():
-            return _fit(config, task, run, device, resume, writer)
+            return _fit(config, task, run, device, resume, writer, data)
     finally:
         run.unlock()
 
 
-def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any) -> bool:
+def _fit(
+    config: Config,
+    task: Task,
+    run: RunFolder,
+    device: torch.device,
+    resume: bool,
+    writer: Any,
+    own: OwnData | None,
+) -> bool:
+    config = config if own is None else without_files(config, has_val=own[1] is not None)
     content = distributed.from_main(lambda: take_up(run, resume))
     start = open_start(config) if content is None else None
     config, normalised = begin_normalise(config, start or content, str(run.last if content else config.model.weights))
     if content is not None:
         check_config(content, config, run)
-    train_data = task.open_split(config, "train")
+    train_data, val_data = open_data(config, task, own)
     categories = train_data.categories
-    val_data = task.open_split(config, "val", categories) if config.data.has_val else None
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(categories))
@@ -99,6 +115,23 @@ def _fit(config: Config, task: Task, run: RunFolder, device: torch.device, resum
     if finished and val_data is not None:
         report_best(config, task, state.evaluated, val_data, run, device)
     return finished
+
+
+def open_data(config: Config, task: Task, own: OwnData | None) -> tuple[Data, Data | None]:
+    """What to train on and what to evaluate on, if anything."""
+    if own is not None:
+        train_data = task.open_own(config, "train", own[0])
+        return train_data, None if own[1] is None else task.open_own(config, "val", own[1], train_data.categories)
+    train_data = task.open_split(config, "train")
+    return train_data, task.open_split(config, "val", train_data.categories) if config.data.has_val else None
+
+
+def without_files(config: Config, has_val: bool) -> Config:
+    """The config of a run whose data is given: it names none."""
+    if config.data.val_share is not None:
+        raise ConfigError("data.val_share: holds back files; of data given from Python, give both parts: (train, val)")
+    data = config.data.model_copy(update={"train": SplitConfig(), "val": SplitConfig() if has_val else None})
+    return config.model_copy(update={"data": data})
 
 
 def take_up(run: RunFolder, resume: bool) -> dict[str, Any] | None:

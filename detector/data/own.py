@@ -1,0 +1,127 @@
+"""Data sets of one's own, given from Python: ``detector.train(..., data=(train, val))``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from detector.config.schema import DataConfig
+from detector.data.detection import CocoDataset, check_objects
+from detector.data.formats.coco import Annotations
+from detector.data.formats.coco_rows import Ids, Texts
+from detector.data.inputs import ImageInput, as_array
+from detector.data.transforms.boxes import Transform
+from detector.errors import DataError
+from detector.structures import Category
+
+
+class BoxData(Protocol):
+    """Images with boxes, by index. An index always gives the same item, or a resumed run would be another one."""
+
+    categories: Sequence[Category]  # ids, of one's own choice, and names; a label is an index of these
+
+    def __len__(self) -> int: ...
+
+    # The image as ``predict`` takes it, such as an array [H, W, 3]; boxes [T, 4], xyxy in its pixels; labels [T].
+    def __getitem__(self, index: int) -> tuple[ImageInput, Any, Any]: ...
+
+
+OwnData = tuple[BoxData, BoxData | None]  # to train on, and to evaluate on
+
+
+class OwnDataset(CocoDataset):
+    """A :class:`BoxData` for the loop: boxes as columns, read once; each image when it is needed.
+
+    Its images have no files: their names are their indices in ``own``.
+    """
+
+    def __init__(self, own: BoxData, annotations: Annotations, *settings: Any) -> None:
+        super().__init__(annotations, None, *settings)
+        self.own = own
+
+    def select(self, indices: Sequence[int]) -> OwnDataset:
+        given = self.transform, self.invalid_boxes, self.channels, self.exif, self.max_value
+        return OwnDataset(self.own, self.annotations.select(indices), *given)
+
+    def file(self, index: int) -> Path:
+        """What stands in messages for the file of an image."""
+        return Path(f"{self.source}: image {self.annotations.file_name(index)}")
+
+    def warnings(self) -> list[str]:
+        return []
+
+    def _read(self, index: int, height: int, width: int) -> np.ndarray:
+        image = self.own[int(self.annotations.file_name(index))][0]
+        array = as_array(image, self.channels, self.exif, self.max_value)
+        if array.shape[:2] != (height, width):
+            size, before = "×".join(map(str, array.shape[1::-1])), f"{width}×{height}"
+            raise DataError(f"{self.file(index)}: is {size}, was {before}; an index must always give the same image")
+        return array
+
+
+def read_own(
+    own: BoxData,
+    name: str,
+    transform: Transform,
+    data: DataConfig,
+    channels: int,
+    categories: list[Category] | None = None,
+) -> OwnDataset:
+    """The data set ``own`` as train or val (``name``), each item looked at once.
+
+    Raises :class:`~detector.errors.DataError` for an item that is not as :class:`BoxData` says, and for other classes
+    than ``categories`` (those of train).
+    """
+    source = Path(f"data given for {name}")
+    known = [Category(*category) for category in own.categories]
+    if not known or len({category.id for category in known}) < len(known):
+        raise DataError(f"{source}: its categories are {known}; give one or more, each with an id of its own")
+    if categories is not None and known != categories:
+        raise DataError(f"{source}: its categories are {known}, those of train {categories}; give the same")
+    sizes, boxes, labels = [], [np.zeros((0, 4))], [np.zeros(0, dtype=np.int64)]
+    for index in range(len(own)):
+        image, *objects = own[index]
+        try:
+            sizes.append(as_array(image, channels, data.exif, data.max_value).shape[:2])
+            checked = _check_objects(*objects, len(known))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{source}: image {index}: {error}") from None
+        boxes.append(checked[0])
+        labels.append(checked[1])
+    xywh, label = np.concatenate(boxes), np.concatenate(labels)
+    xywh[:, 2:] -= xywh[:, :2]
+    annotations = Annotations(
+        path=source,
+        categories=known,
+        image_ids=Ids.counting(len(sizes)).map(torch.from_numpy),
+        heights=torch.tensor([height for height, _ in sizes], dtype=torch.int64),
+        widths=torch.tensor([width for _, width in sizes], dtype=torch.int64),
+        names=Texts.of(map(str, range(len(sizes)))).map(torch.from_numpy),
+        first=torch.tensor([len(part) for part in labels]).cumsum(0),
+        annotation_ids=Ids.counting(len(label)).map(torch.from_numpy),
+        boxes_xywh=torch.from_numpy(xywh),
+        labels=torch.from_numpy(label),
+        areas=torch.from_numpy(xywh[:, 2:].prod(axis=1)),
+        is_crowd=torch.zeros(len(label), dtype=torch.bool),
+    )
+    dataset = OwnDataset(own, annotations, transform, data.invalid_boxes, channels, data.exif, data.max_value)
+    if name == "train":
+        check_objects(dataset)
+    return dataset
+
+
+def _check_objects(given_boxes: Any, given_labels: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes [T, 4] float64 and labels [T] int64 of one image; raises ValueError with the remedy."""
+    boxes, labels = np.array(given_boxes, dtype=np.float64), np.asarray(given_labels)
+    if not boxes.size and not labels.size:
+        return np.zeros((0, 4)), np.zeros(0, dtype=np.int64)
+    if labels.ndim != 1 or boxes.shape != (len(labels), 4) or not np.isfinite(boxes).all():
+        shapes = f"boxes {list(boxes.shape)} and labels {list(labels.shape)}"
+        raise ValueError(f"has {shapes}; give finite boxes [T, 4], xyxy, and labels [T]")
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"has labels {labels.tolist()}; give indices of the categories, 0 to {classes - 1}")
+    return boxes, labels.astype(np.int64)
