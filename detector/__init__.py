@@ -1,7 +1,8 @@
 """RetinaNet-style detection on feature pyramids: train, evaluate and infer on COCO-format data.
 
-The parts are plain modules (``detector.config.schema``, ``detector.models``, ``detector.tasks.detection``, ...),
-imported by name, so that ``import detector`` stays cheap. Most programs need only :func:`train` and :func:`load`.
+Most programs need only :func:`train`, :func:`evaluate` and :func:`load`; :func:`open_model` gives a model to whoever
+writes the rest. The other names of ``__all__`` are the parts that people take alone. They, and what they need, are
+imported when they are first used, so that ``import detector`` stays cheap.
 
 **Stable** is what this page lists, and with it :class:`detector.inference.predictor.Predictor` and its predictions, the
 classes of :mod:`detector.errors`, commands with their options and exit codes, config keys, and the files of a run:
@@ -11,28 +12,72 @@ or swap parts: their docstrings are meant to be read, but names may move from on
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from detector.checkpoints.opening import open_model as open_model
+    from detector.config.loader import load_config as load_config
+    from detector.config.schema import Config as Config
     from detector.data.own import OwnData
-    from detector.inference.predictor import Predictor
+    from detector.errors import DetectorError as DetectorError
+    from detector.inference.predictor import Predictor as Predictor
+    from detector.models import Model as Model
+    from detector.models import build_model as build_model
+    from detector.models.backbones import Backbone as Backbone
+    from detector.models.backbones import build_backbone as build_backbone
+    from detector.models.fpn import FPN as FPN
+    from detector.models.heads import PooledHead as PooledHead
+    from detector.models.heads import RetinaHead as RetinaHead
+    from detector.ops.anchors import Anchors as Anchors
+    from detector.ops.postprocess import detect as detect
 
 __version__ = "0.1.0"
 
+# Name → the module that has it.
+_PARTS = {
+    "Config": "config.schema",
+    "load_config": "config.loader",
+    "open_model": "checkpoints.opening",
+    "Predictor": "inference.predictor",
+    "DetectorError": "errors",
+    "Model": "models",
+    "build_model": "models",
+    "Backbone": "models.backbones",
+    "build_backbone": "models.backbones",
+    "FPN": "models.fpn",
+    "RetinaHead": "models.heads",
+    "PooledHead": "models.heads",
+    "Anchors": "ops.anchors",
+    "detect": "ops.postprocess",
+}
 
-def load(checkpoint: str | Path, device: str | None = None) -> Predictor:
-    """A ready :class:`detector.inference.predictor.Predictor` of a checkpoint (``runs/x/best.pt``) or a run.
+__all__ = ["evaluate", "load", "train", *_PARTS]
 
-    ``device`` defaults to the first GPU, else the CPU. Raises :class:`detector.errors.WeightsError` for a file that is
-    missing or is no checkpoint of this package. Nothing else of the process changes: no environment, signals, warnings,
-    threads or random numbers. Random weights give denormals, which ``torch.set_flush_denormal(True)`` makes fast on a
-    CPU, as the commands do.
+
+def __getattr__(name: str) -> Any:
+    """A name of ``__all__``, out of the module that has it."""
+    if name not in _PARTS:
+        raise AttributeError(f"module 'detector' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"detector.{_PARTS[name]}"), name)
+
+
+def load(checkpoint: str | Path, device: str | None = None, allow_code: bool = False) -> Predictor:
+    """A ready :class:`~detector.inference.predictor.Predictor` of a checkpoint (``runs/x/best.pt``) or a run::
+
+        predictor = detector.load("runs/mine")
+        print(predictor.predict(["a.jpg"], score_threshold=0.5)[0].boxes)  # [D, 4] xyxy in pixels
+
+    ``device`` defaults to the first GPU, else the CPU. ``allow_code``: parts that the checkpoint names as
+    ``package.module:name`` may run. Raises :class:`~detector.errors.WeightsError` for a file that is missing or is no
+    checkpoint. Nothing else of the process changes: no environment, signals, warnings, threads or random numbers.
+    Random weights give denormals, which ``torch.set_flush_denormal(True)`` makes fast on a CPU, as the commands do.
     """
     from detector.inference.predictor import Predictor
 
-    return Predictor.from_checkpoint(checkpoint, device)
+    return Predictor.from_checkpoint(checkpoint, device, allow_code=allow_code)
 
 
 def train(
@@ -43,14 +88,18 @@ def train(
     resume: bool = False,
     device: str | None = None,
     data: OwnData | None = None,
+    allow_code: bool = False,
 ) -> Path:
-    """Train as ``detector train`` does; returns the run's folder ``runs/name``, which :func:`load` takes.
+    """Train as ``detector train`` does; returns the run's folder ``runs/name``, which :func:`load` takes::
+
+        run = detector.train("mine.yaml", ["train.epochs=3"], name="shorter")
 
     ``config`` is a YAML file or the name of one of the package's, ``overrides`` are ``key=value``, ``name`` is the
-    config's unless it is given. ``data`` is (train, val) or (train, None), each a
-    :class:`~detector.data.own.BoxData`, instead of the files that the config names. Under ``torchrun`` each process
-    makes the same call. Raises :class:`~detector.errors.DetectorError` for all that a person can fix, and
-    KeyboardInterrupt after Ctrl-C or SIGTERM, when all is saved and the same call with ``resume=True`` continues.
+    config's unless it is given. ``data`` is (train, val) or (train, None), each a :class:`~detector.data.own.BoxData`,
+    instead of the files that the config names. ``allow_code``: parts that the config names as ``package.module:name``
+    may run. Under ``torchrun`` each process makes the same call. Raises :class:`~detector.errors.DetectorError` for
+    all that a person can fix, and KeyboardInterrupt after Ctrl-C or SIGTERM, when all is saved and the same call with
+    ``resume=True`` continues.
     """
     from detector.config.loader import load_config
     from detector.training import distributed
@@ -58,10 +107,42 @@ def train(
     from detector.training.run_folder import RunFolder
 
     run = RunFolder.named(runs, Path(config).stem if name is None else name)
-    resolved = load_config(config, overrides)
+    resolved = load_config(config, overrides, allow_code)
     try:
         if not fit(resolved, run, distributed.start(device), resume, data):
             raise KeyboardInterrupt(f"{run.path}: stopped; everything is saved, resume=True continues")
     finally:
         distributed.stop()
     return run.path
+
+
+def evaluate(
+    checkpoint: str | Path,
+    overrides: Sequence[str] = (),
+    annotations: str | Path | None = None,
+    images: str | Path | None = None,
+    device: str | None = None,
+    allow_code: bool = False,
+) -> dict[str, Any]:
+    """Score a checkpoint or a run as ``detector evaluate`` does; returns the metrics of its ``results.json``::
+
+        metrics = detector.evaluate("runs/mine", annotations="test.json", images="images/")
+        print(metrics["AP"], metrics["per_class"][0]["AP50"])
+
+    Without ``annotations`` and ``images`` it is scored on the data that it was evaluated on in training; for a
+    classifier, ``images`` alone is a folder with one folder per class. ``overrides`` are ``key=value``, and
+    ``allow_code`` is as for :func:`load`. Under ``torchrun`` each process makes the same call, and the first one gets
+    the metrics. Raises :class:`~detector.errors.DetectorError` for all that a person can fix.
+    """
+    import torch
+
+    from detector.inference.evaluate import evaluate_checkpoint
+    from detector.training import distributed
+
+    torch.set_flush_denormal(True)
+    try:
+        resolved = distributed.start(device)
+        with distributed.peers():
+            return evaluate_checkpoint(checkpoint, overrides, resolved, annotations, images, allow_code).scored.metrics
+    finally:
+        distributed.stop()

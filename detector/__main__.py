@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import detector
 from detector.commands import Warnings, check_overrides
 from detector.errors import DetectorError
-from detector.processes import handled, interrupt, prepare_command
+from detector.processes import ends_with_its_pipe, handled, interrupt, prepare_command
 
 COMMANDS = {
     "quickstart": "generate a set of shapes, train on it, evaluate, and draw what was found",
@@ -52,12 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         print(f"error: {arguments[0]}: no such command; {hint}", file=sys.stderr)
         return 2
-    parser.parse_args(arguments)  # --help and --version end here, and so does all else
+    with ends_with_its_pipe():
+        parser.parse_args(arguments)  # --help and --version end here, and so does all else
     raise AssertionError("a command is required")
 
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse and run the command of ``detector.commands.NAME``; errors that a person can mend become one line each."""
+    with ends_with_its_pipe():
+        return _run_command(name, argv, prog)
+
+
+def _run_command(name: str, argv: Sequence[str] | None, prog: str | None) -> int:
     prepare_command()
     args = build_parser(name, prog).parse_intermixed_args(argv)
     try:

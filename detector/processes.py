@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
@@ -35,6 +36,26 @@ def prepare_command() -> None:
 def be_quiet() -> None:
     """What Pillow finds odd in a TIFF file is no business of who reads a million of them."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+
+@contextlib.contextmanager
+def ends_with_its_pipe() -> Iterator[None]:
+    """Exit quietly, with the code that a shell has for it, when nobody reads the output any more (``| head``)."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, for at Python's end it can only be complained about
+    except BrokenPipeError:
+        nowhere, asked = os.open(os.devnull, os.O_WRONLY), select.poll()
+        for stream in (sys.stdout, sys.stderr):
+            asked.register(stream.fileno(), 0)  # what is told unasked: that the other end is closed
+        broken = asked.poll(0)
+        if not broken:
+            raise  # another pipe's
+        for descriptor, _ in broken:
+            os.dup2(nowhere, descriptor)  # what a stream still holds goes there at Python's end
+        raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 @contextlib.contextmanager

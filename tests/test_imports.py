@@ -148,6 +148,16 @@ def test_the_package_itself_is_cheap() -> None:
     assert (slow, printed) == (set(), f"{detector.__version__} True\n")
 
 
+def test_all_that_the_package_names_is_there() -> None:
+    names: dict[str, object] = {}
+    exec("from detector import *", names)
+    assert names.keys() - {"__builtins__"} == set(detector.__all__)
+    assert {"load", "train", "evaluate", "open_model", "Config"} <= set(detector.__all__)
+    assert all(names[name].__module__.startswith("detector") for name in detector.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'lode'"):
+        _ = detector.lode
+
+
 def test_slow_modules_would_be_found() -> None:
     assert slow_modules("-c", "import detector, numpy")[0] == {"numpy"}
 

@@ -251,4 +251,6 @@ def test_the_python_blocks_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(names["rows"]) == len(made["xyxy"]) == len(made["confidence"]) == len(made["class_id"]) > 0
     assert made["data"]["class_name"].tolist() == found.names
     assert names["run"] == Path("runs/shorter")
+    assert names["metrics"].keys() >= {"AP", "per_class"}
+    assert len(names["categories"]) == names["predictions"].cls_logits.shape[2] == 4
     assert len((world / "runs/shorter/metrics.jsonl").read_text().splitlines()) >= 2

@@ -13,6 +13,7 @@ from torch import Tensor
 from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config
 from detector.config.loader import config_to_dict, differences
 from detector.config.schema import Config
+from detector.data.formats.coco_rows import id_key
 from detector.errors import WeightsError
 from detector.models import Model
 from detector.structures import Category
@@ -88,6 +89,26 @@ def transfer(model: Model, categories: list[Category], content: dict[str, Any], 
         names = " + ".join(backbone.name for backbone in old_model.backbones)
         raise WeightsError(f"{path}: nothing of its backbone ({names}) fits this model; use the same model.backbone")
     return outcome
+
+
+@torch.no_grad()
+def reorder_classes(model: Model, own: list[Category], wanted: list[Category]) -> bool:
+    """Put the model's classes, ``own``, into the order of ``wanted``; False where they are not the same classes.
+
+    Names tell them, whatever their ids; where a name is there twice, ids and names do.
+    """
+    has_names = all(len({category.name for category in classes}) == len(classes) for classes in (own, wanted))
+    here, there = (
+        [category.name if has_names else (id_key(category.id), category.name) for category in classes]
+        for classes in (own, wanted)
+    )
+    if set(here) != set(there):
+        return False
+    order = [here.index(key) for key in there]
+    for name in model.head.by_class if order != sorted(order) else ():
+        rows = _by_class(model.head.get_parameter(name), len(own))
+        rows.copy_(rows[:, order])
+    return True
 
 
 def conventions(config: Config, has_head: bool = True) -> dict[str, Any]:

@@ -21,6 +21,15 @@ def count(text: str) -> int:
     return int(text)
 
 
+def add_allow_code(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="import and run the model's parts that are named as package.module:name; for configs and checkpoints that"
+        " you trust",
+    )
+
+
 def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse what was meant as something else: most often a pattern that the shell wrote out as names of files."""
     for override in overrides:

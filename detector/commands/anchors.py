@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detector.commands import add_allow_code
+
 if TYPE_CHECKING:
     from detector.analysis.anchors.report import Suggestion
     from detector.analysis.anchors.search import Split
@@ -27,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--write", type=Path, metavar="OUT.yaml", help="with --suggest: the config with these anchors")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with charts and pictures, too")
+    add_allow_code(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as model.anchors.base_size=2"
     )
@@ -35,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from detector.config.loader import load_config
 
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.config, args.overrides, args.allow_code)
     check_arguments(args, config)
 
     from detector.analysis.anchors.report import as_json, as_text, cost, gallery, sections

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detector.commands import count
+from detector.commands import add_allow_code, count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,13 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--number", type=count, default=40, help="pictures shown, evenly spread (default: 40)")
     parser.add_argument("--epochs", type=count, default=2, help="augmentations of each that are shown (default: 2)")
     parser.add_argument("--output", type=Path, default=Path("browse.html"), help="the page (default: browse.html)")
+    add_allow_code(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as data.augment.mixup=1")
 
 
 def run(args: argparse.Namespace) -> int:
     from detector.config.loader import load_config
 
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.config, args.overrides, args.allow_code)
 
     from detector.analysis.gallery import browse
     from detector.tasks import get_task, get_views

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detector.commands import add_allow_code
+
 if TYPE_CHECKING:
     from detector.analysis.doctor.columns import Split
     from detector.analysis.doctor.examination import Settings
@@ -39,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --fix: write the copy even if it loses over 1 %% of the annotations, or a whole class",
     )
+    add_allow_code(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="with --config: values such as data.resize.long=512"
     )
@@ -143,7 +146,7 @@ def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     from detector.errors import ConfigError
     from detector.tasks import get_core
 
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.config, args.overrides, args.allow_code)
     needs_annotations = get_core(config.task).FOLDER_FORMAT is None
     splits = []
     for name, split in (("train", config.data.train), ("val", config.data.val)):

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detector.commands import count
+from detector.commands import add_allow_code, count
 from detector.commands.train import RESUMABLE
 
 GALLERY = 200  # pictures of --html, at most
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", action="store_true", help="write a page of the drawings, gallery.html, too")
     parser.add_argument("--batch-size", type=count, default=8, help="images at once, at most (default: 8)")
     parser.add_argument("--workers", type=_workers, default=2, help="processes that read pictures (default: 2)")
+    add_allow_code(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as model.predict.max_detections=300")
 
@@ -79,7 +80,7 @@ def _run(args: argparse.Namespace) -> int:
     from detector.inference.predictor import Predictor
 
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
-    predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides)
+    predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides, args.allow_code)
     if ids is not None and not get_results(predictor.config.task).HAS_IDS:
         raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
     if args.score is not None:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detector.commands import add_allow_code
+
 if TYPE_CHECKING:
     from detector.analysis.summary import Latency, Level, Summary
     from detector.config.schema import Config
@@ -24,7 +26,7 @@ Row = tuple[str, list[str]]  # a label, and a cell for each model
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", help="a YAML file, or the name of one in configs/")
+    parser.add_argument("--config", help="a YAML file, the name of one in configs/, a checkpoint or a run's folder")
     parser.add_argument("--compare", nargs="+", metavar="CONFIG", help="several of them, side by side")
     parser.add_argument(
         "--size", nargs=2, type=int, metavar=("H", "W"), help="of the picture (default: the config's own, padded)"
@@ -34,25 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--time", action="store_true", help="measure the time of a forward pass, too")
     parser.add_argument("--runs", type=int, help=f"with --time: how often (default: {RUNS})")
     parser.add_argument("--device", help="with --time: cpu, cuda or cuda:1 (default: a GPU if there is one)")
+    add_allow_code(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as model.fpn.channels=64"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.config.loader import load_config
-
     check_arguments(args)
-    names = args.compare or [args.config]
-    configs = [load_config(name, args.overrides) for name in names]
-    size = tuple(args.size) if args.size else None
     if args.time:
         import torch
 
         # Random weights give denormals, which slow convolutions several times on a CPU; before its threads begin.
         torch.set_flush_denormal(True)
+    names = args.compare or [args.config]
+    configs, classes = zip(*(open_config(name, args.overrides, args.allow_code) for name in names), strict=True)
+    size = tuple(args.size) if args.size else None
     summaries = [
-        summarise_config(name, config, args.classes, size) for name, config in zip(names, configs, strict=True)
+        summarise_config(name, config, args.classes or own, size)
+        for name, config, own in zip(names, configs, classes, strict=True)
     ]
     latencies, note = time_models(configs, summaries, args.device, args.runs or RUNS) if args.time else ([], "")
     if args.json:
@@ -89,6 +91,18 @@ def check_arguments(args: argparse.Namespace) -> None:
     for name, value in (("runs", args.runs), ("device", args.device)):
         if value is not None and not args.time:
             raise ConfigError(f"command line: --{name} has no effect without --time; add it, or remove --{name}")
+
+
+def open_config(name: str, overrides: Sequence[str], allow_code: bool) -> tuple[Config, int | None]:
+    """A config; of a checkpoint or a run, also how many classes it has."""
+    from detector.config.loader import CHECKPOINT_SUFFIXES, load_config
+
+    if Path(name).is_dir() or Path(name).suffix in CHECKPOINT_SUFFIXES:
+        from detector.checkpoints.opening import open_model
+
+        _, config, categories = open_model(name, overrides, "cpu", allow_code=allow_code)
+        return config, len(categories)
+    return load_config(name, overrides, allow_code), None
 
 
 def summarise_config(name: str, config: Config, classes: int | None, size: tuple[int, int] | None) -> Summary:

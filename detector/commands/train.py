@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detector.commands import add_allow_code
+
 if TYPE_CHECKING:
     from detector.config.schema import Config
     from detector.training.run_folder import RunFolder
@@ -37,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="learn N pictures by heart, in runs/NAME_overfit, and say whether it works (exit code 0 or 1)",
     )
+    add_allow_code(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as train.batch_size=8")
 
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         if any(override.startswith("model.weights=") for override in overrides):
             raise ConfigError("command line: --init-from and model.weights name the same thing; give one of them")
         overrides.append(f"model.weights={json.dumps(args.init_from, ensure_ascii=False)}")
-    config = load_config(args.config, overrides)
+    config = load_config(args.config, overrides, args.allow_code)
     name = Path(args.config).stem if args.name is None else args.name
     if args.overfit is not None:
         check_overfit(args)

@@ -44,8 +44,8 @@ def check_code(config: Config, source: str | Path) -> None:
     for key, name in _texts(config.model.model_dump(), "model"):
         if is_code(name):
             raise ConfigError(
-                f"{source}: {key}: {name} is code of its own, which runs only if you allow it: --allow-code of train,"
-                " evaluate, infer and summary, allow_code=True in Python"
+                f"{source}: {key}: {name} is code, which runs only if you trust it: add --allow-code (in Python,"
+                " allow_code=True)"
             )
 
 
