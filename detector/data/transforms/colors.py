@@ -40,7 +40,7 @@ def color_transform(augment: AugmentConfig, channels: int) -> Any:
 
 
 def listed_transforms(augment: AugmentConfig, channels: int, height: int, width: int) -> Any:
-    """``data.augment.transforms`` as one composition, each tried on an image of this size; None if there are none.
+    """``data.augment.transforms`` as one composition, each tried on noise of at most this size; None if there are none.
 
     Raises ConfigError for an unknown name or argument, and for what does not work on images and boxes alone.
     """
@@ -52,13 +52,20 @@ def listed_transforms(augment: AugmentConfig, channels: int, height: int, width:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice: a more general transform, or boxes that nothing in the list moves
         compose = library.Compose([_build(library, given) for given in augment.transforms], bbox_params=boxes)
-    noise = np.random.default_rng(0).integers(256, size=(height, width, channels), dtype=np.uint8)
-    middle = np.array([[width / 4, height / 4, width / 2, height / 2]])
     for transform in seeded(compose, np.random.default_rng(0)):
         transform.p, probability = 1.0, transform.p
-        apply_listed(transform, noise, middle)
-        transform.p = probability
+        try:  # what takes seconds on a large image does not on a small one
+            apply_listed(transform, *_noise(min(height, 256), min(width, 256), channels))
+        except ConfigError:  # but a crop may need the large one
+            apply_listed(transform, *_noise(height, width, channels))
+        transform.p, transform.params = probability, {}
     return compose
+
+
+def _noise(height: int, width: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image and a box in its middle."""
+    image = np.random.default_rng(0).integers(256, size=(height, width, channels), dtype=np.uint8)
+    return image, np.array([[width / 4, height / 4, width * 3 / 4, height * 3 / 4]])
 
 
 def _build(library: Any, given: dict[str, JsonValue]) -> Any:
