@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from draws import undrawn
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -24,13 +25,10 @@ RESNET = ["layer1", "layer2", "layer3", "layer4"]
 FAMILIES = {  # name: torchvision's names of the last linear layer and of what puts out C2 to C5, and their channels
     "vgg11_bn": ("classifier.6", [f"features.{place}" for place in (13, 20, 27, 28)], (256, 512, 512, 512)),
     "resnet18": ("fc", RESNET, (64, 128, 256, 512)),
-    "wide_resnet50_2": ("fc", RESNET, (256, 512, 1024, 2048)),
     "resnext50_32x4d": ("fc", RESNET, (256, 512, 1024, 2048)),
     "convnext_tiny": ("classifier.2", [f"features.{place}" for place in (1, 3, 5, 7)], (96, 192, 384, 768)),
     "swin_t": ("head", [f"features.{place}" for place in (1, 3, 5, 7)], (96, 192, 384, 768)),
-    "swin_v2_t": ("head", [f"features.{place}" for place in (1, 3, 5, 7)], (96, 192, 384, 768)),
     "efficientnet_b0": ("classifier.1", [f"features.{place}" for place in (2, 3, 5, 8)], (24, 40, 112, 1280)),
-    "efficientnet_v2_s": ("classifier.1", [f"features.{place}" for place in (2, 3, 5, 7)], (48, 64, 160, 1280)),
     "mobilenet_v3_small": ("classifier.3", [f"features.{place}" for place in (1, 3, 8, 12)], (16, 24, 48, 576)),
     "regnet_y_400mf": ("fc", [f"trunk_output.block{place}" for place in (1, 2, 3, 4)], (48, 104, 208, 440)),
     "densenet121": (
@@ -39,7 +37,7 @@ FAMILIES = {  # name: torchvision's names of the last linear layer and of what p
         (256, 512, 1024, 1024),
     ),
 }
-CHANNELS_LAST = ("swin_t", "swin_v2_t")  # [B, H, W, C]
+CHANNELS_LAST = ("swin_t",)  # [B, H, W, C]
 
 STAGES = {2: ("conv1.", "bn1.", "layer1."), 3: ("layer2.",), 4: ("layer3.",), 5: ("layer4.",)}
 
@@ -88,21 +86,26 @@ def test_equals_torchvision_with_its_weights(name: str) -> None:
         for key, tensor in published.items()
     }
     config = ModelConfig(backbone=BackboneConfig(name=name), head=HeadConfig(name="classic"))
-    model = build_model(config, num_classes=1000).eval()
+    with undrawn():
+        model = build_model(config, num_classes=1000).eval()
     model.load_state_dict(own, strict=True)
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     mean, std = (torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     normal = (images / 255 - mean) / std  # as torchvision's presets have it
+    expected: dict[str, Tensor] = {}
+    for node in nodes:  # copies, for DenseNet's classifier changes C5 in place
+        network.get_submodule(node).register_forward_hook(
+            lambda _module, _inputs, output, node=node: expected.update({node: output.clone()})
+        )
     with torch.no_grad():
         assert_equal_to(network(normal), model(images, torch.tensor([[64, 96]] * 2)))
 
-    backbone = build_backbone(BackboneConfig(name=name), in_channels=3, finest=2).eval()
+    with undrawn():
+        backbone = build_backbone(BackboneConfig(name=name), in_channels=3, finest=2).eval()
     assert backbone.channels == channels
     backbone.body.load_state_dict({key: published[key] for key in backbone.body.state_dict()}, strict=True)
     with torch.no_grad():
         features = backbone(normal)
-        # DenseNet's classifier changes C5 in place, so the network is cut where C5 is.
-        expected = create_feature_extractor(network, {node: node for node in nodes})(normal)
     for feature, node in zip(features, nodes, strict=True):
         reference = expected[node].permute(0, 3, 1, 2) if name in CHANNELS_LAST else expected[node]
         assert_equal_to(reference, feature)
@@ -111,15 +114,10 @@ def test_equals_torchvision_with_its_weights(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        # torchvision's documentation; ResNeXt's own paper (table 2) has 25.0 million for the first.
-        ("resnext50_32x4d", 25_028_904),
+        # torchvision's documentation, for those whose values are not compared above.
         ("resnext101_32x8d", 88_791_336),
         ("resnet50", 25_557_032),
         ("wide_resnet50_2", 68_883_240),
-        ("convnext_tiny", 28_589_128),
-        ("swin_t", 28_288_354),
-        ("efficientnet_b0", 5_288_548),
-        ("densenet121", 7_978_856),
     ],
 )
 def test_parameters_of_the_whole_network(name: str, parameters: int) -> None:
@@ -130,7 +128,8 @@ def test_parameters_of_the_whole_network(name: str, parameters: int) -> None:
 
 
 def test_resnet34_at_224() -> None:
-    backbone = build_backbone(BackboneConfig(name="resnet34"), in_channels=3, finest=2)
+    with undrawn():
+        backbone = build_backbone(BackboneConfig(name="resnet34"), in_channels=3, finest=2)
     assert backbone.channels == (64, 128, 256, 512)
     with torch.no_grad():
         features = backbone(torch.randn(1, 3, 224, 224))
@@ -227,7 +226,6 @@ def first_convolution(backbone: Backbone) -> nn.Conv2d:
         ("resnet18", 4),
         ("resnet18", 5),
         ("swin_t", 1),
-        ("densenet121", 5),
         ("timm:resnet18", 4),
     ],
 )
@@ -258,10 +256,10 @@ def test_pictures_of_other_than_three_channels(name: str, in_channels: int) -> N
 # --- freezing ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("finest", [2, 3])
-@pytest.mark.parametrize("freeze_at", [0, 2, 3, 4, 5])
+@pytest.mark.parametrize(("freeze_at", "finest"), [(0, 2), (2, 3), (3, 2), (4, 3), (5, 2)])
 def test_freeze_at_stops_the_stem_and_the_stages_up_to_it(freeze_at: int, finest: int) -> None:
-    backbone = build_backbone(pretrained(freeze_at), in_channels=3, finest=finest)
+    with undrawn():
+        backbone = build_backbone(pretrained(freeze_at), in_channels=3, finest=finest)
     assert frozen_names(backbone) == stage_names(backbone, freeze_at)
     assert len(frozen_names(backbone)) == {0: 0, 2: 15, 3: 30, 4: 45, 5: 60}[freeze_at]
 
@@ -269,18 +267,13 @@ def test_freeze_at_stops_the_stem_and_the_stages_up_to_it(freeze_at: int, finest
 @pytest.mark.parametrize(
     ("name", "freeze_at"),
     [
-        ("vgg11_bn", 3),
-        ("resnet10", 2),
         ("resnet10", 4),
         ("resnet10", 5),
         ("swin_t", 2),
         ("convnext_tiny", 2),
         ("densenet121", 2),
         ("efficientnet_b0", 2),
-        ("regnet_y_400mf", 3),
-        ("timm:resnet18", 3),
         ("timm:convnext_atto", 3),
-        ("timm:mobilenetv3_small_050", 4),
     ],
 )
 def test_what_is_frozen_is_exactly_what_the_level_depends_on(name: str, freeze_at: int) -> None:
@@ -288,14 +281,15 @@ def test_what_is_frozen_is_exactly_what_the_level_depends_on(name: str, freeze_a
     backbone = build_backbone(pretrained(freeze_at, name=name), in_channels=3, finest=2).eval().double()
     vary_constants(backbone)
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    frozen = [parameter for parameter in backbone.body.parameters() if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    before = backbone.stages(images)[freeze_at]
+    gradients = torch.autograd.grad((before * torch.randn_like(before)).sum(), frozen)
+    for parameter, gradient in zip(frozen, gradients, strict=True):
+        assert gradient.abs().sum() > 0
+        parameter.requires_grad_(False)
     with torch.no_grad():
-        before = backbone.stages(images)[freeze_at].clone()
-        for parameter_name, parameter in backbone.body.named_parameters():
-            if not parameter.requires_grad:
-                kept = parameter.clone()
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-                assert not torch.equal(backbone.stages(images)[freeze_at], before), parameter_name
-                parameter.copy_(kept)
         for parameter in backbone.body.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -304,7 +298,7 @@ def test_what_is_frozen_is_exactly_what_the_level_depends_on(name: str, freeze_a
     assert (len(frozen_names(backbone)) == len(list(backbone.parameters()))) == (freeze_at == 5)
 
 
-@pytest.mark.parametrize("name", ["swin_t", "densenet121", "efficientnet_b0", "timm:resnet18"])
+@pytest.mark.parametrize("name", ["swin_t", "efficientnet_b0", "timm:resnet18"])
 def test_what_is_frozen_does_not_notice_training(name: str) -> None:
     """Neither batch statistics nor dropped paths: in training, frozen levels are what they are in evaluation."""
     torch.manual_seed(0)
@@ -321,12 +315,12 @@ def test_what_is_frozen_does_not_notice_training(name: str) -> None:
         again = backbone.eval().stages(images)
     assert torch.equal(again[3], expected[3])
     moved = {key for key, tensor in backbone.named_buffers() if not torch.equal(tensor, statistics[key])}
-    assert bool(moved) == (name not in ("swin_t", "convnext_tiny"))  # those have no batch norm
+    assert bool(moved) == (name != "swin_t")  # it has no batch norm
 
 
 def test_all_of_a_network_can_be_frozen() -> None:
     torch.manual_seed(0)
-    backbone = build_backbone(pretrained(5, name="swin_t"), in_channels=3, finest=2)
+    backbone = build_backbone(pretrained(5, name="efficientnet_b0"), in_channels=3, finest=2)
     assert not any(parameter.requires_grad for parameter in backbone.parameters())
     images = torch.randn(2, 3, 32, 32)
     expected = [feature.clone() for feature in backbone.eval()(images)]
@@ -335,7 +329,7 @@ def test_all_of_a_network_can_be_frozen() -> None:
 
 @pytest.mark.parametrize(
     ("name", "freeze_at"),
-    [("resnet18", 0), ("resnet18", 2), ("resnet18", 4), ("densenet121", 4), ("timm:resnet18", 2)],
+    [("resnet18", 0), ("resnet18", 2), ("timm:resnet18", 2)],
 )
 def test_frozen_statistics_stand_still_and_the_others_move(freeze_at: int, name: str) -> None:
     backbone = build_backbone(pretrained(freeze_at, name=name), in_channels=3, finest=2)
@@ -353,7 +347,7 @@ def test_frozen_statistics_stand_still_and_the_others_move(freeze_at: int, name:
             assert backbone.body.get_submodule(module).training == (module not in frozen), key
 
 
-@pytest.mark.parametrize("name", ["resnet18", "swin_t", "timm:resnet18"])
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
 def test_frozen_parts_get_no_gradient_and_the_others_do(name: str) -> None:
     backbone = build_backbone(pretrained(freeze_at=3, name=name), in_channels=3, finest=2)
     sum(feature.square().sum() for feature in backbone(torch.randn(2, 3, 64, 64))[2:]).backward()
@@ -386,8 +380,6 @@ def test_a_copy_keeps_its_modes(training: bool, name: str) -> None:
 
 BATCH_NORMS = {
     "resnet18": 20,  # one in the stem, 16 in its blocks, 3 in shortcuts
-    "vgg11_bn": 8,  # one a convolution
-    "densenet121": 121,  # one in the stem, 2 · (6 + 12 + 24 + 16) in its layers, 3 in transitions, one at the end
     "timm:resnet18": 20,
     "timm:mobilenetv3_small_050": 34,  # one in the stem, 2 + 10 · 3 in its blocks, one at the end
 }
@@ -408,7 +400,6 @@ def batch_norms(backbone: Backbone) -> list[nn.Module]:
             for name in ("resnet18", "timm:mobilenetv3_small_050")
             for norm in ("bn", "frozen_bn", "sync_bn")
         ),
-        ("densenet121", "sync_bn"),
         ("timm:resnet18", "frozen_bn"),
     ],
 )
@@ -437,8 +428,7 @@ def test_norm_is_used_throughout(norm: str, name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
 def test_frozen_batch_norm_has_nothing_to_train(name: str) -> None:
     backbone = build_backbone(pretrained(norm="frozen_bn", name=name), in_channels=3, finest=2)
-    biases = {"vgg11_bn": 8}  # of its convolutions
-    assert sum(parameter.ndim != 4 for parameter in backbone.parameters()) == biases.get(name, 0)
+    assert all(parameter.ndim == 4 for parameter in backbone.parameters())
     before = copy.deepcopy(dict(backbone.named_buffers()))
     with torch.no_grad():
         backbone.train()(torch.randn(2, 3, 64, 64))
