@@ -225,6 +225,7 @@ IN_TREE: dict[str, tuple[Callable[[Tree], object], dict[str, int]]] = {
     "area of the picture": (set_first(area=WIDTH * HEIGHT), {"area-odd": 1}),
     "area of the touched pixels": (set_first(area=31 * 21), {}),
     "annotation is null": (add("annotations", None), {"annotation-malformed": 1}),
+    "annotation without anything": (add("annotations", {}), {"annotation-malformed": 1}),
     "annotation id stands twice": (set_first(id=2), {"annotation-id-duplicate": 1}),
     "unknown image": (set_first(image_id=999), {"image-dangling": 1}),
     "unknown category": (set_first(category_id=999), {"category-dangling": 1}),

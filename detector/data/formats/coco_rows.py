@@ -483,8 +483,8 @@ class _Reader:
         return 0, 0
 
     def add_annotation(self, row: Any) -> None:
-        if not isinstance(row, dict):
-            self.fault("annotation-malformed", f"{show(row)} is not an object")
+        if not isinstance(row, dict) or not row:
+            self.fault("annotation-malformed", f"{show(row)} is not an object with image_id, category_id and bbox")
             row = {}
         get = row.get
         value, box, area = get("id"), get("bbox"), get("area")
