@@ -112,6 +112,20 @@ READ: dict[str, tuple[Callable[[Tree], object], str]] = {
         lambda tree: tree["annotations"][1].update(bbox=["3.5", 4.25, " 5 ", "6.0e0"], area="30"),
         "4 numbers written as text",
     ),
+    "boxes as one text": (
+        lambda tree: [
+            row.update(bbox=text)
+            for row, text in zip(tree["annotations"], ["1 2 10 20", "[3.5, 4.25,5,6]", "0;0,100 , 50.0"], strict=True)
+        ],
+        "3 boxes written as text",
+    ),
+    "boxes as objects": (
+        lambda tree: (
+            tree["annotations"][0].update(bbox={"x": 1, "y": 2, "width": 10, "height": 20}),
+            tree["annotations"][1].update(bbox={"h": "6", "w": 5, "y": 4.25, "x": 3.5}),
+        ),
+        "2 boxes written as an object",
+    ),
     "whole numbers with a point": (
         lambda tree: (tree["annotations"][1].update(image_id=3.0, id=12.0), tree["images"][0].update(width=100.0)),
         "3 whole numbers written with a point",
@@ -119,6 +133,10 @@ READ: dict[str, tuple[Callable[[Tree], object], str]] = {
     "size as text": (lambda tree: tree["images"][0].update(height="50", width="100"), "2 numbers written as text"),
     "category ids as text": (
         lambda tree: [row.update(category_id=str(row["category_id"])) for row in tree["annotations"]],
+        "3 ids written as text",
+    ),
+    "ids as text with a point or spaces": (
+        lambda tree: [row.update(image_id=f" {row['image_id']}.0") for row in tree["annotations"]],
         "3 ids written as text",
     ),
     "image ids of both kinds": (
@@ -166,26 +184,36 @@ def test_what_is_unambiguous_is_read_and_said(name: str, tmp_path: Path) -> None
 
 def test_ids_of_any_kind_are_given_back_as_they_were(tmp_path: Path) -> None:
     tree = make_tree()
-    ids: list[Any] = ["frame_1", "3", 900000000000]
+    ids: list[Any] = ["frame_1", " 3.0", 2**70]
     for image, image_id in zip(tree["images"], ids, strict=True):
         image["id"] = image_id
-    for row, (image_id, own) in zip(tree["annotations"], [("frame_1", "x"), (3, None), ("frame_1", "13")], strict=True):
+    given = [("frame_1", "x"), (3, None), (str(2**70), "13 ")]
+    for row, (image_id, own) in zip(tree["annotations"], given, strict=True):
         row |= {"image_id": image_id, "id": own}
     tree["categories"][1]["id"], tree["categories"][2]["id"] = "2", "dog"
     tree["annotations"][2]["category_id"] = "dog"
     notes = read_annotations(write(tmp_path, tree))
     assert notes.image_ids.tolist() == ids
-    assert notes.annotation_ids.tolist() == ["x", "13", None]
+    assert notes.annotation_ids.tolist() == ["x", None, "13 "]
+    assert notes.image_index().tolist() == [0, 1, 2]
     assert notes.categories == [Category("2", "b"), Category(90, "猫"), Category("dog", "a")]  # numbers, then texts
-    assert notes.labels.tolist() == [1, 2, 0]
-    assert notes.select([1]).image_ids.tolist() == ["3"]
-    assert notes.describe(2) == "annotation 1 of its image, which has no id"
+    assert notes.labels.tolist() == [1, 0, 2]
+    assert notes.select([2, 1]).image_ids.tolist() == [2**70, " 3.0"]
+    assert notes.describe(1) == "annotation 1 of its image, which has no id"
+    # Another way to write an id that is listed is the same one.
+    tree["images"][2]["id"] = "3"
+    assert ": image id ' 3.0' and '3' is duplicated: " in error_of(write(tmp_path, tree))
 
 
-def test_large_annotation_ids_are_kept_exactly(tmp_path: Path) -> None:
+@given(value=st.integers(-(2**80), 2**80) | st.integers(-3, 3).map(lambda near: 2**62 + near))
+def test_integers_of_any_size_are_ids(value: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     tree = make_tree()
-    tree["annotations"][0]["id"] = 2**62 + 1
-    assert read_annotations(write(tmp_path, tree)).annotation_ids[0] == 2**62 + 1
+    for row in (tree["images"][1], tree["annotations"][1]):
+        row["id"] = value
+    tree["annotations"][1]["image_id"] = f" {value}.00"
+    notes = read_annotations(write(tmp_path_factory.getbasetemp(), tree))
+    assert notes.image_ids[1] == notes.annotation_ids[2] == value
+    assert notes.first.tolist() == [0, 2, 3, 3]
 
 
 def rectangle_mask() -> np.ndarray:
@@ -264,7 +292,23 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "unknown image": (set_key("annotations", 1, "image_id", 8), "annotation 12: image_id 8 is not among the images"),
     "no image id": (drop_key("annotations", 1, "image_id"), "annotation 12: image_id None must be an integer"),
     "image id as a fraction": (set_key("annotations", 1, "image_id", 3.5), "annotation 12: image_id 3.5 must be an"),
-    "image id past 64 bits": (set_key("annotations", 1, "image_id", 2**63), f"annotation 12: image_id {2**63} must be"),
+    "images off by one": (
+        lambda tree: tree.update(images=[{**row, "id": row["id"] + 1} for row in tree["images"][:2]]),
+        "annotation 11: image_id 7 is not among the images; remove the annotation or add the image, or have detector"
+        " doctor --fix join them: all are off by one",
+    ),
+    "images off by one, perhaps": (
+        lambda tree: (
+            [image.update(id=place) or None for place, image in enumerate(tree["images"])]
+            + [row.update(image_id=place + 1) for place, row in enumerate(tree["annotations"])]
+        ),
+        "annotation 13: image_id 3 is not among the images; remove the annotation or add the image; each one less 1 is"
+        " listed: if all are off by one, correct all of them",
+    ),
+    "two classes of one name": (
+        set_key("categories", 1, "name", "猫"),
+        "class name 猫 is duplicated: id 90 (1 annotations) and id 2 (1 annotations); rename one, or give",
+    ),
     "unknown category": (
         set_key("annotations", 1, "category_id", 1),
         "annotation 12: category_id 1 is not among the categories (2 b, 5 a, 90 猫)",
@@ -433,6 +477,22 @@ def test_other_classes_than_the_models_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=f"classes that are not those of the model: .*{said}; give the same"):
             read_annotations(path, other)
+
+
+def test_classes_without_annotations_that_nothing_can_be_made_of_are_skipped(tmp_path: Path) -> None:
+    tree = make_tree()
+    own = read_annotations(write(tmp_path, tree)).categories
+    # Roboflow lists the data set itself as a class, which may have a class's name.
+    tree["categories"][:0] = [{"id": 0, "name": "b"}]
+    assert read_annotations(write(tmp_path, tree)).categories == own
+    tree["categories"][:0] = [{"id": 1, "name": "cow"}]
+    notes = read_annotations(write(tmp_path, tree), own)
+    assert (notes.categories, notes.labels.tolist()) == (own, [2, 1, 0])
+    said = "skipped classes without annotations: 0 b, whose name another has, 1 cow, which the model does not have"
+    assert notes.notice.endswith(f"; {said}")
+    tree["annotations"][0]["category_id"] = 1
+    with pytest.raises(DataError, match="not those of the model: 1 cow, which is no class there"):
+        read_annotations(write(tmp_path, tree), own)
 
 
 def test_fewer_classes_than_the_models_in_any_order_have_its_labels(tmp_path: Path) -> None:

@@ -224,6 +224,7 @@ IN_TREE: dict[str, tuple[Callable[[Tree], object], dict[str, int]]] = {
     "area of the picture": (set_first(area=WIDTH * HEIGHT), {"area-odd": 1}),
     "area of the touched pixels": (set_first(area=31 * 21), {}),
     "annotation is null": (add("annotations", None), {"annotation-malformed": 1}),
+    "annotation without anything": (add("annotations", {}), {"annotation-malformed": 1}),
     "annotation id stands twice": (set_first(id=2), {"annotation-id-duplicate": 1}),
     "unknown image": (set_first(image_id=999), {"image-dangling": 1}),
     "unknown category": (set_first(category_id=999), {"category-dangling": 1}),
@@ -233,6 +234,8 @@ IN_TREE: dict[str, tuple[Callable[[Tree], object], dict[str, int]]] = {
         {"category-id-duplicate": 1, "class-empty": 1},
     ),
     "same name": (add("categories", {"id": 3, "name": "Cat "}), {"category-name-similar": 1, "class-empty": 1}),
+    "the same name": (lambda tree: tree["categories"][0].update(name="dog"), {"category-name-duplicate": 1}),
+    "the same name, unused": (add("categories", {"id": 3, "name": "cat"}), {}),
     "gap": (renumber_dogs, {"category-id-gap": 1}),
     "NaN": (set_boxes([float("nan"), 4, 30, 20], [50, 6, float("inf"), 24]), {"box-not-finite": 2}),
     "three numbers": (set_boxes([4, 4, 30]), {"box-not-finite": 1}),
@@ -270,7 +273,7 @@ IN_TREE: dict[str, tuple[Callable[[Tree], object], dict[str, int]]] = {
     "rare class": (three_more_cats, {"class-rare": 1}),
     "no objects": (
         lambda tree: tree.update(annotations=[{**tree["annotations"][0], "iscrowd": 1}]),
-        {"objects-none": 1, "images-empty": 6, "class-empty": 2, "crowd": 1},
+        {"objects-none": 1, "images-empty": 5, "images-ignored": 1, "class-empty": 2, "crowd": 1},
     ),
     "backslash": (lambda tree: tree["images"][0].update(file_name=".\\0.JPG"), {"file-missing": 1, "file-unlisted": 1}),
     "leads out": (lambda tree: tree["images"][0].update(file_name="../0.jpg"), {"file-outside": 1, "file-unlisted": 1}),
@@ -439,6 +442,11 @@ def test_val_may_list_fewer_classes_in_any_order(data: Path) -> None:
     edit(data / "train.json", add("categories", {"id": 3, "name": "cow"}))
     edit(data / "val.json", lambda tree: tree["categories"].reverse())
     assert counts(examine_both(data)) == {"class-empty": 1}
+    # One that only val lists matters once something is annotated as it.
+    edit(data / "val.json", add("categories", {"id": 4, "name": "owl"}))
+    assert counts(examine_both(data)) == {"class-empty": 1, "category-id-gap": 1}
+    edit(data / "val.json", set_first(category_id=4))
+    assert counts(examine_both(data))["classes-differ"] == 1
 
 
 # --- labelled pictures ------------------------------------------------------------------------------------------------

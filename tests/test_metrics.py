@@ -273,6 +273,19 @@ ODD: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
         [entry(bbox=[600, 600, 700, 700]), entry(bbox=[1, 2, 3, 4])],
         ["1 of 2 boxes reach far beyond their image, such as [600.0, 600.0, 700.0, 700.0] in 1000×1000, and in none"],
     ),
+    "corners inside the image": (
+        [entry(bbox=[60 * n, 10, 60 * n + 50, 50], image_id=10, category_id=3) for n in range(1, 8)],
+        ["boxes overlap the truth far better where their numbers are read as corners: a mean IoU of 1.00, not 0."],
+    ),
+    "boxes": ([entry(bbox=[60 * n, 10, 50, 40], image_id=10, category_id=3) for n in range(1, 8)], []),
+    "names of files": (
+        [entry(image_id="b.jpg"), entry(image_id="http://host/x/b.jpg"), entry(image_id="a")],
+        ["image_id of 3 detections is the name of a file"],
+    ),
+    "boxes as text and objects": (
+        [entry(bbox="1 2 3.5 4"), entry(bbox={"x": 1, "y": 2, "w": 3.5, "h": 4}), entry()],
+        ["numbers of 2 detections are written as text, or in an object"],
+    ),
     "fractions": ([entry(bbox=[0.5, 0.5, 0.2, 0.2])], ["no box reaches beyond 0.7 pixels: they look like fractions"]),
     "percents": ([entry(score=90), entry(score=0.5)], ["1 of 2 scores are over 1, up to 90; "]),
     "names": ([entry(category_id="dog")], ["category_id of 1 detections is the name of a class"]),
@@ -287,7 +300,8 @@ ODD: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
 def test_results_that_look_like_something_else_are_read_with_a_warning(name: str, tmp_path: Path) -> None:
     entries, expected = ODD[name]
     path = write_json(tmp_path / "results.json", entries)
-    warnings = read_results(path, make_truth(tmp_path, [])).warnings
+    objects = [(10, [60 * n, 10, 50, 40], 3, 0) for n in range(1, 8)]
+    warnings = read_results(path, make_truth(tmp_path, objects)).warnings
     for warning, said in zip(warnings, expected, strict=True):
         assert warning.startswith(f"{path}: {said}")
 
@@ -325,6 +339,8 @@ def test_a_file_name_that_the_truth_has_not_is_refused(tmp_path: Path) -> None:
         (entry(score=float("nan")), "needs image_id and "),
         (entry(image_id=True), "needs image_id and "),
         (entry(image_id=30), "image_id 30 is not in "),
+        (entry(image_id="30"), "image_id '30' is not in "),
+        (entry(image_id="c.jpg"), "image_id 'c.jpg' is not in "),
         (entry(category_id=4), "category_id 4 is not in "),
         (entry(category_id="Cat"), "category_id 'Cat' is not in "),
         (entry(file_name=["a.jpg"]), "file_name ['a.jpg'] is not in "),

@@ -21,7 +21,7 @@ from detector.checkpoints.opening import open_model
 from detector.config.loader import load_config
 from detector.config.parts import find_part, is_code
 from detector.config.schema import ModelConfig
-from detector.data.detection import Category
+from detector.structures import Category
 from detector.errors import ConfigError, DetectorError, WeightsError
 from detector.models import build_model
 from detector.models.backbones import Backbone

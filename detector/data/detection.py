@@ -19,7 +19,7 @@ from detector.data.formats.coco import Annotations, read_annotations, show_id
 from detector.data.formats.coco_rows import odd_areas
 from detector.data.formats.recognition import naming_format
 from detector.data.images import read_annotated_image, read_size
-from detector.data.names import Names, check_names, files_below
+from detector.data.names import Names, check_names, files_below, is_url
 from detector.data.split import hold_back, not_set, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms.boxes import Transform
@@ -352,6 +352,8 @@ def check_files(annotations: Annotations, images: Path, split: str, allow_outsid
         name = annotations.file_name(index)
         fault = f"{reason} of data.{split}.images" if is_outside else reason
         remedy = OUTSIDE if is_outside else f"check data.{split}.images, or remove the image from the annotations"
+        if is_url(name):
+            remedy = f"images are not downloaded: put them into data.{split}.images"
         remedy = Names(files_below(images)).hint(name, with_fix=True) or remedy
         raise DataError(
             f"{show_text(str(images / name))}: {fault}, but {annotations.path} names it (image"

@@ -109,14 +109,23 @@ class Names:
         """``meant`` as the end of a message, empty where nothing is like it; ``with_fix`` says what corrects it."""
         found = self.meant(name)
         if len(found) == 1:
-            fix = f" {FIX}" if with_fix else ""
+            fix = f" {FIX}" if with_fix and is_certain(name, found[0]) else ""
             return f"did you mean {show_text(found[0])}?{fix}"
         shown = ", ".join(map(show_text, sorted(found)[:3])) + (", …" if len(found) > 3 else "")
         return f"it may be any of {len(found)} files: {shown}" if found else ""
 
 
+def is_url(name: str) -> bool:
+    return "://" in name
+
+
 def is_certain(name: str, file: str) -> bool:
-    """Whether no folder speaks against ``name`` meaning ``file``: those of one are the last ones of the other."""
+    """Whether no folder speaks against ``name`` meaning ``file``: those of one are the last ones of the other.
+
+    A URL's are those of a server, and say nothing.
+    """
+    if is_url(name):
+        return True
     there = _key(file).split("/")[:-1]
     for here in (_key(written).split("/")[:-1] for written in _spellings(name)):
         shared = min(len(here), len(there))

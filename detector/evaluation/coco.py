@@ -10,12 +10,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from detector.data.formats.coco import Annotations
-from detector.data.formats.coco_rows import box_of_texts, id_key, is_id, number_of_text, sort_key
-from detector.data.names import Names
+from detector.data.formats.coco_rows import id_key, is_id, number_of_text, read_box, sort_key
+from detector.data.names import Names, is_certain
 from detector.errors import DataError
 from detector.files.json_stream import is_number, open_json, show
+from detector.ops.boxes import pairwise_iou
 
 # s, m, l: objects under 32² pixels, under 96², and over.
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -147,7 +149,7 @@ class Results(NamedTuple):
 def read_results(path: str | Path, truth: Annotations) -> Results:
     """The detections of a COCO results file, and what is odd about them.
 
-    Ids and numbers may be written as text; a class may stand by its name. Raises
+    Ids and numbers may be written as text; a class may stand by its name, an image by that of its file. Raises
     :class:`~detector.errors.DataError` with the entry that is wrong.
     """
     path = Path(path)
@@ -157,7 +159,8 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
     label_of = {id_key(category.id): label for label, category in enumerate(truth.categories)}
     label_of_name = _unique_names(truth)
     rows = array("d")
-    by_name = as_text = 0
+    names, place_of_file = Names(index_of_name), {}  # by what an image_id says
+    by_name = by_file = as_text = 0
     with open_json(path) as stream:
         if stream.peek() != "[":
             kind = "dict" if stream.peek() == "{" else type(stream.value()).__name__
@@ -170,7 +173,7 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
                 entry.get(key) for key in ("image_id", "category_id", "bbox", "score")
             )
             image_id, category_id = _whole(image_id), _whole(category_id)
-            box, number = box_of_texts(given), score if is_number(score) else number_of_text(score)
+            box, number = read_box(given), score if is_number(score) else number_of_text(score)
             if not (is_id(image_id) and is_id(category_id)) or box is None or number is None:
                 raise DataError(
                     f"{where}: needs image_id and category_id as integers or text, bbox and score as finite numbers; it"
@@ -185,14 +188,23 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
                 name = entry["file_name"]
                 name = PurePosixPath(name).as_posix() if isinstance(name, str) else name
                 if not isinstance(name, str) or name not in index_of_name:
-                    hint = Names(index_of_name).hint(name) if isinstance(name, str) else ""
+                    hint = names.hint(name) if isinstance(name, str) else ""
                     remedy = hint or "evaluate on its own truth"
                     raise DataError(f"{where}: file_name {show(name)} is not in {truth.path}; {remedy}")
                 index = index_of_name[name]
             else:
                 index = index_of.get(id_key(image_id), -1)
+            if index < 0 and isinstance(id_key(image_id), str):
+                if image_id not in place_of_file:
+                    meant = names.meant(image_id)
+                    is_one = len(meant) == 1 and is_certain(image_id, meant[0])
+                    place_of_file[image_id] = index_of_name[meant[0]] if is_one else -1
+                index = place_of_file[image_id]
+                by_file += 1
             if index < 0:
-                raise DataError(f"{where}: image_id {show(image_id)} is not in {truth.path}; evaluate on its own truth")
+                hint = names.hint(image_id) if isinstance(id_key(image_id), str) else ""
+                remedy = hint or "evaluate on its own truth"
+                raise DataError(f"{where}: image_id {show(image_id)} is not in {truth.path}; {remedy}")
             label = label_of.get(id_key(category_id), -1)
             if label < 0 and category_id in label_of_name:
                 label = label_of_name[category_id]
@@ -206,7 +218,9 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
     found = np.asarray(rows).reshape(-1, 7)
     said = []
     if as_text:
-        said.append(f"numbers of {as_text:,} detections are written as text, and were read")
+        said.append(f"numbers of {as_text:,} detections are written as text, or in an object, and were read")
+    if by_file:
+        said.append(f"image_id of {by_file:,} detections is the name of a file, and was read as that image")
     if by_name:
         said.append(f"category_id of {by_name:,} detections is the name of a class, and was read as that class")
     return Results(found, [f"{path}: {words}" for words in [*said, *_oddities(found, truth)]])
@@ -221,6 +235,21 @@ def _unique_names(truth: Annotations) -> dict[Any, int]:
     """The label of each class name that only one class has."""
     names = [category.name for category in truth.categories]
     return {name: label for label, name in enumerate(names) if names.count(name) == 1}
+
+
+def _mean_best_overlap(index: np.ndarray, boxes: np.ndarray, truth: Annotations) -> tuple[float, float]:
+    """The mean IoU of some of the boxes with the nearest object, read as left, top, width, height, and as corners."""
+    sides = torch.from_numpy(boxes)
+    both = torch.stack([torch.cat([sides[:, :2], sides[:, :2] + sides[:, 2:]], dim=1), sides])  # [2, R, 4]
+    best = []
+    for row in np.unique(np.linspace(0, len(boxes) - 1, 200).astype(np.int64)).tolist():
+        rows = truth.rows(int(index[row]))
+        objects = truth.boxes_xywh[rows][~truth.is_crowd[rows]]
+        if len(objects):
+            corners = torch.cat([objects[:, :2], objects[:, :2] + objects[:, 2:]], dim=1)
+            best.append(pairwise_iou(both[:, row, None], corners).amax(dim=(1, 2)))
+    as_given, as_corners = torch.stack(best).mean(dim=0).tolist() if best else (0.0, 0.0)
+    return as_given, as_corners
 
 
 def _oddities(rows: np.ndarray, truth: Annotations) -> Iterator[str]:
@@ -241,6 +270,13 @@ def _oddities(rows: np.ndarray, truth: Annotations) -> Iterator[str]:
         if (boxes[:, 2:] >= boxes[:, :2]).all():
             words += ", and in none is the third or fourth number less than the first or second: they look like corners"
         yield f"{words}; COCO's boxes are left, top, width, height"
+    elif (boxes[:, 2:] > boxes[:, :2]).all() and len(boxes) >= 5:
+        as_given, as_corners = _mean_best_overlap(index, boxes, truth)
+        if as_corners > max(0.3, 1.5 * as_given):
+            yield (
+                f"boxes overlap the truth far better where their numbers are read as corners: a mean IoU of"
+                f" {as_corners:.2f}, not {as_given:.2f}; COCO's boxes are left, top, width, height"
+            )
     if (boxes[:, :2] + boxes[:, 2:]).max() <= 1.01 and (sides > 2).all():
         yield (
             f"no box reaches beyond {(boxes[:, :2] + boxes[:, 2:]).max():.3g} pixels: they look like fractions of the"

@@ -132,7 +132,7 @@ class Study:
         left, top, right, bottom = objects.boxes[place].tolist()
         return {
             "file_name": annotations.file_name(image),
-            "annotation_id": int(annotations.annotation_ids[row]),
+            "annotation_id": annotations.annotation_ids[row],
             "class": annotations.categories[int(objects.labels[place])].name,
             "width": round(right - left, 1),
             "height": round(bottom - top, 1),

@@ -8,10 +8,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from detector.analysis.doctor.columns import DANGLING, Split
+from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.findings import Finding, found, in_words
 from detector.data.box_rules import check_boxes
-from detector.data.formats.coco_rows import duplicated, id_key, odd_areas
+from detector.data.formats.coco_rows import id_key, odd_areas
 
 DUPLICATE_IOU = 0.95
 TINY_SIDE = 2.0  # pixels
@@ -29,30 +29,20 @@ def check_annotations(split: Split, image_sizes: np.ndarray) -> Iterator[Finding
 
 
 def _ids(split: Split) -> Iterator[Finding]:
-    yield from split.in_images(
-        "image-id-duplicate", duplicated(split.image_ids.codes), lambda index: f"id {split.image_ids[index]}"
-    )
     first_of: dict[str, int] = {}
     again = [index for index, file in enumerate(split.files) if file and first_of.setdefault(file, index) != index]
     yield from split.in_images("image-listed-twice", again, lambda index: f"image {split.image_ids[index]}")
-    if split.has_boxes:
-        yield from split.in_annotations("annotation-id-duplicate", duplicated(split.annotation_ids.codes))
-        yield from split.in_annotations("image-dangling", split.image == DANGLING, split.image_id_of)
-        yield from split.in_annotations("category-dangling", split.label == DANGLING, split.category_id_of)
 
 
 def _categories(split: Split) -> Iterator[Finding]:
     name, categories = split.name, split.categories
-    keys = [id_key(category.id) for category in categories]
-    again = [f"{own.id} {own.name}" for place, own in enumerate(categories) if keys[place] in keys[:place]]
-    yield from found("category-id-duplicate", name, again, in_words)
     alike: dict[str, list[str]] = {}
-    for category in categories:
-        alike.setdefault(re.sub(r"[\W_]+", "", category.name.casefold()) or category.name, []).append(category.name)
+    for own in dict.fromkeys(category.name for category in categories):
+        alike.setdefault(re.sub(r"[\W_]+", "", own.casefold()) or own, []).append(own)
     groups = [", ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
     yield from found("category-name-similar", name, groups, in_words)
     if split.has_boxes:
-        numbers = sorted({key for key in keys if isinstance(key, int)})
+        numbers = sorted({key for category in categories if isinstance(key := id_key(category.id), int)})
         gaps = [f"{low} to {high}" for low, high in pairwise(numbers) if high > low + 1]
         yield from found("category-id-gap", name, gaps, in_words)
 

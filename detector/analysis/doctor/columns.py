@@ -17,9 +17,6 @@ from detector.data.split import hold_back
 from detector.errors import DataError
 from detector.structures import Category
 
-# Indices that lead nowhere: an id that is not listed, and a field that is no id.
-DANGLING, MALFORMED = -1, -2
-
 
 def _nothing(place: int) -> str:
     return ""
@@ -83,9 +80,19 @@ class Split:
         return np.bincount(self.image[self.is_object], minlength=len(self.files))
 
     @cached_property
-    def empty_images(self) -> np.ndarray:
-        """Indices of images without objects."""
-        return np.flatnonzero(self.is_entry & (self.objects_an_image == 0))
+    def has_region(self) -> np.ndarray:
+        """Images with an ignore region, [I] bool."""
+        return np.bincount(self.image[self.is_sound & self.is_crowd], minlength=len(self.files)) > 0
+
+    @cached_property
+    def is_empty(self) -> np.ndarray:
+        """Images without objects, [I] bool."""
+        return self.is_entry & (self.objects_an_image == 0)
+
+    @cached_property
+    def is_used(self) -> np.ndarray:
+        """Classes of which something is annotated, [K] bool."""
+        return np.bincount(self.label[self.label >= 0], minlength=len(self.categories)) > 0
 
     @cached_property
     def objects_a_class(self) -> np.ndarray:
@@ -131,14 +138,6 @@ class Split:
         """Rows of the file that fail a check of reading it."""
         faults = self.rows.faults.get(check) if self.rows else None
         return set(faults.rows) if faults else set()
-
-    def image_id_of(self, row: int) -> str:
-        """The image_id of an annotation in words."""
-        return f"image_id {self.rows.id_of(self.rows.of_image[row])!r}" if self.rows else ""
-
-    def category_id_of(self, row: int) -> str:
-        """The category_id of an annotation in words."""
-        return f"category_id {self.rows.id_of(self.rows.of_category[row])!r}" if self.rows else ""
 
     def class_name(self, row: int) -> str:
         label = int(self.label[row])

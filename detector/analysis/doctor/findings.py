@@ -193,6 +193,11 @@ CHECKS: dict[str, Check] = {
     ),
     "category-malformed": Check("error", "categories without an id or a name", "correct them"),
     "category-id-duplicate": Check("error", "category ids that stand twice", "give each category an id of its own"),
+    "category-name-duplicate": Check(
+        "error",
+        "classes with the same name, each with annotations: one name would be two classes",
+        "rename one, or give the annotations of one the id of the other",
+    ),
     "category-name-similar": Check(
         "warning",
         "class names that are the same but for case, spaces or signs",
@@ -285,6 +290,11 @@ CHECKS: dict[str, Check] = {
     ),
     "images-empty": Check(
         "note", "images without objects", "nothing, if there is none to be seen: they are good negatives"
+    ),
+    "images-ignored": Check(
+        "note",
+        "images with nothing but ignore regions: only what lies outside the regions is background",
+        "nothing, if all objects are in the regions",
     ),
     "crowd": Check(
         "note", "ignore regions (iscrowd or ignore is 1), which training ignores and evaluation excuses", "nothing"

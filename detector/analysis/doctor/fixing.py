@@ -2,9 +2,10 @@
 
 Only what needs no judgement is changed; everything else stays for a person to decide. First what loses nothing:
 
-- written as COCO has it: numbers and whole numbers that stand as text or with a point, areas that are missing;
-- joined: ids of images and categories that are written both as text and as integers, or that are all off by one, none
-  of them being listed;
+- written as COCO has it: numbers and whole numbers that stand as text or with a point, boxes that are one text or an
+  object, polygons of texts, areas that are missing; polygons without a corner are dropped;
+- joined: ids of images and categories that are written both as text and as integers, or as text in several ways, or
+  that are all off by one, none of them being listed;
 - renamed: images whose file is there by another name, as ``names`` has it;
 - numbered: annotations without an id, or with one that an earlier annotation has;
 - taken from the segmentation: boxes that are missing, not four finite numbers or without area;
@@ -33,17 +34,17 @@ from typing import Any
 import numpy as np
 
 from detector.analysis.doctor.annotations import has_area, is_outside, sizes_of_annotations
-from detector.analysis.doctor.columns import DANGLING, Split
+from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.files import FileFacts
 from detector.analysis.doctor.names import fix_names
 from detector.analysis.doctor.reading import read_json
 from detector.data.box_rules import TOLERANCE
 from detector.data.formats.coco_rows import (
     BAD_ID,
+    DANGLING,
     NO_ID,
     area_of_segmentation,
     box_of_segmentation,
-    box_of_texts,
     duplicated,
     id_key,
     indices_of,
@@ -51,6 +52,8 @@ from detector.data.formats.coco_rows import (
     is_number,
     number_of_text,
     odd_areas,
+    plain_polygons,
+    read_box,
     shift_between,
 )
 from detector.data.headers import QUARTER_TURNS
@@ -106,10 +109,12 @@ class Fix:
 
 # What is changed, by the doctor's name of the check and the change, as the summary counts it.
 _KINDS = {
-    ("read-otherwise", "box"): "boxes read from text",
+    ("read-otherwise", "box"): "boxes written as four numbers",
+    ("read-otherwise", "polygons"): "segmentations written as lists of numbers",
+    ("read-otherwise", "dropped"): "segmentations without a polygon dropped",
     ("read-otherwise", "value"): "values read from text",
     ("read-otherwise", "id"): "ids written as integers",
-    ("read-otherwise", "joined"): "ids joined: they differed only in type",
+    ("read-otherwise", "joined"): "ids joined: they differed only in how they are written",
     ("read-otherwise", "numbered"): "annotations numbered",
     ("read-otherwise", "area"): "missing areas filled in",
     ("read-otherwise", "taken"): "missing boxes taken from the segmentation",
@@ -226,9 +231,9 @@ class _Annotations:
         self.is_kept = np.ones(len(self.rows), dtype=bool)
         self.is_copy = np.zeros(len(self.rows), dtype=bool)  # removed, as an equal one is there
         # Whose image, or class, shares its id with another: which of them is meant is for a person to say.
-        category_codes = np.array([self.read.code(category.id) for category in split.categories], dtype=np.int64)
-        self.has_image_of_many = _of_many(split.image_ids.codes, split.image)
-        self.has_class_of_many = _of_many(category_codes, split.label)
+        category_keys = np.array([self.read.key(category.id) for category in split.categories], dtype=np.int64)
+        self.has_image_of_many = _of_many(split.image_ids.keys, split.image)
+        self.has_class_of_many = _of_many(category_keys, split.label)
 
     def run(self, sizes: np.ndarray, is_doubtful: np.ndarray) -> None:
         self.fix.annotations = len(self.rows)
@@ -267,12 +272,20 @@ class _Annotations:
     # --- what loses nothing -------------------------------------------------------------------------------------------
 
     def _write_plainly(self, index: int) -> None:
-        """Numbers that are written as text or with a point; ids as the lists of images and categories have them."""
+        """Numbers written as text or with a point, boxes as one text or an object, polygons of text or of nothing."""
         row = self.rows[index]
         box = row.get("bbox")
-        if not is_box(box) and (numbers := box_of_texts(box)):
+        if not is_box(box) and (numbers := read_box(box)):
             self.note("read-otherwise", "box", index, box, numbers)
             row["bbox"] = numbers
+        segmentation = row.get("segmentation")
+        if isinstance(segmentation, list) and (polygons := plain_polygons(segmentation)) != segmentation:
+            if polygons:
+                self.note("read-otherwise", "polygons", index, segmentation, polygons)
+                row["segmentation"] = polygons
+            elif is_box(row.get("bbox")):
+                self.note("read-otherwise", "dropped", index, segmentation, None)
+                del row["segmentation"]
         for key in ("area", "iscrowd", "ignore"):
             value = row.get(key)
             number = number_of_text(value)
@@ -291,7 +304,7 @@ class _Annotations:
                 row[key] = int(value)
 
     def _write_ids_alike(self) -> None:
-        """Ids that are written both as text and as integers, in the list and in annotations, as integers.
+        """Ids that are written both as text and as integers, or as text in several ways, as integers.
 
         Not where another entry of the list has the same id but for its type: the type is all that tells them apart.
         """
@@ -301,8 +314,9 @@ class _Annotations:
         ):
             listed = [row for row in self.fix.tree[table] if isinstance(row, dict)]
             given = [row.get("id") for row in listed]
-            kinds = {type(own) for own in [*given, *(self.rows[index].get(key) for index in self._own_rows())]}
-            if not {int, str} <= kinds:
+            used = [*given, *(self.rows[index].get(key) for index in self._own_rows())]
+            is_odd = any(isinstance(own, str) and str(id_key(own)) != own for own in used)
+            if not is_odd and not {int, str} <= {*map(type, used)}:
                 continue
             times = Counter(id_key(own) for own in given if isinstance(own, int | str))
             for row in listed:
@@ -322,7 +336,7 @@ class _Annotations:
 
     def _join(self, key: str, place: np.ndarray, used: np.ndarray, ids: Sequence[Any]) -> np.ndarray:
         """Joins ids that are all off by one to ``ids``, those listed; returns where each annotation's stands there."""
-        known = np.array([NO_ID if own is None else self.read.code(own) for own in ids], dtype=np.int64)
+        known = np.array([NO_ID if own is None else self.read.key(own) for own in ids], dtype=np.int64)
         is_id = used > BAD_ID
         shift = shift_between(used[is_id], known) if (place == DANGLING).any() else 0
         if not shift:
@@ -405,10 +419,10 @@ class _Annotations:
     def _number(self) -> None:
         """An id for annotations without one, or with one that an earlier annotation has."""
         kept = np.flatnonzero(self.is_kept)
-        codes = self.split.annotation_ids.codes[kept]
-        next_id = int(self.split.annotation_ids.codes.max(initial=0)) + 1
-        missing = kept[codes == NO_ID].tolist()
-        again = kept[duplicated(codes)].tolist()
+        keys = self.split.annotation_ids.keys
+        next_id = int(keys.max(initial=0)) + 1
+        missing = kept[keys[kept] == NO_ID].tolist()
+        again = kept[duplicated(keys[kept])].tolist()
         for index in sorted([*missing, *again]):
             row = self.rows[index]
             if not isinstance(row, dict):
@@ -427,7 +441,10 @@ class _Annotations:
 
     def _class_of(self, index: int) -> str:
         label = int(self.label[index])
-        return self.split.categories[label].name if label >= 0 else self.split.category_id_of(index)
+        return self.split.categories[label].name if label >= 0 else self._unknown_class(index)
+
+    def _unknown_class(self, index: int) -> str:
+        return f"category_id {self.read.id_of(self.read.of_category[index])!r}"
 
 
 def _repeated_boxes(split: Split, rows: list[Any], places: np.ndarray) -> np.ndarray:
@@ -446,9 +463,9 @@ def _repeated_boxes(split: Split, rows: list[Any], places: np.ndarray) -> np.nda
     return np.array(again, dtype=np.int64)
 
 
-def _of_many(codes: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Which of ``place`` [M] lead to an entry whose id, by its code [N], another entry has too, [M] bool."""
-    is_shared = np.append(np.isin(codes, codes[duplicated(codes)]), False)
+def _of_many(keys: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Which of ``place`` [M] lead to an entry whose id, by its key [N], another entry has too, [M] bool."""
+    is_shared = np.append(np.isin(keys, keys[duplicated(keys)]), False)
     return is_shared[np.maximum(place, -1)]
 
 

@@ -42,13 +42,15 @@ def _names(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
     names = Names(files_below(split.root))
     for check in ("file-outside", "file-missing"):
         places = _with_fault(split, facts, check)
-        hints = {index: hint for index in places if (hint := names.hint(split.files[index]))}
+        meant = [len(names.meant(split.files[index])) for index in places]
 
-        def detail(index: int, hints: dict[int, str] = hints) -> str:
-            return "; ".join(filter(None, [facts[index].reason, hints.get(index)]))
+        def detail(index: int) -> str:
+            return "; ".join(filter(None, [facts[index].reason, names.hint(split.files[index])]))
 
-        of_all = f"{len(hints):,} probably lie in the folder by another name" if hints else ""
-        yield from split.in_images(check, places, detail, of_all)
+        one, several = meant.count(1), sum(count > 1 for count in meant)
+        said = [f"{one:,} probably lie in the folder by another name"] if one else []
+        said += [f"{several:,} may be any of several files there"] if several else []
+        yield from split.in_images(check, places, detail, "; ".join(said))
 
 
 def check_unlisted(splits: Sequence[Split]) -> Iterator[Finding]:

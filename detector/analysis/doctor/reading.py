@@ -10,22 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from detector.analysis.doctor.columns import DANGLING, MALFORMED, Split
+from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.findings import EXAMPLES, Example, Finding, found, in_words
 from detector.data.formats.class_folders import Fault, read_csv, read_folders
-from detector.data.formats.coco_rows import BAD_ID, WITHOUT_SIZE, Ids, Rows, describe_notes, indices_of, read_rows
+from detector.data.formats.coco_rows import WITHOUT_SIZE, Ids, Rows, describe_notes, read_rows
 
 
 def read_coco(name: str, path: Path, root: Path) -> Split:
     """The split of a COCO JSON file; only a file that is none raises :class:`~detector.errors.DataError`."""
     rows = read_rows(path, is_strict=False)
-    image = indices_of(rows.image_ids.codes, rows.of_image)
-    codes = np.array([rows.code(category.id) for category in rows.categories], dtype=np.int64)
-    label = indices_of(codes, rows.of_category)
-    image[image < 0] = DANGLING
-    label[label < 0] = DANGLING
-    image[rows.of_image <= BAD_ID] = MALFORMED
-    label[rows.of_category <= BAD_ID] = MALFORMED
     split = Split(
         name=name,
         source=path,
@@ -36,12 +29,12 @@ def read_coco(name: str, path: Path, root: Path) -> Split:
         image_ids=rows.image_ids,
         sizes=np.stack([rows.widths, rows.heights], axis=1),
         annotation_ids=rows.annotation_ids,
-        image=image,
-        label=label,
+        image=rows.image,
+        label=rows.label,
         boxes=rows.boxes_xywh,
         areas=rows.areas,
         is_crowd=rows.is_crowd,
-        notice=describe_notes(path, rows.notes),
+        notice=describe_notes(path, rows.notes, rows.skipped),
         rows=rows,
     )
     split.faults = list(_findings(split, rows))
@@ -62,11 +55,10 @@ def _findings(split: Split, rows: Rows) -> Iterator[Finding]:
 
 
 def _example(split: Split, check: str, row: int, words: str) -> Example:
-    if check in ("image-malformed", "size-malformed"):
+    if check in ("image-malformed", "image-id-duplicate", "size-malformed"):
         return Example(split.files[row] or f"image {row + 1} of the list", detail=words)
-    if check in ("annotation-malformed", "box-not-finite"):
-        return split.example_of_annotation(row, words)
-    return Example(detail=words)
+    is_general = check == "list-missing" or (check.startswith("category-") and check != "category-dangling")
+    return Example(detail=words) if is_general else split.example_of_annotation(row, words)
 
 
 def read_json(path: Path) -> dict[str, Any]:

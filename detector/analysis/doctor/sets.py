@@ -50,7 +50,7 @@ def describe(split: Split, picture_sizes: np.ndarray, resize: ResizeConfig) -> S
         name=split.name,
         source=str(split.source),
         images=len(split.files),
-        empty=len(split.empty_images),
+        empty=int(split.is_empty.sum()),
         objects=len(rows),
         crowds=int((split.is_sound & split.is_crowd).sum()),
         classes=[
@@ -78,7 +78,8 @@ def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detection
     """Findings of each split, and of the classes of both."""
     for split, own in zip(splits, facts, strict=True):
         yield from _classes(split)
-        yield from split.in_images("images-empty", split.empty_images)
+        yield from split.in_images("images-empty", split.is_empty & ~split.has_region)
+        yield from split.in_images("images-ignored", split.is_empty & split.has_region)
         if split.name == "train" and not split.is_object.any():
             yield from found("objects-none", split.name, [f"{len(split.files):,} images without one"], in_words)
         if split.has_boxes:
@@ -112,9 +113,9 @@ def _classes(split: Split) -> Iterator[Finding]:
 
 
 def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
-    """By id and name; of labelled pictures by name. Val may lack some."""
+    """By id and name; of labelled pictures by name. Val may lack some, or list others that nothing is annotated as."""
     if train.has_boxes:
-        differences = class_differences(val.categories, train.categories)
+        differences = class_differences(val.categories, train.categories, val.is_used)
         said = [
             f"{own.id} {own.name!r} of val is {f'{other.id} {other.name!r}' if other else 'no class'} in train"
             for own, other in differences

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +20,16 @@ from detector.data.formats.coco_rows import (
     Texts,
     class_differences,
     describe_notes,
-    duplicated,
     id_key,
-    indices_of,
     read_rows,
-    shift_between,
+    show_category,
+    show_id,
     sort_key,
 )
 from detector.errors import DataError
-from detector.files.json_stream import show, show_text
-from detector.structures import Category, Id
+from detector.structures import Category
+
+NO_LABEL = -1  # of a class that no annotation has and the model does not know
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,6 @@ class Annotations:
         return f"annotation {row - int(self.first[image]) + 1} of its image, which has no id"
 
 
-def show_id(value: Id | None) -> str:
-    """An id in a message."""
-    return show_text(value) if isinstance(value, str) else str(value)
-
-
 def read_annotations(path: str | Path, categories: list[Category] | None = None) -> Annotations:
     """Annotations of a COCO JSON file; its classes must be among ``categories`` (of a checkpoint) where given.
 
@@ -116,92 +110,47 @@ def read_annotations(path: str | Path, categories: list[Category] | None = None)
     :class:`~detector.errors.DataError` that names file, line, image or annotation id, value and remedy.
     """
     rows = read_rows(Path(path), is_strict=True)
-    own = sorted(rows.categories, key=lambda category: sort_key(category.id))
-    for first, second in pairwise(own):
-        if id_key(first.id) == id_key(second.id):
-            names = f"{show_text(first.name)}, {show_text(second.name)}"
-            raise DataError(f"{path}: category id {show_id(first.id)} is duplicated: {names}; give each its own")
-    if categories is not None and (differences := class_differences(own, categories)):
-        said = (
-            f"{_show(category)}, which is {_show(other) if other else 'no class'} there"
-            for category, other in differences
-        )
-        raise DataError(
-            f"{path}: has classes that are not those of the model: {'; '.join(said)}; give the same ids and names"
-            " (classes that do not occur may be missing)"
-        )
-    return _join(rows, own, own if categories is None else categories)
+    by_id = sorted(range(len(rows.categories)), key=lambda place: sort_key(rows.categories[place].id))
+    own = [rows.categories[place] for place in by_id]
+    label_of = {place: label for label, place in enumerate(by_id)}
+    if categories is None:
+        categories = own
+    else:
+        if differences := class_differences(own, categories, rows.is_used[by_id]):
+            said = (
+                f"{show_category(category)}, which is {show_category(other) if other else 'no class'} there"
+                for category, other in differences
+            )
+            raise DataError(
+                f"{path}: has classes that are not those of the model: {'; '.join(said)}; give the same ids and names"
+                " (classes that do not occur may be missing)"
+            )
+        labels = {id_key(category.id): label for label, category in enumerate(categories)}
+        label_of = {place: labels.get(id_key(category.id), NO_LABEL) for place, category in enumerate(rows.categories)}
+        unknown = (rows.categories[place] for place in by_id if label_of[place] == NO_LABEL)
+        rows.skipped.extend(f"{show_category(category)}, which the model does not have" for category in unknown)
+    return _sort(rows, categories, np.array([label_of[place] for place in range(len(own))]))
 
 
-def _show(category: Category) -> str:
-    return f"{show_id(category.id)} {show_text(category.name)}"
-
-
-def _join(rows: Rows, own: list[Category], categories: list[Category]) -> Annotations:
+def _sort(rows: Rows, categories: list[Category], label_of: np.ndarray) -> Annotations:
     """The columns with the boxes sorted by image, in place: copies would be the most that a whole run holds."""
-    path, image_ids, ids, of_image, labels = (
-        rows.path, rows.image_ids, rows.annotation_ids, rows.of_image, rows.of_category
-    )  # fmt: skip
-    if (again := duplicated(image_ids.codes)).size:
-        places = np.flatnonzero(image_ids.codes == image_ids.codes[again[0]])[:2].tolist()
-        first, second = (f"{show_text(rows.names[place])}" for place in places)
-        said = " and ".join(dict.fromkeys(show(image_ids[place]) for place in places))
-        raise DataError(f"{path}: image id {said} is duplicated: {first}, {second}; give each its own")
-    place = indices_of(image_ids.codes, of_image)
-    if (unknown := np.flatnonzero(place < 0)).size:
-        value = show_id(rows.id_of(of_image[unknown[0]]))
-        raise DataError(
-            f"{path}: {_annotation(rows, unknown[0])}: image_id {value} is not among the images;"
-            " remove the annotation or add the image"
-        )
-    if (again := duplicated(ids.codes)).size:
-        first, second = (show_id(image_ids[place[row]]) for row in np.flatnonzero(ids.codes == ids.codes[again[0]])[:2])
-        raise DataError(
-            f"{path}: annotation id {show_id(ids[again[0]])} is duplicated, for image {first} and for image {second};"
-            " give each its own"
-        )
-    # Own labels first, for the message; then those of the model, which may have more classes.
-    codes = np.array([rows.code(category.id) for category in own])
-    label = indices_of(codes, labels)
-    if (unknown := np.flatnonzero(label < 0)).size:
-        value = show_id(rows.id_of(labels[unknown[0]]))
-        raise DataError(
-            f"{path}: {_annotation(rows, unknown[0])}: category_id {value} is not among the categories ({_names(own)});"
-            f" remove the annotation or add the category{_shift_hint(labels, codes)}"
-        )
-    label_of = {id_key(category.id): label for label, category in enumerate(categories)}
-    labels[:] = np.array([label_of[id_key(category.id)] for category in own])[label]
-
-    order = np.argsort(place, kind="stable")
+    ids, labels = rows.annotation_ids, rows.label
+    labels[:] = label_of[labels]
+    order = np.argsort(rows.image, kind="stable")
     for column in (ids.codes, ids.is_text, labels, rows.areas, rows.is_crowd, *rows.boxes_xywh.T):
         column[:] = column[order]
     return Annotations(
-        path=path,
+        path=rows.path,
         categories=categories,
-        image_ids=image_ids.map(torch.from_numpy),
+        image_ids=rows.image_ids.map(torch.from_numpy),
         heights=torch.from_numpy(rows.heights),
         widths=torch.from_numpy(rows.widths),
         names=rows.names.map(torch.from_numpy),
-        first=torch.from_numpy(np.searchsorted(place[order], np.arange(len(image_ids) + 1))),
+        first=torch.from_numpy(np.searchsorted(rows.image[order], np.arange(len(rows.image_ids) + 1))),
         annotation_ids=ids.map(torch.from_numpy),
         boxes_xywh=torch.from_numpy(rows.boxes_xywh),
         labels=torch.from_numpy(labels),
         areas=torch.from_numpy(rows.areas),
         is_crowd=torch.from_numpy(rows.is_crowd),
-        notice=describe_notes(path, rows.notes),
+        notice=describe_notes(rows.path, rows.notes, rows.skipped),
     )
-
-
-def _annotation(rows: Rows, row: int) -> str:
-    own = rows.annotation_ids[row]
-    return f"annotation {show_id(own)}" if own is not None else f"annotation {row + 1} of the list"
-
-
-def _names(categories: list[Category]) -> str:
-    names = [_show(category) for category in categories]
-    return ", ".join(names if len(names) <= 6 else [*names[:5], "…"])
-
-
-def _shift_hint(used: np.ndarray, known: np.ndarray) -> str:
-    """What to do where all ids are off by one."""
-    return ", or have detector doctor --fix join them: all are off by one" if shift_between(used, known) else ""

@@ -5,7 +5,7 @@ the other takes. While the file is read, a row lives as an object only until its
 that nobody asks for and long segmentations cost no memory.
 
 What is unambiguous is read and counted (``Rows.notes``): numbers written as text, whole numbers written 1.0, optional
-fields that are null, annotations without an id, boxes that only a segmentation holds.
+fields that are null, annotations without an id, boxes that are a text or an object, or that only a segmentation holds.
 """
 
 from __future__ import annotations
@@ -28,18 +28,29 @@ from detector.structures import Category, Id
 # OpenCV's own limits: it decodes no picture beyond them.
 MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
 
-# An id's code is the integer that it is, or that it spells; any other text has a code of its own below all integers.
+# An id's code is the integer that it is, or that it plainly spells; anything else that an id can be, other texts and
+# integers past 64 bits, has a code of its own below all integers.
 NO_ID, BAD_ID, FIRST_TEXT, FIRST_INTEGER = -(2**63), -(2**63) + 1, -(2**63) + 2, -(2**62)
-_spells_integer = re.compile(r"0|-?[1-9][0-9]{0,17}").fullmatch
+_spells_integer = re.compile(r"\s*(0|-?[1-9][0-9]{0,99})(?:\.0+)?\s*").fullmatch
+DANGLING, MALFORMED = -1, -2  # indices that lead nowhere: an id that is not listed, and a field that is not an id
 
 WITHOUT_SIZE = "image{s} without width and height"  # a note that the doctor looks into
 
 KEPT = 8  # faults of each check whose words are kept; of the others, only where they are
 
 
+def show_id(value: Any) -> str:
+    """An id in a message."""
+    return show_text(value) if isinstance(value, str) and value else show(value)
+
+
+def show_category(category: Category) -> str:
+    return f"{show_id(category.id)} {show_text(category.name)}"
+
+
 def id_key(value: Id) -> Id:
-    """What two ways of writing one id have in common: 1 for both 1 and "1"."""
-    return int(value) if isinstance(value, str) and _spells_integer(value) else value
+    """What two ways of writing one id have in common: 1 for 1, "1", " 1" and "1.0"."""
+    return int(spelled[1]) if isinstance(value, str) and (spelled := _spells_integer(value)) else value
 
 
 def sort_key(value: Id) -> tuple[bool, Id]:
@@ -48,18 +59,20 @@ def sort_key(value: Id) -> tuple[bool, Id]:
     return isinstance(key, str), key
 
 
-def class_differences(own: Sequence[Category], known: Sequence[Category]) -> list[tuple[Category, Category | None]]:
+def class_differences(
+    own: Sequence[Category], known: Sequence[Category], is_used: Sequence[bool] | np.ndarray
+) -> list[tuple[Category, Category | None]]:
     """Each class that ``known`` has not by the same id and name, and the one there that has its id, or its name.
 
-    Neither the order matters nor whether ``known`` has more.
+    Neither the order matters, nor whether ``known`` has more, nor a class unlike all of ``known`` that is not used.
     """
     by_key = {id_key(category.id): category for category in known}
     by_name = {category.name: category for category in known}
-    pairs = ((category, by_key.get(id_key(category.id)) or by_name.get(category.name)) for category in own)
+    pairs = [(category, by_key.get(id_key(category.id)) or by_name.get(category.name)) for category in own]
     return [
         (category, other)
-        for category, other in pairs
-        if other is None or (id_key(other.id), other.name) != (id_key(category.id), category.name)
+        for (category, other), used in zip(pairs, is_used, strict=True)
+        if (used if other is None else (id_key(other.id), other.name) != (id_key(category.id), category.name))
     ]
 
 
@@ -93,12 +106,13 @@ class Ids:
 
     codes: Any  # [N] int64
     is_text: Any  # [N] bool
-    texts: Texts  # of the codes that spell no integer
+    texts: Texts  # [T] of the codes below all integers
+    text_keys: Any  # [T] int64, the code of what each of them is another way to write; most often its own
 
     @classmethod
     def counting(cls, count: int) -> Ids:
         """0, 1, 2, …"""
-        return cls(np.arange(count), np.zeros(count, dtype=bool), Texts.of([]))
+        return cls(np.arange(count), np.zeros(count, dtype=bool), Texts.of([]), np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -106,9 +120,19 @@ class Ids:
     def __getitem__(self, index: int) -> Id | None:
         """The id; None where there is none that can be used."""
         code = int(self.codes[index])
-        if code < FIRST_INTEGER:
-            return self.texts[code - FIRST_TEXT] if code >= FIRST_TEXT else None
-        return str(code) if self.is_text[index] else code
+        if code < FIRST_TEXT:
+            return None
+        text = self.texts[code - FIRST_TEXT] if code < FIRST_INTEGER else str(code)
+        return text if self.is_text[index] else int(text)
+
+    @property
+    def keys(self) -> np.ndarray:
+        """Codes that are equal for all ways to write one id, [N] int64."""
+        codes = np.asarray(self.codes)
+        if not len(self.text_keys):
+            return codes
+        is_listed = (codes >= FIRST_TEXT) & (codes < FIRST_INTEGER)
+        return np.where(is_listed, np.asarray(self.text_keys)[np.where(is_listed, codes - FIRST_TEXT, 0)], codes)
 
     def tolist(self) -> list[Id | None]:
         return [self[index] for index in range(len(self))]
@@ -117,10 +141,10 @@ class Ids:
         return iter(self.tolist())
 
     def select(self, rows: Any) -> Ids:
-        return Ids(self.codes[rows], self.is_text[rows], self.texts)
+        return Ids(self.codes[rows], self.is_text[rows], self.texts, self.text_keys)
 
     def map(self, convert: Callable[[Any], Any]) -> Ids:
-        return Ids(convert(self.codes), convert(self.is_text), self.texts.map(convert))
+        return Ids(convert(self.codes), convert(self.is_text), self.texts.map(convert), convert(self.text_keys))
 
 
 @dataclass
@@ -150,36 +174,60 @@ class Rows:
     widths: np.ndarray  # [I] int64
     names: Texts  # [I] empty: none that a file can have
     annotation_ids: Ids  # [M]
-    of_image: np.ndarray  # [M] codes of ids
-    of_category: np.ndarray  # [M] codes of ids
+    of_image: np.ndarray  # [M] keys of ids
+    of_category: np.ndarray  # [M] keys of ids
+    image: np.ndarray  # [M] int64 index, DANGLING or MALFORMED
+    label: np.ndarray  # [M] int64 index of the category, DANGLING or MALFORMED
     boxes_xywh: np.ndarray  # [M, 4] float64; NaN: none that can be used
     areas: np.ndarray  # [M] float64; the box's where none is given
     is_crowd: np.ndarray  # [M] bool: iscrowd or ignore
-    is_taken: np.ndarray  # [M] bool: the box is that of the segmentation
     notes: Counter[str]  # what was read although it is written otherwise (in words), and how often
+    skipped: list[str]  # classes without annotations, in words
     faults: dict[str, Faults]  # by the doctor's name of the check
-    text_codes: dict[str, int]  # of ids that spell no integer
+    text_codes: dict[str, int]
 
-    def code(self, value: Id) -> int:
-        """The code of a sound id; NO_ID for one that the file does not have."""
-        key = id_key(value)
-        return key if isinstance(key, int) else self.text_codes.get(key, NO_ID)
+    def key(self, value: Id) -> int:
+        """The key of a sound id; NO_ID for one that the file does not have."""
+        return _key(value, self.text_codes)
 
-    def id_of(self, code: int) -> Id | None:
-        """The id of a code; None for what is none."""
-        return Ids(np.array([code]), np.array([False]), self.image_ids.texts)[0]
+    def id_of(self, key: int) -> Id | None:
+        """The id of a key; None for what is none."""
+        return _id_of(key, self.image_ids.texts)
+
+    @property
+    def is_used(self) -> np.ndarray:
+        """Categories that annotations have, [K] bool."""
+        return _counts(self.label, len(self.categories)) > 0
 
 
-def describe_notes(path: Path, notes: Counter[str]) -> str:
-    """One line that says what was read so; empty where there is nothing to say."""
-    if not notes.total():
-        return ""
-    said = (
+def _counts(label: np.ndarray, size: int) -> np.ndarray:
+    """Annotations of each category, [K] int64."""
+    return np.bincount(label[label >= 0], minlength=size)
+
+
+def _key(value: Id, text_codes: dict[str, int]) -> int:
+    key = id_key(value)
+    return key if _is_code(key) else text_codes.get(str(key), NO_ID)  # type: ignore[return-value]
+
+
+def _is_code(value: Any) -> bool:
+    return type(value) is int and FIRST_INTEGER <= value < 2**63
+
+
+def _id_of(key: int, texts: Texts) -> Id | None:
+    return Ids(np.array([key]), np.array([key < FIRST_INTEGER]), texts, np.empty(0))[0]
+
+
+def describe_notes(path: Path, notes: Counter[str], skipped: Sequence[str] = ()) -> str:
+    """One line that says what was read so, and which classes were skipped; empty where there is nothing to say."""
+    said = [
         f"{count:,} {what.format(s='' if count == 1 else 's', es='' if count == 1 else 'es')}"
         for what, count in notes.items()
         if count
-    )
-    return f"{path}: read " + ", ".join(said)
+    ]
+    parts = (("read", said), ("skipped classes without annotations:", skipped))
+    told = "; ".join(f"{what} {', '.join(own)}" for what, own in parts if own)
+    return f"{path}: {told}" if told else ""
 
 
 def read_rows(path: Path, is_strict: bool) -> Rows:
@@ -199,10 +247,12 @@ class _Reader:
         self.table, self.count = "", 0  # its list, and its place there
         self.notes: Counter[str] = Counter()
         self.faults: dict[str, Faults] = {}
+        self.skipped: list[str] = []
         self.text_codes: dict[str, int] = {}
+        self.text_keys = array("q")
         self.categories: list[Category] = []
         self.image_ids, self.annotation_ids, self.of_image, self.of_category = (array("q") for _ in range(4))
-        self.is_text_image, self.is_text_annotation, self.is_crowd, self.is_taken = (array("b") for _ in range(4))
+        self.is_text_image, self.is_text_annotation, self.is_crowd = (array("b") for _ in range(3))
         self.heights, self.widths, self.name_ends = (array("q") for _ in range(3))
         self.names = bytearray()
         self.xywh, self.areas = array("d"), array("d")
@@ -242,25 +292,125 @@ class _Reader:
             if self.is_strict or (self.table == "images" and self.table not in seen):
                 raise DataError(f"{self.path}: {fault}")
             self.faults.setdefault("list-missing", Faults()).add(0, fault)
-        texts = Texts.of(self.text_codes)
+        texts, text_keys = Texts.of(self.text_codes), np.asarray(self.text_keys)
+        image_ids = Ids(np.asarray(self.image_ids), np.asarray(self.is_text_image).view(bool), texts, text_keys)
+        is_text = np.asarray(self.is_text_annotation).view(bool)
+        annotation_ids = Ids(np.asarray(self.annotation_ids), is_text, texts, text_keys)
+        names = Texts(np.frombuffer(self.names, dtype=np.uint8), np.asarray(self.name_ends))
+        of_image, of_category = np.asarray(self.of_image), np.asarray(self.of_category)
+        label = self._join_categories(of_category, annotation_ids)
+        image = self._join_images(of_image, image_ids, names, annotation_ids)
         return Rows(
             path=self.path,
             categories=self.categories,
-            image_ids=Ids(np.asarray(self.image_ids), np.asarray(self.is_text_image).view(bool), texts),
+            image_ids=image_ids,
             heights=np.asarray(self.heights),
             widths=np.asarray(self.widths),
-            names=Texts(np.frombuffer(self.names, dtype=np.uint8), np.asarray(self.name_ends)),
-            annotation_ids=Ids(np.asarray(self.annotation_ids), np.asarray(self.is_text_annotation).view(bool), texts),
-            of_image=np.asarray(self.of_image),
-            of_category=np.asarray(self.of_category),
+            names=names,
+            annotation_ids=annotation_ids,
+            of_image=of_image,
+            of_category=of_category,
+            image=image,
+            label=label,
             boxes_xywh=np.asarray(self.xywh).reshape(-1, 4),
             areas=np.asarray(self.areas),
             is_crowd=np.asarray(self.is_crowd).view(bool),
-            is_taken=np.asarray(self.is_taken).view(bool),
             notes=self.notes,
+            skipped=self.skipped,
             faults=self.faults,
             text_codes=self.text_codes,
         )
+
+    # --- what rows have to do with each other -------------------------------------------------------------------------
+
+    def _join_categories(self, of_category: np.ndarray, annotation_ids: Ids) -> np.ndarray:
+        """The index of each annotation's category, [M]; a class without annotations whose name another has goes."""
+        own = self.categories
+        keys = np.array([_key(category.id, self.text_codes) for category in own], dtype=np.int64)
+
+        def same_id(place: int) -> str:
+            names = ", ".join(show_text(own[other].name) for other in np.flatnonzero(keys == keys[place])[:2])
+            return f"category id {show_id(own[place].id)} is duplicated: {names}; give each its own"
+
+        self.refuse("category-id-duplicate", duplicated(keys), same_id)
+        label = joined(of_category, keys)
+        counts = _counts(label, len(own))
+        by_name: dict[str, list[int]] = {}
+        for place, category in enumerate(own):
+            by_name.setdefault(category.name, []).append(place)
+        alike = [places for places in by_name.values() if len(places) > 1]
+        kept = [[place for place in places if counts[place]] or places[:1] for places in alike]
+
+        def same_name(place: int) -> str:
+            places = next(places for places in kept if place in places)
+            ids = " and ".join(f"id {show_id(own[one].id)} ({counts[one]:,} annotations)" for one in places)
+            name = show_text(own[place].name)
+            return f"class name {name} is duplicated: {ids}; rename one, or give the annotations of one the other's id"
+
+        self.refuse("category-name-duplicate", [place for places in kept for place in places[1:]], same_name)
+        if spare := {place for places, used in zip(alike, kept, strict=True) for place in places if place not in used}:
+            self.skipped += [f"{show_category(own[place])}, whose name another has" for place in sorted(spare)]
+            self.categories = [category for place, category in enumerate(own) if place not in spare]
+            keys = np.delete(keys, sorted(spare))
+            label = joined(of_category, keys)
+
+        def unknown(row: int) -> str:
+            names = [show_category(category) for category in sorted(self.categories, key=lambda one: sort_key(one.id))]
+            listed = ", ".join(names if len(names) <= 6 else [*names[:5], "…"])
+            value = show_id(_id_of(int(of_category[row]), annotation_ids.texts))
+            return (
+                f"category_id {value} is not among the categories ({listed});"
+                f" remove the annotation or add the category{_shift_hint(of_category, keys)}"
+            )
+
+        self.refuse("category-dangling", np.flatnonzero(label == DANGLING), unknown, annotation_ids)
+        return label
+
+    def _join_images(self, of_image: np.ndarray, image_ids: Ids, names: Texts, annotation_ids: Ids) -> np.ndarray:
+        """The index of each annotation's image, [M]."""
+        keys, own_keys = image_ids.keys, annotation_ids.keys
+
+        def image_of(row: int) -> str:
+            return show_id(_id_of(int(of_image[row]), annotation_ids.texts))
+
+        def same_image(place: int) -> str:
+            places = np.flatnonzero(keys == keys[place])[:2].tolist()
+            said = " and ".join(dict.fromkeys(show(image_ids[one]) for one in places))
+            files = ", ".join(show_text(names[one]) for one in places)
+            return f"image id {said} is duplicated: {files}; give each its own"
+
+        self.refuse("image-id-duplicate", duplicated(keys), same_image)
+        image = joined(of_image, keys)
+
+        def unknown(row: int) -> str:
+            remedy = f"remove the annotation or add the image{_shift_hint(of_image, keys)}"
+            return f"image_id {image_of(row)} is not among the images; {remedy}"
+
+        self.refuse("image-dangling", np.flatnonzero(image == DANGLING), unknown, annotation_ids)
+
+        def same_annotation(row: int) -> str:
+            first, second = map(image_of, np.flatnonzero(own_keys == own_keys[row])[:2])
+            own = show_id(annotation_ids[row])
+            return f"annotation id {own} is duplicated, for image {first} and for image {second}; give each its own"
+
+        self.refuse("annotation-id-duplicate", duplicated(own_keys), same_annotation)
+        return image
+
+    def refuse(
+        self, check: str, places: np.ndarray | list[int], words: Callable[[int], str], of: Ids | None = None
+    ) -> None:
+        """What a check of a whole list finds wrong; ``of`` are the ids of annotations that the words do not name."""
+        if not len(places):
+            return
+        places = np.asarray(places)
+        if self.is_strict:
+            row = int(places[0])
+            own = of[row] if of else None
+            which = f"annotation {row + 1} of the list: " if own is None else f"annotation {show_id(own)}: "
+            raise DataError(f"{self.path}: {which if of else ''}{words(row)}")
+        self.faults[check] = Faults(array("q", places.tolist()), [words(row) for row in places[:KEPT].tolist()])
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
 
     def fault(self, check: str, words: str) -> None:
         """What is wrong with the row that is being read."""
@@ -274,12 +424,10 @@ class _Reader:
         kind = {"images": "image", "annotations": "annotation", "categories": "category"}[self.table]
         own = self.row.get("id")
         if self.table == "images" and isinstance(name := self.row.get("file_name"), str) and name:
-            return f"image {_show_id(own)} ({show_text(name)})"
+            return f"image {show_id(own)} ({show_text(name)})"
         if own is None and self.table == "annotations":
-            return f"annotation {self.count + 1} of the list (image {_show_id(self.row.get('image_id'))})"
-        return f"{kind} {_show_id(own)}"
-
-    # --- rows ---------------------------------------------------------------------------------------------------------
+            return f"annotation {self.count + 1} of the list (image {show_id(self.row.get('image_id'))})"
+        return f"{kind} {show_id(own)}"
 
     def add_category(self, row: Any) -> None:
         value, name = (row.get("id"), row.get("name")) if isinstance(row, dict) else (None, None)
@@ -327,8 +475,8 @@ class _Reader:
         return 0, 0
 
     def add_annotation(self, row: Any) -> None:
-        if not isinstance(row, dict):
-            self.fault("annotation-malformed", f"{show(row)} is not an object")
+        if not isinstance(row, dict) or not row:
+            self.fault("annotation-malformed", f"{show(row)} is not an object with image_id, category_id and bbox")
             row = {}
         get = row.get
         value, box, area = get("id"), get("bbox"), get("area")
@@ -339,18 +487,14 @@ class _Reader:
             code = self.id_code(value, "annotation-malformed", "id")
         self.annotation_ids.append(code)
         self.is_text_annotation.append(type(value) is str)
-        self.of_image.append(self.id_code(get("image_id"), "annotation-malformed", "image_id") if row else BAD_ID)
-        self.of_category.append(
-            self.id_code(get("category_id"), "annotation-malformed", "category_id") if row else BAD_ID
-        )
-        is_taken = not is_box(box)
-        if is_taken:
-            box, is_taken = self._box(box, get("segmentation")) if row else (_NO_BOX, False)
+        self.of_image.append(self.id_key(get("image_id"), "image_id") if row else BAD_ID)
+        self.of_category.append(self.id_key(get("category_id"), "category_id") if row else BAD_ID)
+        if not is_box(box):
+            box = self._box(box, get("segmentation")) if row else _NO_BOX
         if not is_number(area):
             area = self._area(area, box) if row else math.nan
         self.xywh.extend(box)
         self.areas.append(area)
-        self.is_taken.append(is_taken)
         self.is_crowd.append(self._flag(get("iscrowd"), "iscrowd") or self._flag(get("ignore"), "ignore"))
 
     # --- values -------------------------------------------------------------------------------------------------------
@@ -362,13 +506,28 @@ class _Reader:
         if type(value) is float and value.is_integer() and abs(value) <= 2**53:
             self.notes["whole number{s} written with a point"] += 1
             return int(value)
-        if type(value) is str and is_id(value):
-            self.notes["id{s} written as text"] += 1
-            if _spells_integer(value):
-                return int(value)
-            return self.text_codes.setdefault(value, FIRST_TEXT + len(self.text_codes))
-        self.fault(check, f"{what} {show(value)} must be an integer or text")
-        return BAD_ID
+        if not is_id(value):
+            self.fault(check, f"{what} {show(value)} must be an integer or text")
+            return BAD_ID
+        self.notes["id{s} written as text"] += type(value) is str
+        key, text = id_key(value), str(value)
+        if _is_code(key) and str(key) == text:
+            return key  # type: ignore[return-value]
+        code = self._text_code(text)
+        if str(key) != text:
+            self.text_keys[code - FIRST_TEXT] = key if _is_code(key) else self._text_code(str(key))  # type: ignore[call-overload]
+        return code
+
+    def _text_code(self, text: str) -> int:
+        code = self.text_codes.setdefault(text, FIRST_TEXT + len(self.text_codes))
+        if len(self.text_keys) < len(self.text_codes):
+            self.text_keys.append(code)
+        return code
+
+    def id_key(self, value: Any, what: str) -> int:
+        """The key of an id that an annotation names; BAD_ID for what is none."""
+        code = self.id_code(value, "annotation-malformed", what)
+        return self.text_keys[code - FIRST_TEXT] if FIRST_TEXT <= code < FIRST_INTEGER else code
 
     def _whole(self, value: Any) -> Any:
         """An integer that is written as text or with a point; anything else as it is."""
@@ -386,21 +545,24 @@ class _Reader:
         self.notes["number{s} written as text"] += 1
         return number
 
-    def _box(self, box: Any, segmentation: Any) -> tuple[list[float], bool]:
-        """A box that is not four plain numbers, and whether it was taken from the segmentation."""
-        if box is None or box == []:
+    def _box(self, box: Any, segmentation: Any) -> list[float]:
+        """A box that is not four plain numbers."""
+        if box in (None, [], {}, ""):
             taken = box_of_segmentation(segmentation)
             if taken is None:
                 self.fault("box-not-finite", "has no bbox, and no segmentation to take it from")
-                return _NO_BOX, False
+                return _NO_BOX
             self.notes["box{es} taken from the segmentation"] += 1
-            return taken, True
-        numbers = box_of_texts(box)
+            return taken
+        numbers = read_box(box)
         if numbers is None:
             self.fault("box-not-finite", f"bbox {show(box)} must be four finite numbers: left, top, width, height")
-            return _NO_BOX, False
-        self.notes["number{s} written as text"] += sum(type(number) is str for number in box)
-        return numbers, False
+            return _NO_BOX
+        if isinstance(box, list):
+            self.notes["number{s} written as text"] += sum(type(number) is str for number in box)
+        else:
+            self.notes[f"box{{es}} written as {'text' if isinstance(box, str) else 'an object'}"] += 1
+        return numbers
 
     def _area(self, area: Any, box: list[float]) -> float:
         """An area that is no plain number: the box's where it is missing (which pandas writes NaN)."""
@@ -427,15 +589,11 @@ class _Reader:
 _NO_BOX = [math.nan] * 4
 
 
-def _show_id(value: Any) -> str:
-    return show_text(value) if isinstance(value, str) and value else show(value)
-
-
 def is_id(value: Any) -> bool:
-    """Whether a JSON value can be an id: text, or an integer that fits."""
+    """Whether a JSON value can be an id: text or an integer."""
     if type(value) is str:
         return value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
-    return type(value) is int and FIRST_INTEGER <= value < 2**63
+    return type(value) is int
 
 
 def _is_file_name(name: str) -> bool:
@@ -458,11 +616,21 @@ def number_of_text(value: Any) -> int | float | None:
         return None
     if not is_number(number):
         return None
-    return int(value) if _spells_integer(value.strip()) else number
+    return int(number) if value.strip().lstrip("+-").isdigit() else number
 
 
-def box_of_texts(value: Any) -> list[float] | None:
-    """Four finite numbers, of which some are written as text; None for anything else."""
+_SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
+
+
+def read_box(value: Any) -> list[float] | None:
+    """Left, top, width, height, as a list, one text ("1 2 3 4", "[1, 2, 3, 4]") or an object; None for anything else.
+
+    The numbers may be written as text.
+    """
+    if isinstance(value, str) and len(value) <= 200:
+        value = re.split(r"\s*[,;\s]\s*", value.strip().removeprefix("[").removesuffix("]").strip())
+    elif isinstance(value, dict):
+        value = next(([value[side] for side in sides] for sides in _SIDES if value.keys() == {*sides}), None)
     if not isinstance(value, list) or len(value) != 4:
         return None
     numbers = [one if is_number(one) else number_of_text(one) for one in value]
@@ -484,6 +652,20 @@ def _polygons(segmentation: list[Any]) -> list[np.ndarray]:
     """The corners of each polygon, [N, 2]; a single one may be a flat list."""
     polygons = segmentation if any(isinstance(polygon, list) for polygon in segmentation) else [segmentation]
     return [np.asarray(polygon, dtype=float).reshape(-1, 2) for polygon in polygons]
+
+
+def plain_polygons(segmentation: list[Any]) -> list[Any]:
+    """Polygons as COCO has them, lists of numbers, without those that have no corner; what cannot be read stays."""
+    polygons = segmentation if any(isinstance(polygon, list) for polygon in segmentation) else [segmentation]
+    plain = []
+    for polygon in polygons:
+        numbers = [number_of_text(one) for one in polygon if isinstance(one, str)] if isinstance(polygon, list) else []
+        if numbers and None not in numbers:
+            texts = iter(numbers)
+            polygon = [next(texts) if isinstance(one, str) else one for one in polygon]
+        if polygon != []:
+            plain.append(polygon)
+    return plain
 
 
 def box_of_segmentation(segmentation: Any) -> list[float] | None:
@@ -543,6 +725,21 @@ def indices_of(known: np.ndarray, codes: np.ndarray) -> np.ndarray:
     order = np.argsort(known, kind="stable")
     places = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
     return np.where((known[order[places]] == codes) & (codes > BAD_ID), order[places], -1)
+
+
+def joined(used: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The first place in ``known`` of each key of ``used`` [M]; DANGLING where there is none, MALFORMED of no id."""
+    return np.where(used <= BAD_ID, MALFORMED, indices_of(known, used))
+
+
+def _shift_hint(used: np.ndarray, known: np.ndarray) -> str:
+    """What else to do where all ids are, or may be, off by one."""
+    used = used[used > BAD_ID]
+    if shift_between(used, known):
+        return ", or have detector doctor --fix join them: all are off by one"
+    less, more = (np.isin(used - move, known).all() for move in (1, -1))
+    which = "less" if less else "plus"
+    return f"; each one {which} 1 is listed: if all are off by one, correct all of them" if less or more else ""
 
 
 def shift_between(used: np.ndarray, known: np.ndarray) -> int:
