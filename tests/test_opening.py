@@ -21,12 +21,11 @@ from detector.checkpoints.opening import open_model
 from detector.config.loader import load_config
 from detector.config.parts import find_part, is_code
 from detector.config.schema import ModelConfig
-from detector.structures import Category
 from detector.errors import ConfigError, DetectorError, WeightsError
 from detector.models import build_model
 from detector.models.backbones import Backbone
 from detector.models.heads import RetinaHead
-from detector.structures import Predictions
+from detector.structures import Category, Predictions
 
 TINY = ["model.backbone={name: resnet10}", "model.fpn={levels: [3, 4], channels: 8}", "model.head={num_convs: 1}"]
 TINY += ["data.resize={short: [64], long: 64}", "data.workers=0", "train.batch_size=4", "train.steps=1"]
