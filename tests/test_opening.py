@@ -72,6 +72,8 @@ def test_a_checkpoint_a_run_and_a_folder_with_one_run(
         open_model(tmp_path / "runs")
     with pytest.raises(WeightsError, match=r"empty: is a folder without best\.pt and last\.pt"):
         open_model(tmp_path / "runs/empty")
+    with pytest.raises(ConfigError, match="has classes of its own"):
+        open_model(checkpoint, classes=["a", "b"])
 
 
 def test_a_config_begins_as_training_does(checkpoint: Path) -> None:

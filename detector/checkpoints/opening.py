@@ -58,6 +58,8 @@ def open_model(
     """
     if isinstance(source, Config) or Path(source).suffix in CONFIG_SUFFIXES:
         return _begin(source, overrides, device, classes, allow_code)
+    if classes is not None:
+        raise ConfigError(f"{source}: has classes of its own; others are for a config")
     return from_content(open_checkpoint(source), source, overrides, device, allow_code)
 
 
@@ -151,12 +153,13 @@ def find_checkpoint(source: str | Path) -> Path:
     if os.path.isdir(source):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         folder = Path(source)
         runs = [folder] if _run_file(folder) else sorted(filter(_run_file, filter(Path.is_dir, folder.iterdir())))
-        if len(runs) != 1:
+        if not runs:
+            raise WeightsError(
+                f"{source}: is a folder without best.pt and last.pt; give a run's folder or a checkpoint"
+            )
+        if len(runs) > 1:
             names = ", ".join(map(str, runs[:6])) + (", …" if len(runs) > 6 else "")
-            fault = f"holds {len(runs)} runs: {names}; give one of them" if runs else (
-                "is a folder without best.pt and last.pt; give a run's folder or a checkpoint"
-            )  # fmt: skip
-            raise WeightsError(f"{source}: {fault}")
+            raise WeightsError(f"{source}: holds {len(runs)} runs: {names}; give one of them")
         found = _run_file(runs[0])
         if os.environ.get("RANK", "0") == "0":  # once, of all that torchrun started
             print(f"{source}: is a folder, of which {found.relative_to(folder)} is taken", file=sys.stderr)
