@@ -15,6 +15,7 @@ from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
 from detector.checkpoints.checkpoint import checkpoint_categories, read_checkpoint, save_checkpoint
+from detector.config import tasks
 from detector.config.schema import (
     AnchorConfig,
     BackboneConfig,
@@ -26,7 +27,6 @@ from detector.config.schema import (
     ModelConfig,
     PredictConfig,
 )
-from detector.config.tasks import TASKS
 from detector.data.detection import read_annotations
 from detector.errors import ConfigError
 from detector.evaluation.tally import Tally, merge
@@ -224,7 +224,7 @@ def test_bf16_predictions_give_float32_losses() -> None:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", tasks.TASKS)
 def test_every_task_is_found_by_its_name_and_knows_its_heads(name: str) -> None:
     for head in get_core(name).PARTS["head.name"]:
         config = Config.model_validate({"task": name, "model": {"head": {"name": head}}})
@@ -232,8 +232,8 @@ def test_every_task_is_found_by_its_name_and_knows_its_heads(name: str) -> None:
 
 
 def test_every_head_is_of_one_task() -> None:
-    heads = [head for task in TASKS for head in get_core(task).PARTS["head.name"]]
-    assert sorted(heads) == sorted(HEADS)
+    heads = [head for task in tasks.TASKS for head in get_core(task).PARTS["head.name"]]
+    assert sorted(heads) == sorted(HEADS) == sorted(tasks.HEADS)
 
 
 @pytest.mark.parametrize(

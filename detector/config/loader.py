@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from detector.config.parts import check_code
 from detector.config.schema import Config, Section
-from detector.config.tasks import TASKS
+from detector.config.tasks import HEADS, TASKS
 from detector.errors import ConfigError, one_of, unreadable
 from detector.files.atomic import atomic_write
 
@@ -266,18 +266,10 @@ def _validate(tree: _Tree, places: _Places) -> Config:
     return config
 
 
-# What only some heads read, as config.tasks.TASKS has it of the tasks.
-_HEADS: dict[str, tuple[str, ...]] = {
-    "retina": tuple(f"model.head.{key}" for key in ("num_convs", "channels", "norm", "norm_bias", "prior")),
-    "pooled": tuple(f"model.head.{key}" for key in ("pool", "fuse", "hidden", "dropout")),
-    "classic": (),
-}
-
-
 def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
     """Keys that differ from their defaults although nothing of this config reads them, and what would."""
     own, default = config_to_dict(config), config_to_dict(Config())
-    for kind, name, readers in (("task", config.task, TASKS), ("head", config.model.head.name, _HEADS)):
+    for kind, name, readers in (("task", config.task, TASKS), ("head", config.model.head.name, HEADS)):
         for key in dict.fromkeys(key for keys in readers.values() for key in keys if name in readers):
             values, defaults = own, default
             for part in key.split("."):

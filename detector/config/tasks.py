@@ -1,43 +1,33 @@
-"""The tasks: which there are, and what of a config not all of them read.
+"""The tasks and the heads: which there are, and what of a config not all of them read.
 
-A task is the modules ``NAME``, ``NAME_results`` and ``NAME_views`` of ``detector.tasks``. Its name and its keys stand
-down here, so that a config is checked and a command lists the tasks without importing torch.
+A task is the modules ``NAME``, ``NAME_results`` and ``NAME_views`` of ``detector.tasks``, a head is in
+``detector.models.heads``. Their names and keys stand down here, so that a config is checked, and a command lists the
+tasks, without importing torch.
 """
 
 from __future__ import annotations
 
-TASKS: dict[str, tuple[str, ...]] = {  # the keys and sections that the task reads and some other one does not
+
+def _in(section: str, keys: str) -> tuple[str, ...]:
+    return tuple(f"{section}.{key}" for key in keys.split())
+
+
+# By task and by head, the keys and sections that it reads and some other one does not.
+TASKS = {
     "detection": (
-        "data.group_by_aspect",
-        "data.invalid_boxes",
-        "data.resize",
-        "data.augment.scale_jitter",
-        "data.augment.min_visibility",
-        "model.anchors",
-        "model.matcher",
-        "model.loss.cls",
-        "model.loss.alpha",
-        "model.loss.gamma",
-        "model.loss.cls_weight",
-        "model.loss.box",
-        "model.loss.beta",
-        "model.loss.box_weight",
-        "model.predict.topk",
-        "model.predict.score_threshold",
-        "model.predict.nms_threshold",
-        "model.predict.max_detections",
-        "model.predict.clip",
-        "model.predict.keep_empty",
-        "eval.backend",
+        *_in("data", "group_by_aspect invalid_boxes resize augment.scale_jitter augment.min_visibility"),
+        *_in("model", "anchors matcher"),
+        *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight"),
+        *_in("model.predict", "topk score_threshold nms_threshold max_detections clip keep_empty"),
+        *_in("eval", "backend"),
     ),
     "classification": (
-        "data.classes",
-        "data.class_weights",
-        "data.crop",
-        "data.augment.mixup",
-        "data.augment.cutmix",
-        "model.loss.label_smoothing",
-        "model.predict.classes",
-        "model.multi_label",
+        *_in("data", "classes class_weights crop augment.mixup augment.cutmix"),
+        *_in("model", "loss.label_smoothing predict.classes multi_label"),
     ),
+}
+HEADS = {
+    "retina": _in("model.head", "num_convs channels norm norm_bias prior"),
+    "pooled": _in("model.head", "pool fuse hidden dropout"),
+    "classic": (),
 }
