@@ -37,11 +37,11 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d, batched_nms, clip_boxes_to_image
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config, load_model, save_checkpoint
+from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config, load_model
 from detector.checkpoints.foreign.importing import Imported
 from detector.checkpoints.foreign.source import COCO, RESNETS
 from detector.checkpoints.foreign.torchvision import to_torchvision
-from detector.checkpoints.opening import import_checkpoint, open_checkpoint
+from detector.checkpoints.opening import import_checkpoint
 from detector.config.loader import config_to_dict
 from detector.config.schema import AnchorConfig, BackboneConfig, Config, FPNConfig, PredictConfig, ResizeConfig
 from detector.data.loading.collate import pad_images
@@ -976,17 +976,6 @@ def test_a_backbone_is_no_retinanet(scratch: Path) -> None:
 def test_what_holds_no_tensors_is_refused(value: Any, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"model\.pth: is neither a checkpoint nor a state dict"):
         imported(value, tmp_path)
-
-
-def test_one_of_ours_is_opened_as_it_is(tmp_path: Path) -> None:
-    content = own_checkpoint({}, [4])
-    config, categories = checkpoint_config(content, "x"), checkpoint_categories(content)
-    save_checkpoint(tmp_path / "best.pt", config, categories, {"model": content["model"]})
-    opened = open_checkpoint(tmp_path / "best.pt")
-    assert opened["config"] == content["config"]
-    assert all(torch.equal(tensor, content["model"][name]) for name, tensor in opened["model"].items())
-    with pytest.raises(WeightsError, match="nowhere: is no file, no URL and no name"):
-        open_checkpoint("nowhere")
 
 
 # --- the fields that reproduce a source, on their own -----------------------------------------------------------------
