@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -208,28 +206,6 @@ def test_the_input_is_left_as_it_was() -> None:
     TrainClassTransform(CropConfig(size=8), EVERYTHING, 0)(image, 0, 0)
     ClassTransform(CropConfig(size=8))(image, 0, 0)
     assert np.array_equal(image, distinct(3, np.uint16))
-
-
-def test_nothing_is_asked_of_the_internet() -> None:
-    # albumentations looks up its newest version when it is imported, unless it is told not to.
-    code = """
-import os, socket, sys
-os.environ.pop("NO_ALBUMENTATIONS_UPDATE", None)
-asked = []
-def refuse(*arguments, **options):
-    asked.append(arguments)
-    raise OSError("no network in this test")
-socket.getaddrinfo = socket.create_connection = refuse
-import numpy as np
-from detector.config.schema import AugmentConfig, CropConfig
-from detector.data.transforms.classes import ClassTransform, TrainClassTransform
-ClassTransform(CropConfig())(np.zeros((9, 9, 3), np.uint8), 0, 0)
-print("albumentations" in sys.modules)
-TrainClassTransform(CropConfig(), AugmentConfig(photometric=1), 0)(np.zeros((9, 9, 3), np.uint8), 0, 0)
-print("albumentations" in sys.modules, asked)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split("\n")[:2] == ["False", "True []"]
 
 
 # --- two in one -------------------------------------------------------------------------------------------------------
