@@ -11,11 +11,13 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import short
 import torch
 from hypothesis import settings
 from PIL import Image
 
 from detector.data.synthetic import write_shapes
+from detector.dev import stress
 from detector.training import fitting
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -38,9 +40,13 @@ def denormals() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def short_runs() -> Iterator[None]:
-    """Runs inside the tests end without their report, which takes longer than they do; one test has it back."""
+    """Runs of the tests end without their report, which takes longer than they do; those that look at it have it back.
+
+    So do the processes that :func:`detector.dev.stress.start` starts.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "report_best", lambda *arguments: None)
+        patch.setattr(stress, "_run", short.run)
         yield
 
 

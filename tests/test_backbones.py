@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from draws import undrawn
+from networks import undrawn
 from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models.feature_extraction import create_feature_extractor

@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from faults.test_ranks import Ranks
 from PIL import Image
-from test_training import start_training, steps_of
+from test_training import steps_of
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from detector.__main__ import run_command
@@ -214,17 +215,16 @@ def test_two_ranks_follow_one_process(colors: Path, tmp_path: Path) -> None:
         "data.augment={mixup: 0.4, cutmix: 1.0}",
         "data.class_weights={red: 3.0, blue: 0.5}",  # ranks have shares of other weights
         "train.batch_size=8",
-        "train.steps=10",
+        "train.steps=5",
         "eval.every_epochs=99",
     ]
-    process = start_training(tmp_path, "two", overrides, ranks=2, config=CONFIG)
+    ranks = Ranks(tmp_path, "two", 2, *overrides, config=(CONFIG,))
     runs = [RunFolder(tmp_path / name) for name in ("one", "two", "parts")]
     assert fit(load_config(CONFIG, overrides), runs[0], CPU)
     assert fit(load_config(CONFIG, [*overrides, "train.accumulate=4"]), runs[2], CPU)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
+    assert ranks.codes() == [0, 0], ranks.said()
     one, two, parts = ([row["loss"] for row in steps_of(run.path)] for run in runs)
-    assert len(one) == 10
+    assert len(one) == 5
     assert one[0] != pytest.approx(one[-1], rel=0.01)  # it does train
     assert two == pytest.approx(one, abs=1e-4)
     assert parts == pytest.approx(one, abs=1e-4)
@@ -283,10 +283,7 @@ def test_it_learns_and_evaluation_keeps_its_classes(colors: Path, tmp_path: Path
 
 PICTURES: dict[str, tuple[int, str, type]] = {
     "gray": (1, "png", np.uint8),
-    "gray, 16 bits": (1, "png", np.uint16),
-    "RGB, 16 bits": (3, "png", np.uint16),
     "RGBA, 16 bits": (4, "tiff", np.uint16),
-    "five channels": (5, "npy", np.uint8),
     "five channels, 16 bits": (5, "npy", np.uint16),
 }
 
@@ -295,7 +292,7 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
     if path.suffix == ".npy":
         np.save(path, pixels)
     else:
-        order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
+        order = {1: [0], 4: [2, 1, 0, 3]}[pixels.shape[2]]
         assert cv2.imwrite(str(path), pixels[:, :, order])
 
 
@@ -336,20 +333,18 @@ def read_array(file: Path, channels: int) -> np.ndarray:
     if file.suffix == ".npy":
         return np.load(file)
     pixels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED).reshape(32, 32, -1)
-    return pixels[:, :, {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[channels]]
+    return pixels[:, :, {1: [0], 4: [2, 1, 0, 3]}[channels]]
 
 
-@pytest.mark.parametrize("kind", ["gray", "RGBA, 16 bits"])
-def test_a_detector_of_any_pictures(kind: str, shapes: Path, tmp_path: Path) -> None:
-    channels, suffix, dtype = PICTURES[kind]
+def test_a_detector_of_other_pictures(shapes: Path, tmp_path: Path) -> None:
+    channels, suffix, dtype = PICTURES["RGBA, 16 bits"]
     (tmp_path / "images").mkdir()
     for split in ("train", "val"):
         tree = json.loads((shapes / f"annotations/{split}.json").read_text())
         for image in tree["images"]:
             pixels = np.asarray(Image.open(shapes / "images" / image["file_name"]).convert("RGBA"))[:, :, :channels]
             image["file_name"] = f"{image['id']}.{suffix}"
-            deep = pixels.astype(dtype) * (257 if dtype == np.uint16 else 1)
-            write_picture(tmp_path / "images" / image["file_name"], deep)
+            write_picture(tmp_path / "images" / image["file_name"], pixels.astype(dtype) * 257)
         (tmp_path / f"{split}.json").write_text(json.dumps(tree))
     overrides = [f"data.{split}.annotations={tmp_path}/{split}.json" for split in ("train", "val")]
     overrides += [f"data.{split}.images={tmp_path}/images" for split in ("train", "val")]

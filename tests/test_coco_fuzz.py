@@ -1,4 +1,4 @@
-"""Annotation and results files from strangers: thousands of broken ones, each refused in one line or read whole.
+"""Annotation and results files from strangers: a thousand broken ones, each refused in one line or read whole.
 
 Hypothesis draws the same cases in every run; a case that fails is printed, and shrunk.
 """
@@ -146,7 +146,7 @@ MUTATIONS = {"values": mutate_tree, "bytes": mutate_bytes}
 def test_annotations_are_read_or_refused_in_one_line(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "x.json"
 
-    @settings(max_examples=1200)
+    @settings(max_examples=400)
     @given(data=st.data())
     def case(data: st.DataObject) -> None:
         path.write_bytes(MUTATIONS[name](data, TREE))
@@ -168,7 +168,7 @@ def test_results_are_read_or_refused_in_one_line(
 ) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "x.json"
 
-    @settings(max_examples=600)
+    @settings(max_examples=250)
     @given(data=st.data())
     def case(data: st.DataObject) -> None:
         path.write_bytes(MUTATIONS[name](data, RESULTS))
@@ -196,9 +196,8 @@ def test_every_truncation_is_refused(read: Callable[..., Any], truth: Annotation
         assert f"{path}:" in str(caught.value) and "not valid JSON" in str(caught.value)
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_real_file_with_a_few_bytes_changed(split: str, shared: Path, tmp_path: Path) -> None:
-    content = (shared / "data" / "bccd" / "annotations" / f"{split}.json").read_bytes()
+def test_a_real_file_with_a_few_bytes_changed(shared: Path, tmp_path: Path) -> None:
+    content = (shared / "data/bccd/annotations/val.json").read_bytes()
     path, rng = tmp_path / "x.json", np.random.default_rng(0)
     for _ in range(20):
         changed = bytearray(content)

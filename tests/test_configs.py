@@ -1,4 +1,4 @@
-"""Every config of the package resolves, builds and takes a training step."""
+"""Every config of the package resolves, its backbones build, and on a small one it takes a training step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from detector.config.loader import CONFIG_FOLDERS, load_config
-from detector.config.schema import Config
+from detector.config.schema import BackboneConfig, Config, ModelConfig
 from detector.models import build_model
+from detector.models.backbones import build_backbone
 from detector.structures import ClassTargets, Targets
 from detector.tasks import get_task
 from detector.training.optimizer import build_optimizer
@@ -42,15 +43,34 @@ def make_targets(config: Config) -> Targets | ClassTargets:
     return Targets(torch.tensor([[[8.0, 8.0, 60.0, 70.0]], [[0.0, 0.0, 0.0, 0.0]]]), torch.tensor([[1], [-1]]))
 
 
+BRANCHES = {branch.model_dump_json(): branch for name in NAMES for branch in load_config(name).model.backbones}
+
+
+@pytest.mark.parametrize("branch", BRANCHES.values(), ids=lambda branch: branch.name)
+def test_backbones_are_frozen_as_a_config_says(branch: BackboneConfig) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(branch, in_channels=3, finest=3)
+    frozen = sum(not parameter.requires_grad for parameter in backbone.parameters())
+    assert bool(frozen) == (branch.freeze_at > 0)
+    assert backbone.levels == (3, 4, 5)
+
+
+def on_resnet10(config: Config) -> Config:
+    """With all that it says, but the network: pyramids of the others learn in test_pyramid.py."""
+    tree = config.model.model_dump()
+    for branch in [tree["backbone"]] if tree["backbone"] else tree["pyramid"]["branches"]:
+        branch["name"] = "resnet10"
+    return config.model_copy(update={"model": ModelConfig.model_validate(tree)})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_takes_a_training_step(name: str) -> None:
     torch.manual_seed(0)
-    config = load_config(name)
+    config = on_resnet10(load_config(name))
     task = get_task(config)
     model = build_model(config.model, num_classes=3).train()
     optimizer = build_optimizer(model, config.train.optimizer, config.train.batch_size)
-    # Not of VGG's largest layers, whose copies cost half a gigabyte.
-    before = {name: own.detach().clone() for name, own in model.named_parameters() if own.numel() < 1e7}
+    before = {name: own.detach().clone() for name, own in model.named_parameters()}
 
     images = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8)
     sizes = torch.tensor([[96, 96], [96, 96] if config.task == "classification" else [90, 80]])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector.analysis.doctor import files
 from detector.analysis.doctor.annotations import duplicate_boxes
 from detector.analysis.doctor.copies import NEAR, find_nearest
 from detector.analysis.doctor.examination import Report, Settings, examine
@@ -27,6 +29,14 @@ from detector.config.schema import DataConfig, ResizeConfig, SplitConfig
 from detector.data.detection import apply_box_policy, open_dataset, read_annotations
 from detector.data.transforms.boxes import Transform
 from detector.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are looked at in this process: starting others takes longer; test_doctor_command.py starts them."""
+    pool = SimpleNamespace(map=map, shutdown=lambda **_: None)
+    monkeypatch.setattr(files, "ProcessPoolExecutor", lambda *_, **__: pool)
+
 
 WIDTH, HEIGHT = 96, 64
 BOXES = [[4, 4, 30, 20], [50, 6, 40, 24], [6, 34, 24, 26], [46, 36, 44, 22]]
@@ -612,8 +622,8 @@ def test_the_fingerprint_is_of_the_cosine_transform(tmp_path: Path) -> None:
 
 
 def test_pictures_of_one_tone_are_no_copies_of_each_other(data: Path) -> None:
-    for number, tone in enumerate([(0, 0, 0), (255, 255, 255), (9, 90, 200)]):
-        save(Image.new("RGB", (WIDTH, HEIGHT), tone), data / "train" / f"{number}.jpg")
+    for number, tone in enumerate([(0, 0, 0), (0, 0, 0), (255, 255, 255), (9, 90, 200)]):
+        save(Image.new("RGB", (WIDTH, HEIGHT), tone), data / "train" / f"{number}.jpg", quality=90 - number)
     assert counts(examine_train(data)) == {}
 
 

@@ -60,7 +60,7 @@ State = dict[str, Tensor]
 CLOSE = 1e-5  # of the largest number
 PIXEL = 2e-3  # group norm sums in another order, which processors do in yet another
 TIE = 1e-5
-SIZES = [(480, 800), (257, 511), (352, 352)]
+SIZES = [(256, 384), (161, 223)]
 ANCHORS = 9  # a cell
 
 
@@ -274,8 +274,8 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 def test_torchvisions_models_give_the_same(pair: Pair, size: tuple[int, int]) -> None:
     found = assert_same_outputs(pair, picture(*size, seed=size[0]))
-    # The large ones have more than they may keep: the limit is torchvision's too.
-    assert len(found.scores) == 300 or min(size) < 128
+    # In the large one is more than they may keep: the limit is torchvision's too.
+    assert len(found.scores) == 300 or size != SIZES[0]
 
 
 def test_what_reproduces_torchvision_stands_in_the_config(pair: Pair) -> None:
@@ -323,11 +323,7 @@ PARTS: dict[str, tuple[Callable[[], RetinaNet], dict[str, Any]]] = {
         partial(small_retinanet, "resnet34", 1, p6_from="p5"),
         {"backbone": {"name": "resnet34"}, "fpn": {"p6_from": "p5"}},
     ),
-    "resnet50, 256 wide": (
-        partial(small_retinanet, "resnet50", 4, channels=256, has_gn=True, norm=FrozenBatchNorm2d),
-        {"backbone": {"name": "resnet50", "norm": "frozen_bn"}, "fpn": {"channels": 256}, "head": {"norm": "gn"}},
-    ),
-    "resnet101, COCO": (partial(small_retinanet, "resnet101", 91), {"backbone": {"name": "resnet101"}}),
+    "resnet18, COCO": (partial(small_retinanet, "resnet18", 91), {"backbone": {"name": "resnet18"}}),
     "resnext50, GN": (
         partial(small_retinanet, "resnext50_32x4d", 2, has_gn=True),
         {"backbone": {"name": "resnext50_32x4d"}, "head": {"norm": "gn"}},
@@ -415,7 +411,7 @@ def test_overrides_stand_above_what_the_source_has(scratch: Path) -> None:
         imported(state, scratch, overrides=("model.predict.max_detection=7",))
 
 
-@pytest.mark.parametrize("network", sorted(set(RESNETS) - {"resnet18", "resnet34", "resnet50", "resnet101"}))
+@pytest.mark.parametrize("network", sorted(set(RESNETS) - {"resnet18", "resnet34", "resnet50"}))
 def test_every_resnet_is_recognised(network: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         state = small_retinanet(network, 2).state_dict()
@@ -502,7 +498,7 @@ def test_detectron2s_checkpoint_of_training(golden: Golden, scratch: Path) -> No
 
 @pytest.mark.parametrize(
     ("num_ratios", "num_scales"),
-    [(3, 1), (1, 3), (1, 1), (2, 2), *(pytest.param(*counts) for counts in [(2, 3), (3, 2)])],
+    [(1, 1), (2, 3), (3, 2)],
 )
 def test_detectron2s_order_of_other_anchors(num_ratios: int, num_scales: int, tmp_path: Path) -> None:
     num_classes, channels, per_cell = 2, 8, num_ratios * num_scales
@@ -766,9 +762,8 @@ def mmdetection_input(image: Tensor) -> Tensor:
     ("network", "num_classes", "has_gn", "meta"),
     [
         ("resnet18", 3, False, None),
-        ("resnet18", 3, False, "CLASSES"),
-        ("resnet50", 80, False, "dataset_meta"),
-        ("resnext50_32x4d", 2, True, "dataset_meta"),
+        ("resnet18", 80, False, "dataset_meta"),
+        ("resnext50_32x4d", 2, True, "CLASSES"),
     ],
 )
 @torch.inference_mode()
@@ -864,8 +859,7 @@ def own_checkpoint(model: dict[str, Any], ids: list[int], **more: Any) -> dict[s
     }
 
 
-@pytest.mark.parametrize("has_gn", [False, True])
-@pytest.mark.parametrize("ids", [[0, 1, 2], [1, 2, 3], [7, 2, 90]], ids=str)
+@pytest.mark.parametrize(("ids", "has_gn"), [([0, 1, 2], True), ([7, 2, 90], False)], ids=str)
 @torch.inference_mode()
 def test_our_own_models_in_torchvision(ids: list[int], has_gn: bool) -> None:
     content = own_checkpoint({"fpn": {"channels": 64}, "head": {"norm": "gn" if has_gn else "none"}}, ids)

@@ -74,7 +74,7 @@ def test_any_block_gives_the_same(block: int, tmp_path: Path, monkeypatch: pytes
     same("[" + "9" * 100 + ",1]", tmp_path / "x.json")
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(data=st.data(), block=st.sampled_from([3, 40, 1 << 20]))
 def test_mistakes_are_told_as_the_standard_library_does(
     data: st.DataObject, block: int, tmp_path_factory: pytest.TempPathFactory

@@ -159,13 +159,10 @@ def test_16_bit_values_by_hand() -> None:
     assert_close(model.normalise(pixels, torch.tensor([[1, 1]])).flatten(), torch.tensor([15.5, 2.04]))
 
 
-@pytest.mark.parametrize(
-    ("name", "in_channels"),
-    [("resnet10", 1), ("vgg11", 4), ("swin_t", 5), ("densenet121", 4), ("timm:resnet18", 1), ("resnet10", 3)],
-)
-def test_16_bit_pictures_are_predicted_like_8_bit_ones(name: str, in_channels: int) -> None:
+@pytest.mark.parametrize("in_channels", [1, 3, 5])
+def test_16_bit_pictures_are_predicted_like_8_bit_ones(in_channels: int) -> None:
     torch.manual_seed(0)
-    config = make_config(backbone=name).model_copy(update={"in_channels": in_channels})
+    config = make_config(backbone="resnet10").model_copy(update={"in_channels": in_channels})
     model = build_model(config, 3).eval()
     images = torch.randint(0, 256, (2, in_channels, 64, 64), dtype=torch.uint8)
     sizes = torch.tensor([[64, 64], [50, 60]])

@@ -68,13 +68,8 @@ def test_a_frozen_norm_keeps_half_precision() -> None:
     [
         ({"name": "resnet10"}, 12, 0),
         ({"name": "resnet10", "norm": "frozen_bn"}, 12, 0),
-        ({"name": "resnext50_32x4d"}, 53, 0),
-        ({"name": "vgg11_bn"}, 8, 0),
         ({"name": "mobilenet_v3_small"}, 34, 0),
-        ({"name": "efficientnet_b0"}, 49, 0),
-        ({"name": "regnet_y_400mf"}, 53, 0),
         ({"name": "densenet121"}, 59, 62),
-        ({"name": "swin_t"}, 0, 0),
     ],
     ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
 )
@@ -94,7 +89,7 @@ def test_norms_of_a_pyramid_and_of_two_networks_are_folded() -> None:
     model = make_model("bn", name="resnet10")
     assert norms_of(model) == 18  # the network's 12, and those of 3 lateral and 3 output convolutions
     assert norms_of(model.fold_norms()) == 0
-    branches = PyramidConfig(branches=[BackboneConfig(name="resnet10"), BackboneConfig(name="vgg11_bn")])
+    branches = PyramidConfig(branches=[BackboneConfig(name="resnet10"), BackboneConfig(name="mobilenet_v3_small")])
     assert norms_of(build_model(ModelConfig(backbone=None, pyramid=branches), 2).fold_norms()) == 0
 
 

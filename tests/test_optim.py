@@ -10,6 +10,7 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import undrawn
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -147,7 +148,8 @@ def test_weights_of_layers_decay_and_nothing_else(name: str, others: list[str]) 
     # Tracing takes the type from some of a network's layers: they are told by it before.
     with torch.device("meta"):
         expected = layer_weights(torchvision.models.get_model(name))
-    body = build_backbone(BackboneConfig(name=name), in_channels=3, finest=2).body
+    with undrawn():
+        body = build_backbone(BackboneConfig(name=name), in_channels=3, finest=2).body
     own = {parameter for parameter, _ in body.named_parameters()}
     assert decayed(body) == expected & own
     assert set(others) <= own - decayed(body)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from draws import undrawn
+from networks import undrawn
 from torch import Tensor, nn
 from torch.testing import assert_close
 

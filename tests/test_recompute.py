@@ -24,12 +24,13 @@ from detector.models import Model, build_model
 CLASSIC = HeadConfig(name="classic")
 PARTS = {
     "batch norm": ModelConfig(backbone=BackboneConfig(name="resnet10")),
-    "frozen": ModelConfig(backbone=BackboneConfig(name="resnet50", norm="frozen_bn", freeze_at=2)),
+    "frozen": ModelConfig(backbone=BackboneConfig(name="resnet18", norm="frozen_bn", freeze_at=2)),
     "dropped paths, attributes of the graph": ModelConfig(backbone=BackboneConfig(name="convnext_tiny")),
     "windows": ModelConfig(backbone=BackboneConfig(name="swin_t")),
-    "squeeze, dropped paths": ModelConfig(backbone=BackboneConfig(name="efficientnet_b0", freeze_at=2)),
+    "squeeze": ModelConfig(backbone=BackboneConfig(name="mobilenet_v3_small", freeze_at=2)),
     "two": ModelConfig(
-        backbone=None, pyramid=PyramidConfig(branches=[BackboneConfig(name=name) for name in ("vgg11_bn", "resnet10")])
+        backbone=None,
+        pyramid=PyramidConfig(branches=[BackboneConfig(name=name) for name in ("mobilenet_v3_small", "resnet10")]),
     ),
     "classifier with dropout": ModelConfig(backbone=BackboneConfig(name="efficientnet_b0"), head=CLASSIC),
     "the whole network frozen": ModelConfig(backbone=BackboneConfig(name="resnet10", freeze_at=5)),
@@ -97,7 +98,7 @@ def test_statistics_are_counted_once_more_in_the_next_step() -> None:
 
 
 def test_prediction_and_copies_are_those_of_the_model() -> None:
-    model = make_model(PARTS["squeeze, dropped paths"])
+    model = make_model(PARTS["squeeze"])
     images, sizes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8), torch.tensor([[64, 64]])
     with torch.no_grad():
         expected = model.eval()(images, sizes).cls_logits

@@ -522,11 +522,15 @@ def refuse(*arguments, **options):
     asked.append(arguments)
     raise OSError("no network in this test")
 socket.getaddrinfo = socket.create_connection = refuse
-from detector.config.schema import AugmentConfig, ResizeConfig
+import numpy as np
+from detector.config.schema import AugmentConfig, CropConfig, ResizeConfig
 from detector.data.transforms.boxes import TrainTransform
+from detector.data.transforms.classes import ClassTransform, TrainClassTransform
 TrainTransform(ResizeConfig(), AugmentConfig(), 0)
+ClassTransform(CropConfig())(np.zeros((9, 9, 3), np.uint8), 0, 0)
 print("albumentations" in sys.modules)
 TrainTransform(ResizeConfig(), AugmentConfig(photometric=0.5), 0)
+TrainClassTransform(CropConfig(), AugmentConfig(photometric=1), 0)(np.zeros((9, 9, 3), np.uint8), 0, 0)
 print("albumentations" in sys.modules, asked)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

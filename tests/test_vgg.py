@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision
-from draws import undrawn
+from networks import undrawn
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -172,7 +172,8 @@ def by_the_formula(activations: Tensor) -> Tensor:
 
 def test_local_response_normalisation_by_the_formula() -> None:
     torch.manual_seed(0)
-    layers = build_backbone(BackboneConfig(name="vgg11_lrn"), in_channels=3, finest=2).body.features
+    with undrawn():
+        layers = build_backbone(BackboneConfig(name="vgg11_lrn"), in_channels=3, finest=2).body.features
     activations = 100 * torch.rand(2, 64, 5, 7)  # so large that the sum of squares outweighs k
     expected = by_the_formula(activations)
     # Squares of 0..100 are 3333 on average: (2 + 1e-4 · 5 · 3333)^0.75 = 2.65. The mean of the five in place of their

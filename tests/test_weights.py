@@ -16,7 +16,7 @@ from detector.errors import ConfigError, WeightsError
 from detector.models.backbones import Backbone, build_backbone
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
     torch.manual_seed(1)
     return torchvision.models.resnet18().state_dict()
@@ -36,8 +36,9 @@ def assert_loaded(backbone: Backbone, weights: dict[str, torch.Tensor]) -> None:
 
 # ResNet-18 has 11,689,512 parameters; its classifier, which is not used, 512 · 1000 + 1000. Its 20 norms have 4,800
 # channels: 2 parameters each, or none where they are frozen.
-@pytest.mark.parametrize(("norm", "count"), [("bn", "11,176,512"), ("frozen_bn", "11,166,912")])
-@pytest.mark.parametrize("prefix", ["", "file://"])
+@pytest.mark.parametrize(
+    ("prefix", "norm", "count"), [("", "bn", "11,176,512"), ("file://", "frozen_bn", "11,166,912")]
+)
 def test_a_file_fills_the_whole_backbone(
     tmp_path: Path, weights: dict[str, torch.Tensor], prefix: str, norm: str, count: str
 ) -> None:
@@ -48,7 +49,7 @@ def test_a_file_fills_the_whole_backbone(
     assert line == f"backbone resnet18: {count} of {count} parameters from {prefix}{path}"
 
 
-@pytest.mark.parametrize("in_channels", [1, 2, 5])
+@pytest.mark.parametrize("in_channels", [1, 5])
 def test_the_first_convolution_is_spread_over_other_channels(
     tmp_path: Path, weights: dict[str, torch.Tensor], in_channels: int
 ) -> None:

@@ -142,6 +142,8 @@ def test_a_disk_that_fills_ends_inference_in_one_line(
 
 def test_images_travel_in_memory_that_is_shared(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
     """Of both depths, and of one that cannot be read; what goes through the pipe does not grow with them."""
+    for file in sorted((pictures / "0000").iterdir())[12:]:
+        file.unlink()
     (pictures / "0000" / "broken.jpg").write_bytes(b"no picture")
     deep = np.arange(300, dtype=np.uint16).reshape(10, 10, 3)
     items = [_Item(np.full((333, 31, 3), 7, np.uint8), "a", ""), DataError("broken"), _Item(deep, "b", "changed")]
@@ -159,7 +161,7 @@ def test_images_travel_in_memory_that_is_shared(checkpoint: Path, pictures: Path
         assert run_infer(checkpoint, pictures, output, "--workers", workers, "--draw-score", "0.01") == 1
         drawn = {path.name: path.read_bytes() for path in (output / "images").rglob("*.jpg")}
         results.append((drawn, (output / "predictions.json").read_bytes()))
-    assert len(results[0][0]) == 40
+    assert len(results[0][0]) == 12
     assert results[0] == results[1]
 
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -21,8 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchvision
 import yaml
+from networks import TINY_BACKBONE, Tiny
 
 from detector.data.loading.sampler import epoch_batches
 from detector.dev.stress import CONFIG, TINY, data_overrides, differences, finish, kill, rows_of, start
@@ -50,16 +51,17 @@ class Ranks:
         name: str,
         ranks: int,
         *overrides: str,
-        config: tuple[str, ...] = (CONFIG, *TINY),
+        config: tuple[str, ...] = (CONFIG, *TINY, TINY_BACKBONE),
         own: list[list[str]] | None = None,  # what each rank is given beside it
+        **environment: str,
     ) -> None:
         self.run = folder / name
         self.logs = [folder / f"{name}_{rank}.txt" for rank in range(ranks)]
         file, *given = config
         arguments = ["--config", file, "--runs", str(folder), "--name", name, "--resume", "--device", "cpu"]
         self.processes: list[BaseProcess] = [
-            start("train", [*arguments, *given, *overrides, *(own[rank] if own else [])], self.logs[rank], environment)
-            for rank, environment in enumerate(environments(ranks))
+            start("train", [*arguments, *given, *overrides, *(own[rank] if own else [])], self.logs[rank], group)
+            for rank, group in enumerate(environment | of_rank for of_rank in environments(ranks))
         ]
 
     def wait_for_step(self, step: int) -> None:
@@ -79,8 +81,8 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A backbone whose statistics stay: then ranks compute what one process computes with the whole batch."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "w.pt"
-    torch.save(torchvision.models.mobilenet_v3_small().state_dict(), path)
-    return f"model.backbone={{name: mobilenet_v3_small, norm: frozen_bn, weights: {path}}}"
+    torch.save(Tiny().state_dict(), path)
+    return f"model.backbone={{name: tiny, norm: frozen_bn, weights: {path}}}"
 
 
 def test_a_killed_rank_ends_the_others_and_another_number_continues(shapes: Path, tmp_path: Path, frozen: str) -> None:
@@ -133,7 +135,7 @@ def test_machines_that_share_no_folder_continue_together(shapes: Path, tmp_path:
 
     for rank in range(2):
         torch.manual_seed(rank)
-        torch.save(torchvision.models.mobilenet_v3_small().state_dict(), tmp_path / f"{rank}.pt")
+        torch.save(Tiny().state_dict(), tmp_path / f"{rank}.pt")
     own = [[f"model.backbone.weights={tmp_path}/{rank}.pt", "train.steps=1"] for rank in range(2)]
     ranks = Ranks(tmp_path, "differ", 2, *given, own=own)
     assert ranks.codes() == [ConfigError.exit_code] * 2, ranks.said()
@@ -234,9 +236,11 @@ def test_ranks_without_objects_or_pictures_finish(shapes: Path, tmp_path: Path) 
         (tmp_path / f"{split}.json").write_text(json.dumps(tree))
     given = [f"data.{split}.annotations={tmp_path}/{split}.json" for split in ("train", "val")]
     given += [f"data.{split}.images={shapes}/images" for split in ("train", "val")]
-    ranks = Ranks(tmp_path, "run", 2, *given, "train.batch_size=4", "train.epochs=2", "data.workers=1")
+    given += ["train.batch_size=4", "train.epochs=2", "data.workers=1"]
+    ranks = Ranks(tmp_path, "run", 2, *given, WITH_REPORT="1")
     assert ranks.codes() == [0, 0], ranks.said()
     assert [row["step"] for row in rows_of(ranks.run)] == [1, 2, 3, 4, 4]  # two steps an epoch, and an evaluation
+    assert (ranks.run / "report.html").exists()  # of the first rank, with the other one waiting
 
 
 def test_classes_with_fewer_pictures_than_ranks_finish(colors: Path, tmp_path: Path) -> None:
@@ -247,7 +251,7 @@ def test_classes_with_fewer_pictures_than_ranks_finish(colors: Path, tmp_path: P
             (tmp_path / split / name / file.name).hardlink_to(file)
     given = [f"data.{split}.images={tmp_path / split}" for split in ("train", "val")]
     given += ["train.batch_size=2", "train.epochs=2", "data.workers=0"]
-    config = ("classify_quickstart.yaml", "model.backbone={name: resnet10, norm: bn}")
+    config = ("classify_quickstart.yaml", TINY_BACKBONE)
     ranks = Ranks(tmp_path, "run", 2, *given, "data.crop.size=64", config=config)
     assert ranks.codes() == [0, 0], ranks.said()
     assert [row["step"] for row in rows_of(ranks.run)] == [1, 2, 3, 4, 4]
@@ -279,16 +283,15 @@ def test_an_error_on_one_rank_ends_all(place: str, shapes: Path, tmp_path: Path)
     assert torch.load(ranks.run / "last.pt", weights_only=True)["step"] == {"training": 2, "evaluation": 6}[place]
 
 
-def test_torchrun_restarts_what_was_killed(shapes: Path, tmp_path: Path) -> None:
-    """With two loader processes a rank at first, and one after the restart."""
-    given = [*data_overrides(shapes), "train.batch_size=2", "train.epochs=2", "train.checkpoint_steps=2"]
-    whole = Ranks(tmp_path, "whole", 2, *given, "data.workers=1")
-
-    arguments = ["--config", CONFIG, "--runs", str(tmp_path), "--name", "killed", "--resume", "--device", "cpu", *TINY]
+def test_torchrun_restarts_what_was_killed_and_passes_its_signal_on(shapes: Path, tmp_path: Path) -> None:
+    """With two loader processes a rank at first, and one after the restart; a signal comes to those, too."""
+    given = [*data_overrides(shapes), "train.batch_size=2", "train.epochs=500", "train.checkpoint_steps=2"]
+    given += ["data.augment.photometric=0"]  # each process that starts would import albumentations for it
+    arguments = ["--config", CONFIG, "--runs", str(tmp_path), "--name", "run", "--resume", "--device", "cpu", *TINY]
     train = shlex.join([sys.executable, "-m", "detector", "train", *arguments, *given])
     workers = "data.workers=$((2 - TORCHELASTIC_RESTART_COUNT))"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
-    log = tmp_path / "torchrun.txt"
+    log, run = tmp_path / "torchrun.txt", tmp_path / "run"
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*launcher, "--no-python", "bash", "-c", f"exec {train} {workers}"],
@@ -297,19 +300,25 @@ def test_torchrun_restarts_what_was_killed(shapes: Path, tmp_path: Path) -> None
             # Without it, a restart on gloo hangs or dies most of the time: the old store is used again.
             env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         )
-    try:
-        while len(rows_of(tmp_path / "killed")) < 5:
+
+    def wait_until(is_there: Callable[[], bool]) -> None:
+        while not is_there():
             assert process.poll() is None, log.read_text()
             time.sleep(0.01)
+
+    try:
+        wait_until(lambda: len(rows_of(run)) >= 5)
         os.kill(rank_of(process.pid, 1), signal.SIGKILL)
-        assert process.wait(300) == 0, log.read_text()
+        wait_until(lambda: "resumed from" in log.read_text())
+        resumed_at = len(rows_of(run))
+        wait_until(lambda: len(rows_of(run)) >= resumed_at + 2)
     finally:
         process.terminate()  # torchrun ends its ranks then
         process.wait(60)
-    assert "resumed from" in log.read_text()
-    assert yaml.safe_load((tmp_path / "killed/config.yaml").read_text())["data"]["workers"] == 1
-    assert whole.codes() == [0, 0], whole.said()
-    assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["workers"] == 1
+    steps = [row["step"] for row in rows_of(run) if "loss" in row]
+    assert steps == list(range(1, len(steps) + 1))
+    assert torch.load(run / "last.pt", weights_only=True)["step"] == len(steps) >= resumed_at
 
 
 def rank_of(torchrun: int, rank: int) -> int:

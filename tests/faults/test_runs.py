@@ -12,10 +12,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 import torch
 from disk import Disk
+from networks import TINY_BACKBONE
 
 from detector.__main__ import run_command
 from detector.checkpoints.checkpoint import read_progress
@@ -24,6 +26,7 @@ from detector.config.schema import Config
 from detector.data.loading.sampler import epoch_batches
 from detector.dev.stress import CONFIG, TINY, data_overrides, finish, kill, rows_of, start, unequal
 from detector.errors import ConfigError, NonFiniteError, StorageError
+from detector.models.backbones import BACKBONES
 from detector.processes import handled
 from detector.reports import Report
 from detector.tasks import detection, detection_views
@@ -38,7 +41,13 @@ REPORT_BEST = fitting.report_best  # before ``short_runs`` takes it away
 
 def tiny_config(shapes: Path, *overrides: str) -> Config:
     given = ["train.batch_size=2", "train.steps=4", "train.checkpoint_steps=1", "data.workers=0"]
-    return load_config(CONFIG, [*TINY, *data_overrides(shapes), *given, *overrides])
+    return load_config(CONFIG, [*TINY, TINY_BACKBONE, *data_overrides(shapes), *given, *overrides])
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checkpoints are small and soon written."""
+    monkeypatch.setitem(BACKBONES, "tiny", networks.TINY)
 
 
 # --- disk -------------------------------------------------------------------------------------------------------------
@@ -103,7 +112,7 @@ def test_the_exit_code_says_that_it_was_the_disk(
 
 def test_a_second_run_is_refused_and_two_signals_end_at_once(shapes: Path, tmp_path: Path) -> None:
     arguments = ["--config", CONFIG, "--runs", str(tmp_path), "--name", "run", "--resume", "--device", "cpu", *TINY]
-    arguments += [*data_overrides(shapes), "train.batch_size=2", "train.epochs=500", "data.workers=1"]
+    arguments += [TINY_BACKBONE, *data_overrides(shapes), "train.batch_size=2", "train.epochs=500", "data.workers=1"]
     # Neither steps nor an epoch's end: minutes are what saves it.
     arguments += ["train.checkpoint_steps=100000", "train.checkpoint_minutes=0.0001"]
     log, run = tmp_path / "log.txt", tmp_path / "run"
@@ -162,7 +171,7 @@ def test_a_resumed_run_holds_its_weights_once(shapes: Path, tmp_path: Path, monk
     monkeypatch.setattr(fitting, "read_progress", read_watched)
     monkeypatch.setattr(fitting, "train", train_watched)
     assert fit(config, run, CPU, resume=True)
-    assert len(read) > 100
+    assert len(read) > 80
     assert alive == [0]
 
 
@@ -186,8 +195,8 @@ def test_the_report_does_not_predict_again_what_was_just_predicted(
     monkeypatch.setattr(detection, "evaluate", evaluate_watched)
     monkeypatch.setattr(detection_views, "report", lambda scored, *rest: reported.append(scored) or Report("", [], {}))
     monkeypatch.setattr(fitting, "report_best", REPORT_BEST)
-    config = tiny_config(shapes, "train.steps=null", "train.epochs=4", "train.batch_size=12", "eval.every_epochs=1")
-    config = config.model_copy(update={"model": load_config(CONFIG, [*TINY, "model.predict.score_threshold=0"]).model})
+    given = ["train.steps=null", "train.epochs=4", "train.batch_size=12", "eval.every_epochs=1"]
+    config = tiny_config(shapes, *given, "model.predict.score_threshold=0")
     run = RunFolder(tmp_path / "run")
     assert fit(config, run, CPU)
     assert len(predicted) == 4
