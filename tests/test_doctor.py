@@ -364,7 +364,7 @@ def test_every_check_is_planted_somewhere() -> None:
     planted = {check for _, expected in [*IN_FILES.values(), *IN_TREE.values()] for check in expected}
     elsewhere = {"leak-identical", "leak-near", "label-conflict", "classes-differ", "class-imbalance", "objects-small"}
     elsewhere |= {"images-crowded", "split-impossible", "csv-row", "file-stray", "folder-empty", "class-unlearnt"}
-    elsewhere |= {"file-channels", "size-unclear"}  # the tests below
+    elsewhere |= {"file-channels", "size-unclear", "class-unknown"}  # the tests below
     assert planted | elsewhere == set(CHECKS)
     assert {check.severity for check in CHECKS.values()} == set(SEVERITIES)
 
@@ -487,7 +487,7 @@ def test_folders_of_classes_are_examined(classes: Path) -> None:
 
 def test_a_folder_that_is_no_class_of_the_config(classes: Path) -> None:
     report = examine([read_labelled("train", None, classes, ["cat", "hound"], multi_label=False)], Settings(), True)
-    assert counts(report) == {"classes-differ": 1, "class-unlearnt": 1}
+    assert counts(report) == {"class-unknown": 1, "class-unlearnt": 1}
     with pytest.raises(DataError, match="no class folders"):
         read_labelled("train", None, classes / "cat", None, multi_label=False)
 

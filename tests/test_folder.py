@@ -119,7 +119,7 @@ def test_all_faults_are_collected(tmp_path: Path) -> None:
     assert labels_by_file(found) == {"a/1.png": ["a"], "plastic/2.png": ["plastic"]}
     assert [(fault.check, fault.path.name) for fault in faults] == [
         *[("file-stray", name) for name in ("loose.png", "x.jpg")],
-        *[("folder-empty", "b"), ("classes-differ", "plastic")],
+        *[("folder-empty", "b"), ("class-unknown", "plastic")],
     ]
     path, faults = tmp_path / "x.csv", []
     path.write_text("path,label\n1.png,a\n1.png,b\n,a\n2.png\n3.png,c\n4.png,c\nnowhere.png,b\n")
@@ -127,7 +127,7 @@ def test_all_faults_are_collected(tmp_path: Path) -> None:
     assert labels_by_file(found) == {"1.png": ["a"], "3.png": ["c"], "4.png": ["c"], "nowhere.png": ["b"]}
     assert [(fault.check, fault.line) for fault in faults] == [
         *[("csv-row", 3), ("csv-row", 4), ("csv-row", 5)],
-        ("classes-differ", 6),  # once per class
+        ("class-unknown", 6),  # once per class
     ]
 
 

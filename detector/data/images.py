@@ -1,7 +1,7 @@
 """Reading pictures: one policy for training, evaluation and inference.
 
-A picture is [H, W, C] uint8 or, of a file with 16 bits, uint16; RGB if C is 3, gray if it is 1. Other numbers of
-channels are read as they are stored, and a file must have exactly as many.
+An image is [H, W, C] uint8 or, of a file with 16 bits, uint16; RGB if C is 3, gray if it is 1. Nothing is converted to
+other numbers of channels: a file must have exactly as many.
 
 EXIF orientation: annotations are drawn on some frame of the image (``data.exif``). By ``auto``, where width and height
 are annotated, that frame is the one that has them, and the stored frame wins where both do; where nothing is annotated

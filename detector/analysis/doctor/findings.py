@@ -268,6 +268,9 @@ CHECKS: dict[str, Check] = {
     "objects-none": Check(
         "error", "no object to train on", "annotate some; check that this is the file that was meant"
     ),
+    "class-unknown": Check(
+        "error", "classes that data.classes does not have", "correct their names, or add them to data.classes"
+    ),
     "class-unlearnt": Check(
         "error", "classes without an image to train on", "add some, or remove them from data.classes"
     ),

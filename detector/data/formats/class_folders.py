@@ -112,7 +112,7 @@ def read_folders(root: Path, classes: Sequence[str] | None, faults: list[Fault] 
     for folder, own in own_files.items():
         if folder not in label_of:
             words = f"the folder's name {unknown_class(folder, known)}"
-            _report(Fault("classes-differ", root / folder, words), faults)
+            _report(Fault("class-unknown", root / folder, words), faults)
         if not own:
             words = "the class folder has no images; fill it or remove it"
             _report(Fault("folder-empty", root / folder, words), faults)
@@ -167,7 +167,7 @@ def read_csv(
             continue
         for label in labels:
             if classes is not None and label not in names:
-                _report(Fault("classes-differ", path, f"label {unknown_class(label, classes)}", line), faults)
+                _report(Fault("class-unknown", path, f"label {unknown_class(label, classes)}", line), faults)
             names[label] = None
         line_of[file] = line
         texts.append(labels)
