@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detector.config.schema import Config, MatcherConfig, ModelConfig
+from detector.config.schema import Config, ModelConfig
 from detector.data.detection import Annotations, Category, CocoDataset, Sample, open_dataset
 from detector.data.formats.coco_rows import Id
 from detector.data.inputs import ImageInput, Reading, as_shown, check_threshold
@@ -23,15 +23,22 @@ from detector.evaluation.coverage import RECALL_WANTED, input_boxes, level_ious,
 from detector.files.atomic import atomic_write
 from detector.ops import boxes as box_ops
 from detector.ops.anchors import Anchors, level_sizes
-from detector.ops.assignment import IGNORE, MATCHERS
+from detector.ops.assignment import ASSIGNERS, assign
+from detector.ops.coders import BOX_CODERS, build_box_coder
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.ops.postprocess import detect
 from detector.reports import Report, Scored, figure
 from detector.reports.box_page import detection_report
 from detector.reports.drawing import draw_boxes, draw_targets, score_texts
-from detector.structures import IGNORE_REGION, PADDING, Batch, Detections, Losses, Predictions, Targets
+from detector.structures import IGNORE, IGNORE_REGION, PADDING, Batch, Detections, Losses, Predictions, Targets
 
-PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
+PARTS = {
+    "head.name": ("retina",),
+    "matcher.name": ASSIGNERS,
+    "box_coder.name": BOX_CODERS,
+    "loss.cls": CLASS_LOSSES,
+    "loss.box": BOX_LOSSES,
+}
 RESULTS = "predictions.json"
 PREVIEWED_IMAGES = 2000  # of a larger set, a sample
 SHOWN = 5  # objects that a prediction names in its repr
@@ -102,18 +109,18 @@ def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
 
 def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Losses:
     """Class and box loss over all anchors; the normaliser is the number of positives (RetinaNet, section 4.1)."""
-    anchors = predictions.anchors
-    match = match_batch(anchors, targets, config.matcher)  # [B, N]
-    is_positive = match >= 0  # [B, N]
-    target = match.clamp(min=0)
+    anchors, coder = predictions.anchors, build_box_coder(config.box_coder)
+    target, quality = assign(anchors, predictions.level_counts, targets, predictions, coder, config.matcher)  # [B, N]
+    is_positive, is_counted = target >= 0, target != IGNORE  # [B, N]
+    target = target.clamp(min=0)
     labels = torch.where(is_positive, targets.labels.gather(1, target), -1)  # [B, N]
-    cls_loss = CLASS_LOSSES[config.loss.cls](predictions.cls_logits, labels, match != IGNORE, config.loss)
+    cls_loss = CLASS_LOSSES[config.loss.cls](predictions.cls_logits, labels, quality, is_counted, config.loss)
 
     # Anchors without a target regress to themselves at weight 0: fixed shapes, finite gradients, and every parameter
     # takes part in every step even where a rank has no object.
     boxes = targets.boxes.gather(1, target[..., None].expand(-1, -1, 4))
     boxes = torch.where(is_positive[..., None], boxes, anchors)
-    box_loss = BOX_LOSSES[config.loss.box](predictions.box_deltas, anchors, boxes, config.loss)
+    box_loss = BOX_LOSSES[config.loss.box](predictions.box_channels, anchors, boxes, coder, config.loss)
     parts = {
         "cls": cls_loss * config.loss.cls_weight,
         "box": (box_loss * is_positive).sum() * config.loss.box_weight,
@@ -121,15 +128,9 @@ def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Los
     return Losses(parts, is_positive.sum())
 
 
-def match_batch(anchors: Tensor, targets: Targets, config: MatcherConfig) -> Tensor:
-    """The target of each anchor in each picture, [B, N]: what the loss learns from."""
-    matcher = MATCHERS[config.name]
-    return torch.stack([matcher(anchors, *image, config) for image in zip(*targets, strict=True)])
-
-
 def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Detections:
     """Final boxes in the frames of the original images."""
-    detections = detect(predictions, batch.sizes, config.predict)
+    detections = detect(predictions, batch.sizes, build_box_coder(config.box_coder), config.predict)
     boxes = box_ops.rescale(detections.boxes, batch.sizes, batch.sizes_original)
     # Rescaling rounds: a box at the border may pass it by a fraction of a pixel.
     return detections._replace(boxes=box_ops.clip(boxes, batch.sizes_original))
@@ -229,21 +230,23 @@ def preview(data: CocoDataset, config: Config) -> list[str]:
 
 def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:
     """Each picture with its targets and the anchors that are matched to them."""
-    anchors, _ = Anchors(config.anchors, config.fpn.levels)(level_sizes(*batch.images.shape[-2:], config.fpn.levels))
-    matches = match_batch(anchors, batch.targets, config.matcher)
+    sizes, coder = level_sizes(*batch.images.shape[-2:], config.fpn.levels), build_box_coder(config.box_coder)
+    anchors, counts = Anchors(config.anchors, config.fpn.levels)(sizes)
+    matches = assign(anchors, counts, batch.targets, None, coder, config.matcher).target
+    boxes, labels, regions = batch.targets
     drawings = []
-    for image, boxes, labels, match in zip(batch.images, *batch.targets, matches, strict=True):
-        is_shown, is_positive = labels != PADDING, match >= 0
-        own = labels[is_shown].tolist()
-        texts = ["ignored" if label == IGNORE_REGION else categories[label].name for label in own]
+    for row, (image, match) in enumerate(zip(batch.images, matches, strict=True)):
+        is_shown, is_positive = labels[row] != PADDING, match >= 0
+        own = labels[row, is_shown].tolist()
+        ignored = torch.empty(0, 4) if regions is None else regions[row][box_ops.box_area(regions[row]) > 0]
         drawings.append(
             draw_targets(
                 image.permute(1, 2, 0).numpy(),
-                boxes[is_shown].numpy(),
-                own,
-                texts,
+                torch.cat([boxes[row, is_shown], ignored]).numpy(),
+                own + [IGNORE_REGION] * len(ignored),
+                [categories[label].name for label in own] + ["ignored"] * len(ignored),
                 anchors[is_positive].numpy(),
-                labels[match[is_positive]].tolist(),
+                labels[row, match[is_positive]].tolist(),
             )
         )
     return drawings

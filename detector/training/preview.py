@@ -56,7 +56,7 @@ def draw_first_batch(config: Config, task: Task, data: Data, run: RunFolder) -> 
 
 def _first(batch: Batch, count: int) -> Batch:
     """Some of a batch's pictures, padded as they are."""
-    targets = type(batch.targets)(*(tensor[:count] for tensor in batch.targets))
+    targets = type(batch.targets)(*(part if part is None else part[:count] for part in batch.targets))
     images, sizes, originals = batch.images[:count], batch.sizes[:count], batch.sizes_original[:count]
     return Batch(images, sizes, originals, targets, batch.ids[:count])
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import get_worker_info
 
 from detector.data.classification import ClassSample
@@ -16,7 +17,7 @@ from detector.data.loading.bad_images import Replaced, Skipped
 from detector.data.loading.workers import load
 from detector.data.transforms.resize import SIZE_DIVISOR, padded
 from detector.errors import DetectorError
-from detector.structures import PADDING, Batch, ClassTargets, Targets
+from detector.structures import IGNORE_REGION, PADDING, Batch, ClassTargets, Targets
 
 
 def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch.Tensor:
@@ -80,14 +81,20 @@ def _class_targets(samples: list[ClassSample]) -> ClassTargets:
 
 
 def _box_targets(samples: list[Sample]) -> Targets:
-    """Padded to the same number of boxes a picture."""
-    most = max(1, *(len(sample.labels) for sample in samples))
-    boxes = torch.zeros(len(samples), most, 4)
-    labels = torch.full((len(samples), most), PADDING)
-    for row, sample in enumerate(samples):
-        boxes[row, : len(sample.boxes)] = sample.boxes
-        labels[row, : len(sample.labels)] = sample.labels
-    return Targets(boxes, labels)
+    """Objects, and apart from them ignore regions, each padded to the same number per image."""
+    boxes, labels, regions = [], [], []
+    for sample in samples:
+        is_region = sample.labels == IGNORE_REGION
+        boxes.append(sample.boxes[~is_region].float())
+        labels.append(sample.labels[~is_region])
+        regions.append(sample.boxes[is_region].float())
+    return Targets(_pad(boxes, 0), _pad(labels, PADDING), _pad(regions, 0) if any(map(len, regions)) else None)
+
+
+def _pad(rows: list[torch.Tensor], value: int) -> torch.Tensor:
+    """Tensors [T_i, ...] in one [B, T, ...]; T is at least 1."""
+    one = rows[0].new_full((1, *rows[0].shape[1:]), value)
+    return pad_sequence([*rows, one], batch_first=True, padding_value=value)[:-1]
 
 
 def load_batches(
