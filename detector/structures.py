@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 PADDING = -1  # a label: no object here
-IGNORE_REGION = -2  # a label: a crowd; anchors in it take no part in the loss
+IGNORE_REGION = -2  # a sample's label: a crowd; anchors in it take no part in the loss
+BACKGROUND, IGNORE = -1, -2  # instead of an anchor's target: it has none, or takes no part in the loss
 SIZE_DIVISOR = 32  # of the padded sides of images: the stride of C5
 
 Id = int | str  # as a data set has it
@@ -33,10 +34,11 @@ class Category(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Ground truth of a batch, padded to the same number of boxes an image."""
+    """Ground truth of a batch, padded to the same number of boxes per image."""
 
     boxes: Tensor  # [B, T, 4] float32
-    labels: Tensor  # [B, T] int64: 0..K-1, PADDING or IGNORE_REGION
+    labels: Tensor  # [B, T] int64: 0..K-1 or PADDING
+    regions: Tensor | None = None  # [B, R, 4] ignore regions, padded with empty boxes; None: no image has any
 
 
 class ClassTargets(NamedTuple):
@@ -67,9 +69,16 @@ class Predictions(NamedTuple):
     """Raw outputs of a detection head over all levels, fine to coarse, in the anchors' order."""
 
     cls_logits: Tensor  # [B, N, K]
-    box_deltas: Tensor  # [B, N, 4]
+    box_channels: Tensor  # [B, N, C]: a box coder makes boxes of them
     anchors: Tensor  # [N, 4]
     level_counts: list[int]  # anchors of each level; their sum is N
+
+
+class Assignment(NamedTuple):
+    """What each anchor of a batch is to learn."""
+
+    target: Tensor  # [B, N] int64 index of its image's target, BACKGROUND or IGNORE
+    quality: Tensor | None  # [B, N] float32 target of a positive anchor's class score; None: 1
 
 
 class Losses(NamedTuple):
@@ -88,5 +97,7 @@ class Detections(NamedTuple):
 
 
 def _map(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A tensor, or each tensor of a named tuple, changed."""
-    return change(part) if isinstance(part, Tensor) else type(part)(*(_map(inner, change) for inner in part))
+    """A tensor, or each tensor of a named tuple, changed; None stays."""
+    if part is None or isinstance(part, Tensor):
+        return None if part is None else change(part)
+    return type(part)(*(_map(inner, change) for inner in part))

@@ -36,8 +36,9 @@ from detector.dev.benchmark import (
 from detector.dev.benchmark import data as data_part
 from detector.dev.benchmark.measure import BenchmarkError, Case, Memory, Row, Settings, measure_case, measure_time
 from detector.dev.benchmark.peer import same_detections
-from detector.ops.assignment import match_anchors
+from detector.ops.assignment import max_iou
 from detector.processes import child_environment
+from detector.structures import Assignment
 
 FIELDS = ["part", "case", "ours_seconds", "theirs_seconds", "time_ratio", "ours_peak_mb", "theirs_peak_mb"]
 FIELDS += ["memory_ratio", "outputs_equal"]
@@ -255,12 +256,12 @@ def test_the_match_of_many_objects_is_the_dense_one(tmp_path: Path, monkeypatch:
     inputs, own, _ = check(case, tmp_path)
     assert inputs.targets.boxes.shape == (1, 1000, 4)
 
-    def other_by_one(*arguments: Any) -> torch.Tensor:
-        match = match_anchors(*arguments)
-        match[match.argmax()] = 0
-        return match
+    def other_by_one(*arguments: Any) -> Assignment:
+        found = max_iou(*arguments)
+        found.target[0, found.target[0].argmax()] = 0
+        return found
 
-    monkeypatch.setattr(loss, "match_anchors", other_by_one)
+    monkeypatch.setattr(loss, "max_iou", other_by_one)
     assert not case.equal(inputs, own, None)
 
 

@@ -77,9 +77,11 @@ def test_a_batch_by_hand() -> None:
     assert batch.sizes.tolist() == [[40, 20], [10, 30], [8, 8]]
     assert batch.sizes_original.tolist() == [[7, 9]] * 3
     assert batch.ids.tolist() == [31, 2, 5]
-    assert batch.targets.labels.tolist() == [[4, -2], [0, -1], [-1, -1]]
     nothing = [0, 0, 0, 0]
-    assert batch.targets.boxes.tolist() == [[[1, 2, 3, 4], [5, 6, 7, 8]], [[9, 9, 10, 10], nothing], [nothing, nothing]]
+    assert batch.targets.labels.tolist() == [[4], [0], [-1]]
+    assert batch.targets.boxes.tolist() == [[[1, 2, 3, 4]], [[9, 9, 10, 10]], [nothing]]
+    assert batch.targets.regions is not None
+    assert batch.targets.regions.tolist() == [[[5, 6, 7, 8]], [nothing], [nothing]]
     types = (batch.images.dtype, batch.targets.boxes.dtype, batch.targets.labels.dtype, batch.ids.dtype)
     assert types == (torch.uint8, torch.float32, torch.int64, torch.int64)
 
@@ -90,6 +92,7 @@ def test_a_batch_without_boxes_has_one_row_of_padding() -> None:
         assert isinstance(batch, Batch)
         assert batch.targets.labels.tolist() == [[-1]] * number
         assert batch.targets.boxes.tolist() == [[[0, 0, 0, 0]]] * number
+        assert batch.targets.regions is None
 
 
 # --- depth, channels and classes --------------------------------------------------------------------------------------

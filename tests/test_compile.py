@@ -27,7 +27,7 @@ from detector.config.schema import LossConfig, MatcherConfig, ModelConfig
 from detector.errors import ConfigError
 from detector.models.backbones import BACKBONES
 from detector.ops.anchors import level_sizes
-from detector.ops.assignment import MATCHERS
+from detector.ops.assignment import ASSIGNERS
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.structures import Predictions, Targets
 from detector.tasks import detection
@@ -53,18 +53,18 @@ def traced_loss(config: ModelConfig) -> list[Node]:
     counts = [height * width for height, width in sizes]
     anchors = torch.rand(sum(counts), 4).sort(dim=1).values * 64
     boxes = torch.tensor([[[4.0, 4.0, 40.0, 40.0], [0, 0, 0, 0]], [[8.0, 8.0, 20.0, 60.0], [1.0, 2.0, 30.0, 9.0]]])
-    labels = torch.tensor([[1, -1], [0, -2]])
+    targets = Targets(boxes[:, :1], torch.tensor([[1], [0]]), regions=boxes[:, 1:])
 
     def gradients(logits: Tensor, deltas: Tensor) -> tuple[Tensor, ...]:
         logits, deltas = logits.detach().requires_grad_(), deltas.detach().requires_grad_()
-        losses = detection.loss(Predictions(logits, deltas, anchors, counts), Targets(boxes, labels), config)
+        losses = detection.loss(Predictions(logits, deltas, anchors, counts), targets, config)
         return torch.autograd.grad(sum(losses.parts.values()), [logits, deltas])
 
     graph = make_fx(gradients)(torch.randn(2, sum(counts), 3), torch.randn(2, sum(counts), 4)).graph
     return [node for node in graph.nodes if node.op == "call_function"]
 
 
-@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("matcher", ASSIGNERS)
 @pytest.mark.parametrize("cls", CLASS_LOSSES)
 @pytest.mark.parametrize("box", BOX_LOSSES)
 def test_the_loss_never_asks_the_device(matcher: str, cls: str, box: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from detector.config import tasks
 from detector.config.schema import (
     AnchorConfig,
     BackboneConfig,
+    BoxCoderConfig,
     Config,
     FPNConfig,
     HeadConfig,
@@ -33,9 +35,20 @@ from detector.evaluation.tally import Tally, merge
 from detector.models import build_model
 from detector.models.heads import HEADS
 from detector.ops.anchors import Anchors, level_sizes
-from detector.ops.assignment import IGNORE, MATCHERS, match_anchors
+from detector.ops.assignment import ASSIGNERS, assign
+from detector.ops.coders import BOX_CODERS, DeltaCoder
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
-from detector.structures import IGNORE_REGION, PADDING, Batch, Category, Detections, Predictions, Targets
+from detector.structures import (
+    BACKGROUND,
+    IGNORE,
+    PADDING,
+    Assignment,
+    Batch,
+    Category,
+    Detections,
+    Predictions,
+    Targets,
+)
 from detector.tasks import detection, detection_results, detection_views, get_core, get_task
 
 SIDE, NUM_CLASSES = 64, 3
@@ -50,14 +63,17 @@ def random_predictions(num_images: int) -> Predictions:
     return Predictions(logits.requires_grad_(), deltas.requires_grad_(), anchors, counts)
 
 
-def make_targets(*images: list[tuple[list[float], int]]) -> Targets:
+CROWD = torch.tensor([[[0.0, 0, 40, 40]]])  # an ignore region
+
+
+def make_targets(*images: list[tuple[list[float], int]], regions: Tensor | None = None) -> Targets:
     """Padded targets of images given as (box, label) pairs, with at least one row of padding in each."""
     most = 1 + max(len(objects) for objects in images)
     boxes, labels = torch.zeros(len(images), most, 4), torch.full((len(images), most), PADDING)
     for image, objects in enumerate(images):
         for row, (box, label) in enumerate(objects):
             boxes[image, row], labels[image, row] = torch.tensor(box), label
-    return Targets(boxes, labels)
+    return Targets(boxes, labels, regions)
 
 
 OBJECTS = (
@@ -92,7 +108,7 @@ def test_loss_equals_a_loop_with_torchvisions_parts(box: str) -> None:
 
     cls_loss, box_loss, num_positives = torch.zeros(()), torch.zeros(()), 0
     for image, objects in enumerate(OBJECTS):
-        logits, deltas = predictions.cls_logits[image], predictions.box_deltas[image]
+        logits, deltas = predictions.cls_logits[image], predictions.box_channels[image]
         is_class = torch.zeros_like(logits)
         is_counted = torch.ones(len(logits), dtype=torch.bool)
         if objects:
@@ -111,14 +127,14 @@ def test_loss_equals_a_loop_with_torchvisions_parts(box: str) -> None:
     assert losses.normaliser.item() == num_positives
     assert_close(losses.parts["cls"], 2.0 * cls_loss, rtol=1e-4, atol=1e-4)
     assert_close(losses.parts["box"], 0.5 * box_loss, rtol=1e-4, atol=1e-4)
-    gradients = torch.autograd.grad(total(losses), [predictions.cls_logits, predictions.box_deltas])
-    expected = torch.autograd.grad(2.0 * cls_loss + 0.5 * box_loss, [predictions.cls_logits, predictions.box_deltas])
+    gradients = torch.autograd.grad(total(losses), [predictions.cls_logits, predictions.box_channels])
+    expected = torch.autograd.grad(2.0 * cls_loss + 0.5 * box_loss, [predictions.cls_logits, predictions.box_channels])
     assert_close(gradients, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("box", BOX_LOSSES)
 @pytest.mark.parametrize("cls", CLASS_LOSSES)
-@pytest.mark.parametrize("matcher", MATCHERS)
+@pytest.mark.parametrize("matcher", ASSIGNERS)
 def test_an_image_without_objects_is_a_good_negative(matcher: str, cls: str, box: str) -> None:
     predictions = random_predictions(1)
     config = ModelConfig(matcher=MatcherConfig(name=matcher), loss=LossConfig(cls=cls, box=box))
@@ -129,7 +145,65 @@ def test_an_image_without_objects_is_a_good_negative(matcher: str, cls: str, box
     assert losses.parts["box"] == 0
     total(losses).backward()
     assert (predictions.cls_logits.grad > 0).all()  # every score goes down
-    assert (predictions.box_deltas.grad == 0).all()  # there, so that ranks agree on what has a gradient
+    assert (predictions.box_channels.grad == 0).all()  # there, so that ranks agree on what has a gradient
+
+
+def test_an_assigner_is_one_function_in_the_dict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It knows the levels and what is predicted; ignore regions and the losses follow from what it returns."""
+
+    def coarsest(anchors: Tensor, counts: list[int], targets: Targets, raw: Any, coder: Any, config: Any) -> Assignment:
+        """The last level learns the first object; the wider what it predicts, the better."""
+        target = torch.full(raw.cls_logits.shape[:2], BACKGROUND)
+        target[:, -counts[-1] :] = 0
+        sides = coder.decode(raw.box_channels, anchors).detach() / SIDE
+        return Assignment(target, (sides[..., 2] - sides[..., 0]).clamp(0, 1))
+
+    monkeypatch.setitem(ASSIGNERS, "coarsest", coarsest)
+    predictions = random_predictions(1)
+    last, count = predictions.level_counts[-1], len(predictions.anchors)
+    targets = make_targets(OBJECTS[0], regions=torch.tensor([[[-300.0, -300, 400, 400]]]))  # all anchors lie in it
+    losses = detection.loss(predictions, targets, ModelConfig(matcher=MatcherConfig(name="coarsest")))
+    assert losses.normaliser == last
+
+    labels = torch.tensor([[-1] * (count - last) + [0] * last])
+    sides = DeltaCoder().decode(predictions.box_channels, predictions.anchors).detach() / SIDE
+    quality = (sides[..., 2] - sides[..., 0]).clamp(0, 1)
+    expected = CLASS_LOSSES["focal"](predictions.cls_logits, labels, quality, labels >= 0, LossConfig())
+    assert_close(losses.parts["cls"], expected)
+
+
+def test_a_box_coder_says_how_many_channels_a_box_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled:
+        """Each delta is the mean of two channels."""
+
+        num_channels = 8
+
+        def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+            return DeltaCoder().encode(boxes, anchors).repeat(*[1] * (boxes.ndim - 1), 2)
+
+        def decode(self, channels: Tensor, anchors: Tensor) -> Tensor:
+            return DeltaCoder().decode(channels.unflatten(-1, (2, 4)).mean(dim=-2), anchors)
+
+    monkeypatch.setitem(BOX_CODERS, "doubled", lambda config: Doubled())
+    config = ModelConfig(
+        backbone=BackboneConfig(name="resnet18", weights="none"),
+        fpn=FPNConfig(channels=16),
+        head=HeadConfig(num_convs=0),
+    )
+    doubled = config.model_copy(update={"box_coder": BoxCoderConfig(name="doubled")})
+    images, sizes = torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8), torch.tensor([[SIDE, SIDE]])
+    raw = build_model(doubled, NUM_CLASSES)(images, sizes)
+    assert raw.box_channels.shape == (*raw.cls_logits.shape[:2], 8)
+    same = raw._replace(box_channels=raw.box_channels.unflatten(-1, (2, 4)).mean(dim=-2))
+    targets = make_targets(OBJECTS[0])
+    batch = Batch(images, sizes, sizes, targets, torch.tensor([0]))
+    giou = {"loss": LossConfig(box="giou")}
+    of_each = [
+        (detection.loss(own, targets, one.model_copy(update=giou)).parts["box"], *detection.predict(own, batch, one))
+        for own, one in ((raw, doubled), (same, config))
+    ]
+    for part, expected in zip(*of_each, strict=True):
+        assert_close(part, expected)
 
 
 @pytest.mark.parametrize("objects", [OBJECTS[0], []], ids=["objects", "none"])
@@ -157,10 +231,10 @@ def test_every_parameter_gets_a_finite_gradient(box: str, objects: list[tuple[li
 
 def test_anchors_in_a_crowd_take_no_part() -> None:
     predictions = random_predictions(1)
-    crowd, near = ([0.0, 0, 40, 40], IGNORE_REGION), ([4.0, 4, 20, 20], 1)
     config = ModelConfig()
-    targets = make_targets([crowd, near])
-    match = match_anchors(predictions.anchors, targets.boxes[0], targets.labels[0], config.matcher)
+    targets = make_targets([([4.0, 4, 20, 20], 1)], regions=CROWD)
+    anchors, counts = predictions.anchors, predictions.level_counts
+    match = assign(anchors, counts, targets, None, DeltaCoder(), config.matcher).target[0]
     left, top, right, bottom = predictions.anchors.unbind(dim=1)
     is_inside = (left >= 0) & (top >= 0) & (right <= 40) & (bottom <= 40)
     assert (is_inside & (match == IGNORE)).any()
@@ -170,12 +244,12 @@ def test_anchors_in_a_crowd_take_no_part() -> None:
     total(losses).backward()
     assert (predictions.cls_logits.grad[0, is_inside & (match < 0)] == 0).all()
     assert ((predictions.cls_logits.grad[0] != 0).all(dim=1) == (match != IGNORE)).all()
-    assert ((predictions.box_deltas.grad[0] != 0).any(dim=1) == (match >= 0)).all()
+    assert ((predictions.box_channels.grad[0] != 0).any(dim=1) == (match >= 0)).all()
 
 
 def test_crowds_alone_have_no_positives_and_less_background() -> None:
     predictions = random_predictions(1)
-    crowd = detection.loss(predictions, make_targets([([0.0, 0, 40, 40], IGNORE_REGION)]), ModelConfig())
+    crowd = detection.loss(predictions, make_targets([], regions=CROWD), ModelConfig())
     nothing = detection.loss(predictions, make_targets([]), ModelConfig())
     assert crowd.normaliser == 0
     assert crowd.parts["box"] == 0
@@ -189,7 +263,9 @@ def test_parts_of_a_batch_add_up(box: str) -> None:
     whole = detection.loss(predictions, targets, config)
     parts = []
     for image in (slice(0, 1), slice(1, 3)):
-        own = predictions._replace(cls_logits=predictions.cls_logits[image], box_deltas=predictions.box_deltas[image])
+        own = predictions._replace(
+            cls_logits=predictions.cls_logits[image], box_channels=predictions.box_channels[image]
+        )
         parts.append(detection.loss(own, Targets(targets.boxes[image], targets.labels[image]), config))
     assert whole.normaliser == sum(part.normaliser for part in parts)
     assert whole.normaliser > 0
@@ -212,9 +288,9 @@ def test_padding_and_the_order_of_objects_change_nothing() -> None:
 def test_bf16_predictions_give_float32_losses() -> None:
     predictions, targets = random_predictions(len(OBJECTS)), make_targets(*OBJECTS)
     low = predictions._replace(
-        cls_logits=predictions.cls_logits.bfloat16(), box_deltas=predictions.box_deltas.bfloat16()
+        cls_logits=predictions.cls_logits.bfloat16(), box_channels=predictions.box_channels.bfloat16()
     )
-    high = low._replace(cls_logits=low.cls_logits.float(), box_deltas=low.box_deltas.float())
+    high = low._replace(cls_logits=low.cls_logits.float(), box_channels=low.box_channels.float())
     losses, expected = (detection.loss(one, targets, ModelConfig()) for one in (low, high))
     for name, loss in losses.parts.items():
         assert loss.dtype == torch.float32

@@ -38,7 +38,7 @@ def make_model(config: Config) -> Model:
         output = model(torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]]))
     for layer, found, deviation in (
         (model.head.cls_output, output.cls_logits, 1.5),
-        (model.head.box_output, output.box_deltas, 0.3),
+        (model.head.box_output, output.box_channels, 0.3),
     ):
         layer.weight.data *= deviation / found.std()
         layer.bias.data += deviation / found.std() * (layer.bias.data - found.mean())

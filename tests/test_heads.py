@@ -46,10 +46,10 @@ def test_order_is_level_row_column_anchor_class(num_classes: int, ratios: list[f
                         own = slice(anchor * num_classes, (anchor + 1) * num_classes)
                         assert torch.equal(predictions.cls_logits[:, flat], logits[:, own, row, column])
                         own = slice(anchor * 4, (anchor + 1) * 4)
-                        assert torch.equal(predictions.box_deltas[:, flat], deltas[:, own, row, column])
+                        assert torch.equal(predictions.box_channels[:, flat], deltas[:, own, row, column])
                         flat += 1
     assert predictions.cls_logits.shape == (2, flat, num_classes)
-    assert predictions.box_deltas.shape == (2, flat, 4)
+    assert predictions.box_channels.shape == (2, flat, 4)
     assert predictions.level_counts == [height * width * num_anchors for height, width in SIZES]
 
 
@@ -74,7 +74,7 @@ def test_each_prediction_stands_beside_its_anchor() -> None:
     x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(dim=1)
     width, height = (anchors[:, 2:] - anchors[:, :2]).unbind(dim=1)
     level = (width * height).log2() / 2 - 2  # the area is (4 · 2^level)²
-    assert_close(predictions.box_deltas[0, :, :3], torch.stack([x, y, level], dim=1))
+    assert_close(predictions.box_channels[0, :, :3], torch.stack([x, y, level], dim=1))
     assert_close(predictions.cls_logits[0, :, 0], x + 1000 * y)
     assert_close(predictions.cls_logits[0, :, 1], (height > 2 * width).float())  # the second ratio
 
@@ -140,7 +140,7 @@ def test_classes_and_boxes_share_no_layer() -> None:
         for parameter in (*head.cls_tower.parameters(), *head.cls_output.parameters()):
             parameter.add_(0.1)
         after = head(pyramid)
-    assert torch.equal(after.box_deltas, before.box_deltas)
+    assert torch.equal(after.box_channels, before.box_channels)
     assert not torch.allclose(after.cls_logits, before.cls_logits)
 
 
@@ -173,7 +173,7 @@ def test_every_parameter_of_every_head_is_used(name: str) -> None:
     torch.manual_seed(0)
     head = HEADS[name](ModelConfig(head=HeadConfig(name=name, pool="gem", fuse="learned", hidden=[8])), LEVELS, 16, 3)
     output = head(torch.randn(2, 16) if name == "classic" else make_pyramid())
-    tensors = [output] if isinstance(output, Tensor) else [output.cls_logits, output.box_deltas]
+    tensors = [output] if isinstance(output, Tensor) else [output.cls_logits, output.box_channels]
     sum(tensor.square().sum() for tensor in tensors).backward()
     for parameter_name, parameter in head.named_parameters():
         assert parameter.grad is not None, parameter_name

@@ -51,6 +51,7 @@ from detector.models import Model, build_model
 from detector.models.backbones import build_backbone
 from detector.models.fpn import FPN
 from detector.ops.anchors import Anchors, cell_anchors, level_sizes
+from detector.ops.coders import DeltaCoder
 from detector.ops.postprocess import detect
 from detector.structures import PADDING, Batch, Category, Detections, Predictions, Targets
 from detector.tasks import detection
@@ -215,7 +216,7 @@ def outputs_of(model: Model, config: Config, image: Tensor, original: tuple[int,
     nothing = Targets(torch.zeros(1, 1, 4), torch.full((1, 1), PADDING))
     batch = Batch(images, size, torch.tensor([original]) if original else size, nothing, torch.zeros(1))
     found = detection.predict(predictions, batch, config.model)
-    raw = predictions.cls_logits[0], predictions.box_deltas[0], predictions.anchors
+    raw = predictions.cls_logits[0], predictions.box_channels[0], predictions.anchors
     return Outputs(*raw, found.boxes[0], found.scores[0], found.labels[0])
 
 
@@ -622,7 +623,7 @@ def test_detectron2s_head_with_group_norm_and_biases(scratch: Path) -> None:
         found = load_model(made.content, "x").head(features)
     order = torch.arange(expected[0].shape[1]).view(-1, ANCHORS)[:, PLACES].flatten()
     assert_close(found.cls_logits, expected[0][:, order])
-    assert_close(found.box_deltas, expected[1][:, order])
+    assert_close(found.box_channels, expected[1][:, order])
     assert expected[0].std() > 0.1
 
 
@@ -1090,7 +1091,8 @@ def boxes_found(boxes: list[list[float]], scores: list[float], size: tuple[int, 
     """One class; the boxes are the anchors."""
     logits = torch.tensor(scores).logit()[None, :, None]
     predictions = Predictions(logits, torch.zeros(1, len(boxes), 4), torch.tensor(boxes), [len(boxes)])
-    return detect(predictions, torch.tensor([size]), PredictConfig(**config))
+    found = detect(predictions, torch.tensor([size]), DeltaCoder(), PredictConfig(**config))
+    return Detections(*(part[:, found.labels[0] >= 0] for part in found))
 
 
 @pytest.mark.parametrize(
@@ -1123,7 +1125,7 @@ def test_clipping_after_nms_pads_pictures_to_the_same_number() -> None:
     logits = torch.tensor([[2.0, 1.0], [1.0, 2.0]])[..., None]
     anchors = torch.tensor([[120.0, 10, 140, 30], [10.0, 10, 30, 30]])
     predictions = Predictions(logits, torch.zeros(2, 2, 4), anchors, [2])
-    found = detect(predictions, torch.tensor([[50, 100], [50, 200]]), PredictConfig(clip="after_nms"))
+    found = detect(predictions, torch.tensor([[50, 100], [50, 200]]), DeltaCoder(), PredictConfig(clip="after_nms"))
     assert found.labels.tolist() == [[0, PADDING], [0, 0]]
     assert found.boxes[0].tolist() == [[10, 10, 30, 30], [0, 0, 0, 0]]
     assert found.boxes[1].tolist() == [[10, 10, 30, 30], [120, 10, 140, 30]]

@@ -13,8 +13,10 @@ from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
 
 from detector.config.schema import LossConfig
 from detector.ops import losses
-from detector.ops.boxes import encode
+from detector.ops.coders import DeltaCoder
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES, focal_loss, giou_loss, l1_loss, smooth_l1_loss
+
+CODER = DeltaCoder()
 
 
 def class_inputs(num_classes: int = 5, spread: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,8 +57,8 @@ def test_focal_loss_by_hand() -> None:
     for logits, label, expected in table:
         arguments = torch.tensor([[logits]]), torch.tensor([[label]])
         counted, left_out = torch.tensor([[True]]), torch.tensor([[False]])
-        assert focal_loss(*arguments, counted, LossConfig()).item() == pytest.approx(expected)
-        assert focal_loss(*arguments, left_out, LossConfig()).item() == 0
+        assert focal_loss(*arguments, None, counted, LossConfig()).item() == pytest.approx(expected)
+        assert focal_loss(*arguments, None, left_out, LossConfig()).item() == 0
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.75, 1.5), (0.1, 5.0)])
@@ -67,7 +69,22 @@ def test_focal_loss_equals_torchvision(alpha: float, gamma: float) -> None:
     for image, anchor in (labels >= 0).nonzero().tolist():
         is_class[image, anchor, labels[image, anchor]] = 1
     expected = sigmoid_focal_loss(logits[is_counted], is_class[is_counted], alpha, gamma, reduction="sum")
-    loss = focal_loss(logits, labels, is_counted, LossConfig(alpha=alpha, gamma=gamma))
+    loss = focal_loss(logits, labels, None, is_counted, LossConfig(alpha=alpha, gamma=gamma))
+    assert_close(loss, expected)
+    assert_close(gradient(loss, logits), gradient(expected, logits), rtol=1e-4, atol=1e-6)
+
+
+def test_focal_loss_of_a_quality_is_between_those_of_the_class_and_of_none() -> None:
+    logits, labels, is_counted = class_inputs()
+    logits.requires_grad_()
+    quality = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1))
+    weights = torch.zeros_like(logits).scatter_(2, labels.clamp(min=0)[..., None], quality[..., None])
+    weights = (weights * (labels >= 0)[..., None])[is_counted]  # of "this class"; the rest of 1, of "not this class"
+    is_class, is_none = (
+        sigmoid_focal_loss(logits[is_counted], torch.full_like(weights, target), reduction="none") for target in (1, 0)
+    )
+    expected = (weights * is_class + (1 - weights) * is_none).sum()
+    loss = focal_loss(logits, labels, quality, is_counted, LossConfig())
     assert_close(loss, expected)
     assert_close(gradient(loss, logits), gradient(expected, logits), rtol=1e-4, atol=1e-6)
 
@@ -77,7 +94,7 @@ def test_focal_gradient_equals_differences(gamma: float) -> None:
     logits, labels, is_counted = class_inputs(num_classes=2, spread=1.0)
     logits, labels, is_counted = logits[:, :4].double().requires_grad_(), labels[:, :4], is_counted[:, :4]
     config = LossConfig(gamma=gamma)
-    assert torch.autograd.gradcheck(lambda x: focal_loss(x, labels, is_counted, config), (logits,))
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, labels, None, is_counted, config), (logits,))
 
 
 def test_focal_loss_keeps_nothing_but_the_logits() -> None:
@@ -85,7 +102,7 @@ def test_focal_loss_keeps_nothing_but_the_logits() -> None:
     logits.requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        focal_loss(logits, labels, is_counted, LossConfig())
+        focal_loss(logits, labels, None, is_counted, LossConfig())
     large = [tensor.data_ptr() for tensor in kept if tensor.numel() >= logits.numel()]
     assert large == [logits.data_ptr()]
 
@@ -96,7 +113,7 @@ def test_focal_loss_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -
     results = []
     for step in (1, 7, 1000):
         monkeypatch.setattr(losses, "rows_at_once", lambda rows, width, device, step=step: step)
-        loss = focal_loss(logits, labels, is_counted, LossConfig())
+        loss = focal_loss(logits, labels, None, is_counted, LossConfig())
         results.append((loss, gradient(loss, logits)))
     for loss, slope in results[:2]:
         assert_close(loss, results[2][0])
@@ -112,31 +129,31 @@ def test_smooth_l1_by_hand() -> None:
     # The box is its anchor, so the true deltas are 0. Under beta: d² / (2 · beta); over it: |d| - beta / 2.
     deltas = torch.tensor([[0.05, -0.1, 1.0, -2.0]])
     # 0.0025 / 0.2 + 0.1 - 0.05 + 1 - 0.05 + 2 - 0.05
-    assert smooth_l1_loss(deltas, ANCHOR, ANCHOR, LossConfig(beta=0.1)).tolist() == pytest.approx([2.9625])
+    assert smooth_l1_loss(deltas, ANCHOR, ANCHOR, CODER, LossConfig(beta=0.1)).tolist() == pytest.approx([2.9625])
     # beta 1: 0.00125 + 0.005 + 0.5 + 1.5
-    assert smooth_l1_loss(deltas, ANCHOR, ANCHOR, LossConfig(beta=1.0)).tolist() == pytest.approx([2.00625])
+    assert smooth_l1_loss(deltas, ANCHOR, ANCHOR, CODER, LossConfig(beta=1.0)).tolist() == pytest.approx([2.00625])
 
 
 def test_l1_by_hand() -> None:
     box = torch.tensor([[5.0, 0, 25, 10]])  # centre 15 instead of 5, twice as wide: true deltas 1, 0, log 2, 0
     deltas = torch.tensor([[0.5, 0.25, 0.0, -1.0]])
     expected = [0.5 + 0.25 + math.log(2) + 1]
-    assert l1_loss(deltas, ANCHOR, box, LossConfig()).tolist() == pytest.approx(expected)
+    assert l1_loss(deltas, ANCHOR, box, CODER, LossConfig()).tolist() == pytest.approx(expected)
 
 
 def test_giou_loss_by_hand() -> None:
     # Deltas 0 leave the anchor. Half of it to the right: 50 / 150 shared, the hull is the union.
-    assert giou_loss(torch.zeros(1, 4), ANCHOR, torch.tensor([[5.0, 0, 15, 10]]), LossConfig()).item() == pytest.approx(
-        1 - 1 / 3
-    )
+    assert giou_loss(
+        torch.zeros(1, 4), ANCHOR, torch.tensor([[5.0, 0, 15, 10]]), CODER, LossConfig()
+    ).item() == pytest.approx(1 - 1 / 3)
     # dx 2 moves it by 20: apart from its box, hull 30 · 10, union 200: 1 - (0 - 100 / 300).
-    assert giou_loss(torch.tensor([[2.0, 0, 0, 0]]), ANCHOR, ANCHOR, LossConfig()).item() == pytest.approx(4 / 3)
+    assert giou_loss(torch.tensor([[2.0, 0, 0, 0]]), ANCHOR, ANCHOR, CODER, LossConfig()).item() == pytest.approx(4 / 3)
 
 
 def test_giou_loss_equals_torchvision() -> None:
     deltas, anchors, boxes = box_inputs()
     deltas.requires_grad_()
-    loss = giou_loss(deltas, anchors, boxes, LossConfig())
+    loss = giou_loss(deltas, anchors, boxes, CODER, LossConfig())
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     decoded = torch.stack([coder.decode_single(image, anchors) for image in deltas])
     expected = generalized_box_iou_loss(decoded, boxes, reduction="none")
@@ -151,10 +168,12 @@ def test_giou_loss_equals_torchvision() -> None:
 def test_class_loss_is_a_sum_over_counted_anchors(name: str) -> None:
     logits, labels, is_counted = class_inputs()
     config, class_loss = LossConfig(cls=name), CLASS_LOSSES[name]
-    whole = class_loss(logits, labels, is_counted, config)
+    whole = class_loss(logits, labels, None, is_counted, config)
     assert whole.shape == ()
     alone = [
-        class_loss(logits[image, anchor][None, None], labels[image, anchor][None, None], torch.tensor([[True]]), config)
+        class_loss(
+            logits[image, anchor][None, None], labels[image, anchor][None, None], None, torch.tensor([[True]]), config
+        )
         for image, anchor in is_counted.nonzero().tolist()
     ]
     assert len(alone) > 20
@@ -165,7 +184,7 @@ def test_class_loss_is_a_sum_over_counted_anchors(name: str) -> None:
 def test_class_loss_pulls_the_right_way(name: str) -> None:
     logits, labels, is_counted = class_inputs()
     logits.requires_grad_()
-    slope = gradient(CLASS_LOSSES[name](logits, labels, is_counted, LossConfig(cls=name)), logits)
+    slope = gradient(CLASS_LOSSES[name](logits, labels, None, is_counted, LossConfig(cls=name)), logits)
     is_class = labels[..., None] == torch.arange(logits.shape[-1])
     assert (slope[is_class & is_counted[..., None]] < 0).all()
     assert (slope[~is_class & is_counted[..., None]] > 0).all()
@@ -177,7 +196,7 @@ def test_class_loss_pulls_the_right_way(name: str) -> None:
 def test_class_loss_is_finite_for_extreme_logits(name: str, gamma: float) -> None:
     logits = torch.tensor([[[100.0, -100.0], [-100.0, 100.0], [100.0, 100.0], [-100.0, -100.0]]], requires_grad=True)
     labels = torch.tensor([[0, 0, -1, -1]])
-    loss = CLASS_LOSSES[name](logits, labels, torch.ones(1, 4).bool(), LossConfig(cls=name, gamma=gamma))
+    loss = CLASS_LOSSES[name](logits, labels, None, torch.ones(1, 4).bool(), LossConfig(cls=name, gamma=gamma))
     assert loss.isfinite()
     assert loss > 100  # the second and the third are as wrong as can be
     assert gradient(loss, logits).isfinite().all()
@@ -187,9 +206,9 @@ def test_class_loss_is_finite_for_extreme_logits(name: str, gamma: float) -> Non
 def test_class_loss_of_bf16_logits_runs_in_float32(name: str) -> None:
     logits, labels, is_counted = class_inputs()
     config, logits = LossConfig(cls=name), logits.bfloat16()
-    loss = CLASS_LOSSES[name](logits, labels, is_counted, config)
+    loss = CLASS_LOSSES[name](logits, labels, None, is_counted, config)
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, CLASS_LOSSES[name](logits.float(), labels, is_counted, config))
+    assert torch.equal(loss, CLASS_LOSSES[name](logits.float(), labels, None, is_counted, config))
 
 
 # --- what every box loss keeps ----------------------------------------------------------------------------------------
@@ -199,10 +218,12 @@ def test_class_loss_of_bf16_logits_runs_in_float32(name: str) -> None:
 def test_box_loss_is_least_at_the_true_deltas(name: str) -> None:
     deltas, anchors, boxes = box_inputs()
     config, box_loss = LossConfig(box=name), BOX_LOSSES[name]
-    loss = box_loss(deltas, anchors, boxes, config)
+    loss = box_loss(deltas, anchors, boxes, CODER, config)
     assert loss.shape == (2, 30)
     assert (loss > 1e-3).all()
-    assert_close(box_loss(encode(boxes, anchors), anchors, boxes, config), torch.zeros(2, 30), rtol=0, atol=1e-4)
+    assert_close(
+        box_loss(CODER.encode(boxes, anchors), anchors, boxes, CODER, config), torch.zeros(2, 30), rtol=0, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", BOX_LOSSES)
@@ -210,8 +231,8 @@ def test_a_step_down_the_gradient_lowers_the_box_loss(name: str) -> None:
     deltas, anchors, boxes = box_inputs()
     config, box_loss = LossConfig(box=name), BOX_LOSSES[name]
     deltas.requires_grad_()
-    loss = box_loss(deltas, anchors, boxes, config)
-    lower = box_loss(deltas - 1e-3 * gradient(loss, deltas), anchors, boxes, config)
+    loss = box_loss(deltas, anchors, boxes, CODER, config)
+    lower = box_loss(deltas - 1e-3 * gradient(loss, deltas), anchors, boxes, CODER, config)
     assert (lower < loss).all()
 
 
@@ -221,7 +242,7 @@ def test_box_loss_is_finite_for_empty_boxes_and_extreme_deltas(name: str) -> Non
     deltas.requires_grad_()
     anchors = torch.tensor([[0.0, 0, 512, 512]]).expand(5, 4)
     for box in ([256.0, 256, 256, 256], [0.0, 0, 0, 0], [0.0, 0, 512, 512]):  # the anchor's centre, padding, the anchor
-        loss = BOX_LOSSES[name](deltas, anchors, torch.tensor(box).expand(1, 5, 4), LossConfig(box=name))
+        loss = BOX_LOSSES[name](deltas, anchors, torch.tensor(box).expand(1, 5, 4), CODER, LossConfig(box=name))
         assert loss.isfinite().all()
         assert gradient(loss, deltas).isfinite().all()
 
@@ -230,6 +251,6 @@ def test_box_loss_is_finite_for_empty_boxes_and_extreme_deltas(name: str) -> Non
 def test_box_loss_of_bf16_deltas_runs_in_float32(name: str) -> None:
     deltas, anchors, boxes = box_inputs()
     config, deltas = LossConfig(box=name), deltas.bfloat16()
-    loss = BOX_LOSSES[name](deltas, anchors, boxes, config)
+    loss = BOX_LOSSES[name](deltas, anchors, boxes, CODER, config)
     assert loss.dtype == torch.float32
-    assert torch.equal(loss, BOX_LOSSES[name](deltas.float(), anchors, boxes, config))
+    assert torch.equal(loss, BOX_LOSSES[name](deltas.float(), anchors, boxes, CODER, config))

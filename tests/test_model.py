@@ -70,7 +70,7 @@ def test_predictions_do_not_depend_on_the_pixels_of_the_padding() -> None:
         predictions, same = model(images, sizes), model(other, sizes)
         changed = model(images, torch.tensor([[64, 96], [64, 96]]))
     assert torch.equal(predictions.cls_logits, same.cls_logits)
-    assert torch.equal(predictions.box_deltas, same.box_deltas)
+    assert torch.equal(predictions.box_channels, same.box_channels)
     assert not torch.allclose(predictions.cls_logits, changed.cls_logits, atol=1e-4)
 
 
@@ -84,7 +84,7 @@ def test_anchors_and_outputs_agree_at_an_odd_size(levels: list[int], training: b
     assert predictions.level_counts == counts
     assert predictions.anchors.shape == (sum(counts), 4)
     assert predictions.cls_logits.shape == (2, sum(counts), 3)
-    assert predictions.box_deltas.shape == (2, sum(counts), 4)
+    assert predictions.box_channels.shape == (2, sum(counts), 4)
     assert predictions.cls_logits.isfinite().all()
 
 
@@ -119,7 +119,7 @@ def test_memory_format_does_not_matter() -> None:
         expected = model(images, sizes)
         last = model.to(memory_format=torch.channels_last)(images.to(memory_format=torch.channels_last), sizes)
     assert_close(last.cls_logits, expected.cls_logits, rtol=1e-4, atol=1e-5)
-    assert_close(last.box_deltas, expected.box_deltas, rtol=1e-4, atol=1e-5)
+    assert_close(last.box_channels, expected.box_channels, rtol=1e-4, atol=1e-5)
 
 
 def test_unknown_head_lists_the_known_ones() -> None:
@@ -171,5 +171,5 @@ def test_16_bit_pictures_are_predicted_like_8_bit_ones(in_channels: int) -> None
         fine = model((images.int() * 257).to(torch.uint16), sizes)  # 255 · 257 = 65535
         other = model((images.int() * 200).to(torch.uint16), sizes)
     assert_close(fine.cls_logits, expected.cls_logits, rtol=1e-4, atol=1e-6)
-    assert_close(fine.box_deltas, expected.box_deltas, rtol=1e-4, atol=1e-6)
-    assert not torch.allclose(other.box_deltas, expected.box_deltas, rtol=1e-3, atol=1e-6)
+    assert_close(fine.box_channels, expected.box_channels, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(other.box_channels, expected.box_channels, rtol=1e-3, atol=1e-6)

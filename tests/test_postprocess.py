@@ -6,15 +6,27 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from detector.config.schema import AnchorConfig, PredictConfig
+from detector.ops import postprocess
 from detector.ops.anchors import Anchors, level_sizes
-from detector.ops.postprocess import detect, select_candidates
-from detector.structures import Predictions
+from detector.ops.coders import DeltaCoder
+from detector.ops.postprocess import select_candidates
+from detector.structures import Detections, Predictions
+
+
+def detect(predictions: Predictions, sizes: Tensor, config: PredictConfig) -> Detections:
+    """What is found, as wide as the fullest image needs; all that follows is padding."""
+    found = postprocess.detect(predictions, sizes, DeltaCoder(), config)
+    assert found.scores.shape[1] <= config.max_detections
+    most = int((found.labels >= 0).sum(dim=1).max())
+    assert (found.labels[:, most:] == -1).all()
+    assert all((part[:, most:] == 0).all() for part in found[:2])
+    return Detections(*(part[:, :most] for part in found))
 
 
 def random_predictions(num_classes: int, num_images: int = 2, side: int = 64) -> Predictions:
@@ -38,7 +50,7 @@ def exact_predictions(boxes: list[list[float]], scores: Sequence[list[float]], c
 def naive(predictions: Predictions, image: int, size: tuple[int, int], config: PredictConfig) -> list[Tensor]:
     """Boxes, scores and labels of one image: decode all, then threshold, top-k a level, and torchvision's NMS."""
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
-    all_boxes = clip_boxes_to_image(coder.decode_single(predictions.box_deltas[image], predictions.anchors), size)
+    all_boxes = clip_boxes_to_image(coder.decode_single(predictions.box_channels[image], predictions.anchors), size)
     all_scores = predictions.cls_logits[image].sigmoid()
     boxes, scores, labels, start = [], [], [], 0
     for count in predictions.level_counts:
@@ -176,7 +188,8 @@ def test_images_do_not_touch_each_other() -> None:
     together = detect(predictions, sizes, PredictConfig())
     for image in range(3):
         one = predictions._replace(
-            cls_logits=predictions.cls_logits[image : image + 1], box_deltas=predictions.box_deltas[image : image + 1]
+            cls_logits=predictions.cls_logits[image : image + 1],
+            box_channels=predictions.box_channels[image : image + 1],
         )
         alone = detect(one, sizes[image : image + 1], PredictConfig())
         for part, own in zip(together, alone, strict=True):
@@ -186,12 +199,32 @@ def test_images_do_not_touch_each_other() -> None:
 def test_half_precision_is_decoded_and_suppressed_in_float32() -> None:
     predictions, sizes = random_predictions(3), torch.tensor([[64, 64], [40, 52]])
     low = predictions._replace(
-        cls_logits=predictions.cls_logits.bfloat16(), box_deltas=predictions.box_deltas.bfloat16()
+        cls_logits=predictions.cls_logits.bfloat16(), box_channels=predictions.box_channels.bfloat16()
     )
-    high = low._replace(cls_logits=low.cls_logits.float(), box_deltas=low.box_deltas.float())
+    high = low._replace(cls_logits=low.cls_logits.float(), box_channels=low.box_channels.float())
     for part, expected in zip(detect(low, sizes, PredictConfig()), detect(high, sizes, PredictConfig()), strict=True):
         assert part.dtype == expected.dtype
         assert torch.equal(part, expected)
+
+
+@pytest.mark.parametrize("clip", ["before_nms", "after_nms"])
+def test_exported_as_one_graph_it_finds_the_same(clip: str) -> None:
+    predictions, sizes = random_predictions(3), torch.tensor([[64, 64], [40, 52]])
+    predictions.cls_logits[1, 8:] = -9  # of this image, little is found
+    config = PredictConfig(clip=clip, max_detections=30)
+
+    class Detect(nn.Module):
+        def forward(self, logits: Tensor, channels: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+            raw = Predictions(logits, channels, anchors, predictions.level_counts)
+            return tuple(postprocess.detect(raw, sizes, DeltaCoder(), config))
+
+    inputs = (*predictions[:3], sizes)
+    expected = Detect()(*inputs)
+    num_found = (expected[2] >= 0).sum(dim=1).tolist()
+    assert num_found[0] > 20
+    assert 0 < num_found[1] < 20
+    for part, own in zip(torch.export.export(Detect(), inputs).module()(*inputs), expected, strict=True):
+        assert torch.equal(part, own)
 
 
 def test_nms_is_exact_with_many_classes() -> None:

@@ -77,14 +77,19 @@ def test_the_anchors_of_the_first_batch_are_those_of_the_loss(monkeypatch: pytes
     monkeypatch.setattr(detection_views, "draw_targets", lambda *arguments: drawn.append(arguments))
     anchors = {"base_size": 4.0, "ratios": [1.0], "scales": [1.0]}
     model = Config(model={"anchors": anchors, "fpn": {"levels": [3]}}).model
-    boxes = torch.tensor([[[16.0, 16.0, 48.0, 48.0], [64.0, 64.0, 96.0, 96.0], [0.0, 0.0, 0.0, 0.0]]])
+    boxes = torch.tensor([[[16.0, 16.0, 48.0, 48.0], [0.0, 0.0, 0.0, 0.0]]])
+    regions = torch.tensor([[[64.0, 64.0, 96.0, 96.0], [0.0, 0.0, 0.0, 0.0]]])
     size = torch.tensor([[96, 96]])
-    targets = Targets(boxes, torch.tensor([[1, IGNORE_REGION, -1]]))
+    targets = Targets(boxes, torch.tensor([[1, -1]]), regions)
     batch = Batch(torch.zeros(1, 3, 96, 96, dtype=torch.uint8), size, size, targets, torch.tensor([1]))
     detection_views.draw_batch(batch, [Category(1, "cat"), Category(2, "dog")], model)
     ((image, own, labels, texts, shown, shown_labels),) = drawn
     assert image.shape == (96, 96, 3)
-    assert (own.tolist(), labels, texts) == (boxes[0, :2].tolist(), [1, IGNORE_REGION], ["dog", "ignored"])
+    assert (own.tolist(), labels, texts) == (
+        [[16, 16, 48, 48], [64, 64, 96, 96]],
+        [1, IGNORE_REGION],
+        ["dog", "ignored"],
+    )
     centers = (shown[:, :2] + shown[:, 2:]) / 2
     assert sorted(centers.tolist()) == [[24, 32], [32, 24], [32, 32], [32, 40], [40, 32]]
     assert shown_labels == [1] * 5

@@ -240,7 +240,7 @@ def test_fused_pyramids_learn(fuse: str, head: str) -> None:
     model = build_model(fused_config(fuse, head, pyramid=branches), num_classes=3).train()
     images, sizes = make_images()
     output = model(images, sizes)
-    tensors = [output] if head == "pooled" else [output.cls_logits, output.box_deltas]
+    tensors = [output] if head == "pooled" else [output.cls_logits, output.box_channels]
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     sum((tensor - 1).square().mean() for tensor in tensors).backward()
     without = [name for name, parameter in model.named_parameters() if parameter.grad is None]

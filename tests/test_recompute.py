@@ -62,7 +62,7 @@ def step(model: Model) -> tuple[list[Tensor | None], int]:
     with saved_tensors_hooks(note, lambda tensor: tensor):
         output = model(images, torch.tensor([[64, 96], [60, 90]]))
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    outputs = [output] if isinstance(output, Tensor) else [output.cls_logits, output.box_deltas]
+    outputs = [output] if isinstance(output, Tensor) else [output.cls_logits, output.box_channels]
     sum((output**2).sum() for output in outputs).backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     return gradients, sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)

@@ -265,7 +265,7 @@ class HeadConfig(Section):
 
 
 class MatcherConfig(Section):
-    name: str = "max_iou"  # a key of detector.ops.assignment.MATCHERS
+    name: str = "max_iou"  # a key of detector.ops.assignment.ASSIGNERS
     positive: Annotated[float, Field(gt=0, le=1)] = 0.5
     negative: Probability = 0.4
     low_quality: bool = True
@@ -276,6 +276,10 @@ class MatcherConfig(Section):
         if self.negative > self.positive:
             raise ValueError(f"negative: {self.negative} must not be over positive: {self.positive}")
         return self
+
+
+class BoxCoderConfig(Section):
+    name: str = "deltas"  # a key of detector.ops.coders.BOX_CODERS
 
 
 class LossConfig(Section):
@@ -328,6 +332,7 @@ class ModelConfig(Section):
     anchors: AnchorConfig = AnchorConfig()
     head: HeadConfig = HeadConfig()
     matcher: MatcherConfig = MatcherConfig()
+    box_coder: BoxCoderConfig = BoxCoderConfig()
     loss: LossConfig = LossConfig()
     predict: PredictConfig = PredictConfig()
     multi_label: bool = False  # classification: any number of labels a picture, each with its own score

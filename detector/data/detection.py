@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from detector.config.schema import DataConfig
@@ -45,14 +46,20 @@ class Sample(NamedTuple):
 
     @staticmethod
     def stack_targets(samples: Sequence[Sample]) -> Targets:
-        """Padded to the same number of boxes per image."""
-        most = max(1, *(len(sample.labels) for sample in samples))
-        boxes = torch.zeros(len(samples), most, 4)
-        labels = torch.full((len(samples), most), PADDING)
-        for row, sample in enumerate(samples):
-            boxes[row, : len(sample.boxes)] = sample.boxes
-            labels[row, : len(sample.labels)] = sample.labels
-        return Targets(boxes, labels)
+        """Objects, and apart from them ignore regions, each padded to the same number per image."""
+        boxes, labels, regions = [], [], []
+        for sample in samples:
+            is_region = sample.labels == IGNORE_REGION
+            boxes.append(sample.boxes[~is_region].float())
+            labels.append(sample.labels[~is_region])
+            regions.append(sample.boxes[is_region].float())
+        return Targets(_pad(boxes, 0), _pad(labels, PADDING), _pad(regions, 0) if any(map(len, regions)) else None)
+
+
+def _pad(rows: list[Tensor], value: int) -> Tensor:
+    """Tensors [T_i, ...] in one [B, T, ...]; T is at least 1."""
+    one = rows[0].new_full((1, *rows[0].shape[1:]), value)
+    return pad_sequence([*rows, one], batch_first=True, padding_value=value)[:-1]
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from detector.config.schema import AnchorConfig, MatcherConfig, ModelConfig, Res
 from detector.data.detection import Annotations, CheckedBoxes
 from detector.data.transforms.resize import input_sizes, padded
 from detector.ops.anchors import Anchors, cell_anchors, level_sizes
-from detector.ops.assignment import MATCHERS
-from detector.structures import IGNORE_REGION, Category
+from detector.ops.assignment import assign as assign_targets
+from detector.ops.coders import build_box_coder
+from detector.structures import IGNORE_REGION, Category, Targets
 
 FEW = 10  # examples of a class
 RECALL_WANTED = 0.95  # under this, much of the data teaches little
@@ -181,8 +182,7 @@ class Assigned(NamedTuple):
 
 def assign(boxes: InputBoxes, config: ModelConfig) -> Assigned:
     """Match the anchors of every picture that has boxes, as the loss does."""
-    matcher = MATCHERS[config.matcher.name]
-    anchors_of = Anchors(config.anchors, config.fpn.levels)
+    anchors_of, coder = Anchors(config.anchors, config.fpn.levels), build_box_coder(config.box_coder)
     positives = torch.zeros(len(boxes.boxes), dtype=torch.int64)
     level_positives = torch.zeros(len(config.fpn.levels), dtype=torch.int64)
     owners = boxes.image.unique()
@@ -193,7 +193,8 @@ def assign(boxes: InputBoxes, config: ModelConfig) -> Assigned:
         is_same = (boxes.padded[owners] == torch.tensor(size)).all(dim=1)
         for index in owners[is_same].tolist():
             own = slice(int(boxes.first[index]), int(boxes.first[index + 1]))
-            match = matcher(anchors, boxes.boxes[own], boxes.labels[own], config.matcher)
+            targets = Targets(boxes.boxes[None, own], boxes.labels[None, own])  # a region's label is no object's
+            match = assign_targets(anchors, counts, targets, None, coder, config.matcher).target[0]
             is_positive = match >= 0
             positives[own] = torch.bincount(match[is_positive], minlength=own.stop - own.start)
             level_positives += torch.bincount(level_of[is_positive], minlength=len(counts))

@@ -12,6 +12,7 @@ from detector.config.schema import HeadConfig, ModelConfig
 from detector.models.fpn import group_norm
 from detector.models.recompute import Recomputed
 from detector.ops.anchors import Anchors
+from detector.ops.coders import build_box_coder
 from detector.structures import Predictions
 
 
@@ -24,12 +25,12 @@ class RetinaHead(nn.Module):
         super().__init__()
         head, anchors = config.head, config.anchors
         channels = head.channels or in_channels
-        self.num_classes = num_classes
+        self.num_classes, self.box_channels = num_classes, build_box_coder(config.box_coder).num_channels
         self.cls_tower = _tower(in_channels, channels, head)
         self.box_tower = _tower(in_channels, channels, head)
         out_channels = channels if head.num_convs else in_channels
         self.cls_output = nn.Conv2d(out_channels, anchors.per_cell * num_classes, 3, padding=1)
-        self.box_output = nn.Conv2d(out_channels, anchors.per_cell * 4, 3, padding=1)
+        self.box_output = nn.Conv2d(out_channels, anchors.per_cell * self.box_channels, 3, padding=1)
         self.anchors = Anchors(anchors, levels)
         self.recomputes = False  # the towers' inner features, in the backward pass
         for module in self.modules():
@@ -46,9 +47,9 @@ class RetinaHead(nn.Module):
         towers = (self.cls_tower, self.box_tower)
         cls_tower, box_tower = (Recomputed(tower) for tower in towers) if self.recomputes else towers
         logits = [_per_anchor(self.cls_output(cls_tower(feature)), self.num_classes) for feature in pyramid]
-        deltas = [_per_anchor(self.box_output(box_tower(feature)), 4) for feature in pyramid]
+        channels = [_per_anchor(self.box_output(box_tower(feature)), self.box_channels) for feature in pyramid]
         anchors, level_counts = self.anchors([tuple(feature.shape[-2:]) for feature in pyramid])
-        return Predictions(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), anchors, level_counts)
+        return Predictions(torch.cat(logits, dim=1), torch.cat(channels, dim=1), anchors, level_counts)
 
 
 class PooledHead(nn.Module):

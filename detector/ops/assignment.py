@@ -1,6 +1,9 @@
 """Assign ground-truth boxes to anchors.
 
-Dimension key: T targets of one image (padded), N anchors in all levels.
+Dimension key: B images, T targets per image (padded), N anchors in all levels, R ignore regions per image (padded).
+
+:func:`assign` calls the assigner that a config names and applies the ignore regions, which are the same for all. To add
+an assigner: a function as :func:`max_iou`, a line in ``ASSIGNERS``, and its fields in ``MatcherConfig``.
 """
 
 from __future__ import annotations
@@ -13,41 +16,77 @@ from torch import Tensor
 from detector.config.schema import MatcherConfig
 from detector.ops.boxes import box_area, intersection
 from detector.ops.chunks import rows_at_once
-from detector.structures import IGNORE_REGION
-
-BACKGROUND = -1
-IGNORE = -2
+from detector.ops.coders import BoxCoder
+from detector.structures import BACKGROUND, IGNORE, Assignment, Predictions, Targets
 
 # Targets compared with all anchors at once. Memory is O(N · BLOCK) however many objects an image has, and the result
 # does not depend on it.
 BLOCK = 16
 
 
-def match_anchors(anchors: Tensor, boxes: Tensor, labels: Tensor, config: MatcherConfig) -> Tensor:
-    """Index of the target of each anchor, [N]; BACKGROUND or IGNORE where it has none.
+def assign(
+    anchors: Tensor,
+    level_counts: list[int],
+    targets: Targets,
+    predictions: Predictions | None,
+    coder: BoxCoder,
+    config: MatcherConfig,
+) -> Assignment:
+    """The target of each anchor [N, 4], by the assigner of the config; ``level_counts`` are the anchors of each level.
 
-    ``boxes`` [T, 4] and ``labels`` [T] are one row of :class:`~detector.structures.Targets`. By IoU: at least
-    ``positive`` is a match, under ``negative`` is background, between them takes no part in the loss; with
-    ``low_quality`` every object also keeps its closest anchors. An anchor that lies in an ignore region by more than
-    ``ignore_cover`` and matches nothing takes no part either.
+    An anchor that would be background, but of which more than ``ignore_cover`` lies in one ignore region, takes no part
+    in the loss. ``predictions`` is None where there is no model (drawings, the report on anchors); ``coder`` decodes
+    their boxes.
     """
+    assignment = ASSIGNERS[config.name](anchors, level_counts, targets, predictions, coder, config)
+    if targets.regions is None:
+        return assignment
+    is_ignored = _covered_area(anchors, targets.regions) > config.ignore_cover * box_area(anchors)  # [B, N]
+    target = torch.where(is_ignored & (assignment.target == BACKGROUND), IGNORE, assignment.target)
+    return assignment._replace(target=target)
+
+
+def _covered_area(anchors: Tensor, regions: Tensor) -> Tensor:
+    """The largest area that each anchor shares with one region of an image, [N, 4] and [B, R, 4] → [B, N]."""
+    covered = anchors.new_zeros(len(regions), len(anchors))
+    for region in regions.unbind(dim=1):  # [B, 4]
+        covered = torch.maximum(covered, intersection(region[:, None], anchors))
+    return covered
+
+
+def max_iou(
+    anchors: Tensor,
+    level_counts: list[int],
+    targets: Targets,
+    predictions: Predictions | None,
+    coder: BoxCoder,
+    config: MatcherConfig,
+) -> Assignment:
+    """By IoU (RetinaNet, section 4): from ``positive`` on a match, under ``negative`` background, between them ignored.
+
+    With ``low_quality``, every object also keeps the anchors closest to it. With one object, thresholds of 0.5 and 0.4,
+    and anchors of IoU 0.6, 0.45 and 0.3: 0, IGNORE, BACKGROUND.
+    """
+    match = [_match_image(anchors, *image, config) for image in zip(targets.boxes, targets.labels, strict=True)]
+    return Assignment(torch.stack(match), None)
+
+
+def _match_image(anchors: Tensor, boxes: Tensor, labels: Tensor, config: MatcherConfig) -> Tensor:
+    """Index of the target of each anchor, [N], of one image's ``boxes`` [T, 4] and ``labels`` [T]."""
     anchors = anchors.t().contiguous().t()  # side after side: whatever reads one side of all anchors reads on and on
     areas = box_area(anchors)  # [N]
     best_iou = torch.zeros_like(areas)  # [N]
     best_target = torch.zeros_like(areas, dtype=torch.int64)  # [N]
     is_closest = torch.zeros_like(areas, dtype=torch.bool)  # [N]
-    covered = torch.zeros_like(areas)  # [N] the largest area that an anchor shares with an ignore region
 
     for start in range(0, len(boxes), BLOCK):
         block = boxes[start : start + BLOCK, None]  # [T', 1, 4]
-        is_region = (labels[start : start + BLOCK, None] == IGNORE_REGION).to(areas.dtype)  # [T', 1]
-        # Nothing overlaps an endless area: not what is no object.
+        # Padding gets infinite area, so its IoU is 0.
         block_areas = torch.where(labels[start : start + BLOCK, None] >= 0, box_area(block), torch.inf)  # [T', 1]
         iou = areas.new_empty(len(block), len(areas))  # [T', N]
         for tile in _tiles(len(areas), len(block), areas.device):
             shared = intersection(block, anchors[tile])  # [T', N']
             iou[:, tile] = shared / (block_areas + areas[tile].clamp(min=torch.finfo(areas.dtype).tiny) - shared)
-            covered[tile] = torch.maximum(covered[tile], (shared * is_region).amax(dim=0))
             tile_iou = iou[:, tile].amax(dim=0)  # [N']
             # Of equal overlaps the first target wins, in a block and among them. Strictly greater, so none at all is 0.
             tile_target = start + _first_equal(iou[:, tile], tile_iou)
@@ -62,8 +101,7 @@ def match_anchors(anchors: Tensor, boxes: Tensor, labels: Tensor, config: Matche
                 is_closest[tile] |= (iou[:, tile] - closest_iou).amax(dim=0) == 0
 
     is_positive = (best_iou >= config.positive) | is_closest
-    is_between = (best_iou >= config.negative) | (covered > config.ignore_cover * areas)
-    no_target = torch.where(is_between, IGNORE, BACKGROUND)
+    no_target = torch.where(best_iou >= config.negative, IGNORE, BACKGROUND)
     return torch.where(is_positive, best_target, no_target)
 
 
@@ -82,8 +120,8 @@ def _first_equal(iou: Tensor, value: Tensor) -> Tensor:
     return len(iou) - iou.clone().eq_(value).mul_(countdown).amax(dim=0).long()
 
 
-Matcher = Callable[[Tensor, Tensor, Tensor, MatcherConfig], Tensor]
+Assigner = Callable[[Tensor, list[int], Targets, Predictions | None, BoxCoder, MatcherConfig], Assignment]
 
-MATCHERS: dict[str, Matcher] = {
-    "max_iou": match_anchors,
+ASSIGNERS: dict[str, Assigner] = {
+    "max_iou": max_iou,
 }

@@ -1,4 +1,4 @@
-"""Box geometry: overlaps, the delta coding, clipping and rescaling.
+"""Box geometry: overlaps, clipping and rescaling.
 
 Boxes are xyxy in pixels, continuous coordinates: a box [0, 0, 10, 10] covers 10×10 pixels. Dimensions that
 are not named are leading ones, and broadcast.
@@ -6,13 +6,8 @@ are not named are leading ones, and broadcast.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-
-# The largest growth of a side that a delta may ask for; keeps exp() finite. Detectron2 and torchvision have the same.
-MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
 def box_area(boxes: Tensor) -> Tensor:
@@ -44,26 +39,6 @@ def giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     hull = hull_sides.clamp(min=0).prod(dim=-1)
     eps = 1e-7  # a pair of empty boxes has neither union nor hull; the gradient there must be 0, not NaN
     return shared / (union + eps) - (hull - union) / (hull + eps)
-
-
-def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Deltas (dx, dy, dw, dh) that turn anchors into boxes, [..., 4] → [..., 4] (Faster R-CNN, eq. 2; weights 1)."""
-    anchor_sides = anchors[..., 2:] - anchors[..., :2]
-    anchor_centers = anchors[..., :2] + 0.5 * anchor_sides
-    # A box without extent (padding, a clipped sliver) must not yield log(0).
-    sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-3)
-    centers = 0.5 * (boxes[..., :2] + boxes[..., 2:])
-    return torch.cat([(centers - anchor_centers) / anchor_sides, torch.log(sides / anchor_sides)], dim=-1)
-
-
-def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """The inverse of :func:`encode`: boxes xyxy from deltas, [..., 4] → [..., 4], in float32."""
-    deltas, anchors = deltas.float(), anchors.float()
-    anchor_sides = anchors[..., 2:] - anchors[..., :2]
-    anchor_centers = anchors[..., :2] + 0.5 * anchor_sides
-    centers = anchor_centers + deltas[..., :2] * anchor_sides
-    half_sides = 0.5 * anchor_sides * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp()
-    return torch.cat([centers - half_sides, centers + half_sides], dim=-1)
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from detector.config.schema import LossConfig
-from detector.ops.boxes import decode, encode, giou
+from detector.ops.boxes import giou
 from detector.ops.chunks import rows_at_once
+from detector.ops.coders import BoxCoder
 
 
 class _FocalLoss(torch.autograd.Function):
@@ -29,8 +30,10 @@ class _FocalLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, is_counted: Tensor, alpha: float, gamma: float) -> Tensor:
-        ctx.save_for_backward(logits, labels, is_counted)
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, target: Tensor, is_counted: Tensor, alpha: float, gamma: float
+    ) -> Tensor:
+        ctx.save_for_backward(logits, labels, target, is_counted)
         ctx.alpha, ctx.gamma = alpha, gamma
         sums = [
             (_loss_if_wrong(_wide(rows), gamma).sum(dim=1) * counts).sum()
@@ -39,12 +42,12 @@ class _FocalLoss(torch.autograd.Function):
         background = (1 - alpha) * torch.stack(sums).sum()
         right = _wide(logits.gather(2, labels.clamp(min=0)[..., None])[..., 0])  # [B, N]
         correction = alpha * _loss_if_wrong(-right, gamma) - (1 - alpha) * _loss_if_wrong(right, gamma)
-        return background + (correction * (is_counted & (labels >= 0))).sum()
+        return background + (correction * target * is_counted).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, is_counted = ctx.saved_tensors
+        logits, labels, target, is_counted = ctx.saved_tensors
         weight = is_counted * ((1 - ctx.alpha) * grad_loss)  # [B, N]
         gradient = torch.empty_like(logits)
         for (rows, scale), (out, _) in zip(_chunks(logits, weight), _chunks(gradient, weight), strict=True):
@@ -52,8 +55,8 @@ class _FocalLoss(torch.autograd.Function):
         place = labels.clamp(min=0)[..., None]  # [B, N, 1]
         right = _wide(logits.gather(2, place))
         slope = _slope_if_wrong(-right, ctx.gamma) * is_counted[..., None] * (-ctx.alpha * grad_loss)
-        slope = torch.where(labels[..., None] >= 0, slope.to(logits.dtype), gradient.gather(2, place))
-        return gradient.scatter_(2, place, slope), None, None, None, None
+        slope = torch.lerp(_wide(gradient.gather(2, place)), slope, target[..., None].to(slope.dtype)).to(logits.dtype)
+        return gradient.scatter_(2, place, slope), None, None, None, None, None
 
 
 def _chunks(values: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -80,32 +83,37 @@ def _slope_if_wrong(logits: Tensor, gamma: float) -> Tensor:
     return slope.mul_(score.pow_(gamma))
 
 
-def focal_loss(logits: Tensor, labels: Tensor, is_counted: Tensor, config: LossConfig) -> Tensor:
+def focal_loss(
+    logits: Tensor, labels: Tensor, quality: Tensor | None, is_counted: Tensor, config: LossConfig
+) -> Tensor:
     """Sigmoid focal loss, summed (RetinaNet, eq. 5).
 
-    ``logits`` [B, N, K]; ``labels`` [B, N] 0..K-1, or -1 where no class is right; ``is_counted`` [B, N] leaves out
-    anchors that are neither positive nor background.
+    ``logits`` [B, N, K]; ``labels`` [B, N] 0..K-1, or -1 where no class is true; ``quality`` [B, N] is the true class's
+    target, None for 1 everywhere. A target of q counts as a true class q times and as a false one 1 - q times.
+    ``is_counted`` [B, N] is false for anchors that are neither positive nor background.
     """
-    return _FocalLoss.apply(logits.contiguous(), labels, is_counted, config.alpha, config.gamma)
+    target = (labels >= 0).float() if quality is None else quality.where(labels >= 0, 0.0)
+    return _FocalLoss.apply(logits.contiguous(), labels, target, is_counted, config.alpha, config.gamma)
 
 
-def smooth_l1_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig) -> Tensor:
-    """Smooth L1 between deltas and encoded boxes, summed over the four numbers, [B, N] (Fast R-CNN, eq. 3)."""
-    return F.smooth_l1_loss(deltas.float(), encode(boxes, anchors), beta=config.beta, reduction="none").sum(dim=-1)
+def smooth_l1_loss(channels: Tensor, anchors: Tensor, boxes: Tensor, coder: BoxCoder, config: LossConfig) -> Tensor:
+    """Smooth L1 between channels and encoded boxes, summed over the channels, [B, N] (Fast R-CNN, eq. 3)."""
+    wanted = coder.encode(boxes, anchors)
+    return F.smooth_l1_loss(channels.float(), wanted, beta=config.beta, reduction="none").sum(dim=-1)
 
 
-def l1_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig) -> Tensor:
-    """Absolute difference between deltas and encoded boxes, summed over the four numbers, [B, N]."""
-    return F.l1_loss(deltas.float(), encode(boxes, anchors), reduction="none").sum(dim=-1)
+def l1_loss(channels: Tensor, anchors: Tensor, boxes: Tensor, coder: BoxCoder, config: LossConfig) -> Tensor:
+    """Absolute difference between channels and encoded boxes, summed over the channels, [B, N]."""
+    return F.l1_loss(channels.float(), coder.encode(boxes, anchors), reduction="none").sum(dim=-1)
 
 
-def giou_loss(deltas: Tensor, anchors: Tensor, boxes: Tensor, config: LossConfig) -> Tensor:
+def giou_loss(channels: Tensor, anchors: Tensor, boxes: Tensor, coder: BoxCoder, config: LossConfig) -> Tensor:
     """1 - GIoU between decoded and true boxes, [B, N] (Rezatofighi et al. 2019)."""
-    return 1 - giou(decode(deltas, anchors), boxes)
+    return 1 - giou(coder.decode(channels, anchors), boxes)
 
 
-ClassLoss = Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]
-BoxLoss = Callable[[Tensor, Tensor, Tensor, LossConfig], Tensor]
+ClassLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor, LossConfig], Tensor]
+BoxLoss = Callable[[Tensor, Tensor, Tensor, BoxCoder, LossConfig], Tensor]
 
 CLASS_LOSSES: dict[str, ClassLoss] = {
     "focal": focal_loss,

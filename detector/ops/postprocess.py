@@ -1,7 +1,8 @@
 """From raw predictions to final boxes: top-k before decode, class-wise NMS, padding.
 
 Only the best candidates of each level are ever decoded: at 800×1344 with 80 classes that is 5,000 boxes instead of
-201,600 (a score is monotone in its logit, so the choice needs no sigmoid).
+201,600 (a score is monotone in its logit, so the choice needs no sigmoid). All shapes are fixed by the config and the
+anchors: a candidate that is dropped keeps its place, with score 0.
 """
 
 from __future__ import annotations
@@ -12,15 +13,22 @@ from torchvision.ops import nms
 
 from detector.config.schema import PredictConfig
 from detector.ops import boxes as box_ops
+from detector.ops.coders import BoxCoder
 from detector.structures import PADDING, Detections, Predictions
+
+
+def score_logits(predictions: Predictions) -> Tensor:
+    """What top-k and NMS rank by, as logits, [B, N, K]."""
+    return predictions.cls_logits
 
 
 def select_candidates(predictions: Predictions, topk: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``topk`` best (anchor, class) pairs of each level: logits [B, M], labels [B, M], anchor indices [B, M]."""
-    num_classes = predictions.cls_logits.shape[-1]
+    all_logits = score_logits(predictions)
+    num_classes = all_logits.shape[-1]
     logits, labels, anchors, start = [], [], [], 0
     for count in predictions.level_counts:
-        level = predictions.cls_logits[:, start : start + count]  # [B, count, K]
+        level = all_logits[:, start : start + count]  # [B, count, K]
         # Of k pairs, the anchors are among the k whose best class is best. So one pass over all logits is enough.
         anchor = level.amax(dim=2).topk(min(topk, count), dim=1).indices  # [B, k]
         pairs = level.gather(1, anchor[..., None].expand(-1, -1, num_classes)).flatten(1)  # [B, k · K]
@@ -32,26 +40,25 @@ def select_candidates(predictions: Predictions, topk: int) -> tuple[Tensor, Tens
     return torch.cat(logits, dim=1), torch.cat(labels, dim=1), torch.cat(anchors, dim=1)
 
 
-def detect(predictions: Predictions, sizes: Tensor, config: PredictConfig) -> Detections:
-    """Final boxes in pixels of the padded input, clipped to ``sizes`` [B, 2] (height, width)."""
+def detect(predictions: Predictions, sizes: Tensor, coder: BoxCoder, config: PredictConfig) -> Detections:
+    """Final boxes in pixels of the padded input, clipped to ``sizes`` [B, 2] (height, width); D is ``max_detections``.
+
+    Fewer where there are fewer candidates. It compiles and exports as one graph (``torch.compile``, ``torch.export``).
+    """
     logits, labels, anchor_index = select_candidates(predictions, config.topk)
     scores = logits.sigmoid()  # [B, M]
-    deltas = predictions.box_deltas.gather(1, anchor_index[..., None].expand(-1, -1, 4))  # [B, M, 4]
-    boxes = box_ops.decode(deltas, predictions.anchors[anchor_index])
+    channels = predictions.box_channels.gather(1, anchor_index[..., None].expand(-1, -1, coder.num_channels))
+    boxes = coder.decode(channels, predictions.anchors[anchor_index])  # [B, M, 4]
     is_kept = scores > config.score_threshold  # [B, M]
     if config.clip == "before_nms":
         boxes = box_ops.clip(boxes, sizes)
         is_kept &= _is_detection(boxes, config)
-    images = [
-        _suppress(*(part[row][is_kept[row]] for part in (boxes, scores, labels)), config) for row in range(len(scores))
-    ]
-    detections = _pad(images, boxes)
-    if config.clip == "before_nms":
-        return detections
-    boxes = box_ops.clip(detections.boxes, sizes)
-    is_kept = (detections.labels != PADDING) & _is_detection(boxes, config)
-    images = [tuple(part[row][is_kept[row]] for part in (boxes, *detections[1:])) for row in range(len(boxes))]
-    return _pad(images, boxes)
+    detections = _suppress(Detections(boxes, scores.where(is_kept, 0.0), labels), config)
+    if config.clip == "after_nms":
+        boxes = box_ops.clip(detections.boxes, sizes)
+        is_kept = (detections.scores > 0) & _is_detection(boxes, config)
+        detections = _first(detections._replace(boxes=boxes), is_kept, is_kept.shape[1])
+    return detections
 
 
 def _is_detection(boxes: Tensor, config: PredictConfig) -> Tensor:
@@ -59,36 +66,59 @@ def _is_detection(boxes: Tensor, config: PredictConfig) -> Tensor:
     return (box_ops.box_area(boxes) > 0) | config.keep_empty
 
 
-def _suppress(boxes: Tensor, scores: Tensor, labels: Tensor, config: PredictConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Class-wise NMS of one image, best first."""
-    if len(boxes) == 0:
-        return boxes, scores, labels
-    # Classes are moved apart so that one NMS call never compares two of them: by more than all boxes reach from end to
-    # end, as those that are not clipped yet may begin at negative coordinates. In float64, because a thousand classes
-    # away float32 rounds to eighths of a pixel.
-    exact = boxes.double()
-    lowest, highest = exact.aminmax()
-    apart = exact + (labels * (highest - lowest + 1))[:, None]
-    order = scores.argsort(descending=True, stable=True)
-    # What is kept of the best does not depend on the rest, and the best few hundred are usually enough.
-    num_compared = 4 * config.max_detections
+def _suppress(candidates: Detections, config: PredictConfig) -> Detections:
+    """Class-wise NMS of candidates, of which those of score 0 are none."""
+    scores, order = candidates.scores.sort(dim=1, descending=True, stable=True)
+    labels = candidates.labels.gather(1, order)
+    boxes = candidates.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    # Those that are none become one and the same box, so the first suppresses the others and few are compared.
+    unit = torch.arange(4, device=boxes.device) // 2  # [0, 0, 1, 1]
+    apart = _move_apart(boxes.where(scores[..., None] > 0, unit).double(), labels)
+    # What is kept of the best does not depend on the rest, and the best few hundred are usually enough. A graph has no
+    # such choice and compares all.
+    most, count = config.max_detections, scores.shape[1]
+    compared = count if torch.compiler.is_compiling() else 4 * most
     while True:
-        compared = order[:num_compared]
-        kept = compared[nms(apart[compared], scores[compared].double(), config.nms_threshold)]
-        if len(kept) >= config.max_detections or num_compared >= len(order):
-            kept = kept[: config.max_detections]
-            return boxes[kept], scores[kept], labels[kept]
-        num_compared *= 4
+        is_kept = _survives(apart[:, :compared], scores[:, :compared], config.nms_threshold)
+        if compared >= count or bool(((is_kept.sum(dim=1) >= most) | (scores[:, compared] == 0)).all()):
+            break
+        compared *= 4
+    best = Detections(boxes[:, :compared], scores[:, :compared], labels[:, :compared])
+    return _first(best, is_kept & (best.scores > 0), most)
 
 
-def _pad(images: list[tuple[Tensor, Tensor, Tensor]], like: Tensor) -> Detections:
-    most = max((len(scores) for _, scores, _ in images), default=0)
-    detections = Detections(
-        boxes=like.new_zeros(len(images), most, 4),
-        scores=like.new_zeros(len(images), most),
-        labels=torch.full((len(images), most), PADDING, dtype=torch.int64, device=like.device),
+def _move_apart(boxes: Tensor, groups: Tensor) -> Tensor:
+    """Boxes [B, n, 4] such that those of different groups [B, n] do not overlap, in float64.
+
+    They move by whole pixels, so that nothing is rounded: a thousand classes away, float32 has eighths of a pixel.
+    """
+    lowest, highest = boxes.flatten(1).aminmax(dim=1)  # [B]: boxes that are not clipped may begin left of 0
+    return boxes + (groups * ((highest - lowest).ceil() + 1)[:, None])[..., None]
+
+
+def _survives(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Which boxes [B, n, 4], best first, no better one of their image suppresses, [B, n]."""
+    images, count = scores.shape
+    if boxes.is_cpu and not torch.compiler.is_compiling():  # every comparison costs: none between images
+        kept = [nms(*image, threshold) for image in zip(boxes, scores.double(), strict=True)]
+        places = torch.cat([row * count + own for row, own in enumerate(kept)])
+    else:  # every call costs: one for all images
+        image = torch.arange(images, device=boxes.device).repeat_interleave(count)
+        apart = _move_apart(boxes.view(1, -1, 4), image[None])[0]
+        places = nms(apart, scores.double().flatten(), threshold)
+    is_kept = torch.zeros(images * count, dtype=torch.bool, device=boxes.device)
+    return is_kept.index_fill(0, places, True).view(images, count)
+
+
+def _first(detections: Detections, is_kept: Tensor, most: int) -> Detections:
+    """The first ``most`` of each image that are kept, [B, n], then padding."""
+    count = is_kept.shape[1]
+    countdown = torch.arange(count, 0, -1, device=is_kept.device) * is_kept  # [B, n]
+    rank, place = countdown.topk(min(most, count), dim=1)
+    is_found = rank > 0  # [B, D]
+    boxes, scores, labels = detections
+    return Detections(
+        boxes=boxes.gather(1, place[..., None].expand(-1, -1, 4)).where(is_found[..., None], 0.0),
+        scores=scores.gather(1, place).where(is_found, 0.0),
+        labels=labels.gather(1, place).where(is_found, PADDING),
     )
-    for row, parts in enumerate(images):
-        for padded, part in zip(detections, parts, strict=True):
-            padded[row, : len(part)] = part
-    return detections

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.config.schema import Config, MatcherConfig, ModelConfig
+from detector.config.schema import Config, ModelConfig
 from detector.data.detection import Annotations, CocoDataset, Sample, open_dataset
 from detector.data.own import BoxData, OwnDataset, read_own
 from detector.data.synthetic import write_shapes
@@ -18,14 +18,21 @@ from detector.data.transforms.resize import input_size, padded
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.tally import Tally
 from detector.ops import boxes as box_ops
-from detector.ops.assignment import IGNORE, MATCHERS
+from detector.ops.assignment import ASSIGNERS, assign
+from detector.ops.coders import BOX_CODERS, build_box_coder
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.ops.postprocess import detect
-from detector.structures import Batch, Category, Detections, Losses, Predictions, Targets
+from detector.structures import IGNORE, Batch, Category, Detections, Losses, Predictions, Targets
 from detector.tasks import Quickstart
 from detector.tasks.detection_results import Prediction
 
-PARTS = {"head.name": ("retina",), "matcher.name": MATCHERS, "loss.cls": CLASS_LOSSES, "loss.box": BOX_LOSSES}
+PARTS = {
+    "head.name": ("retina",),
+    "matcher.name": ASSIGNERS,
+    "box_coder.name": BOX_CODERS,
+    "loss.cls": CLASS_LOSSES,
+    "loss.box": BOX_LOSSES,
+}
 FILE_FORMAT, FOLDER_FORMAT = "coco", None
 CLASSES = 80  # those of COCO
 QUICKSTART = Quickstart(
@@ -85,18 +92,18 @@ def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
 
 def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Losses:
     """Class and box loss over all anchors; the normaliser is the number of positives (RetinaNet, section 4.1)."""
-    anchors = predictions.anchors
-    match = match_batch(anchors, targets, config.matcher)  # [B, N]
-    is_positive = match >= 0  # [B, N]
-    target = match.clamp(min=0)
+    anchors, coder = predictions.anchors, build_box_coder(config.box_coder)
+    target, quality = assign(anchors, predictions.level_counts, targets, predictions, coder, config.matcher)  # [B, N]
+    is_positive, is_counted = target >= 0, target != IGNORE  # [B, N]
+    target = target.clamp(min=0)
     labels = torch.where(is_positive, targets.labels.gather(1, target), -1)  # [B, N]
-    cls_loss = CLASS_LOSSES[config.loss.cls](predictions.cls_logits, labels, match != IGNORE, config.loss)
+    cls_loss = CLASS_LOSSES[config.loss.cls](predictions.cls_logits, labels, quality, is_counted, config.loss)
 
     # Anchors without a target regress to themselves at weight 0: fixed shapes, finite gradients, and every parameter
     # takes part in every step even where a rank has no object.
     boxes = targets.boxes.gather(1, target[..., None].expand(-1, -1, 4))
     boxes = torch.where(is_positive[..., None], boxes, anchors)
-    box_loss = BOX_LOSSES[config.loss.box](predictions.box_deltas, anchors, boxes, config.loss)
+    box_loss = BOX_LOSSES[config.loss.box](predictions.box_channels, anchors, boxes, coder, config.loss)
     parts = {
         "cls": cls_loss * config.loss.cls_weight,
         "box": (box_loss * is_positive).sum() * config.loss.box_weight,
@@ -104,15 +111,9 @@ def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Los
     return Losses(parts, is_positive.sum())
 
 
-def match_batch(anchors: Tensor, targets: Targets, config: MatcherConfig) -> Tensor:
-    """The target of each anchor in each picture, [B, N]: what the loss learns from."""
-    matcher = MATCHERS[config.name]
-    return torch.stack([matcher(anchors, *image, config) for image in zip(*targets, strict=True)])
-
-
 def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Detections:
     """Final boxes in the frames of the original images."""
-    detections = detect(predictions, batch.sizes, config.predict)
+    detections = detect(predictions, batch.sizes, build_box_coder(config.box_coder), config.predict)
     boxes = box_ops.rescale(detections.boxes, batch.sizes, batch.sizes_original)
     # Rescaling rounds: a box at the border may pass it by a fraction of a pixel.
     return detections._replace(boxes=box_ops.clip(boxes, batch.sizes_original))

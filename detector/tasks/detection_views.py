@@ -17,11 +17,13 @@ from detector.data.transforms.boxes import Transformed
 from detector.evaluation.coco import METRICS
 from detector.evaluation.coverage import RECALL_WANTED, input_boxes, level_ious, rare_classes, reach_of
 from detector.ops.anchors import Anchors, level_sizes
+from detector.ops.assignment import assign
+from detector.ops.boxes import box_area
+from detector.ops.coders import build_box_coder
 from detector.reports import figure
 from detector.reports.box_page import detection_report
 from detector.reports.drawing import draw_boxes, draw_targets, score_texts
 from detector.structures import IGNORE_REGION, PADDING, Batch, Category
-from detector.tasks.detection import match_batch
 from detector.tasks.detection_results import Prediction
 
 PREVIEWED_IMAGES = 2000  # of a larger set, a sample
@@ -71,22 +73,24 @@ def preview(data: CocoDataset, config: Config) -> list[str]:
 
 
 def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:
-    """Each picture with its targets and the anchors that are matched to them."""
-    anchors, _ = Anchors(config.anchors, config.fpn.levels)(level_sizes(*batch.images.shape[-2:], config.fpn.levels))
-    matches = match_batch(anchors, batch.targets, config.matcher)
+    """Each image with its targets and the anchors that are matched to them."""
+    sizes, coder = level_sizes(*batch.images.shape[-2:], config.fpn.levels), build_box_coder(config.box_coder)
+    anchors, counts = Anchors(config.anchors, config.fpn.levels)(sizes)
+    matches = assign(anchors, counts, batch.targets, None, coder, config.matcher).target
+    boxes, labels, regions = batch.targets
     drawings = []
-    for image, boxes, labels, match in zip(batch.images, *batch.targets, matches, strict=True):
-        is_shown, is_positive = labels != PADDING, match >= 0
-        own = labels[is_shown].tolist()
-        texts = ["ignored" if label == IGNORE_REGION else categories[label].name for label in own]
+    for row, (image, match) in enumerate(zip(batch.images, matches, strict=True)):
+        is_shown, is_positive = labels[row] != PADDING, match >= 0
+        own = labels[row, is_shown].tolist()
+        ignored = torch.empty(0, 4) if regions is None else regions[row][box_area(regions[row]) > 0]
         drawings.append(
             draw_targets(
                 image.permute(1, 2, 0).numpy(),
-                boxes[is_shown].numpy(),
-                own,
-                texts,
+                torch.cat([boxes[row, is_shown], ignored]).numpy(),
+                own + [IGNORE_REGION] * len(ignored),
+                [categories[label].name for label in own] + ["ignored"] * len(ignored),
                 anchors[is_positive].numpy(),
-                labels[match[is_positive]].tolist(),
+                labels[row, match[is_positive]].tolist(),
             )
         )
     return drawings

@@ -19,8 +19,9 @@ from detector.dev.benchmark.measure import RUNS, Case, Run, Settings
 from detector.dev.benchmark.peer import torchvision_without_backbone
 from detector.ops import boxes as box_ops
 from detector.ops.anchors import Anchors, level_sizes
-from detector.ops.assignment import BACKGROUND, IGNORE, match_anchors
-from detector.structures import Predictions, Targets
+from detector.ops.assignment import max_iou
+from detector.ops.coders import DeltaCoder
+from detector.structures import BACKGROUND, IGNORE, Predictions, Targets
 from detector.tasks import detection
 
 HEIGHT, WIDTH = 800, 1344
@@ -94,7 +95,7 @@ def theirs(inputs: Inputs) -> Run:
     model = torchvision_without_backbone(CLASSES)
     predictions = inputs.predictions
     targets = [{"boxes": boxes, "labels": labels} for boxes, labels in zip(*inputs.targets, strict=True)]
-    outputs = {"cls_logits": predictions.cls_logits, "bbox_regression": predictions.box_deltas}
+    outputs = {"cls_logits": predictions.cls_logits, "bbox_regression": predictions.box_channels}
 
     def run() -> Outputs:
         losses = model.compute_loss(targets, outputs, [predictions.anchors] * len(targets))
@@ -104,7 +105,7 @@ def theirs(inputs: Inputs) -> Run:
 
 
 def backward(inputs: Inputs, losses: list[Tensor]) -> Outputs:
-    leaves = [inputs.predictions.cls_logits, inputs.predictions.box_deltas]
+    leaves = [inputs.predictions.cls_logits, inputs.predictions.box_channels]
     gradients = torch.autograd.grad(sum(losses), leaves)
     return Outputs([loss.detach() for loss in losses], list(gradients))
 
@@ -118,9 +119,11 @@ def equal(_inputs: Inputs, own: Outputs, other: Outputs) -> bool:
 
 def equals_dense(inputs: Inputs, own: Outputs, _other: None) -> bool:
     """Whether every anchor's match is exactly that of all overlaps at once, and the loss is torchvision's of it."""
-    predictions, (boxes, labels) = inputs.predictions, (part[0] for part in inputs.targets)
+    predictions, (boxes, labels) = inputs.predictions, (part[0] for part in inputs.targets[:2])
     match = dense_match(predictions.anchors, boxes)
-    if not torch.equal(match, match_anchors(predictions.anchors, boxes, labels, CONFIG.matcher)):
+    coder = DeltaCoder()
+    found = max_iou(predictions.anchors, predictions.level_counts, inputs.targets, None, coder, CONFIG.matcher)
+    if not torch.equal(match, found.target[0]):
         return False
     is_positive = match >= 0
     one_hot = torch.zeros_like(predictions.cls_logits[0])
@@ -128,8 +131,8 @@ def equals_dense(inputs: Inputs, own: Outputs, _other: None) -> bool:
     is_counted = match != IGNORE
     with torch.no_grad():
         cls = sigmoid_focal_loss(predictions.cls_logits[0][is_counted], one_hot[is_counted], reduction="sum")
-        wanted = box_ops.encode(boxes[match[is_positive]], predictions.anchors[is_positive])
-        box = (predictions.box_deltas[0][is_positive] - wanted).abs().sum()
+        wanted = coder.encode(boxes[match[is_positive]], predictions.anchors[is_positive])
+        box = (predictions.box_channels[0][is_positive] - wanted).abs().sum()
     dense = [cls / is_positive.sum(), box / is_positive.sum()]
     return all((one - two).abs() <= TOLERANCE * two for one, two in zip(own.losses, dense, strict=True))
 

@@ -54,7 +54,7 @@ def make_weights(config: Config, classes: int, picture: Tensor) -> dict[str, Any
     with torch.no_grad():
         output = model(pad_images([picture]), torch.tensor([picture.shape[-2:]]))
         model.head.cls_output.weight *= SCORE_SPREAD / output.cls_logits.std()
-        model.head.box_output.weight *= DELTA_SPREAD / output.box_deltas.std()
+        model.head.box_output.weight *= DELTA_SPREAD / output.box_channels.std()
     return {
         "config": config_to_dict(config),
         "categories": [{"id": label, "name": f"class {label}"} for label in range(classes)],

@@ -118,7 +118,7 @@ def theirs(inputs: Inputs) -> Run:
         weight_decay=config.train.optimizer.weight_decay,
     )
     images = list(batch.images.float() / 255)
-    targets = [{"boxes": boxes, "labels": labels} for boxes, labels in zip(*batch.targets, strict=True)]
+    targets = [{"boxes": boxes, "labels": labels} for boxes, labels in zip(*batch.targets[:2], strict=True)]
 
     def run() -> Outputs:
         with autocast(config.train.precision, device):

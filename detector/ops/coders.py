@@ -1,0 +1,62 @@
+"""Box coders: what the channels of a box head mean.
+
+Boxes and anchors are xyxy in pixels. Dimensions that are not named are leading ones, and broadcast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from detector.config.schema import BoxCoderConfig
+
+# The largest growth of a side that a delta may ask for; keeps exp() finite. Detectron2 and torchvision have the same.
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+class BoxCoder(Protocol):
+    num_channels: int  # of each anchor
+
+    def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        """What the channels should be for ``boxes``, [..., 4] and [..., 4] → [..., num_channels] float32."""
+
+    def decode(self, channels: Tensor, anchors: Tensor) -> Tensor:
+        """Boxes from channels, [..., num_channels] and [..., 4] → [..., 4] float32."""
+
+
+class DeltaCoder:
+    """Deltas (dx, dy, dw, dh): shifts of the centre in sides of the anchor, logarithms of how much the sides grow.
+
+    Faster R-CNN, eq. 2, with weights of 1.
+    """
+
+    num_channels = 4
+
+    def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
+        anchor_sides = anchors[..., 2:] - anchors[..., :2]
+        anchor_centers = anchors[..., :2] + 0.5 * anchor_sides
+        # A box without extent (padding, a clipped sliver) must not yield log(0).
+        sides = (boxes[..., 2:] - boxes[..., :2]).clamp(min=1e-3)
+        centers = 0.5 * (boxes[..., :2] + boxes[..., 2:])
+        return torch.cat([(centers - anchor_centers) / anchor_sides, torch.log(sides / anchor_sides)], dim=-1)
+
+    def decode(self, channels: Tensor, anchors: Tensor) -> Tensor:
+        deltas, anchors = channels.float(), anchors.float()
+        anchor_sides = anchors[..., 2:] - anchors[..., :2]
+        anchor_centers = anchors[..., :2] + 0.5 * anchor_sides
+        centers = anchor_centers + deltas[..., :2] * anchor_sides
+        half_sides = 0.5 * anchor_sides * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp()
+        return torch.cat([centers - half_sides, centers + half_sides], dim=-1)
+
+
+def build_box_coder(config: BoxCoderConfig) -> BoxCoder:
+    return BOX_CODERS[config.name](config)
+
+
+BOX_CODERS: dict[str, Callable[[BoxCoderConfig], BoxCoder]] = {
+    "deltas": lambda config: DeltaCoder(),
+}
