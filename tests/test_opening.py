@@ -25,6 +25,7 @@ from detector.errors import ConfigError, DetectorError, WeightsError
 from detector.models import build_model
 from detector.models.backbones import Backbone
 from detector.models.heads import RetinaHead
+from detector.ops.coders import DeltaCoder
 from detector.structures import Category, Predictions
 
 TINY = ["model.backbone={name: resnet10}", "model.fpn={levels: [3, 4], channels: 8}", "model.head={num_convs: 1}"]
@@ -196,7 +197,17 @@ def own_backbone(config: object, in_channels: int) -> nn.Module:
     return OwnNetwork(in_channels)
 
 
-CODE = ["model.backbone.name=own_parts:own_backbone", "model.head.name=own_parts:OwnHead"]
+def own_coder(config: object) -> DeltaCoder:
+    return DeltaCoder()
+
+
+CODE = [
+    "model.backbone.name=own_parts:own_backbone",
+    "model.head.name=own_parts:OwnHead",
+    "model.matcher.name=own_parts:max_iou",
+    "model.box_coder.name=own_parts:own_coder",
+    "model.loss={cls: 'own_parts:focal_loss', box: 'own_parts:giou_loss'}",
+]
 
 
 @pytest.fixture
@@ -205,8 +216,10 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "code"
     folder.mkdir()
     lines = ["import torch", "from pathlib import Path", "from torch import Tensor, nn"]
-    lines += ["from detector.models.heads import RetinaHead", "Path(__file__).with_name('imported').touch()"]
-    lines += [inspect.getsource(part) for part in (OwnHead, OwnNetwork, own_backbone)]
+    lines += ["from detector.models.heads import RetinaHead", "from detector.ops.assignment import max_iou"]
+    lines += ["from detector.ops.coders import DeltaCoder", "from detector.ops.losses import focal_loss, giou_loss"]
+    lines += ["Path(__file__).with_name('imported').touch()"]
+    lines += [inspect.getsource(part) for part in (OwnHead, OwnNetwork, own_backbone, own_coder)]
     text = "from __future__ import annotations\n" + "\n".join(lines)
     (folder / "own_parts.py").write_text(text)
     monkeypatch.syspath_prepend(folder)

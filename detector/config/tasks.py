@@ -16,7 +16,7 @@ def _in(section: str, keys: str) -> tuple[str, ...]:
 TASKS = {
     "detection": (
         *_in("data", "group_by_aspect invalid_boxes resize augment.scale_jitter augment.min_visibility"),
-        *_in("model", "anchors matcher"),
+        *_in("model", "anchors matcher box_coder"),
         *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight"),
         *_in("model.predict", "topk score_threshold nms_threshold max_detections clip keep_empty"),
         *_in("eval", "backend"),

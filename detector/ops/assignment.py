@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from detector.config.parts import find_part
 from detector.config.schema import MatcherConfig
 from detector.ops.boxes import box_area, intersection
 from detector.ops.chunks import rows_at_once
@@ -38,7 +39,8 @@ def assign(
     in the loss. ``predictions`` is None where there is no model (drawings, the report on anchors); ``coder`` decodes
     their boxes.
     """
-    assignment = ASSIGNERS[config.name](anchors, level_counts, targets, predictions, coder, config)
+    assigner = find_part("model.matcher.name", config.name, ASSIGNERS)
+    assignment = assigner(anchors, level_counts, targets, predictions, coder, config)
     if targets.regions is None:
         return assignment
     is_ignored = _covered_area(anchors, targets.regions) > config.ignore_cover * box_area(anchors)  # [B, N]

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from detector.config.parts import find_part
 from detector.config.schema import BoxCoderConfig
 
 # The largest growth of a side that a delta may ask for; keeps exp() finite. Detectron2 and torchvision have the same.
@@ -54,7 +55,7 @@ class DeltaCoder:
 
 
 def build_box_coder(config: BoxCoderConfig) -> BoxCoder:
-    return BOX_CODERS[config.name](config)
+    return find_part("model.box_coder.name", config.name, BOX_CODERS)(config)
 
 
 BOX_CODERS: dict[str, Callable[[BoxCoderConfig], BoxCoder]] = {

@@ -124,7 +124,7 @@ def get_task(config: Config) -> Task:
     for key, known in task.PARTS.items():
         section, field = key.split(".")
         name = getattr(getattr(config.model, section), field)
-        if name not in known and not (key == "head.name" and is_code(name)):
+        if name not in known and not is_code(name):
             raise ConfigError(f"model.{key}: {name!r} is not known to task {config.task}; use {one_of(known)}")
     return task
 

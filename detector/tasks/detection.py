@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detector.config.parts import find_part
 from detector.config.schema import Config, ModelConfig
 from detector.data.detection import Annotations, CocoDataset, Sample, open_dataset
 from detector.data.own import BoxData, OwnDataset, read_own
@@ -97,16 +98,18 @@ def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Los
     is_positive, is_counted = target >= 0, target != IGNORE  # [B, N]
     target = target.clamp(min=0)
     labels = torch.where(is_positive, targets.labels.gather(1, target), -1)  # [B, N]
-    cls_loss = CLASS_LOSSES[config.loss.cls](predictions.cls_logits, labels, quality, is_counted, config.loss)
+    cls_loss = find_part("model.loss.cls", config.loss.cls, CLASS_LOSSES)
+    cls_sum = cls_loss(predictions.cls_logits, labels, quality, is_counted, config.loss)
 
     # Anchors without a target regress to themselves at weight 0: fixed shapes, finite gradients, and every parameter
     # takes part in every step even where a rank has no object.
     boxes = targets.boxes.gather(1, target[..., None].expand(-1, -1, 4))
     boxes = torch.where(is_positive[..., None], boxes, anchors)
-    box_loss = BOX_LOSSES[config.loss.box](predictions.box_channels, anchors, boxes, coder, config.loss)
+    box_loss = find_part("model.loss.box", config.loss.box, BOX_LOSSES)
+    box_losses = box_loss(predictions.box_channels, anchors, boxes, coder, config.loss)  # [B, N]
     parts = {
-        "cls": cls_loss * config.loss.cls_weight,
-        "box": (box_loss * is_positive).sum() * config.loss.box_weight,
+        "cls": cls_sum * config.loss.cls_weight,
+        "box": (box_losses * is_positive).sum() * config.loss.box_weight,
     }
     return Losses(parts, is_positive.sum())
 
