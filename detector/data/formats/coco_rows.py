@@ -128,11 +128,7 @@ class Ids:
     @property
     def keys(self) -> np.ndarray:
         """Codes that are equal for all ways to write one id, [N] int64."""
-        codes = np.asarray(self.codes)
-        if not len(self.text_keys):
-            return codes
-        is_listed = (codes >= FIRST_TEXT) & (codes < FIRST_INTEGER)
-        return np.where(is_listed, np.asarray(self.text_keys)[np.where(is_listed, codes - FIRST_TEXT, 0)], codes)
+        return keys_of(np.asarray(self.codes), np.asarray(self.text_keys))
 
     def tolist(self) -> list[Id | None]:
         return [self[index] for index in range(len(self))]
@@ -145,6 +141,14 @@ class Ids:
 
     def map(self, convert: Callable[[Any], Any]) -> Ids:
         return Ids(convert(self.codes), convert(self.is_text), self.texts.map(convert), convert(self.text_keys))
+
+
+def keys_of(codes: np.ndarray, text_keys: np.ndarray) -> np.ndarray:
+    """The keys of codes; ``text_keys`` [T] are those of the codes of texts."""
+    if not len(text_keys):
+        return codes
+    is_listed = (codes >= FIRST_TEXT) & (codes < FIRST_INTEGER)
+    return np.where(is_listed, text_keys[np.where(is_listed, codes - FIRST_TEXT, 0)], codes)
 
 
 @dataclass
@@ -297,7 +301,7 @@ class _Reader:
         is_text = np.asarray(self.is_text_annotation).view(bool)
         annotation_ids = Ids(np.asarray(self.annotation_ids), is_text, texts, text_keys)
         names = Texts(np.frombuffer(self.names, dtype=np.uint8), np.asarray(self.name_ends))
-        of_image, of_category = np.asarray(self.of_image), np.asarray(self.of_category)
+        of_image, of_category = (keys_of(np.asarray(own), text_keys) for own in (self.of_image, self.of_category))
         label = self._join_categories(of_category, annotation_ids)
         image = self._join_images(of_image, image_ids, names, annotation_ids)
         return Rows(
@@ -487,8 +491,10 @@ class _Reader:
             code = self.id_code(value, "annotation-malformed", "id")
         self.annotation_ids.append(code)
         self.is_text_annotation.append(type(value) is str)
-        self.of_image.append(self.id_key(get("image_id"), "image_id") if row else BAD_ID)
-        self.of_category.append(self.id_key(get("category_id"), "category_id") if row else BAD_ID)
+        self.of_image.append(self.id_code(get("image_id"), "annotation-malformed", "image_id") if row else BAD_ID)
+        self.of_category.append(
+            self.id_code(get("category_id"), "annotation-malformed", "category_id") if row else BAD_ID
+        )
         if not is_box(box):
             box = self._box(box, get("segmentation")) if row else _NO_BOX
         if not is_number(area):
@@ -523,11 +529,6 @@ class _Reader:
         if len(self.text_keys) < len(self.text_codes):
             self.text_keys.append(code)
         return code
-
-    def id_key(self, value: Any, what: str) -> int:
-        """The key of an id that an annotation names; BAD_ID for what is none."""
-        code = self.id_code(value, "annotation-malformed", what)
-        return self.text_keys[code - FIRST_TEXT] if FIRST_TEXT <= code < FIRST_INTEGER else code
 
     def _whole(self, value: Any) -> Any:
         """An integer that is written as text or with a point; anything else as it is."""
