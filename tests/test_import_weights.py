@@ -270,7 +270,7 @@ def test_a_missing_tensor(package: str, name: str, tmp_path: Path, capsys: pytes
     assert_state_refused(state, tmp_path, capsys, f"{tmp_path / 'theirs.pth'}: ", f"{name} is missing")
 
 
-@pytest.mark.parametrize(("package", "place"), zip(PACKAGES, ["backbone", "head", "elsewhere"], strict=True))
+@pytest.mark.parametrize(("package", "place"), [*zip(PACKAGES, ["backbone", "head", "elsewhere"], strict=True)])
 def test_a_tensor_too_many(package: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = {
         "backbone": TENSORS[package][0].replace("conv2.weight", "conv9.weight"),
