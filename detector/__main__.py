@@ -22,9 +22,9 @@ COMMANDS = {
     "split": "divide a COCO file into one to train on and one to evaluate on",
     "evaluate": "score a checkpoint, or a COCO results file",
     "browse": "show the training data as it is stored and as it is augmented",
-    "infer": "find objects in a folder of pictures, or classify them",
+    "infer": "find objects in a folder of images, or classify them",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
-    "anchors": "show how well anchors reach the objects of a data set, and suggest better ones",
+    "anchors": "show how well anchors cover the objects of a data set, and suggest better ones",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
     "benchmark": "measure time and memory beside torchvision",
     "env": "show versions, GPUs and settings of this machine, for a bug report",
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Parse and run the command of ``detector.commands.NAME``; errors that a person can mend become one line each."""
+    """Parse and run the command of ``detector.commands.NAME``; errors that a person can fix become one line each."""
     with ends_with_its_pipe():
         return _run_command(name, argv, prog)
 

@@ -1,4 +1,4 @@
-"""The errors that a person can mend: each message names the file, the value and the remedy.
+"""The errors that a person can fix: each message names the file, the value and the remedy.
 
 The commands turn them into one line on stderr and the error's exit code; nothing else is caught.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 class DetectorError(Exception):
     """What a command prints as one line instead of a traceback."""
 
-    exit_code = 2  # input that a person can mend
+    exit_code = 2  # input that a person can fix
 
 
 class ConfigError(DetectorError):

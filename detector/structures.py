@@ -5,7 +5,7 @@
 :class:`ClassTargets`, the model's output logits [B, K], and predictions scores [B, K].
 
 Dimension key, the same in every module:
-B images, L levels, A anchors a cell, N anchors in all levels, K classes, T targets an image (padded), M candidates,
+B images, L levels, A anchors per cell, N anchors in all levels, K classes, T targets per image (padded), M candidates,
 D detections an image (padded). Boxes are xyxy in pixels of the padded input unless the name says otherwise
 (``boxes_original``, ``deltas``).
 """
@@ -42,9 +42,9 @@ class Targets(NamedTuple):
 
 
 class ClassTargets(NamedTuple):
-    """Classes of a batch's pictures."""
+    """Classes of a batch's images."""
 
-    shares: Tensor  # [B, K] float32: 1 for a picture's class (or classes), less where two pictures are mixed
+    probabilities: Tensor  # [B, K] float32: 1 for an image's class (or classes), less where two images are mixed
     weights: Tensor  # [B, K] float32: of each class in the loss
 
 

@@ -61,7 +61,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated COCO-format set of 12 train and 6 val pictures; a test that changes it works on a copy."""
+    """A generated COCO-format set of 12 train and 6 val images; a test that changes it works on a copy."""
     folder = tmp_path_factory.mktemp("shapes")
     write_shapes(folder, train=12, val=6)
     return folder
@@ -69,7 +69,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A generated folder of class folders, 18 train and 6 val pictures: noise in blue, green and red."""
+    """A generated folder of class folders, 18 train and 6 val images: noise in blue, green and red."""
     folder = tmp_path_factory.mktemp("colors")
     rng = np.random.default_rng(0)
     for split, count in (("train", 6), ("val", 2)):
@@ -122,7 +122,7 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: complaints.append(f"script: {error}"))
         page.on("request", lambda request: complaints.append(f"request: {request.url[:80]}"))
         page.goto(path.as_uri())
-        # The page itself, and pictures that it holds, are no requests to anywhere.
+        # The page itself, and images that it holds, are no requests to anywhere.
         own = (f"request: {path.as_uri()[:80]}", "request: data:")
         complaints[:] = [complaint for complaint in complaints if not complaint.startswith(own)]
         return page

@@ -73,7 +73,7 @@ def survive(name: str, data: bytes, count: int, read: Callable[[bytes], object])
 
 
 def photo(height: int = 25, width: int = 33) -> np.ndarray:
-    """A smooth picture [H, W, 3] uint8 with something everywhere."""
+    """A smooth image [H, W, 3] uint8 with something everywhere."""
     rows, columns = np.mgrid[0:height, 0:width]
     waves = [np.sin(rows / 5), np.cos(columns / 7), np.sin((rows + columns) / 9)]
     return np.stack([127 + 100 * wave for wave in waves], axis=2).astype(np.uint8)

@@ -11,7 +11,7 @@ from detector.analysis.anchors.search import Split, best_ious, judge, options, s
 from detector.config.loader import build_on, load_config
 from detector.config.schema import AnchorConfig, MatcherConfig
 from detector.data.detection import apply_box_policy, read_annotations
-from detector.evaluation.coverage import InputBoxes, Reach, reach_of
+from detector.evaluation.coverage import Coverage, InputBoxes, coverage_of
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def test_a_suggestion_is_never_worse(objects: InputBoxes, start: AnchorConfig) -
     found = search(objects, start, matcher, levels, seed=0, generations=4)
     assert found.per_cell == start.per_cell
     before, after = (best_ious(objects, config, levels) for config in (start, found))
-    assert reach_of(after, matcher).recall >= reach_of(before, matcher).recall
+    assert coverage_of(after, matcher).recall >= coverage_of(before, matcher).recall
     if found == start:
         return
     assert score(after, objects.labels, matcher) > score(before, objects.labels, matcher)
@@ -55,16 +55,16 @@ def test_every_class_counts_alike() -> None:
 def test_anchors_that_miss_everything_are_mended(objects: InputBoxes) -> None:
     matcher, levels = load_config("quickstart.yaml").model.matcher, [3, 4, 5]
     start = AnchorConfig(base_size=16.0)  # 128 px at least, where objects have 8 to 100
-    assert reach_of(best_ious(objects, start, levels), matcher).recall < 0.2
+    assert coverage_of(best_ious(objects, start, levels), matcher).recall < 0.2
     found = search(objects, start, matcher, levels, seed=0, generations=8)
-    assert reach_of(best_ious(objects, found, levels), matcher).recall > 0.9
+    assert coverage_of(best_ious(objects, found, levels), matcher).recall > 0.9
 
 
 @pytest.mark.parametrize(
     ("recall", "macs", "verdict"),
     [
         (0.92, 200, "pays"),
-        (0.905, 200, "does not pay: under 1% more objects reached"),
+        (0.905, 200, "does not pay: under 1% more objects covered"),
         (0.899, 50, "pays"),
         (0.89, 50, "does not pay: loses objects"),
     ],
@@ -79,7 +79,7 @@ def test_other_pyramids_and_sizes(split: Split, monkeypatch: pytest.MonkeyPatch)
     config = load_config("quickstart.yaml", model)
     found = {option.name: option for option in options(split, config, config.model.anchors, 4)}
     assert list(found) == ["as configured", "with P2", "without P7", "without P6 and P7", "input × 0.75", "input × 1.5"]
-    assert isinstance(found["with P2"].reach, Reach)
+    assert isinstance(found["with P2"].coverage, Coverage)
     # At 128 px P3 to P7 have 16², 8², 4², 2² and 1² cells of 9 anchors; P2 adds 32².
     assert found["as configured"].anchors == 341 * 9
     assert found["with P2"].anchors == (1024 + 341) * 9

@@ -41,7 +41,7 @@ def test_what_it_counts(outputs: Path, shapes: Path) -> None:
     assert overall["recall"] + overall["low_quality"] + overall["missed"] == pytest.approx(1)
     for kind in ("by_size", "by_ratio", "by_class", "levels"):
         assert sum(row["objects"] for row in content[kind]) == objects
-    # Positives of all objects, by object, by picture and by level.
+    # Positives of all objects, by object, by image and by level.
     total = overall["positives"] * objects
     assert total == pytest.approx(overall["positives_per_image"] * 12)
     assert sum(row["positives_share"] for row in content["levels"]) == pytest.approx(1)
@@ -70,7 +70,7 @@ def test_a_suggestion_is_written_and_read_back(outputs: Path) -> None:
 def test_tables_on_a_terminal(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["anchors", "--config", "quickstart.yaml", *data]) == 0
     printed = capsys.readouterr().out
-    for title in ("All objects", "By size", "By ratio", "By class", "By level", "Objects that no anchor reaches well"):
+    for title in ("All objects", "By size", "By ratio", "By class", "By level", "Objects that no anchor covers well"):
         assert f"{title}" in printed
     assert "Suggestion" not in printed
     assert max(map(len, printed.splitlines())) <= 120
@@ -109,7 +109,7 @@ def test_a_set_without_objects(shapes: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "empty.json").write_text(json.dumps(tree | {"annotations": []}))
     overrides = [f"data.train.annotations={tmp_path}/empty.json", *MODEL]
     assert main(["anchors", "--config", "quickstart.yaml", *overrides]) == 2
-    assert "has no objects, so there is nothing that anchors could reach" in capsys.readouterr().err
+    assert "has no objects, so there is nothing that anchors could cover" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])

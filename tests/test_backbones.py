@@ -229,7 +229,7 @@ def first_convolution(backbone: Backbone) -> nn.Conv2d:
         ("timm:resnet18", 4),
     ],
 )
-def test_pictures_of_other_than_three_channels(name: str, in_channels: int) -> None:
+def test_images_of_other_than_three_channels(name: str, in_channels: int) -> None:
     torch.manual_seed(0)
     usual = for_rgb(name)
     backbone = build_backbone(BackboneConfig(name=name), in_channels, finest=2)
@@ -488,9 +488,9 @@ def test_a_network_without_the_strides_is_refused() -> None:
     assert refusal("timm:vit_tiny_patch16_224") == expected
 
 
-def test_a_network_for_pictures_of_one_size_is_refused() -> None:
+def test_a_network_for_images_of_one_size_is_refused() -> None:
     message = refusal("timm:swin_tiny_patch4_window7_224")
-    expected = "model.backbone.name: timm:swin_tiny_patch4_window7_224 takes pictures of one size only ("
+    expected = "model.backbone.name: timm:swin_tiny_patch4_window7_224 takes images of one size only ("
     assert message.startswith(expected)
 
 

@@ -1,4 +1,4 @@
-"""Bad input to whole commands: one line, exit code 2, no file that looks finished; and pictures of extreme sides."""
+"""Bad input to whole commands: one line, exit code 2, no file that looks finished; and images of extreme sides."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "deep.yaml").write_text("[" * 5000)
     (folder / "laugh.yaml").write_text("a: &a [x,x,x]\n" + "b: &b [*a,*a]\nseed: [*b]\n")
     (folder / "run.yaml").write_text(f"seed: !!python/object/apply:os.mkdir ['{folder}/was_here']\n")
-    (folder / "pictures").mkdir()
-    Image.new("RGB", (40, 30)).save(folder / "pictures" / "a.png")
+    (folder / "images").mkdir()
+    Image.new("RGB", (40, 30)).save(folder / "images" / "a.png")
     return folder
 
 
@@ -55,10 +55,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train --config {0}/good.pt --runs {0}/runs",
         "train --config quickstart.yaml --runs {0}/runs seed=[[",
         "train --config quickstart.yaml --runs {0}/runs train.epochs=true",
-        "infer --checkpoint {0}/cut.pt --input {0}/pictures --output {0}/found",
-        "infer --checkpoint {0}/nan.pt --input {0}/pictures --output {0}/found",
-        "infer --checkpoint {0}/categories.pt --input {0}/pictures --output {0}/found",
-        "infer --checkpoint {0}/pictures --input {0}/pictures --output {0}/found",
+        "infer --checkpoint {0}/cut.pt --input {0}/images --output {0}/found",
+        "infer --checkpoint {0}/nan.pt --input {0}/images --output {0}/found",
+        "infer --checkpoint {0}/categories.pt --input {0}/images --output {0}/found",
+        "infer --checkpoint {0}/images --input {0}/images --output {0}/found",
         "evaluate --checkpoint {0}/nan.pt",
         "import_weights {0}/good.pt {0}/imported.pt",
         "import_weights {0}/cut.pt {0}/imported.pt",
@@ -76,7 +76,7 @@ def test_a_command_refuses_in_one_line(arguments: str, folder: Path, capsys: pyt
     assert sorted(folder.rglob("*")) == before
 
 
-def test_pictures_at_the_limit_train_and_infer(tmp_path: Path, shapes: Path) -> None:
+def test_images_at_the_limit_train_and_infer(tmp_path: Path, shapes: Path) -> None:
     data = tmp_path / "shapes"
     shutil.copytree(shapes, data)
     sizes = {"point.png": (1, 1), "line.png": (20_000, 1), "mast.png": (1, 20_000)}  # width, height

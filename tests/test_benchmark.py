@@ -1,4 +1,4 @@
-"""The ruler: turns, medians and ratios by hand-made sides; memory of a known size; the parts at a small scale.
+"""The benchmark: turns, medians and ratios by hand-made sides; memory of a known size; the parts at a small scale.
 
 Nothing here depends on how long anything takes.
 """
@@ -157,7 +157,7 @@ def test_memory_of_a_known_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "allocates.py").write_text(ALLOCATES)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     memory = measure.measure_memory("allocates", "known", "ours", Settings(scale=0.5), tmp_path)
-    # 20 + 100 at the peak; 20 + 30 at the end. The inputs' 200 were there before. A page more or less is no fault.
+    # 20 + 100 at the peak; 20 + 30 at the end. The inputs' 200 were there before. A page more or less is not a fault.
     assert memory == Memory(pytest.approx(120, abs=8), pytest.approx(50, abs=8))
 
 
@@ -265,7 +265,7 @@ def test_the_match_of_many_objects_is_the_dense_one(tmp_path: Path, monkeypatch:
     assert not case.equal(inputs, own, None)
 
 
-def test_the_page_of_an_evaluation_has_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_of_an_evaluation_has_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [case] = report.cases(replace(SMALL, scale=0.01))
     _, page, _ = check(case, tmp_path)
     assert page.read_bytes().count(b"data:image/jpeg") == 24
@@ -273,7 +273,7 @@ def test_the_page_of_an_evaluation_has_pictures(tmp_path: Path, monkeypatch: pyt
     assert not case.equal(None, page, None)
 
 
-def test_the_doctor_decodes_every_picture(tmp_path: Path) -> None:
+def test_the_doctor_decodes_every_image(tmp_path: Path) -> None:
     [case] = doctor.cases(SMALL)
     files, own, other = check(case, tmp_path)
     assert len(files) == len(own) == other
@@ -298,10 +298,10 @@ def test_both_evaluations_give_the_same_numbers(tmp_path: Path) -> None:
     assert not case.equal(None, own | {"ARl": own["ARl"] + 1e-6}, other)
 
 
-def test_batches_hold_the_same_pictures(tmp_path: Path) -> None:
+def test_batches_hold_the_same_images(tmp_path: Path) -> None:
     [case] = data_part.cases(replace(SMALL, scale=0.1))
     inputs, own, other = check(case, tmp_path)
-    assert own.images == case.images == 12  # 10 pictures in batches of 4, the last one filled up
+    assert own.images == case.images == 12  # 10 images in batches of 4, the last one filled up
     assert inputs.data.is_wide.mean() == 0.5
     first = own.first
     moved = first._replace(targets=first.targets._replace(boxes=first.targets.boxes + 0.5))
@@ -325,13 +325,13 @@ def test_a_step_of_training_is_torchvisions() -> None:
 def test_detections_from_files_are_torchvisions(tmp_path: Path) -> None:
     case = infer.cases(LIGHT)[0]
     _, own, _ = check(case, tmp_path)
-    assert len(own) == infer.PICTURES
+    assert len(own) == infer.IMAGES
     assert all(len(scores) > 10 for _, scores, _ in own)
 
 
 def test_photos_of_the_right_size_are_asked_for(tmp_path: Path) -> None:
     generate.write_annotations(tmp_path / generate.TRAIN, [(480, 640), (500, 333)] * 3, boxes=1)
-    with pytest.raises(BenchmarkError, match="has not 4 pictures of 640 px"):
+    with pytest.raises(BenchmarkError, match="has not 4 images of 640 px"):
         infer.find_photos(tmp_path, 640)
 
 

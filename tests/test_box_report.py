@@ -47,8 +47,8 @@ def test_error_types_by_hand(tmp_path: Path) -> None:
     counts = {"classification": 1, "localisation": 1, "both": 1, "duplicate": 1, "background": 2, "missed": 2}
     assert {name: row["count"] for name, row in errors.items()} == counts  # missed: D and E, that nothing comes near
     # AP50 of cats: 1 of 3 found before the first false one, 34 of 101 recalls; of dogs 0.
-    # Classification mended: the dog at 0.85 comes first, 51 of 101 recalls. Localisation: C is the fourth of the cats,
-    # precision 2/4 for 33 more recalls. Missed: without D and E, one of two cats is found, 51 recalls in place of 34.
+    # Classification fixed: the dog at 0.85 comes first, 51 of 101 recalls. Localisation: C is the fourth of the cats,
+    # precision 2/4 for 33 more recalls. Missed: without D and E, one of two cats is found, 51 recalls instead of 34.
     costs = {"classification": 51, "localisation": 33 / 2, "missed": 51 - 34, "both": 0, "duplicate": 0}
     for name, recalls in (costs | {"background": 0}).items():
         assert errors[name]["AP50_lost"] == pytest.approx(recalls / 101 / 2, abs=1e-6)

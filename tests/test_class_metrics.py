@@ -37,7 +37,7 @@ def single_label(scores: np.ndarray, labels: np.ndarray, categories: list[Catego
 
 
 def test_one_label_by_hand() -> None:
-    # True by predicted class, the last class without pictures:
+    # True by predicted class, the last class without images:
     #          0  1  2  3
     #     0    2  1  0  1
     #     1    0  3  0  0
@@ -48,7 +48,7 @@ def test_one_label_by_hand() -> None:
     assert metrics["confusion"] == [[2, 1, 0, 1], [0, 3, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]
     assert metrics["top1"] == pytest.approx(5 / 9)
     assert metrics["top5"] == 1  # of four classes
-    # Recall by row: 2/4, 3/3, 0/2. Class 3 has no picture: there is nothing to find, and no mean takes it in.
+    # Recall by row: 2/4, 3/3, 0/2. Class 3 has no image: there is nothing to find, and no mean takes it in.
     assert metrics["mean_class_accuracy"] == pytest.approx((0.5 + 1 + 0) / 3)
     # Precision by column: 2 of 4, 3 of 4, 0 of 0. F1 = 2 · right / (predicted + true): 4/8, 6/7, 0/2.
     assert metrics["macro_f1"] == pytest.approx((4 / 8 + 6 / 7 + 0) / 3)
@@ -103,8 +103,8 @@ TABLES = st.integers(1, 8).flatmap(
 
 @given(TABLES)
 def test_one_label_against_a_loop(table: tuple[int, list[tuple[int, list[float]]]]) -> None:
-    num_classes, pictures = table
-    labels, scores = [label for label, _ in pictures], [row for _, row in pictures]
+    num_classes, images = table
+    labels, scores = [label for label, _ in images], [row for _, row in images]
     metrics = single_label(np.array(scores), np.array(labels), classes(num_classes))
     ranked = [sorted(range(num_classes), key=lambda label, row=row: (-row[label], label)) for row in scores]
     pairs = [(label, order[0]) for label, order in zip(labels, ranked, strict=True)]
@@ -186,11 +186,11 @@ def test_several_labels_by_hand() -> None:
     is_true = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]], bool)
     metrics = multi_label_metrics(scores, is_true, classes(3))
     assert set(metrics) == {"mAP", "macro_f1", "per_class"}
-    # Class 0, best first: picture 0 (true), 1, 2 (true), 3: (1 + 2/3) / 2. Found at 0.5: pictures 0 and 1, one of them
+    # Class 0, best first: image 0 (true), 1, 2 (true), 3: (1 + 2/3) / 2. Found at 0.5: images 0 and 1, one of them
     # right, of two true ones: precision 1/2, recall 1/2, F1 = 2 · 1 / (2 + 2).
-    # Class 1: picture 2 (true), then 0 and 3 at once, then 1 (true): (1 + 2/4) / 2. Found: 0, 2, 3, one right of two:
+    # Class 1: image 2 (true), then 0 and 3 at once, then 1 (true): (1 + 2/4) / 2. Found: 0, 2, 3, one right of two:
     # precision 1/3, recall 1/2, F1 = 2 · 1 / (3 + 2).
-    # Class 2 has no picture.
+    # Class 2 has no image.
     expected = [
         (2, 1 / 2, 1 / 2, 1 / 2, 5 / 6),
         (2, 1 / 3, 1 / 2, 2 / 5, 3 / 4),
@@ -209,7 +209,7 @@ def test_several_labels_with_nothing_true() -> None:
 
 
 @given(st.integers(1, 12), st.integers(1, 4), st.integers(0, 1000))
-def test_the_order_of_pictures_does_not_matter(num_images: int, num_classes: int, seed: int) -> None:
+def test_the_order_of_images_does_not_matter(num_images: int, num_classes: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     scores = rng.choice([0.2, 0.5, 0.8], (num_images, num_classes))
     is_true = rng.random((num_images, num_classes)) < 0.4

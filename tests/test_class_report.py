@@ -18,7 +18,7 @@ CATEGORIES = [Category(0, "cat"), Category(1, "dog"), Category(2, "owl")]
 def labelled(labels: list[list[int]]) -> Labelled:
     return Labelled(
         source=Path("x.csv"),
-        root=Path("pictures"),
+        root=Path("images"),
         categories=CATEGORIES,
         files=np.array([f"{place}.png".encode() for place in range(len(labels))]),
         first=np.cumsum([0, *map(len, labels)]),

@@ -1,4 +1,4 @@
-"""Squares of pictures for classes, and two in one: by hand, exactly, and a function of (seed, epoch, index)."""
+"""Squares of images for classes, and two in one: by hand, exactly, and a function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EVERYTHING = AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5, photometric=0
 
 
 def numbered(height: int, width: int) -> np.ndarray:
-    """A picture whose pixels tell their column and row."""
+    """An image whose pixels tell their column and row."""
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0] = np.arange(width)
     image[..., 1] = np.arange(height)[:, None]
@@ -75,7 +75,7 @@ def test_the_square_in_the_middle_is_a_share_of_the_short_side(
 
 @pytest.mark.parametrize("transform", [ClassTransform, lambda crop: TrainClassTransform(crop, EVERYTHING, 0)])
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (3, 500), (64, 64), (200, 65)], ids=str)
-def test_every_picture_becomes_a_square(transform: Any, size: tuple[int, int]) -> None:
+def test_every_image_becomes_a_square(transform: Any, size: tuple[int, int]) -> None:
     found = transform(CropConfig(size=64))(np.full((*size, 3), 9, np.uint8), 0, 0)
     assert (found.shape, found.dtype) == ((64, 64, 3), np.uint8)
 
@@ -102,7 +102,7 @@ def test_windows_have_the_area_and_the_shape_that_the_config_says() -> None:
     assert np.ptp(centers, axis=0).min() > 80
 
 
-def test_a_window_of_the_whole_picture_is_the_picture() -> None:
+def test_a_window_of_the_whole_image_is_the_image() -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8)
     crop = CropConfig(size=60, scale=[1, 1], ratio=[1, 1])
     assert np.array_equal(TrainClassTransform(crop, STILL, 0)(image, 0, 0), image)
@@ -131,7 +131,7 @@ def distinct(channels: int, dtype: type) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 3, 4, 5])
-def test_values_are_those_of_the_picture(channels: int, dtype: type) -> None:
+def test_values_are_those_of_the_image(channels: int, dtype: type) -> None:
     image = distinct(channels, dtype)
     place_of = {value: divmod(place, 16) for place, value in enumerate(image[..., 0].ravel().tolist())}
     # A quarter of the area of 16 × 16 is 8 × 8: nothing is resized.
@@ -257,7 +257,7 @@ def test_blending_by_hand(dtype: type, first: int, second: int, share: float, ex
         # √(1 - 0.75) = 1/2 of 8 × 8 is 4 × 4, of 64 pixels.
         (0.75, (3, 4), (1, 5, 2, 6), 48 / 64),
         (0.75, (3.3, 4.6), (1, 5, 3, 7), 48 / 64),  # 1.3, 5.3, 2.6 and 6.6 to the nearest
-        (0.75, (0, 8), (0, 2, 6, 8), 60 / 64),  # 2 × 2 of it lie in the picture
+        (0.75, (0, 8), (0, 2, 6, 8), 60 / 64),  # 2 × 2 of it lie in the image
         (0.75, (1, 4), (0, 3, 2, 6), 52 / 64),
         (0.0, (4, 4), (0, 8, 0, 8), 0.0),
         (1.0, (4, 4), (4, 4, 4, 4), 1.0),
@@ -291,9 +291,9 @@ def test_with_both_each_takes_half(coin: float, alpha: float, is_blended: bool) 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
 def test_shares_are_drawn_from_beta(alpha: float) -> None:
     rng, pixel = np.random.default_rng(0), np.zeros((1, 1, 1), np.uint8)
-    shares = [mix(pixel, pixel, AugmentConfig(mixup=alpha), rng)[1] for _ in range(4000)]
-    assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
-    assert np.var(shares) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)  # of Beta(α, α)
+    probabilities = [mix(pixel, pixel, AugmentConfig(mixup=alpha), rng)[1] for _ in range(4000)]
+    assert np.mean(probabilities) == pytest.approx(0.5, abs=0.02)
+    assert np.var(probabilities) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.05)  # of Beta(α, α)
 
 
 # --- mixed samples of a data set --------------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ GRAYS = {"a": 30, "b": 90, "c": 250}
 
 @pytest.fixture(scope="module")
 def grays(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four pictures of each class, of one gray; those of b have 16 bits."""
+    """Four images of each class, of one gray; those of b have 16 bits."""
     folder = tmp_path_factory.mktemp("grays")
     for name, gray in GRAYS.items():
         (folder / name).mkdir()
@@ -337,26 +337,26 @@ def test_pixels_and_shares_agree(grays: Path, augment: dict[str, float]) -> None
     for epoch in range(5):
         for index in range(len(dataset)):
             sample = dataset[epoch, index]
-            assert sample.shares.dtype == torch.float32
-            assert sample.shares.sum().item() == pytest.approx(1, abs=1e-6)
+            assert sample.probabilities.dtype == torch.float32
+            assert sample.probabilities.sum().item() == pytest.approx(1, abs=1e-6)
             assert sample.weights.tolist() == [1, 2, 1]
             assert sample.id == index
             pixels = in_8_bits(sample)
             # Blended, every pixel is the mean of the grays by share; of a window, as many are of the other's.
-            assert pixels.mean() == pytest.approx(float(sample.shares.numpy() @ values), abs=0.51)
-            of_two = (sample.shares > 0).sum() == 2
+            assert pixels.mean() == pytest.approx(float(sample.probabilities.numpy() @ values), abs=0.51)
+            of_two = (sample.probabilities > 0).sum() == 2
             if of_two:
                 kinds.add("blended" if np.ptp(pixels) == 0 else "window")
             if len(augment) == 1 and "cutmix" in augment:
                 counts = [(np.abs(pixels - value) < 0.01).mean() for value in values]
-                assert counts == pytest.approx(sample.shares.tolist(), abs=1e-6)
-            partners |= {(index // 4, label) for label in sample.shares.nonzero().ravel().tolist()}
+                assert counts == pytest.approx(sample.probabilities.tolist(), abs=1e-6)
+            partners |= {(index // 4, label) for label in sample.probabilities.nonzero().ravel().tolist()}
     assert kinds == {"blended" if name == "mixup" else "window" for name in augment}
     assert len(partners) == 9  # every class with every class
 
 
 def bytes_of(sample: ClassSample) -> bytes:
-    return sample.image.numpy().tobytes() + sample.shares.numpy().tobytes()
+    return sample.image.numpy().tobytes() + sample.probabilities.numpy().tobytes()
 
 
 def test_a_mix_is_a_function_of_seed_epoch_and_index(grays: Path) -> None:
@@ -382,7 +382,7 @@ def test_nothing_is_mixed_unasked(grays: Path, name: str) -> None:
     dataset = open_grays(grays, name=name, **({"mixup": 0.8, "cutmix": 1.0} if name == "val" else {}))
     for index in range(12):
         sample = dataset[0, index]
-        assert sample.shares.tolist() == np.eye(3)[index // 4].tolist()
+        assert sample.probabilities.tolist() == np.eye(3)[index // 4].tolist()
         assert np.allclose(in_8_bits(sample), list(GRAYS.values())[index // 4])
 
 
@@ -393,15 +393,15 @@ def test_several_labels_are_mixed_by_share(grays: Path, tmp_path: Path) -> None:
     model = {"head": {"name": "pooled"}, "multi_label": True}
     tree = {"task": "classification", "data": data, "model": model}
     dataset = open_classes(Config.model_validate(tree), "train")
-    shares = set()
+    probabilities = set()
     for epoch in range(20):
         sample = dataset[epoch, 0]
-        x, y = sample.shares.tolist()
+        x, y = sample.probabilities.tolist()
         assert x == y
         # Gray 30 has both labels, gray 250 none.
         assert sample.image.float().mean().item() == pytest.approx(30 * x + 250 * (1 - x), abs=0.51)
-        shares.add(x)
-    assert len(shares) > 5
+        probabilities.add(x)
+    assert len(probabilities) > 5
 
 
 def batches_of(grays: Path, workers: int) -> list[Batch]:
@@ -418,7 +418,7 @@ def test_batches_are_the_same_with_any_number_of_workers(workers: int, grays: Pa
     for one, other in zip(expected, found, strict=True):
         assert torch.equal(one.images, other.images)
         assert isinstance(other.targets, ClassTargets)
-        assert torch.equal(one.targets.shares, other.targets.shares)
+        assert torch.equal(one.targets.probabilities, other.targets.probabilities)
         assert torch.equal(one.targets.weights, other.targets.weights)
         assert torch.equal(one.ids, other.ids)
     assert len({batch.images.float().mean().item() for batch in found}) == 5  # no batch comes twice

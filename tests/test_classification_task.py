@@ -46,8 +46,10 @@ def random_logits(num_images: int = 6) -> Tensor:
     return (3 * torch.randn(num_images, NUM_CLASSES, generator=generator)).requires_grad_()
 
 
-def targets_of(shares: Tensor, weights: list[float] | None = None) -> ClassTargets:
-    return ClassTargets(shares.float(), torch.tensor(weights or [1.0] * NUM_CLASSES).expand(len(shares), -1))
+def targets_of(probabilities: Tensor, weights: list[float] | None = None) -> ClassTargets:
+    return ClassTargets(
+        probabilities.float(), torch.tensor(weights or [1.0] * NUM_CLASSES).expand(len(probabilities), -1)
+    )
 
 
 LABELS = torch.tensor([0, 3, 1, 1, 2, 0])
@@ -75,7 +77,7 @@ def test_cross_entropy_is_torchs(smoothing: float, weights: list[float] | None) 
     weight = torch.tensor(weights) if weights else None
     expected = F.cross_entropy(logits, LABELS, weight=weight, label_smoothing=smoothing)
     assert list(losses.parts) == ["cls"]
-    # The pictures, or the weights of their classes: 0.5 + 3 + 2 + 2 + 1 + 0.5.
+    # The images, or the weights of their classes: 0.5 + 3 + 2 + 2 + 1 + 0.5.
     assert losses.normaliser.item() == pytest.approx(9 if weights else 6)
     assert_close(mean(losses), expected)
     assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (mean(losses), expected)))
@@ -83,10 +85,10 @@ def test_cross_entropy_is_torchs(smoothing: float, weights: list[float] | None) 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["equal", "weighted"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy_of_mixed_pictures_is_torchs(smoothing: float, weights: list[float] | None) -> None:
+def test_cross_entropy_of_mixed_images_is_torchs(smoothing: float, weights: list[float] | None) -> None:
     logits = random_logits()
     losses = classification.loss(logits, targets_of(MIXED, weights), make_model(smoothing=smoothing))
-    # torch divides the sum over soft targets by the pictures, weights or not.
+    # torch divides the sum over soft targets by the images, weights or not.
     weight = torch.tensor(weights) if weights else None
     total = F.cross_entropy(logits, MIXED, weight=weight, label_smoothing=smoothing, reduction="sum")
     assert_close(losses.parts["cls"], total)
@@ -105,11 +107,11 @@ def test_several_labels_are_torchs_binary_cross_entropy(weights: list[float] | N
     logits, targets = random_logits(), targets_of(SEVERAL, weights)
     losses = classification.loss(logits, targets, make_model(multi_label=True, smoothing=smoothing))
     # Smoothed by 0.2, a class that is there counts 0.9, and one that is not 0.1.
-    shares = torch.lerp(torch.full_like(SEVERAL, 0.5), SEVERAL, 1 - smoothing)
-    total = F.binary_cross_entropy_with_logits(logits, shares, weight=targets.weights, reduction="sum")
+    probabilities = torch.lerp(torch.full_like(SEVERAL, 0.5), SEVERAL, 1 - smoothing)
+    total = F.binary_cross_entropy_with_logits(logits, probabilities, weight=targets.weights, reduction="sum")
     assert_close(losses.parts["cls"], total)
     if weights is None:
-        assert_close(mean(losses), F.binary_cross_entropy_with_logits(logits, shares))
+        assert_close(mean(losses), F.binary_cross_entropy_with_logits(logits, probabilities))
     assert losses.normaliser.item() == pytest.approx(6 * sum(weights or [1] * 4))
     assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (losses.parts["cls"], total)))
 
@@ -120,7 +122,7 @@ def test_parts_of_a_batch_add_up(multi_label: bool) -> None:
     logits = random_logits()
     whole = classification.loss(logits, targets, config)
     parts = [
-        classification.loss(logits[rows], ClassTargets(targets.shares[rows], targets.weights[rows]), config)
+        classification.loss(logits[rows], ClassTargets(targets.probabilities[rows], targets.weights[rows]), config)
         for rows in (slice(0, 2), slice(2, 6))
     ]
     assert_close(whole.parts["cls"], sum(part.parts["cls"] for part in parts))
@@ -167,8 +169,10 @@ def test_scores_of_several_labels_stand_alone() -> None:
     assert_close(classification.predict(logits, make_batch(6), make_model(True)), 1 / (1 + (-logits).exp()))
 
 
-def labelled_batch(ids: list[int], shares: torch.Tensor) -> Batch:
-    return make_batch(len(ids))._replace(ids=torch.tensor(ids), targets=ClassTargets(shares, torch.ones_like(shares)))
+def labelled_batch(ids: list[int], probabilities: torch.Tensor) -> Batch:
+    return make_batch(len(ids))._replace(
+        ids=torch.tensor(ids), targets=ClassTargets(probabilities, torch.ones_like(probabilities))
+    )
 
 
 def test_tallies_by_hand() -> None:
@@ -208,15 +212,15 @@ ROWS = np.array(
 
 def evaluated(batches: list[list[int]], truth: Labelled, config: Config) -> dict[str, Any]:
     """Metrics of ``ROWS``, as a rank or several see them in batches."""
-    shares, tallies = torch.from_numpy(truth.is_true()).float(), []
+    probabilities, tallies = torch.from_numpy(truth.is_true()).float(), []
     for ids in batches:
-        batch = labelled_batch(ids, shares[ids])
+        batch = labelled_batch(ids, probabilities[ids])
         tallies.append(classification.tally(torch.from_numpy(ROWS[ids, 1:]), batch, config.model))
     return classification.evaluate(merge(tallies), truth, config)
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
-def test_rows_find_their_pictures(order: list[int]) -> None:
+def test_rows_find_their_images(order: list[int]) -> None:
     truth = make_truth([[0], [1], [2], [1]])
     metrics = evaluated([order[:1], order[1:]], truth, make_config())
     assert metrics["top1"] == 0.5
@@ -225,13 +229,13 @@ def test_rows_find_their_pictures(order: list[int]) -> None:
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [3, 1, 0, 2]])
-def test_rows_find_their_pictures_of_several_labels(order: list[int]) -> None:
+def test_rows_find_their_images_of_several_labels(order: list[int]) -> None:
     truth = make_truth([[0, 2], [], [1, 3], [1]])
     config = make_config(multi_label=True)
     metrics = evaluated([order[:3], order[3:]], truth, config)
     assert [row["images"] for row in metrics["per_class"]] == [1, 2, 1, 1]
-    # ant: 0.7 of picture 0 is the best. bee: pictures 3, then 1 and 2 at once: (1 + 2/3) / 2. cow: 2, then 0, 1 and 3
-    # at once: 1/4. doe: picture 2 is the best.
+    # ant: 0.7 of image 0 is the best. bee: images 3, then 1 and 2 at once: (1 + 2/3) / 2. cow: 2, then 0, 1 and 3
+    # at once: 1/4. doe: image 2 is the best.
     assert [row["AP"] for row in metrics["per_class"]] == pytest.approx([1, 5 / 6, 1 / 4, 1])
     assert metrics[classification.main_metric(config)] == pytest.approx((1 + 5 / 6 + 1 / 4 + 1) / 4)
     assert "confusion" not in metrics
@@ -240,7 +244,7 @@ def test_rows_find_their_pictures_of_several_labels(order: list[int]) -> None:
 def test_what_a_person_reads() -> None:
     one = evaluated([[0, 1, 2, 3]], make_truth([[0], [1], [2], [1]]), make_config())
     lines = classification_views.describe(one, per_class=True).splitlines()
-    # ant: 1 of 1 found, 1 of 2 predictions right; bee: 1 of 2 and 1 of 1; F1 2/3 each; cow 0; doe has no picture.
+    # ant: 1 of 1 found, 1 of 2 predictions right; bee: 1 of 2 and 1 of 1; F1 2/3 each; cow 0; doe has no image.
     assert lines[0] == "top1 0.500  top5 1.000  mean_class_accuracy 0.500  macro_f1 0.444"
     assert [line.split() for line in lines[1:]] == [
         ["class", "images", "precision", "recall", "f1"],
@@ -269,8 +273,8 @@ def test_a_report_of_the_confusion(tmp_path: Path) -> None:
             ["größe", "0", "0", "0", "1"],
             ["doe", "0", "0", "0", "0"],
         ]
-    with Image.open(tmp_path / "confusion.png") as picture:
-        assert min(picture.size) > 100
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert min(image.size) > 100
 
 
 def test_several_labels_have_no_confusion(tmp_path: Path) -> None:
@@ -279,7 +283,7 @@ def test_several_labels_have_no_confusion(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# --- single pictures --------------------------------------------------------------------------------------------------
+# --- single images --------------------------------------------------------------------------------------------------
 
 
 def test_a_sample_without_a_class() -> None:
@@ -295,7 +299,7 @@ SCORES = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.02, 0.0]])
 
 
 @pytest.mark.parametrize("classes", [1, 3, 4, 50])
-def test_the_best_classes_of_a_picture(classes: int) -> None:
+def test_the_best_classes_of_a_image(classes: int) -> None:
     found = classification.to_predictions(SCORES, CATEGORIES, make_model(classes=classes))
     assert [one.labels.tolist() for one in found] == [[1, 3, 2, 0][:classes], [0, 2, 1, 3][:classes]]
     assert [one.names for one in found] == [

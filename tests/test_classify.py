@@ -67,7 +67,7 @@ def images_of(colors: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def tables(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """CSV files for the pictures: red ones are warm too, green ones have no label."""
+    """CSV files for the images: red ones are warm too, green ones have no label."""
     folder = tmp_path_factory.mktemp("tables")
     labels = {"red": "red;warm", "green": "", "blue": "blue"}
     for split in ("train", "val"):
@@ -129,7 +129,7 @@ def test_what_a_run_leaves_behind(run: tuple[str, Path], overrides_of: Callable[
     several = kind == "several labels"
     assert {file.name for file in path.iterdir()} == names | (set() if several else {"confusion.csv", "confusion.png"})
     assert load_config(path / "config.yaml") == load_config(CONFIG, overrides_of(kind))
-    assert [row["step"] for row in steps_of(path)] == [1, 2, 3, 4, 5, 6]  # 18 pictures in batches of 6, twice
+    assert [row["step"] for row in steps_of(path)] == [1, 2, 3, 4, 5, 6]  # 18 images in batches of 6, twice
     results = json.loads((path / "results.json").read_text())
     metric = "mAP" if several else "top1"
     assert results["best"] >= results[metric]
@@ -195,7 +195,7 @@ def test_infer_writes_what_predict_finds(
         assert other.scores == pytest.approx(found[0].scores, abs=1e-5)
     drawn = sorted(file.relative_to(output / "images").as_posix() for file in (output / "images").rglob("*.jpg"))
     assert drawn == [f"{row['path']}.jpg" for row in rows]
-    assert f"in 6 pictures: {output / 'predictions.csv'}" in capsys.readouterr().out
+    assert f"in 6 images: {output / 'predictions.csv'}" in capsys.readouterr().out
 
     assert run_command("infer", given) == 2  # nothing done is written over
     assert "choose another --output" in errors_of(capsys)
@@ -213,7 +213,7 @@ def test_two_ranks_follow_one_process(colors: Path, tmp_path: Path) -> None:
         f"model.backbone={{name: resnet10, norm: frozen_bn, weights: {tmp_path}/resnet10.pt}}",
         "model.fpn.norm=none",  # each rank would have its own statistics
         "data.augment={mixup: 0.4, cutmix: 1.0}",
-        "data.class_weights={red: 3.0, blue: 0.5}",  # ranks have shares of other weights
+        "data.class_weights={red: 3.0, blue: 0.5}",  # ranks have images of other weights
         "train.batch_size=8",
         "train.steps=5",
         "eval.every_epochs=99",
@@ -229,7 +229,7 @@ def test_two_ranks_follow_one_process(colors: Path, tmp_path: Path) -> None:
     assert two == pytest.approx(one, abs=1e-4)
     assert parts == pytest.approx(one, abs=1e-4)
     results = [json.loads(run.results.read_text()) for run in runs[:2]]
-    assert [np.sum(result["confusion"]) for result in results] == [6, 6]  # all pictures, each once
+    assert [np.sum(result["confusion"]) for result in results] == [6, 6]  # all images, each once
     assert results[1]["confusion"] == results[0]["confusion"]
 
 
@@ -247,25 +247,25 @@ def test_a_part_held_back_is_what_is_evaluated(
     given = ["--checkpoint", str(run.best), "--json", "--device", "cpu"]
     assert run_command("evaluate", given) == 0
     held = capsys.readouterr()
-    assert f"{colors}/train: {held_back} pictures of 3 classes" in held.err
+    assert f"{colors}/train: {held_back} images of 3 classes" in held.err
     assert json.loads(held.out)["top5"] == 1
 
     # Other data are not a part held back: all of a folder, or of a CSV file in another order of its own.
     assert run_command("evaluate", [*given, "--images", f"{colors}/train"]) == 0
     by_folder = capsys.readouterr()
-    assert f"{colors}/train: 18 pictures of 3 classes (blue, green, red), 6 to 6 each" in by_folder.err
+    assert f"{colors}/train: 18 images of 3 classes (blue, green, red), 6 to 6 each" in by_folder.err
     files = sorted((colors / "train").rglob("*.png"), key=lambda file: file.name[::-1])
     (tmp_path / "x.csv").write_text(
         "path,label\n" + "".join(f"{file.relative_to(colors)},{file.parent.name}\n" for file in files)
     )
     assert run_command("evaluate", [*given, "--images", str(colors), "--annotations", str(tmp_path / "x.csv")]) == 0
     by_csv = capsys.readouterr()
-    assert f"{tmp_path / 'x.csv'}: 18 pictures" in by_csv.err
+    assert f"{tmp_path / 'x.csv'}: 18 images" in by_csv.err
     assert json.loads(by_csv.out) == pytest.approx(json.loads(by_folder.out))
 
 
 def test_it_learns_and_evaluation_keeps_its_classes(colors: Path, tmp_path: Path) -> None:
-    # Colours in noise: right every time after some seconds. The pictures to evaluate have two of the three classes,
+    # Colours in noise: right every time after some seconds. The images to evaluate have two of the three classes,
     # which must not become 0 and 1.
     val = tmp_path / "val"
     for name in ("red", "green"):
@@ -281,14 +281,14 @@ def test_it_learns_and_evaluation_keeps_its_classes(colors: Path, tmp_path: Path
 
 # --- depth and channels -----------------------------------------------------------------------------------------------
 
-PICTURES: dict[str, tuple[int, str, type]] = {
+IMAGES: dict[str, tuple[int, str, type]] = {
     "gray": (1, "png", np.uint8),
     "RGBA, 16 bits": (4, "tiff", np.uint16),
     "five channels, 16 bits": (5, "npy", np.uint16),
 }
 
 
-def write_picture(path: Path, pixels: np.ndarray) -> None:
+def write_image(path: Path, pixels: np.ndarray) -> None:
     if path.suffix == ".npy":
         np.save(path, pixels)
     else:
@@ -296,9 +296,9 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
         assert cv2.imwrite(str(path), pixels[:, :, order])
 
 
-@pytest.mark.parametrize("kind", PICTURES)
-def test_a_classifier_of_any_pictures(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    channels, suffix, dtype = PICTURES[kind]
+@pytest.mark.parametrize("kind", IMAGES)
+def test_a_classifier_of_any_images(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    channels, suffix, dtype = IMAGES[kind]
     rng, limit = np.random.default_rng(0), np.iinfo(dtype).max
     files = []
     for label, name in enumerate(["dark", "light"]):
@@ -306,7 +306,7 @@ def test_a_classifier_of_any_pictures(kind: str, tmp_path: Path, capsys: pytest.
         for number in range(4):
             pixels = rng.integers(0, limit // 2, (32, 32, channels)) + label * (limit // 2)
             files.append(tmp_path / "data" / name / f"{number}.{suffix}")
-            write_picture(files[-1], pixels.astype(dtype))
+            write_image(files[-1], pixels.astype(dtype))
     overrides = [*TINY, *[f"data.{split}.images={tmp_path}/data" for split in ("train", "val")], "train.batch_size=4"]
     overrides += [f"model.in_channels={channels}", "data.augment={photometric: 0.5, mixup: 0.4}", "train.steps=1"]
     run = RunFolder(tmp_path / "run")
@@ -324,7 +324,7 @@ def test_a_classifier_of_any_pictures(kind: str, tmp_path: Path, capsys: pytest.
     arrays = [read_array(file, channels) for file in files]
     found = Predictor.from_checkpoint(run.best, "cpu").predict(arrays)
     assert [one.scores[0] for one in found] == pytest.approx(scores, abs=2e-5)
-    if dtype == np.uint16:  # the same picture in 8 bits has nearly the same scores
+    if dtype == np.uint16:  # the same image in 8 bits has nearly the same scores
         low = Predictor.from_checkpoint(run.best, "cpu").predict([(array >> 8).astype(np.uint8) for array in arrays])
         assert [one.scores[0] for one in low] == pytest.approx(scores, abs=0.02)
 
@@ -336,15 +336,15 @@ def read_array(file: Path, channels: int) -> np.ndarray:
     return pixels[:, :, {1: [0], 4: [2, 1, 0, 3]}[channels]]
 
 
-def test_a_detector_of_other_pictures(shapes: Path, tmp_path: Path) -> None:
-    channels, suffix, dtype = PICTURES["RGBA, 16 bits"]
+def test_a_detector_of_other_images(shapes: Path, tmp_path: Path) -> None:
+    channels, suffix, dtype = IMAGES["RGBA, 16 bits"]
     (tmp_path / "images").mkdir()
     for split in ("train", "val"):
         tree = json.loads((shapes / f"annotations/{split}.json").read_text())
         for image in tree["images"]:
             pixels = np.asarray(Image.open(shapes / "images" / image["file_name"]).convert("RGBA"))[:, :, :channels]
             image["file_name"] = f"{image['id']}.{suffix}"
-            write_picture(tmp_path / "images" / image["file_name"], pixels.astype(dtype) * 257)
+            write_image(tmp_path / "images" / image["file_name"], pixels.astype(dtype) * 257)
         (tmp_path / f"{split}.json").write_text(json.dumps(tree))
     overrides = [f"data.{split}.annotations={tmp_path}/{split}.json" for split in ("train", "val")]
     overrides += [f"data.{split}.images={tmp_path}/images" for split in ("train", "val")]
@@ -404,23 +404,23 @@ def best(colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run.best
 
 
-def test_pictures_that_cannot_be_read_are_listed(
+def test_images_that_cannot_be_read_are_listed(
     best: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures, output = tmp_path / "pictures", tmp_path / "found"
-    (pictures / "deep").mkdir(parents=True)
+    images, output = tmp_path / "images", tmp_path / "found"
+    (images / "deep").mkdir(parents=True)
     names = ["red_0", "red_1"]
     for name in names:
-        shutil.copy(colors / f"val/red/{name}.png", pictures)
-    Image.fromarray(np.zeros((30, 200), np.uint8)).save(pictures / "deep" / "größe.png")
-    data = (pictures / "red_0.png").read_bytes()
-    (pictures / "red_0.png").write_bytes(data[: len(data) // 2])
-    (pictures / "empty.jpg").touch()
-    (pictures / "notes.txt").write_text("no picture")
-    given = ["--checkpoint", str(best), "--input", str(pictures), "--output", str(output), "--device", "cpu"]
+        shutil.copy(colors / f"val/red/{name}.png", images)
+    Image.fromarray(np.zeros((30, 200), np.uint8)).save(images / "deep" / "größe.png")
+    data = (images / "red_0.png").read_bytes()
+    (images / "red_0.png").write_bytes(data[: len(data) // 2])
+    (images / "empty.jpg").touch()
+    (images / "notes.txt").write_text("no image")
+    given = ["--checkpoint", str(best), "--input", str(images), "--output", str(output), "--device", "cpu"]
     assert run_command("infer", [*given, "--workers", "1", "--no-images"]) == 1
     failed = [json.loads(line)["file"] for line in (output / "errors.jsonl").read_text().splitlines()]
-    assert sorted(failed) == sorted([str(pictures / "red_0.png"), str(pictures / "empty.jpg")])
+    assert sorted(failed) == sorted([str(images / "red_0.png"), str(images / "empty.jpg")])
     rows = rows_of(output / "predictions.csv")
     assert [row["path"] for row in rows] == ["deep/größe.png", "red_1.png"]
     # Of three classes, the five best are three.
@@ -428,12 +428,12 @@ def test_pictures_that_cannot_be_read_are_listed(
     assert {rows[0][f"label{place}"] for place in ("", "_2", "_3")} == set(NAMES)
     assert not (output / "images").exists()
     out = capsys.readouterr().out
-    assert "in 2 pictures" in out
-    assert "2 of 4 pictures could not be read" in out
+    assert "in 2 images" in out
+    assert "2 of 4 images could not be read" in out
 
 
 def test_nothing_readable_leaves_an_empty_table(best: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(b"no picture")
+    (tmp_path / "x.png").write_bytes(b"no image")
     given = ["--checkpoint", str(best), "--input", str(tmp_path / "x.png"), "--output", str(tmp_path / "found")]
     assert run_command("infer", [*given, "--workers", "0", "--device", "cpu"]) == 1
     assert rows_of(tmp_path / "found/predictions.csv") == []
@@ -465,15 +465,19 @@ CSV = ["data.train.annotations={data}/train.csv"]
 MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     "no data named": (lambda data: None, ["data.train.images=null"], ["data.train.images is not set", "DIR"]),
     "nothing to evaluate on": (lambda data: None, ["data.val.images=null"], ["data.val.images", "data.val_share=0.2"]),
-    "no such folder": (lambda data: None, ["data.train.images=nowhere"], ["data.train.images: nowhere is no folder"]),
-    "pictures without folders": (lambda data: None, ["data.train.images={data}/train/red"], ["no class folders"]),
+    "no such folder": (
+        lambda data: None,
+        ["data.train.images=nowhere"],
+        ["data.train.images: nowhere is not a folder"],
+    ),
+    "images without folders": (lambda data: None, ["data.train.images={data}/train/red"], ["no class folders"]),
     "empty class": (lambda data: (data / "train/wood").mkdir(), [], ["train/wood", "has no images", "remove it"]),
     "unknown class to evaluate": (
         lambda data: (data / "val/red").rename(data / "val/read"),
         [],
         ["val/read", "'read' is not among the 3 classes", "did you mean 'red'?"],
     ),
-    "class without pictures": (
+    "class without images": (
         lambda data: None,
         ["data.classes=[red, green, blue, wood]"],
         ["has no image of class 'wood'", "data.classes"],
@@ -498,9 +502,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         CSV,
         ["train.csv:2", "2 labels", "model.multi_label=true"],
     ),
-    "picture cut off": (spoil("train/red/red_3.png", b"\x89PNG\r\n"), [], ["train/red/red_3.png", "is no picture"]),
+    "image cut off": (spoil("train/red/red_3.png", b"\x89PNG\r\n"), [], ["train/red/red_3.png", "is not an image"]),
     "other channels": (lambda data: None, ["model.in_channels=4"], [".png: has 3 channels", "model.in_channels"]),
-    "array that is no picture": (spoil("train/red/x.npy", b"no array"), [], ["train/red/x.npy", "no array"]),
+    "array that is not an image": (spoil("train/red/x.npy", b"no array"), [], ["train/red/x.npy", "no array"]),
     "head of detection": (lambda data: None, ["model.head={{name: retina}}"], ["'retina'", "use pooled or classic"]),
     "classic head of branches": (
         lambda data: None,
@@ -531,8 +535,8 @@ def test_training_on_a_mistake(mistake: str, colors: Path, tmp_path: Path, capsy
 
 
 EVALUATE: dict[str, tuple[list[str], list[str]]] = {
-    "other classes": (["--images", "{tmp}/pictures"], ["'wood' is not among the 3 classes", "blue, green or red"]),
-    "no such folder": (["--images", "nowhere"], ["data.val.images: nowhere is no folder"]),
+    "other classes": (["--images", "{tmp}/images"], ["'wood' is not among the 3 classes", "blue, green or red"]),
+    "no such folder": (["--images", "nowhere"], ["data.val.images: nowhere is not a folder"]),
     "no such table": (["--annotations", "nothing.csv"], ["nothing.csv: cannot be read"]),
     "results of boxes": (["--results", "x.json"], ["either --checkpoint or --results"]),
 }
@@ -541,8 +545,8 @@ EVALUATE: dict[str, tuple[list[str], list[str]]] = {
 @pytest.mark.parametrize("mistake", EVALUATE)
 def test_evaluating_a_mistake(mistake: str, best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given, said = EVALUATE[mistake]
-    (tmp_path / "pictures/wood").mkdir(parents=True)
-    (tmp_path / "pictures/wood/x.png").touch()
+    (tmp_path / "images/wood").mkdir(parents=True)
+    (tmp_path / "images/wood/x.png").touch()
     arguments = [text.format(tmp=tmp_path) for text in given]
     assert run_command("evaluate", ["--checkpoint", str(best), "--device", "cpu", *arguments]) == 2
     error = errors_of(capsys)

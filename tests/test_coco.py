@@ -45,7 +45,7 @@ Tree = dict[str, Any]
 
 
 def make_tree() -> Tree:
-    """Two pictures with boxes, one without; the annotations of the first (id 7) are not next to each other."""
+    """Two images with boxes, one without; the annotations of the first (id 7) are not next to each other."""
     return {
         "images": [
             {"id": 7, "file_name": "a.png", "height": 50, "width": 100},
@@ -217,7 +217,7 @@ def test_integers_of_any_size_are_ids(value: int, tmp_path_factory: pytest.TempP
 
 
 def rectangle_mask() -> np.ndarray:
-    """Rows 4 to 9 and columns 20 to 39 of the first picture: the box 20, 4, 20, 6."""
+    """Rows 4 to 9 and columns 20 to 39 of the first image: the box 20, 4, 20, 6."""
     pixels = np.zeros((50, 100), dtype=np.uint8, order="F")
     pixels[4:10, 20:40] = 1
     return pixels
@@ -447,7 +447,7 @@ def test_a_file_cut_short_names_the_line(tmp_path: Path) -> None:
         (b'{"else":' + b'{"a":' * 100_000, ":1: not valid JSON: lists and objects are nested too deeply (column 14)"),
         # Python reads 4300 digits at most.
         (b'{"images": [' + b"9" * 5000 + b"]}", ":1: not valid JSON: Exceeds the limit (4300 digits) for integer"),
-        (b'{"images": [\n{"id": 1, "id": 2}]}', ":2: not valid JSON: key 'id' stands twice in an object (column 1)"),
+        (b'{"images": [\n{"id": 1, "id": 2}]}', ":2: not valid JSON: key 'id' is duplicated in an object (column 1)"),
         (b'{"images": [], "images": []}', ":1: not valid JSON: key 'images' is duplicated"),
         (b'{"info": {}} {}', ":1: not valid JSON: Extra data (column 14)"),
     ],
@@ -468,7 +468,7 @@ def test_other_classes_than_the_models_are_refused(tmp_path: Path) -> None:
     own = [Category(2, "b"), Category(5, "a"), Category(90, "猫")]
     assert read_annotations(path, own).categories == own
     for other, said in (
-        (own[:2], "90 猫, which is no class there"),
+        (own[:2], "90 猫, which is not a class there"),
         ([*own[:2], Category(90, "cat")], "90 猫, which is 90 cat there"),
         (
             [Category(2, "a"), Category(5, "b"), Category(91, "猫")],
@@ -491,7 +491,7 @@ def test_classes_without_annotations_that_nothing_can_be_made_of_are_skipped(tmp
     said = "skipped classes without annotations: 0 b, whose name another has, 1 cow, which the model does not have"
     assert notes.notice.endswith(f"; {said}")
     tree["annotations"][0]["category_id"] = 1
-    with pytest.raises(DataError, match="not those of the model: 1 cow, which is no class there"):
+    with pytest.raises(DataError, match="not those of the model: 1 cow, which is not a class there"):
         read_annotations(write(tmp_path, tree), own)
 
 
@@ -535,10 +535,10 @@ def test_no_value_ends_in_anything_but_a_data_error(
 
 # --- boxes without area or outside ------------------------------------------------------------------------------------
 
-# In a picture 100 wide and 50 high: box, what clip makes of it (xyxy; None: dropped), whether it is at fault.
+# In an image 100 wide and 50 high: box, what clip makes of it (xyxy; None: dropped), whether it is at fault.
 BOXES: dict[str, tuple[list[float], list[float] | None, bool]] = {
     "inside": ([10, 10, 20, 20], [10, 10, 30, 30], False),
-    "the whole picture": ([0, 0, 100, 50], [0, 0, 100, 50], False),
+    "the whole image": ([0, 0, 100, 50], [0, 0, 100, 50], False),
     "a pixel out": ([-1, -1, 102, 52], [0, 0, 100, 50], False),  # right 101, bottom 51: tolerated, and cut
     "left": ([-5, 10, 20, 20], [0, 10, 15, 30], True),
     "above": ([10, -1.5, 20, 20], [10, 0, 30, 18.5], True),
@@ -622,8 +622,8 @@ def test_kept_boxes_lie_inside_and_have_an_area(
 # --- the data set -----------------------------------------------------------------------------------------------------
 
 
-def write_pictures(folder: Path, tree: Tree) -> None:
-    """Pictures of the annotated sizes, each filled with its own gray: 40, 80, 120."""
+def write_images(folder: Path, tree: Tree) -> None:
+    """Images of the annotated sizes, each filled with its own gray: 40, 80, 120."""
     for place, image in enumerate(tree["images"]):
         path = folder / image["file_name"]
         path.parent.mkdir(exist_ok=True)
@@ -632,12 +632,12 @@ def write_pictures(folder: Path, tree: Tree) -> None:
 
 
 def same_size() -> Transform:
-    """A picture of 50×100 stays as it is."""
+    """An image of 50×100 stays as it is."""
     return Transform(ResizeConfig(short=[50], long=1000))
 
 
 def make_dataset(folder: Path, tree: Tree, invalid_boxes: str = "error") -> CocoDataset:
-    write_pictures(folder, tree)
+    write_images(folder, tree)
     return CocoDataset(read_annotations(write(folder, tree)), folder, same_size(), invalid_boxes)
 
 
@@ -708,13 +708,13 @@ def test_another_size_than_annotated_comes_back_as_an_error(tmp_path: Path) -> N
     (tmp_path / "a.png").write_bytes((tmp_path / "c.png").read_bytes())
     error = dataset[0, 0]
     assert isinstance(error, DataError)
-    assert str(error).startswith(f"{tmp_path / 'a.png'}: the picture is 30×20, its annotation says 100×50; ")
+    assert str(error).startswith(f"{tmp_path / 'a.png'}: the image is 30×20, its annotation says 100×50; ")
     assert isinstance(dataset[0, 1], Sample)
 
 
 def test_opening_checks_what_it_can_without_decoding(tmp_path: Path) -> None:
     tree = make_tree()
-    write_pictures(tmp_path, tree)
+    write_images(tmp_path, tree)
     notes = str(write(tmp_path, tree))
     split = SplitConfig(annotations=notes, images=str(tmp_path))
     assert len(open_dataset(DataConfig(val=split), "val", same_size())) == 3
@@ -727,14 +727,14 @@ def test_opening_checks_what_it_can_without_decoding(tmp_path: Path) -> None:
     assert refusal(SplitConfig(images=str(tmp_path))).startswith("data.val.annotations is not set; ")
     assert refusal(SplitConfig(annotations=notes)).startswith("data.val.images is not set; ")
     nowhere = SplitConfig(annotations=notes, images=str(tmp_path / "nowhere"))
-    assert refusal(nowhere) == f"data.val.images: {tmp_path / 'nowhere'} is no folder"
+    assert refusal(nowhere) == f"data.val.images: {tmp_path / 'nowhere'} is not a folder"
     missing = tmp_path / "Ordner" / "ö 猫.png"
     missing.unlink()
     assert refusal(split).startswith(f"{missing}: does not exist, but {notes} names it (image 3)")
 
 
 def opened(folder: Path, name: str, **config: Any) -> CocoDataset:
-    """The data set of one picture by ``name`` in ``folder / "images"``."""
+    """The data set of one image by ``name`` in ``folder / "images"``."""
     tree = make_tree() | {"annotations": []}
     tree["images"] = [{"id": 7, "file_name": name, "height": 50, "width": 100}]
     (folder / "images").mkdir(exist_ok=True)
@@ -743,7 +743,7 @@ def opened(folder: Path, name: str, **config: Any) -> CocoDataset:
 
 
 def lay_out(folder: Path) -> None:
-    """A picture in the folder of images and one beside it, with links of every kind to both."""
+    """An image in the folder of images and one beside it, with links of every kind to both."""
     images, pixels = folder / "images", cv2.imencode(".png", np.zeros((50, 100), np.uint8))[1].tobytes()
     for path in (images / "below" / "in.png", folder / "out" / "out.png"):
         path.parent.mkdir(parents=True)
@@ -881,7 +881,7 @@ def test_the_file_system_is_asked_once_a_folder(tmp_path: Path, monkeypatch: pyt
 
 def test_opening_applies_the_configs_policy(tmp_path: Path) -> None:
     tree = tree_with([[-5, 10, 20, 20]])
-    write_pictures(tmp_path, tree)
+    write_images(tmp_path, tree)
     split = SplitConfig(annotations=str(write(tmp_path, tree)), images=str(tmp_path))
     assert open_dataset(DataConfig(train=split, invalid_boxes="clip"), "train", same_size()).checked.clipped == 1
     with pytest.raises(DataError):

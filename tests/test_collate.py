@@ -37,7 +37,7 @@ def make_sample(height: int, width: int, boxes: list[list[float]], labels: list[
         ([(10, 200), (200, 10)], (224, 224)),
     ],
 )
-def test_pictures_are_padded_right_and_below(sizes: list[tuple[int, int]], padded: tuple[int, int]) -> None:
+def test_images_are_padded_right_and_below(sizes: list[tuple[int, int]], padded: tuple[int, int]) -> None:
     images = [torch.full((3, *size), 200 + row, dtype=torch.uint8) for row, size in enumerate(sizes)]
     found = pad_images(images)
     assert found.shape == (len(sizes), 3, *padded)
@@ -116,9 +116,9 @@ def test_8_bits_beside_16_are_spread_over_all_of_them() -> None:
         assert own.long().ravel().tolist() == [257 * value for value in range(256)]  # 255 is 65535
 
 
-def make_class_sample(side: int, shares: list[float], weights: list[float], image_id: int = 0) -> ClassSample:
+def make_class_sample(side: int, probabilities: list[float], weights: list[float], image_id: int = 0) -> ClassSample:
     image = torch.full((3, side, side), image_id + 1, dtype=torch.uint8)
-    return ClassSample(image, torch.tensor(shares).float(), torch.tensor(weights).float(), (7, 9), image_id)
+    return ClassSample(image, torch.tensor(probabilities).float(), torch.tensor(weights).float(), (7, 9), image_id)
 
 
 def test_a_batch_of_classes_by_hand() -> None:
@@ -131,14 +131,14 @@ def test_a_batch_of_classes_by_hand() -> None:
     assert batch.sizes_original.tolist() == [[7, 9]] * 2
     assert batch.ids.tolist() == [31, 5]
     assert isinstance(batch.targets, ClassTargets)
-    assert batch.targets.shares.tolist() == [[1, 0, 0], [0.25, 0, 0.75]]
+    assert batch.targets.probabilities.tolist() == [[1, 0, 0], [0.25, 0, 0.75]]
     assert batch.targets.weights.tolist() == [[1, 2, 3]] * 2
-    assert (batch.targets.shares.dtype, batch.targets.weights.dtype) == (torch.float32, torch.float32)
+    assert (batch.targets.probabilities.dtype, batch.targets.weights.dtype) == (torch.float32, torch.float32)
     assert isinstance(batch.to(torch.device("cpu")).targets, ClassTargets)
 
 
 def test_the_error_of_one_sample_is_the_batchs() -> None:
-    error = DataError("x.png: is no picture")
+    error = DataError("x.png: is not an image")
     assert collate([make_class_sample(8, [1], [1]), error]) is error
     assert collate([error, make_class_sample(8, [1], [1])]) is error
 
@@ -163,7 +163,7 @@ class Broken(Dataset[Sample | DetectorError]):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", [DataError, ConfigError])
 def test_the_error_of_a_sample_reaches_the_reader_as_itself(kind: type[DetectorError], workers: int) -> None:
-    message = "ordner/ö.jpg: is no picture that can be decoded, or is cut off"
+    message = "ordner/ö.jpg: is not an image that can be decoded, or is cut off"
     ids = []
     with pytest.raises(DetectorError) as caught:
         for batch in load_batches(Broken(kind(message)), EvalBatches(8, 2), workers, pin_memory=False):

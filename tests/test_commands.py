@@ -117,7 +117,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
             data / "annotations/val.json", lambda tree: tree["categories"].append({"id": 9, "name": "x"})
         ),
         [],
-        ["val.json", "9 x, which is no class there"],
+        ["val.json", "9 x, which is not a class there"],
     ),
 }
 
@@ -179,7 +179,7 @@ def test_evaluate_refuses_another_class_count(
     given = ["--annotations", str(data / "annotations/val.json"), "--images", str(data / "images")]
     assert run_command("evaluate", ["--checkpoint", str(run / "best.pt"), *given, "--device", "cpu"]) == 2
     error = capsys.readouterr().err.strip()
-    assert "7 seven, which is no class there" in error
+    assert "7 seven, which is not a class there" in error
     assert "\n" not in error
 
 
@@ -199,21 +199,21 @@ def test_evaluate_refuses_what_is_no_checkpoint(
 def test_infer_writes_results_drawings_and_errors(
     run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures, output = tmp_path / "pictures", tmp_path / "found"
-    (pictures / "deep").mkdir(parents=True)
+    images, output = tmp_path / "images", tmp_path / "found"
+    (images / "deep").mkdir(parents=True)
     names = sorted(path.name for path in (shapes / "images").glob("val_*.jpg"))
     for name in names[:3]:
-        shutil.copy(shapes / "images" / name, pictures)
-    Image.fromarray(np.zeros((30, 500), dtype=np.uint8)).save(pictures / "deep" / "größe.png")
-    cut(pictures / names[0], 0.5)
-    (pictures / "empty.jpg").touch()
-    (pictures / "notes.txt").write_text("no picture")
-    arguments = ["--checkpoint", str(run / "best.pt"), "--input", str(pictures), "--output", str(output)]
+        shutil.copy(shapes / "images" / name, images)
+    Image.fromarray(np.zeros((30, 500), dtype=np.uint8)).save(images / "deep" / "größe.png")
+    cut(images / names[0], 0.5)
+    (images / "empty.jpg").touch()
+    (images / "notes.txt").write_text("no image")
+    arguments = ["--checkpoint", str(run / "best.pt"), "--input", str(images), "--output", str(output)]
     assert run_command("infer", [*arguments, "--draw-score", "0", "--workers", "0", "--device", "cpu"]) == 1
 
     out = capsys.readouterr().out
     failed = [json.loads(line)["file"] for line in (output / "errors.jsonl").read_text().splitlines()]
-    assert sorted(failed) == sorted([str(pictures / names[0]), str(pictures / "empty.jpg")])
+    assert sorted(failed) == sorted([str(images / names[0]), str(images / "empty.jpg")])
     assert all(name in out for name in (names[0], "empty.jpg"))
     results = json.loads((output / "predictions.json").read_text())
     assert {row["file_name"] for row in results} == {names[1], names[2], "deep/größe.png"}
@@ -268,7 +268,7 @@ def test_infer_uses_the_ids_of_a_data_set(
     assert rows and all(row["image_id"] == ids[row["file_name"]] for row in rows)
     truth.write_text(json.dumps(tree | {"images": [{**tree["images"][0], "file_name": "x.jpg"}], "annotations": []}))
     assert run_command("infer", [*arguments, "--output", str(tmp_path / "other")]) == 2
-    assert "lists none of the 6 pictures" in capsys.readouterr().err
+    assert "lists none of the 6 images" in capsys.readouterr().err
 
 
 def test_infer_writes_a_page_of_its_drawings(

@@ -99,7 +99,7 @@ def test_without_a_compiler_there_is_one_line(monkeypatch: pytest.MonkeyPatch, t
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Overrides for a tiny network on six wide and six high pictures of different sizes."""
+    """Overrides for a tiny network on six wide and six high images of different sizes."""
     monkeypatch.setitem(BACKBONES, "tiny", TINY)  # compiling a kernel takes a second
     rng = np.random.default_rng(0)
     images, annotations = [], []
@@ -191,7 +191,7 @@ def test_compiled_training_has_the_losses_of_eager(
 def test_nothing_is_compiled_after_the_first_epoch(
     tmp_path: Path, data: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # All but the last step of compiling, which makes C++ of the graph and does not look at shapes anew.
+    # All but the last step of compiling, which makes C++ of the graph and does not look at shapes again.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
@@ -206,7 +206,7 @@ def test_nothing_is_compiled_after_the_first_epoch(
     jitter = "data.augment={scale_jitter: [0.6, 1.6]}"
     overrides = [*data, "data.resize={short: [96], long: 160}", jitter, "train.epochs=2", "train.compile=true"]
     rows = train(tmp_path / "run", overrides)
-    assert len(rows) == 12  # 12 pictures in batches of 2, twice
+    assert len(rows) == 12  # 12 images in batches of 2, twice
     assert 2 <= graphs[5] <= 4  # for the first shape, then for any; and again where batches are square
     assert graphs[-1] == graphs[5]
     assert not torch._dynamo.utils.counters["graph_break"]

@@ -133,7 +133,7 @@ MISTAKES = {  # text: (line, what follows it)
     # 3 ratios × 3 scales = 9 elsewhere; 1 × 3 = 3 here.
     "model:\n  anchors:\n    levels: {4: {ratios: [1]}}": (
         2,
-        "model.anchors: levels.4: 3 anchors a cell where the others have 9",
+        "model.anchors: levels.4: 3 anchors per cell where the others have 9",
     ),
     "model: {fpn: {levels: [3, 4]}, anchors: {levels: {5: {base_size: 9}}}}": (
         1,
@@ -206,8 +206,11 @@ MISTAKES = {  # text: (line, what follows it)
         "model.head.pool: input should be 'avg', 'max' or 'gem'; it is 'lp'",
     ),
     "model: {head: {name: pooled, fuse: sum}}": (1, "model.head.fuse: input should be 'mean', 'concat' or 'learned'"),
-    "seed: 1\ntrain: {epochs: 1}\nseed: 2\n": (3, "seed: stands twice, first at "),
-    "model:\n  head:\n    prior: 0.1\n    norm: gn\n    prior: 0.2\n": (5, "model.head.prior: stands twice, first at "),
+    "seed: 1\ntrain: {epochs: 1}\nseed: 2\n": (3, "seed: is duplicated, first at "),
+    "model:\n  head:\n    prior: 0.1\n    norm: gn\n    prior: 0.2\n": (
+        5,
+        "model.head.prior: is duplicated, first at ",
+    ),
     "seed: 1\ndata: [\n": (3, "not valid YAML: "),
     "seed: 1\n\tdata: 2\n": (2, "not valid YAML: "),
     "? [1, 2]\n: 3\n": (1, "not valid YAML: "),

@@ -37,7 +37,7 @@ def test_configs_that_classify_say_so(name: str) -> None:
 
 
 def make_targets(config: Config) -> Targets | ClassTargets:
-    """Of two pictures and three classes."""
+    """Of two images and three classes."""
     if config.task == "classification":
         return ClassTargets(torch.tensor([[0.0, 1, 0], [0.3, 0, 0.7]]), torch.tensor([[1.0, 2, 0.5]] * 2))
     return Targets(torch.tensor([[[8.0, 8.0, 60.0, 70.0]], [[0.0, 0.0, 0.0, 0.0]]]), torch.tensor([[1], [-1]]))

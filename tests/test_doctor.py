@@ -19,7 +19,7 @@ from PIL import Image
 
 from detector.analysis.doctor import files
 from detector.analysis.doctor.annotations import duplicate_boxes
-from detector.analysis.doctor.copies import NEAR, find_nearest
+from detector.analysis.doctor.duplicates import NEAR, find_nearest
 from detector.analysis.doctor.examination import Report, Settings, examine
 from detector.analysis.doctor.files import look_at
 from detector.analysis.doctor.findings import CHECKS, SEVERITIES, Finding
@@ -44,14 +44,14 @@ Tree = dict[str, Any]
 
 
 def texture(seed: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
-    """Blotches of colour, another for each seed: pictures that a JPEG keeps and that look like no other."""
+    """Blotches of colour, another for each seed: images that a JPEG keeps and that look like no other."""
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six train and three val pictures with two objects of either class each; nothing is wrong with them."""
+    """Six train and three val images with two objects of either class each; nothing is wrong with them."""
     folder = tmp_path_factory.mktemp("clean")
     for split, count, first in (("train", 6, 0), ("val", 3, 100)):
         (folder / split).mkdir()
@@ -161,10 +161,10 @@ def three_more_cats(tree: Tree) -> None:
         row["category_id"] = 1
 
 
-# What is done to the pictures' folder, or to the tree of the file; and all that must be found.
+# What is done to the images' folder, or to the tree of the file; and all that must be found.
 IN_FILES: dict[str, tuple[Callable[[Path], object], dict[str, int]]] = {
     "gone": (lambda folder: (folder / "0.jpg").unlink(), {"file-missing": 1}),
-    "text": (lambda folder: (folder / "0.jpg").write_text("no picture"), {"file-unreadable": 1}),
+    "text": (lambda folder: (folder / "0.jpg").write_text("no image"), {"file-unreadable": 1}),
     "empty": (lambda folder: (folder / "0.jpg").write_bytes(b""), {"file-unreadable": 1}),
     "a folder": (lambda folder: ((folder / "0.jpg").unlink(), (folder / "0.jpg").mkdir()), {"file-unreadable": 1}),
     "cut off": (lambda folder: cut(folder / "0.jpg", 0.6), {"file-damaged": 1}),
@@ -216,7 +216,7 @@ IN_TREE: dict[str, tuple[Callable[[Tree], object], dict[str, int]]] = {
     ),
     "image without a name": (add("images", {"id": 99}), {"image-malformed": 1}),
     "image is a number": (add("images", 7), {"image-malformed": 1}),
-    "image id stands twice": (
+    "image id is duplicated": (
         lambda tree: tree["images"][1].update(id=10),
         # The second file loses its annotations: their id leads nowhere now.
         {"image-id-duplicate": 1, "image-dangling": 4, "images-empty": 1},
@@ -231,15 +231,15 @@ IN_TREE: dict[str, tuple[Callable[[Tree], object], dict[str, int]]] = {
     "crowd of 2": (set_first(iscrowd=2), {"annotation-malformed": 1}),
     "no area": (set_first(area=None), {"read-otherwise": 1}),
     "area of 0": (set_first(area=0), {"area-odd": 1}),
-    "area of the picture": (set_first(area=WIDTH * HEIGHT), {"area-odd": 1}),
+    "area of the image": (set_first(area=WIDTH * HEIGHT), {"area-odd": 1}),
     "area of the touched pixels": (set_first(area=31 * 21), {}),
     "annotation is null": (add("annotations", None), {"annotation-malformed": 1}),
     "annotation without anything": (add("annotations", {}), {"annotation-malformed": 1}),
-    "annotation id stands twice": (set_first(id=2), {"annotation-id-duplicate": 1}),
+    "annotation id is duplicated": (set_first(id=2), {"annotation-id-duplicate": 1}),
     "unknown image": (set_first(image_id=999), {"image-dangling": 1}),
     "unknown category": (set_first(category_id=999), {"category-dangling": 1}),
     "category without a name": (add("categories", {"id": 9}), {"category-malformed": 1}),
-    "category id stands twice": (
+    "category id is duplicated": (
         add("categories", {"id": 2, "name": "cow"}),
         {"category-id-duplicate": 1, "class-empty": 1},
     ),
@@ -271,7 +271,7 @@ IN_TREE: dict[str, tuple[Callable[[Tree], object], dict[str, int]]] = {
         {},
     ),
     "points": (set_boxes([5, 5, 1, 1], [50, 6, 40, 1.9]), {"box-tiny": 2}),
-    "whole picture": (set_boxes([0, 0, WIDTH, HEIGHT]), {"box-whole-image": 1}),
+    "whole image": (set_boxes([0, 0, WIDTH, HEIGHT]), {"box-whole-image": 1}),
     "long": (set_boxes([0, 5, 41, 4], [50, 6, 40, 4]), {"box-extreme-ratio": 1}),  # 10.25 : 1, and 10 : 1
     "crowd": (set_first(iscrowd=1), {"crowd": 1}),
     "ignore": (set_first(ignore=1), {"crowd": 1}),
@@ -343,7 +343,7 @@ def test_a_missing_size_is_the_files_own_unless_exif_turns_it(data: Path) -> Non
         open_dataset(DataConfig(train=split), "train", Transform(ResizeConfig()))
     save(texture(0), data / "train" / "0.jpg", orientation=6)
     assert counts(examine_train(data))["size-unclear"] == 1
-    with pytest.raises(DataError, match="EXIF turns the picture by a quarter, so 96×64 may not be the frame"):
+    with pytest.raises(DataError, match="EXIF turns the image by a quarter, so 96×64 may not be the frame"):
         open_dataset(DataConfig(train=split), "train", Transform(ResizeConfig()))
 
 
@@ -373,11 +373,11 @@ def test_an_example_says_where(data: Path) -> None:
     edit(data / "train.json", set_boxes([4, 4, 30, 20], [93.5, 6, 4, 24]))
     example = finding(examine_train(data), "box-outside").examples[0]
     assert (example.file, example.annotation, example.box) == ("0.jpg", 2, (93.5, 6.0, 4.0, 24.0))
-    assert example.detail == "in a picture of 96×64"
+    assert example.detail == "in an image of 96×64"
 
 
 @pytest.mark.parametrize("orientation", [6, 8])
-def test_a_quarter_turned_picture_may_be_annotated_upright(data: Path, orientation: int) -> None:
+def test_a_quarter_turned_image_may_be_annotated_upright(data: Path, orientation: int) -> None:
     save(texture(0), data / "train" / "0.jpg", orientation=orientation)
     edit(data / "train.json", lambda tree: tree["images"][0].update(width=HEIGHT, height=WIDTH))
     found = counts(examine_train(data))
@@ -425,7 +425,7 @@ def test_classes_with_under_a_hundredth_are_imbalanced(data: Path) -> None:
 # --- two splits -------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_of_train_in_val_are_leaks(data: Path) -> None:
+def test_images_of_train_in_val_are_leaks(data: Path) -> None:
     shutil.copy(data / "train/2.jpg", data / "val/0.jpg")
     save(texture(3), data / "val/1.jpg", quality=50)
     report = examine_both(data)
@@ -459,12 +459,12 @@ def test_val_may_list_fewer_classes_in_any_order(data: Path) -> None:
     assert counts(examine_both(data))["classes-differ"] == 1
 
 
-# --- labelled pictures ------------------------------------------------------------------------------------------------
+# --- labelled images ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    """Two folders of ten pictures each."""
+    """Two folders of ten images each."""
     for number in range(20):
         folder = tmp_path / "classes" / ("cat" if number < 10 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
@@ -497,7 +497,7 @@ def test_csv_files_are_examined(classes: Path) -> None:
     lines = [f"{'cat' if n < 10 else 'dog'}/{n}.jpg,{'cat' if n < 10 else 'dog'}" for n in range(20)]
     path.write_text("path,label\n" + "\n".join([*lines, "cat/0.jpg,dog", ",cat", "cat/99.jpg,cat", "cat/98.jpg,a;b"]))
     report = examine([read_labelled("train", path, classes, None, multi_label=False)], Settings(), True)
-    # "a;b" is one label here: a class of one picture.
+    # "a;b" is one label here: a class of one image.
     assert counts(report) == {"csv-row": 2, "file-missing": 2, "class-rare": 1}
     assert [example.detail for example in finding(report, "csv-row").examples] == [
         "line 22: cat/0.jpg is listed twice, first in line 2; keep one row per image",
@@ -573,7 +573,7 @@ def test_every_format_is_read_and_its_end_missed(tmp_path: Path, suffix: str) ->
     for is_quick in (True, False):
         facts = look_at([path], is_quick)[0]
         assert (facts.fault, facts.width, facts.height) == ("", WIDTH, HEIGHT)
-        assert bool(facts.fingerprint) != is_quick
+        assert bool(facts.perceptual_hash) != is_quick
     cut(path, 0.5)
     assert look_at([path], is_quick=False)[0].fault in ("file-damaged", "file-unreadable")
 
@@ -598,7 +598,7 @@ def test_what_training_refuses_before_decoding_is_not_decoded(tmp_path: Path, is
     assert facts.fault == "file-unreadable"
     assert facts.reason.startswith("has 32,767×32,767 pixels, more than the 268,435,456")
     os.mkfifo(tmp_path / "pipe.jpg")
-    assert look_at([tmp_path / "pipe.jpg"], is_quick)[0].reason == "cannot be read: it is no file"
+    assert look_at([tmp_path / "pipe.jpg"], is_quick)[0].reason == "cannot be read: it is not a file"
 
 
 def test_a_jpeg_whose_end_was_never_written_is_damaged(tmp_path: Path) -> None:
@@ -614,14 +614,14 @@ def test_the_fingerprint_is_of_the_cosine_transform(tmp_path: Path) -> None:
     small = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     path = tmp_path / "x.png"
     Image.fromarray(small).save(path)
-    bits = np.unpackbits(np.frombuffer(look_at([path], is_quick=False)[0].fingerprint, dtype=np.uint8)).astype(bool)
+    bits = np.unpackbits(np.frombuffer(look_at([path], is_quick=False)[0].perceptual_hash, dtype=np.uint8)).astype(bool)
     transform = cv2.dct(small.astype(np.float32))
     # The 14 frequencies whose indices sum up to 1 to 4 come first.
     first = [(i, total - i) for total in range(1, 5) for i in range(total + 1)]
     assert bits[: len(first)].tolist() == [bool(transform[at] > 0) for at in first]
 
 
-def test_pictures_of_one_tone_are_no_copies_of_each_other(data: Path) -> None:
+def test_images_of_one_tone_are_no_copies_of_each_other(data: Path) -> None:
     for number, tone in enumerate([(0, 0, 0), (0, 0, 0), (255, 255, 255), (9, 90, 200)]):
         save(Image.new("RGB", (WIDTH, HEIGHT), tone), data / "train" / f"{number}.jpg", quality=90 - number)
     assert counts(examine_train(data)) == {}

@@ -44,7 +44,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 
 
 def spoil(tree: dict[str, Any]) -> None:
-    """One fault of every kind that --fix mends, on the first annotations of the file."""
+    """One fault of every kind that --fix fixes, on the first annotations of the file."""
     rows = tree["annotations"]
     rows[0]["bbox"] = [1, 1, float("nan"), 5]
     rows[1]["bbox"] = [1, 1, 0, 5]
@@ -75,7 +75,7 @@ def test_the_data_of_a_config(data: Path, colors: Path, capsys: pytest.CaptureFi
     overrides = [f"data.{name}.annotations={data}/annotations/{name}.json" for name in ("train", "val")]
     overrides += [f"data.{name}.images={data}/images" for name in ("train", "val")]
     assert run_command("doctor", ["--config", "quickstart.yaml", *overrides]) == 0
-    # The size at which quickstart.yaml sees the pictures.
+    # The size at which quickstart.yaml sees the images.
     assert "size at 128/128" in capsys.readouterr().out
     overrides = [f"data.{name}={{annotations: null, images: {colors}/{name}}}" for name in ("train", "val")]
     assert run_command("doctor", ["--config", "classify_quickstart.yaml", *overrides, "--json"]) == 0
@@ -168,7 +168,7 @@ SIZES: dict[str, tuple[tuple[object, object], list[list[float]], tuple[int, int]
     "a box shows it": ((64, 96), [[60, 4, 30, 20]], (96, 64), 1, True),
     "halved after annotation": ((192, 128), [BOX], (96, 64), 1, False),
     "turned after annotation, perhaps": ((64, 96), [BOX], (96, 64), 1, False),
-    "other picture": ((500, 400), [[300, 4, 30, 20]], (96, 64), 1, False),
+    "other image": ((500, 400), [[300, 4, 30, 20]], (96, 64), 1, False),
     "annotated upright": ((64, 96), [BOX], (96, 64), 6, True),  # nothing to correct
 }
 
@@ -335,8 +335,8 @@ def test_a_page_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture
     assert "cannot be made" in refused([*arguments(data), "--quick", "--html", f"{data}/file/x.html"], capsys)
 
 
-def test_labelled_pictures_have_nothing_to_fix(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--fix mends COCO annotations" in refused(["--images", f"{colors}/train", "--fix", "x.json"], capsys)
+def test_labelled_images_have_nothing_to_fix(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--fix fixes COCO annotations" in refused(["--images", f"{colors}/train", "--fix", "x.json"], capsys)
 
 
 def test_an_interrupt_ends_it(data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -358,7 +358,7 @@ def test_a_killed_process_ends_it(
     monkeypatch.setattr(detector.analysis.doctor.files, "look_at", end_at_once)
     assert run_command("doctor", arguments(data)) == 2
     said = capsys.readouterr().err
-    assert re.search(r"train_\d+\.jpg: a process that looked at this picture, or at one of the next \d+, was", said)
+    assert re.search(r"train_\d+\.jpg: a process that looked at this image, or at one of the next \d+, was", said)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

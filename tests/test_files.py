@@ -236,7 +236,7 @@ def test_a_class_of_ours_is_not_asked_for(tmp_path: Path) -> None:
 def test_arrays_that_are_no_tensors_are_refused(array: np.ndarray, is_nested: bool, tmp_path: Path) -> None:
     good = {"weight": np.zeros(2, dtype=np.float32)}
     save_pickle({"model": {**good, "bad": array}} if is_nested else {**good, "bad": array}, tmp_path / "w.pkl")
-    assert_refused(tmp_path / "w.pkl", f"holds an array of {array.dtype}, which is no tensor")
+    assert_refused(tmp_path / "w.pkl", f"holds an array of {array.dtype}, which is not a tensor")
 
 
 def test_an_array_of_objects_with_a_command_in_it(tmp_path: Path) -> None:
@@ -285,14 +285,14 @@ def test_one_compressed_entry_is_enough(tmp_path: Path) -> None:
 )
 def test_lengths_that_nobody_has_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "w.pkl").write_bytes(content)
-    assert_refused(tmp_path / "w.pkl", "is no file of tensors, or is cut off")
+    assert_refused(tmp_path / "w.pkl", "is not a file of tensors, or is cut off")
 
 
 def test_a_dict_inside_itself(tmp_path: Path) -> None:
     loop: dict[str, Any] = {}
     loop["model"] = loop
     save_pickle(loop, tmp_path / "w.pkl")
-    assert_refused(tmp_path / "w.pkl", "is no file of tensors, or is cut off")
+    assert_refused(tmp_path / "w.pkl", "is not a file of tensors, or is cut off")
 
 
 @pytest.mark.parametrize("name", ["w.pkl", "new.pkl", "w.safetensors", "old.pth"])

@@ -1,4 +1,4 @@
-"""Pictures with classes: what folders and CSV files say, which pictures are held back, and what a class weighs."""
+"""Images with classes: what folders and CSV files say, which images are held back, and what a class weighs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from detector.structures import Category
 
 
 def touch(root: Path, *names: str) -> Path:
-    """Empty files: to list pictures, none is opened."""
+    """Empty files: to list images, none is opened."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
@@ -30,7 +30,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def labels_by_file(labelled: Labelled) -> dict[str, list[str]]:
-    """Names of the classes of each picture, in order."""
+    """Names of the classes of each image, in order."""
     found = {}
     for index in range(len(labelled)):
         file = labelled.file(index).relative_to(labelled.root).as_posix()
@@ -45,15 +45,15 @@ def error_of(read: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-# --- a folder a class -------------------------------------------------------------------------------------------------
+# --- one folder per class ---------------------------------------------------------------------------------------------
 
 
 def test_folders_are_the_classes(tmp_path: Path) -> None:
-    pictures = ["glass/2.png", "glass/deep/er/1.JPG", "glass/10.png", "Metall/ü.webp", "paper/a.npy", "paper/b.tiff"]
-    touch(tmp_path, *pictures, "glass/notes.txt", "paper/deep/list.csv", ".loose.png", ".hidden/x.png")
+    images = ["glass/2.png", "glass/deep/er/1.JPG", "glass/10.png", "Metall/ü.webp", "paper/a.npy", "paper/b.tiff"]
+    touch(tmp_path, *images, "glass/notes.txt", "paper/deep/list.csv", ".loose.png", ".hidden/x.png")
     found = read_folders(tmp_path, None)
     assert found.categories == [Category(0, "Metall"), Category(1, "glass"), Category(2, "paper")]
-    assert labels_by_file(found) == {name: [name.partition("/")[0]] for name in pictures}
+    assert labels_by_file(found) == {name: [name.partition("/")[0]] for name in images}
     assert list(labels_by_file(found)) == [  # by class, then by path
         "Metall/ü.webp",
         "glass/10.png",
@@ -148,8 +148,8 @@ def test_the_order_that_the_disk_lists_files_in_does_not_matter(
 # --- CSV --------------------------------------------------------------------------------------------------------------
 
 
-def write_csv(folder: Path, text: str | bytes, *pictures: str) -> Path:
-    touch(folder, *(pictures or ("1.png", "2.png", "deep/3, new.png")))
+def write_csv(folder: Path, text: str | bytes, *images: str) -> Path:
+    touch(folder, *(images or ("1.png", "2.png", "deep/3, new.png")))
     path = folder / "labels.csv"
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     return path
@@ -172,11 +172,11 @@ def test_a_csv_by_hand(header: str, change: Callable[[str], bytes], tmp_path: Pa
     assert found.note == (f"the first row is a header: {header}" if header else "without a header")
 
 
-def test_a_csv_beside_its_pictures_or_not(tmp_path: Path) -> None:
-    touch(tmp_path / "pictures", "1.png")
+def test_a_csv_beside_its_images_or_not(tmp_path: Path) -> None:
+    touch(tmp_path / "images", "1.png")
     path = write_csv(tmp_path, f"path,label\n1.png,x\n{tmp_path}/2.png,x\n", "2.png")
-    found = read_csv(path, tmp_path / "pictures", ["y", "x"], multi_label=False, allow_outside=True)
-    assert [found.file(index) for index in range(2)] == [tmp_path / "pictures/1.png", tmp_path / "2.png"]
+    found = read_csv(path, tmp_path / "images", ["y", "x"], multi_label=False, allow_outside=True)
+    assert [found.file(index) for index in range(2)] == [tmp_path / "images/1.png", tmp_path / "2.png"]
     assert found.labels.tolist() == [1, 1]
     assert found.counts().tolist() == [0, 2]
 
@@ -190,7 +190,7 @@ def test_several_labels_and_none(classes: list[str] | None, tmp_path: Path) -> N
     assert [category.name for category in found.categories] == names
     own = [[names[label] for label in found.labels_of(index)] for index in range(5)]
     assert [set(row) for row in own] == [{"dog", "cat"}, set(), {"owl"}, {"owl", "dog", "cat"}, {"Dog"}]
-    assert [len(row) for row in own] == [2, 0, 1, 3, 1]  # a label that stands twice counts once
+    assert [len(row) for row in own] == [2, 0, 1, 3, 1]  # a label that is duplicated counts once
     assert found.counts().tolist() == [{"Dog": 1, "cat": 2, "dog": 2, "owl": 2, "bat": 0}[name] for name in names]
 
 
@@ -198,14 +198,14 @@ CLASSES = ["glass", "metal", "paper"]
 
 # The file, the classes, multi_label, and what the one line must say.
 FAULTS: dict[str, tuple[str | bytes, list[str] | None, bool, list[str]]] = {
-    "a picture twice": (
+    "an image twice": (
         "path,label\n1.png,x\n1.png,y\n",
         None,
         False,
         ["{csv}:3: 1.png is listed twice, first in line 2; keep one row per image"],
     ),
     "empty file": ("", None, False, ["{csv}: has no rows"]),
-    "other header": ("picture,kind\n1.png,glass\n", None, False, ["{csv}:1: {folder}/picture does", "header would"]),
+    "other header": ("image,kind\n1.png,glass\n", None, False, ["{csv}:1: {folder}/image does", "header would"]),
     "one column": ("path\n1.png\n", None, False, ["{csv}:2: 1.png has no label"]),
     "other separator": ("path;label\n1.png;glass\n", None, False, ["{csv}:1: 'path;label' has no comma", "not by ';'"]),
     "another system": ("C:\\x\\deep\\2.PNG,a\n", None, False, ["2.PNG does not exist; did you mean 2.png?"]),
@@ -260,7 +260,7 @@ def make_config(data: dict[str, Any], multi_label: bool = False, in_channels: in
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """6 pictures of paper, 3 of glass, 1 of metal; to evaluate, 1 of metal and 1 of paper. None is a real picture."""
+    """6 images of paper, 3 of glass, 1 of metal; to evaluate, 1 of metal and 1 of paper. None is a real image."""
     counts = {"paper": 6, "glass": 3, "metal": 1}
     touch(tmp_path, *[f"train/{name}/{number}.png" for name, count in counts.items() for number in range(count)])
     return touch(tmp_path, "val/metal/x.png", "val/paper/y.png")
@@ -274,7 +274,7 @@ def splits(folders: Path) -> dict[str, Any]:
     ("weights", "expected"),
     [
         (None, [1, 1, 1]),
-        # 10 pictures, 3 classes: 10 / (3 · 3), 10 / (3 · 1), 10 / (3 · 6).
+        # 10 images, 3 classes: 10 / (3 · 3), 10 / (3 · 1), 10 / (3 · 6).
         ("balanced", [10 / 9, 10 / 3, 10 / 18]),
         ({"metal": 4.0, "paper": 0.5}, [1, 4, 0.5]),
     ],
@@ -289,7 +289,7 @@ def test_what_a_class_weighs(weights: Any, expected: list[float], folders: Path)
 
 
 def test_balanced_classes_weigh_as_much_as_equal_ones(folders: Path) -> None:
-    # Over all pictures, the weights of their labels have the mean 1.
+    # Over all images, the weights of their labels have the mean 1.
     train = open_classes(make_config({**splits(folders), "class_weights": "balanced"}), "train")
     assert train.weights[train.labelled.labels].mean().item() == pytest.approx(1)
 
@@ -307,8 +307,8 @@ def test_evaluation_has_the_classes_of_training(folders: Path) -> None:
     assert val.categories == train.categories
     assert labels_by_file(val.labelled) == {"metal/x.png": ["metal"], "paper/y.png": ["paper"]}
     assert val.labelled.labels.tolist() == [1, 2]  # not 0 and 1, as it has no glass
-    assert val.summary() == "2 pictures of 3 classes (glass, metal, paper), 0 to 1 each"
-    assert train.summary() == "10 pictures of 3 classes (glass, metal, paper), 1 to 6 each"
+    assert val.summary() == "2 images of 3 classes (glass, metal, paper), 0 to 1 each"
+    assert train.summary() == "10 images of 3 classes (glass, metal, paper), 1 to 6 each"
     assert type(train.transform) is TrainClassTransform
     assert type(val.transform) is ClassTransform
     assert val.augment is None
@@ -358,7 +358,7 @@ def test_a_part_held_back_besides_another_set_is_refused(key: str, folders: Path
     [
         ({}, "train", "data.train.images is not set; give it in the config or as data.train.images=DIR"),
         ({}, "val", "data.val.images is not set; give it in the config or as data.val.images=DIR; or data.val_share="),
-        ({"train": {"images": "nowhere"}}, "train", "data.train.images: nowhere is no folder"),
+        ({"train": {"images": "nowhere"}}, "train", "data.train.images: nowhere is not a folder"),
     ],
 )
 def test_splits_that_are_not_there(data: dict[str, Any], name: str, said: str) -> None:
@@ -372,7 +372,7 @@ def test_a_csv_of_a_config(folders: Path) -> None:
     dataset = open_classes(make_config(data, multi_label=True), "train")
     assert labels_by_file(dataset.labelled) == {"paper/1.png": ["x", "y"], "glass/0.png": []}
     note = "the first row is a header: path,label"
-    assert dataset.summary() == f"2 pictures of 2 classes (x, y), 1 to 1 each; 1 without a label; {note}"
+    assert dataset.summary() == f"2 images of 2 classes (x, y), 1 to 1 each; 1 without a label; {note}"
     assert dataset.source == path
     assert "has no label" in error_of(lambda: open_classes(make_config(data), "train"))
 
@@ -387,7 +387,7 @@ def test_a_sample_by_hand(folders: Path) -> None:
     dataset = open_classes(config, "val", open_classes(config, "train").categories)
     sample = dataset[3, 1]
     assert isinstance(sample, ClassSample)
-    assert sample.shares.tolist() == [0, 0, 1]
+    assert sample.probabilities.tolist() == [0, 0, 1]
     assert sample.weights.tolist() == [1, 1, 1]
     assert (sample.size_original, sample.id) == ((20, 12), 1)
     expected = dataset.transform(pixels, 0, 0)
@@ -395,14 +395,14 @@ def test_a_sample_by_hand(folders: Path) -> None:
     assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), expected)
 
 
-def test_a_broken_picture_comes_back_as_its_error(folders: Path) -> None:
+def test_a_broken_image_comes_back_as_its_error(folders: Path) -> None:
     config = make_config(splits(folders))
     error = open_classes(config, "train")[0, 3]
     assert isinstance(error, DataError)
     assert str(error) == f"{folders}/train/metal/0.png: the file is empty"
 
 
-def test_other_channels_than_a_picture_has(folders: Path) -> None:
+def test_other_channels_than_a_image_has(folders: Path) -> None:
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folders / "val/metal/x.png")
     config = make_config(splits(folders), in_channels=4)
     error = open_classes(config, "val")[0, 0]
@@ -411,7 +411,7 @@ def test_other_channels_than_a_picture_has(folders: Path) -> None:
 
 @pytest.mark.parametrize("way", ["..", "absolute"])
 def test_a_path_that_leads_out_of_the_folder(way: str, colors: Path, tmp_path: Path) -> None:
-    root, outside = tmp_path / "pictures", colors / "train" / "red" / "red_0.png"
+    root, outside = tmp_path / "images", colors / "train" / "red" / "red_0.png"
     root.mkdir()
     name = {"..": os.path.relpath(outside, root), "absolute": str(outside)}[way]
     path = tmp_path / "labels.csv"

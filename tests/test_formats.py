@@ -96,7 +96,7 @@ def test_a_format_is_named_in_train_and_doctor(name: str, tmp_path: Path, capsys
         assert len(errors) == 1
         assert f"{path}: looks like {expected}" in errors[0]
         assert errors[0].endswith(": not read yet; convert it to COCO JSON")
-    if given == ".":  # in place of class folders
+    if given == ".":  # instead of class folders
         assert main(["doctor", "--images", str(path)]) in (1, 2)
 
 

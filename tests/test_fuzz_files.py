@@ -121,7 +121,7 @@ def test_a_tag_builds_no_object(tag: str, tmp_path: Path) -> None:
 
 def test_a_key_twice_in_an_override(tmp_path: Path) -> None:
     (line,) = error_of(tmp_path / "x.yaml", "", ("data={workers: 1, workers: 2}",))
-    assert line.startswith("command line:1: data.workers: stands twice")
+    assert line.startswith("command line:1: data.workers: is duplicated")
 
 
 # --- checkpoints ------------------------------------------------------------------------------------------------------
@@ -265,15 +265,15 @@ def changes(weight: Tensor) -> dict[str, tuple[Any, str]]:
         "nan": (torch.full_like(weight, torch.nan), "has 1,296 of 1,296 values that are not finite"),
         "inf": (not_finite.view_as(weight), "has 1 of 1,296 values that are not finite"),
         "int": (weight.int(), "is of torch.int32 in the checkpoint, torch.float32 in the model"),
-        "complex": (weight.to(torch.complex64), "is no dense tensor of numbers"),
-        "sparse": (weight.to_sparse(), "is no dense tensor of numbers"),
-        "meta": (weight.to("meta"), "is no dense tensor of numbers"),
-        "quantised": (torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "is no dense tensor of numbers"),
+        "complex": (weight.to(torch.complex64), "is not a dense tensor of numbers"),
+        "sparse": (weight.to_sparse(), "is not a dense tensor of numbers"),
+        "meta": (weight.to("meta"), "is not a dense tensor of numbers"),
+        "quantised": (torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8), "is not a dense tensor of numbers"),
         "8 bits": (weight.to(torch.float8_e4m3fn), "weights have 16 bits or more"),
         "repeated": (torch.zeros(1).expand(weight.shape), "made of 4 bytes that repeat"),
         "shape": (weight[:1], "of another architecture or class count"),
         "scalar": (torch.tensor(1.0), "of another architecture or class count"),
-        "text": ("x", "its model is no state dict"),
+        "text": ("x", "its model is not a state dict"),
     }
 
 
@@ -302,7 +302,7 @@ def test_no_place_of_a_checkpoint_runs_code(content: dict[str, Any], tmp_path: P
     for part in (*content, "optimizer", "extra"):
         for save in (torch.save, save_legacy):
             save({**content, part: Marker(proof)}, tmp_path / "x.pt")
-            with pytest.raises(WeightsError, match=r"holds .*mkdir, which is no tensor and is not loaded"):
+            with pytest.raises(WeightsError, match=r"holds .*mkdir, which is not a tensor and is not loaded"):
                 open_checkpoint(tmp_path / "x.pt")
     assert not proof.exists()
     torch.load(tmp_path / "x.pt", weights_only=False)  # it is a trap

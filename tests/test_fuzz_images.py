@@ -1,4 +1,4 @@
-"""Pictures from anywhere: damaged, cut off, huge, tiny, or of another kind than their name says."""
+"""Images from anywhere: damaged, cut off, huge, tiny, or of another kind than their name says."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ PHOTO = Image.fromarray(photo())
 FRAMES = [PHOTO, PHOTO.rotate(30), PHOTO.rotate(60)]
 
 
-def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -75,7 +75,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_damaged_picture_is_read_or_refused(kind: str, tmp_path: Path) -> None:
+def test_a_damaged_image_is_read_or_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / ("x.npy" if kind == "array" else "x.jpg")
     path.write_bytes(FILES[kind])
     assert read_image(path).shape == ((33, 25, 3) if "turned" in kind else (25, 33, 3))
@@ -89,7 +89,7 @@ def test_a_damaged_picture_is_read_or_refused(kind: str, tmp_path: Path) -> None
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     taken, refused = survive(f"image/{kind}", FILES[kind], 300, read)
     assert refused > 0.1 * (taken + refused)  # the damage is no trifle
-    # Two pictures of the largest size, stored and in RGB, are the bound; in kB.
+    # Two images of the largest size, stored and in RGB, are the bound; in kB.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 6 * headers.MAX_PIXELS / 1024
 
 
@@ -104,12 +104,12 @@ def test_real_photographs_damaged(shared: Path, tmp_path: Path) -> None:
         survive(f"image/{file.name}", file.read_bytes(), 50, read)
 
 
-# Every length of each kind; of an animation, the pictures after the first are not looked at.
+# Every length of each kind; of an animation, the images after the first are not looked at.
 WHOLE = [kind for kind in FILES if "animated png" not in kind]
 
 
 @pytest.mark.parametrize("kind", WHOLE)
-def test_a_picture_cut_off_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_image_cut_off_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
     data, path = FILES[kind], tmp_path / ("x.npy" if kind == "array" else "x.png")
     for length in range(0, len(data), 1 + len(data) // 300):
         path.write_bytes(data[:length])
@@ -158,22 +158,22 @@ def test_an_orientation_that_does_not_exist_is_none(kind: str, orientation: int,
     path = tmp_path / "x"
     PHOTO.save(path, kind, exif=turned(orientation))
     assert read_image(path).shape == read_annotated_image(path, 25, 33).shape == (25, 33, 3)
-    with Image.open(path) as picture:
-        assert as_array(picture).shape == (25, 33, 3)
+    with Image.open(path) as image:
+        assert as_array(image).shape == (25, 33, 3)
 
 
-def test_a_picture_that_pil_has_only_opened_is_refused_too(tmp_path: Path) -> None:
+def test_a_image_that_pil_has_only_opened_is_refused_too(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.write_bytes(FILES["png"][:-60])
-    with Image.open(path) as picture, pytest.raises(DataError, match=r"x\.png: cannot be decoded: "):
-        as_array(picture)
+    with Image.open(path) as image, pytest.raises(DataError, match=r"x\.png: cannot be decoded: "):
+        as_array(image)
 
 
 def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "endless.jpg").symlink_to("/dev/zero")
     for name in ("pipe.jpg", "endless.jpg"):
-        with pytest.raises(DataError, match="cannot be read: it is no file"):
+        with pytest.raises(DataError, match="cannot be read: it is not a file"):
             read_image(tmp_path / name)
 
 
@@ -205,14 +205,14 @@ def claiming(kind: str, width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize(("width", "height"), [(16_385, 16_384), (60_000, 60_000)])
 @pytest.mark.parametrize("kind", ["jpeg", "png", "gif", "bmp", "ppm", "jpeg 2000"])
-def test_a_claim_of_more_pixels_than_any_picture_has(kind: str, width: int, height: int, tmp_path: Path) -> None:
+def test_a_claim_of_more_pixels_than_any_image_has(kind: str, width: int, height: int, tmp_path: Path) -> None:
     assert headers.MAX_PIXELS == 16_384 * 16_384
     path = tmp_path / "x.jpg"
     path.write_bytes(claiming(kind, width, height))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError) as caught:
         read_image(path)
-    expected = f"{path}: has {width:,}×{height:,} pixels, more than the 268,435,456 that a picture may have; cut it"
+    expected = f"{path}: has {width:,}×{height:,} pixels, more than the 268,435,456 that an image may have; cut it"
     assert str(caught.value).startswith(expected)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 
@@ -229,7 +229,7 @@ def test_the_limit_is_of_what_the_header_says(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 20_000), (20_000, 1), (1, 2), (3, 20_000)])
-def test_extreme_pictures_become_sane_tensors(height: int, width: int) -> None:
+def test_extreme_images_become_sane_tensors(height: int, width: int) -> None:
     image = np.full((height, width, 3), 7, np.uint8)
     boxes, labels = np.array([[0, 0, width, height]], np.float32), np.zeros(1, np.int64)
     # Short side 800 unless the long one would pass 1333, and never less than a pixel.

@@ -208,7 +208,7 @@ def passing(head: PooledHead) -> PooledHead:
     return head
 
 
-# One picture, two channels, two levels.
+# One image, two channels, two levels.
 FINE = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]], [[0.0, 8.0], [4.0, 0.0]]]])
 COARSE = torch.tensor([[[[5.0]], [[-1.0]]]])
 

@@ -1,4 +1,4 @@
-"""Reading pictures: [H, W, C] in the right frame and with the depth of the file; broken ones name their file."""
+"""Reading images: [H, W, C] in the right frame and with the depth of the file; broken ones name their file."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def photo(side: int = 64) -> Image.Image:
     return Image.fromarray(noise)
 
 
-def encode(picture: Image.Image, kind: str, **options: Any) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -74,7 +74,7 @@ def test_orientation(orientation: int, kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"x.{kind}"
     quarters().save(path, exif=exif, **({"quality": 95, "subsampling": 0} if kind == "jpeg" else {}))
     stored, upright = (
-        np.asarray(picture.convert("RGB")) for picture in (Image.open(path), ImageOps.exif_transpose(Image.open(path)))
+        np.asarray(image.convert("RGB")) for image in (Image.open(path), ImageOps.exif_transpose(Image.open(path)))
     )
     # 5 to 8 lie on their side: the stored 48×32 is 32×48 upright.
     assert upright.shape[:2] == ((WIDTH, HEIGHT) if orientation >= 5 else (HEIGHT, WIDTH))
@@ -104,13 +104,13 @@ def test_orientation(orientation: int, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_any_channels(orientation: int, kind: str, tmp_path: Path) -> None:
     """Of what OpenCV does not turn (four channels), and of TIFF files, which it always turns."""
-    picture, path = quarters(), tmp_path / f"x.{kind}"
-    picture.putalpha(Image.fromarray(np.arange(HEIGHT * WIDTH, dtype=np.uint16).astype(np.uint8).reshape(HEIGHT, -1)))
-    stored = np.asarray(picture)
-    picture.getexif()[ROTATED] = orientation
-    upright = np.asarray(ImageOps.exif_transpose(picture))
+    image, path = quarters(), tmp_path / f"x.{kind}"
+    image.putalpha(Image.fromarray(np.arange(HEIGHT * WIDTH, dtype=np.uint16).astype(np.uint8).reshape(HEIGHT, -1)))
+    stored = np.asarray(image)
+    image.getexif()[ROTATED] = orientation
+    upright = np.asarray(ImageOps.exif_transpose(image))
     lossless = {"lossless": True, "exact": True} if kind == "webp" else {}
-    picture.save(path, exif=picture.getexif(), **lossless)
+    image.save(path, exif=image.getexif(), **lossless)
     for channels in (3, 4) if kind == "tiff" else (4,):
         for exif, expected in (("stored", stored), ("upright", upright), ("auto", upright)):
             assert np.array_equal(read_image(path, channels, exif), expected[:, :, :channels])
@@ -128,7 +128,7 @@ def test_a_size_that_no_frame_has_is_refused(tmp_path: Path) -> None:
     quarters().save(path)
     with pytest.raises(DataError) as caught:
         read_annotated_image(path, 32, 49)
-    assert str(caught.value).startswith(f"{path}: the picture is 48×32, its annotation says 49×32; ")
+    assert str(caught.value).startswith(f"{path}: the image is 48×32, its annotation says 49×32; ")
 
 
 # --- depth ------------------------------------------------------------------------------------------------------------
@@ -217,22 +217,22 @@ def test_a_spot_check_names_turns_and_depths(tmp_path: Path) -> None:
     assert check(["light.png", "x.png"]) == []  # a dark image among others is none that is read wrongly
 
 
-# --- kinds of pictures ------------------------------------------------------------------------------------------------
+# --- kinds of images ------------------------------------------------------------------------------------------------
 
 KINDS: dict[str, tuple[str, Callable[[Image.Image], Image.Image], dict[str, Any]]] = {
-    "rgb": ("png", lambda picture: picture, {}),
-    "alpha": ("png", lambda picture: picture.convert("RGBA"), {}),
-    "palette": ("png", lambda picture: picture.quantize(8), {}),
-    "palette with a transparent color": ("png", lambda picture: picture.quantize(8), {"transparency": 0}),
-    "gif": ("gif", lambda picture: picture.quantize(8), {}),
-    "cmyk": ("jpeg", lambda picture: picture.convert("CMYK"), {"quality": 95}),
-    "jpeg": ("jpeg", lambda picture: picture, {"quality": 95}),
-    "progressive": ("jpeg", lambda picture: picture, {"quality": 95, "progressive": True}),
-    "webp": ("webp", lambda picture: picture, {"lossless": True}),
-    "tiff": ("tiff", lambda picture: picture, {"compression": "tiff_lzw"}),
-    "bmp": ("bmp", lambda picture: picture, {}),
-    "ppm": ("ppm", lambda picture: picture, {}),
-    "jpeg 2000": ("jp2", lambda picture: picture, {}),
+    "rgb": ("png", lambda image: image, {}),
+    "alpha": ("png", lambda image: image.convert("RGBA"), {}),
+    "palette": ("png", lambda image: image.quantize(8), {}),
+    "palette with a transparent color": ("png", lambda image: image.quantize(8), {"transparency": 0}),
+    "gif": ("gif", lambda image: image.quantize(8), {}),
+    "cmyk": ("jpeg", lambda image: image.convert("CMYK"), {"quality": 95}),
+    "jpeg": ("jpeg", lambda image: image, {"quality": 95}),
+    "progressive": ("jpeg", lambda image: image, {"quality": 95, "progressive": True}),
+    "webp": ("webp", lambda image: image, {"lossless": True}),
+    "tiff": ("tiff", lambda image: image, {"compression": "tiff_lzw"}),
+    "bmp": ("bmp", lambda image: image, {}),
+    "ppm": ("ppm", lambda image: image, {}),
+    "jpeg 2000": ("jp2", lambda image: image, {}),
 }
 
 
@@ -360,10 +360,10 @@ def test_another_number_of_channels_is_named(kind: str, channels: int, has: int,
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_array_that_is_no_picture_is_refused(array: np.ndarray, holds: str, tmp_path: Path) -> None:
+def test_an_array_that_is_no_image_is_refused(array: np.ndarray, holds: str, tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     np.save(path, array)
-    assert error_of(path) == f"{path}: holds {holds}; a picture is [H, W, C] uint8 or uint16"
+    assert error_of(path) == f"{path}: holds {holds}; an image is [H, W, C] uint8 or uint16"
 
 
 class _Trap:
@@ -384,7 +384,7 @@ def test_no_pickle_is_ever_executed(kind: str, tmp_path: Path) -> None:
         path.write_bytes(pickle.dumps(trap))
     else:
         np.save(path, np.array([[trap]], dtype=object), allow_pickle=True)
-    assert error_of(path).startswith(f"{path}: is no array that can be read: ")
+    assert error_of(path).startswith(f"{path}: is not an array that can be read: ")
     assert not proof.exists()
     np.load(path, allow_pickle=True)  # it is a trap
     assert proof.exists()
@@ -413,8 +413,8 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_picture_cut_off_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
-    data, path = BROKEN[kind], tmp_path / "ä picture.jpg"
+def test_a_image_cut_off_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
+    data, path = BROKEN[kind], tmp_path / "ä image.jpg"
     path.write_bytes(data)
     assert read_image(path).shape == (64, 64, 3)
     accepted = []
@@ -432,12 +432,12 @@ def test_a_picture_cut_off_anywhere_is_refused(kind: str, tmp_path: Path) -> Non
     ("data", "message"),
     [
         (b"", "the file is empty"),
-        (b"just some text, whatever its name says\n" * 100, "is no picture"),
+        (b"just some text, whatever its name says\n" * 100, "is not an image"),
         (b"\xff\xd8\xff\xd9", ""),  # a JPEG's first and last marker, nothing between
-        (bytes(5000), "is no picture"),
+        (bytes(5000), "is not an image"),
     ],
 )
-def test_a_file_that_is_no_picture(data: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(data)
     assert error_of(path).startswith(f"{path}: {message}")
@@ -450,7 +450,7 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trailing", [b"\0" * 100, b"\0" * 10_000, b"\0\0\0\x18ftypmp42" + bytes(range(200)) * 50])
 def test_bytes_after_the_end_of_a_jpeg_are_no_fault(trailing: bytes, tmp_path: Path) -> None:
-    # Cameras pad their files, and "motion photos" carry a video behind the picture.
+    # Cameras pad their files, and "motion photos" carry a video behind the image.
     path = tmp_path / "x.jpg"
     path.write_bytes(BROKEN["jpeg"])
     expected = read_image(path)

@@ -23,9 +23,9 @@ from test_interchange import (
     assert_same_outputs,
     detectron2_state,
     drawn,
+    make_image,
     mmdetection_shapes,
     pair_of,
-    picture,
     randomised,
     small_retinanet,
 )
@@ -137,7 +137,7 @@ def test_a_checkpoint_and_a_report(
     assert content["source"] == f"torchvision: {source.name}"
     assert not list(scratch.glob("*.partial"))
     made = Imported("torchvision", content, {}, [])
-    assert_same_outputs(pair_of(retinanet, made), picture(70, 101))
+    assert_same_outputs(pair_of(retinanet, made), make_image(70, 101))
 
 
 def test_there_and_back(foreign: Path, retinanet: RetinaNet, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -337,7 +337,9 @@ def test_the_wrong_package(package: str, other: str, tmp_path: Path, capsys: pyt
     if package == other:
         assert import_checkpoint(arguments[0], other).source == package
         return
-    assert_refused(arguments, tmp_path, capsys, f"is no RetinaNet of {other}: its first tensor is {next(iter(state))}")
+    assert_refused(
+        arguments, tmp_path, capsys, f"is not a RetinaNet of {other}: its first tensor is {next(iter(state))}"
+    )
 
 
 def test_an_output_that_is_there(foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -362,7 +364,7 @@ def test_overrides_that_are_wrong(foreign: Path, tmp_path: Path, capsys: pytest.
     # Against what the tensors show.
     said = assert_refused([*arguments, "model.fpn.channels=32"], tmp_path, capsys, "[64, 128, 1, 1]")
     assert "[32, 128, 1, 1]" in said
-    assert_refused([*arguments, "model.anchors.ratios=[1.0]"], tmp_path, capsys, "9 anchors a cell, the config 3")
+    assert_refused([*arguments, "model.anchors.ratios=[1.0]"], tmp_path, capsys, "9 anchors per cell, the config 3")
 
 
 class Command:
@@ -421,7 +423,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path, Path], object], list[str]]] = {
     "JSON": ("x.json", lambda path, target: path.write_text(json.dumps({"a": 1})), ["a JSON file, not a checkpoint"]),
     "JSON in a .pkl": ("x.pkl", lambda path, target: path.write_text(json.dumps({"a": 1})), ["no file of tensors"]),
     "a folder": ("x.pth", lambda path, target: path.mkdir(), ["is a folder without best.pt"]),
-    "no file": ("x.pth", lambda path, target: None, ["is no file"]),
+    "no file": ("x.pth", lambda path, target: None, ["is not a file"]),
     "numbers only": (
         "x.pth",
         lambda path, target: torch.save({"a": 1}, path),
@@ -461,7 +463,7 @@ def test_nor_by_the_other_commands(kind: str, tmp_path: Path, shapes: Path, caps
 
 
 def test_load_takes_their_file(foreign: Path, retinanet: RetinaNet) -> None:
-    image = picture(70, 101).permute(1, 2, 0).numpy()
+    image = make_image(70, 101).permute(1, 2, 0).numpy()
     predictor = detector.load(foreign, device="cpu")
     retinanet.transform.min_size, retinanet.transform.max_size = (800,), 1333
     with torch.inference_mode():
@@ -479,14 +481,14 @@ def test_infer_and_evaluate_take_their_file(
 ) -> None:
     small = "data.resize={short: [96], long: 96}"
     arguments = ["--checkpoint", str(foreign), "--device", "cpu", small]
-    picture_of = sorted((shapes / "images").glob("val_*"))[0]
+    image_of = sorted((shapes / "images").glob("val_*"))[0]
     output = tmp_path / "found"
-    more = ["--input", str(picture_of), "--output", str(output), "--workers", "0", "--no-images"]
+    more = ["--input", str(image_of), "--output", str(output), "--workers", "0", "--no-images"]
     assert run_command("infer", [*arguments, *more]) == 0
     found = json.loads((output / "predictions.json").read_text())
     assert {row["category_name"] for row in found} <= {"class 0", "class 1", "class 2"}
     assert len(found) > 20
-    width, height = Image.open(picture_of).size
+    width, height = Image.open(image_of).size
     assert all(row["bbox"][0] >= 0 and row["bbox"][0] + row["bbox"][2] <= width + 0.01 for row in found)
     assert all(row["bbox"][1] >= 0 and row["bbox"][1] + row["bbox"][3] <= height + 0.01 for row in found)
 
@@ -541,7 +543,7 @@ def test_fine_tuning_torchvisions(shared: Path, scratch: Path, capsys: pytest.Ca
     line = next(
         line for line in capsys.readouterr().err.splitlines() if line.startswith(f"from {source} (detection): ")
     )
-    assert "2 begin at random (head.cls_output.*)" in line
+    assert "2 are randomly initialised (head.cls_output.*)" in line
     report = (run.path / "transfer.txt").read_text(encoding="utf-8").splitlines()
     loaded = [row.split()[1] for row in report if row.startswith("loaded ")]
     begun = [row for row in report if row.startswith("random ")]

@@ -72,7 +72,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
-# --- weights and pictures ---------------------------------------------------------------------------------------------
+# --- weights and images ---------------------------------------------------------------------------------------------
 
 
 def draw(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
@@ -94,7 +94,7 @@ def drawn(shapes: dict[str, torch.Size], seed: int) -> State:
     return {name: counts[name] if name in counts else draw(name, shape, generator) for name, shape in shapes.items()}
 
 
-def picture(height: int, width: int, seed: int = 0) -> Tensor:
+def make_image(height: int, width: int, seed: int = 0) -> Tensor:
     """[3, H, W] uint8: blurred blobs and some noise."""
     generator = torch.Generator().manual_seed(seed)
     blobs = torch.rand(1, 3, height // 24 + 2, width // 24 + 2, generator=generator) * 255
@@ -180,7 +180,7 @@ def randomised(
     head = "head.classification_head.cls_logits", "head.regression_head.bbox_reg"
 
     def outputs() -> tuple[Tensor, Tensor]:
-        output = model.head(list(model.backbone(picture(256, 256, seed)[None] / 64 - 2).values()))
+        output = model.head(list(model.backbone(make_image(256, 256, seed)[None] / 64 - 2).values()))
         return output["cls_logits"], output["bbox_regression"]
 
     calibrate(state, *head, outputs, mean)
@@ -193,7 +193,7 @@ def randomised(
 
 @torch.inference_mode()
 def outputs_of_torchvision(model: RetinaNet, image: Tensor) -> Outputs:
-    """For a picture as it is, not resized."""
+    """For an image as it is, not resized."""
     seen: dict[str, Any] = {}
     handles = [
         model.head.register_forward_hook(lambda _, __, output: seen.update(output)),
@@ -210,7 +210,7 @@ def outputs_of_torchvision(model: RetinaNet, image: Tensor) -> Outputs:
 @torch.inference_mode()
 def outputs_of(model: Model, config: Config, image: Tensor, original: tuple[int, int] | None = None) -> Outputs:
     size = torch.tensor([image.shape[1:]])
-    # In the layout that the others compute in: convolutions of pictures channels last round otherwise.
+    # In the layout that the others compute in: convolutions of images channels last round otherwise.
     images = pad_images([image]).contiguous()
     predictions = model(images, size)
     nothing = Targets(torch.zeros(1, 1, 4), torch.full((1, 1), PADDING))
@@ -274,7 +274,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 def test_torchvisions_models_give_the_same(pair: Pair, size: tuple[int, int]) -> None:
-    found = assert_same_outputs(pair, picture(*size, seed=size[0]))
+    found = assert_same_outputs(pair, make_image(*size, seed=size[0]))
     # In the large one is more than they may keep: the limit is torchvision's too.
     assert len(found.scores) == 300 or size != SIZES[0]
 
@@ -296,7 +296,7 @@ def test_what_reproduces_torchvision_stands_in_the_config(pair: Pair) -> None:
     if is_v2:
         assert len(categories) == 80
         assert categories[0] == Category(1, "person")
-        assert categories[11] == Category(13, "stop sign")  # 12 is no class
+        assert categories[11] == Category(13, "stop sign")  # 12 is not a class
         assert categories[-1] == Category(90, "toothbrush")
     else:
         assert categories == [Category(label, f"class {label}") for label in range(5)]
@@ -342,7 +342,7 @@ def test_torchvisions_parts_give_the_same(name: str, scratch: Path) -> None:
     assert pair.config.model.backbone == BackboneConfig.model_validate(expected["backbone"])
     assert pair.config.model.fpn == FPNConfig.model_validate(fpn)
     assert pair.config.model.head.norm == expected.get("head", {}).get("norm", "none")
-    assert_same_outputs(pair, picture(*SMALL))
+    assert_same_outputs(pair, make_image(*SMALL))
     assert_export_is_identical(pair)
 
 
@@ -362,7 +362,7 @@ def test_the_names_of_torchvisions_older_versions(scratch: Path) -> None:
     other = small_retinanet("resnet18", 3, p6_from="p5").eval()
     other.load_state_dict(state)
     pair = pair_of(other, imported(state, scratch))
-    assert_same_outputs(pair, picture(*SMALL))
+    assert_same_outputs(pair, make_image(*SMALL))
 
 
 def test_the_published_weights_without_eps(scratch: Path) -> None:
@@ -374,7 +374,7 @@ def test_the_published_weights_without_eps(scratch: Path) -> None:
         elif name.endswith("bn1.weight"):
             tensor.mul_(math.sqrt(1e-3))
     state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
-    image = picture(*SMALL)
+    image = make_image(*SMALL)
     with_eps = pair_of(theirs, imported(state, scratch))
     assert with_eps.config.model.backbone.norm_eps is None
     assert_same_outputs(with_eps, image)
@@ -397,8 +397,8 @@ def test_other_anchors_by_a_config(scratch: Path) -> None:
     path.write_text(yaml.safe_dump({"model": {"anchors": tree}}))
     pair = pair_of(theirs, imported(theirs.state_dict(), scratch, config=str(path)))
     assert pair.config.model.anchors.per_cell == 4
-    assert_same_outputs(pair, picture(*SMALL))
-    with pytest.raises(WeightsError, match=r"has 4 anchors a cell, the config 9; give the model\.anchors .*--config"):
+    assert_same_outputs(pair, make_image(*SMALL))
+    with pytest.raises(WeightsError, match=r"has 4 anchors per cell, the config 9; give the model\.anchors .*--config"):
         imported(theirs.state_dict(), scratch)
 
 
@@ -668,7 +668,7 @@ def mmdetection_shapes(network: str, num_classes: int, channels: int, has_gn: bo
 
 
 def mmdetection_forward(state: State, images: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-    """Logits [1, N, K], deltas [1, N, 4] and the levels' sizes, of normalised pictures."""
+    """Logits [1, N, K], deltas [1, N, 4] and the levels' sizes, of normalised images."""
 
     def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight = state[f"{name}.weight"]
@@ -772,7 +772,7 @@ def test_mmdetections_names_and_values(
     network: str, num_classes: int, has_gn: bool, meta: str | None, scratch: Path
 ) -> None:
     state = drawn(mmdetection_shapes(network, num_classes, 64, has_gn), seed=8)
-    wide = mmdetection_input(picture(256, 256, seed=8))
+    wide = mmdetection_input(make_image(256, 256, seed=8))
     calibrate(state, "bbox_head.retina_cls", "bbox_head.retina_reg", lambda: mmdetection_forward(state, wide)[:2], -4.0)
     names = [category.name for category in COCO] if num_classes == 80 else [f"kind {row}" for row in range(num_classes)]
     content: dict[str, Any] = {"state_dict": state}
@@ -796,7 +796,7 @@ def test_mmdetections_names_and_values(
     else:
         assert [category.name for category in categories] == [f"class {label}" for label in range(num_classes)]
 
-    image = picture(150, 201, seed=2)
+    image = make_image(150, 201, seed=2)
     raw = mmdetection_forward(state, mmdetection_input(image))
     theirs = Outputs(raw[0][0], raw[1][0], mmdetection_anchors(raw[2]), *mmdetection_detections(raw, (150, 201)))
     ours = outputs_of(load_model(made.content, "x"), config, image)
@@ -830,7 +830,7 @@ def test_torchvisions_models_come_back_identical(pair: Pair) -> None:
         model = build(weights=None, weights_backbone=None, num_classes=num_classes)
     model = model.to_empty(device="cpu").eval()
     assert not any(model.load_state_dict(to_torchvision(pair.content, "x"), strict=True))
-    image = picture(*SMALL)
+    image = make_image(*SMALL)
     before, after = (outputs_of_torchvision(which, image) for which in (pair.theirs, model))
     assert len(before.scores) > 20
     assert torch.equal(after.logits[:, pair.ids], before.logits[:, pair.ids])
@@ -867,7 +867,7 @@ def test_our_own_models_in_torchvision(ids: list[int], has_gn: bool) -> None:
     model = small_retinanet("resnet18", max(ids) + 1, has_gn=has_gn).eval()
     exported = to_torchvision(content, "x")
     assert not any(model.load_state_dict(exported, strict=True))
-    image = picture(*SMALL)
+    image = make_image(*SMALL)
     theirs = outputs_of_torchvision(model, image)
     ours = outputs_of(load_model(content, "x"), checkpoint_config(content, "x"), image)
     assert_close(ours.logits, theirs.logits[:, ids])
@@ -955,12 +955,12 @@ def test_what_torchvision_can_hold_is_not(key: str) -> None:
     assert not any(model.load_state_dict(exported, strict=True))
 
 
-# --- what is no RetinaNet ---------------------------------------------------------------------------------------------
+# --- what is not a RetinaNet ------------------------------------------------------------------------------------------
 
 
 def test_a_backbone_is_no_retinanet(scratch: Path) -> None:
     with pytest.raises(
-        WeightsError, match=r"is no RetinaNet of torchvision \(head\..* its first tensor is conv1\.weight"
+        WeightsError, match=r"is not a RetinaNet of torchvision \(head\..* its first tensor is conv1\.weight"
     ):
         imported(get_model("resnet18", weights=None).state_dict(), scratch)
 
@@ -990,7 +990,7 @@ def test_rounded_anchors_by_hand() -> None:
 @pytest.mark.parametrize(
     ("strides", "expected"),
     [
-        # A picture of 160 × 96: P5 has 5 × 3 cells of 32, P6 3 × 2 and P7 2 × 1. Cells of P6 are 160 // 3 = 53 high
+        # An image of 160 × 96: P5 has 5 × 3 cells of 32, P6 3 × 2 and P7 2 × 1. Cells of P6 are 160 // 3 = 53 high
         # and 96 // 2 = 48 wide, of P7 80 high and 96 wide.
         ("from_size", {5: (32, 32), 6: (53, 48), 7: (80, 96)}),
         ("exact", {5: (32, 32), 6: (64, 64), 7: (128, 128)}),
@@ -1098,7 +1098,7 @@ def boxes_found(boxes: list[list[float]], scores: list[float], size: tuple[int, 
 @pytest.mark.parametrize(
     ("clip", "expected"),
     [
-        # Of a picture 100 wide, [50, 0, 100, 40] and [60, 0, 100, 40] are to be seen: 40 of 50 columns, IoU 0.8. Not
+        # Of an image 100 wide, [50, 0, 100, 40] and [60, 0, 100, 40] are to be seen: 40 of 50 columns, IoU 0.8. Not
         # cut, they are [50, 0, 250, 40] and [60, 0, 100, 40]: 40 of 200, IoU 0.2.
         ("before_nms", [[50, 0, 100, 40]]),
         ("after_nms", [[50, 0, 100, 40], [60, 0, 100, 40]]),
@@ -1121,7 +1121,7 @@ def test_boxes_of_which_nothing_is_seen(clip: str, keep_empty: bool) -> None:
     assert found.boxes[0].tolist() == expected
 
 
-def test_clipping_after_nms_pads_pictures_to_the_same_number() -> None:
+def test_clipping_after_nms_pads_images_to_the_same_number() -> None:
     logits = torch.tensor([[2.0, 1.0], [1.0, 2.0]])[..., None]
     anchors = torch.tensor([[120.0, 10, 140, 30], [10.0, 10, 30, 30]])
     predictions = Predictions(logits, torch.zeros(2, 2, 4), anchors, [2])
@@ -1154,7 +1154,7 @@ def test_sizes_rounded_down_are_torchvisions(height: int, width: int, limits: tu
 
 @pytest.mark.parametrize(("height", "width"), [(40, 60), (37, 91), (150, 190)])
 def test_bilinear_is_torchvisions_and_area_is_not(height: int, width: int) -> None:
-    image = picture(100, 130, seed=4)
+    image = make_image(100, 130, seed=4)
     expected = F.interpolate(image[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
     pixels = image.permute(1, 2, 0).numpy()
     difference = {

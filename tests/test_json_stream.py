@@ -21,7 +21,7 @@ TEXT = """ [
     [], {}, [[[{}]]], true, false, null, NaN, -Infinity, 123456789012345678901234567890,\t"", "\\u00e9"
   ,{"a": {"b": [{"c": "d"}, 0.1]}}]
 """
-# What stands in place of a piece of the text: JSON's own characters, and what is like them.
+# What stands instead of a piece of the text: JSON's own characters, and what is like them.
 PIECES = [
     "",
     " ",

@@ -25,7 +25,7 @@ def write_json(path: Path, content: Any) -> Path:
 
 
 def make_truth(folder: Path, boxes: list[tuple[int, Box, int, int]], num_images: int = 2) -> Annotations:
-    """Pictures 10, 20, ... of 1000×1000 named a.jpg, b.jpg, ...; classes 3 and 8; boxes as image, box, class, crowd."""
+    """Images 10, 20, ... of 1000×1000 named a.jpg, b.jpg, ...; classes 3 and 8; boxes as image, box, class, crowd."""
     tree = {
         "images": [
             {"id": 10 * (row + 1), "file_name": f"{'abc'[row]}.jpg", "height": 1000, "width": 1000}
@@ -98,7 +98,7 @@ def test_average_precision_by_hand(backend: str, tmp_path: Path) -> None:
     expected = (34 * 1 + 33 * 2 / 3) / 101
     for name in ("AP", "AP50", "AP75", "APs"):
         assert metrics[name] == pytest.approx(expected, abs=1e-6)
-    # The best one of each picture: 1 of 3 objects; the best ten: 2 of 3.
+    # The best one of each image: 1 of 3 objects; the best ten: 2 of 3.
     recalls = [metrics[name] for name in ("AR1", "AR10", "AR100", "ARs")]
     assert recalls == pytest.approx([1 / 3, 2 / 3, 2 / 3, 2 / 3])
     # 10 × 10 is small; there is nothing else, and no dog.
@@ -261,8 +261,8 @@ def test_results_by_hand(tmp_path: Path) -> None:
     assert results_of(tmp_path, []).shape == (0, 7)
 
 
-def test_a_file_name_tells_the_picture(tmp_path: Path) -> None:
-    # tools/infer.py numbers the pictures of a folder; 1 and 2 are no ids of the truth, or those of other pictures.
+def test_a_file_name_tells_the_image(tmp_path: Path) -> None:
+    # tools/infer.py numbers the images of a folder; 1 and 2 are no ids of the truth, or those of other images.
     entries = [entry(image_id=1, file_name="b.jpg"), entry(image_id=20, file_name="a.jpg"), entry(image_id=20)]
     assert results_of(tmp_path, entries)[:, 0].tolist() == [1, 0, 1]
 
@@ -315,7 +315,7 @@ def refusal(folder: Path, entries: Any) -> str:
 
 
 def test_a_file_name_that_the_truth_has_not_is_refused(tmp_path: Path) -> None:
-    # Its number would pass for the id of another picture.
+    # Its number would pass for the id of another image.
     said = refusal(tmp_path, [entry(), entry(image_id=20, file_name="below\\b.jpg")])
     assert said.startswith("entry 1: ")
     assert said.endswith("; did you mean b.jpg?")

@@ -160,7 +160,7 @@ def test_16_bit_values_by_hand() -> None:
 
 
 @pytest.mark.parametrize("in_channels", [1, 3, 5])
-def test_16_bit_pictures_are_predicted_like_8_bit_ones(in_channels: int) -> None:
+def test_16_bit_images_are_predicted_like_8_bit_ones(in_channels: int) -> None:
     torch.manual_seed(0)
     config = make_config(backbone="resnet10").model_copy(update={"in_channels": in_channels})
     model = build_model(config, 3).eval()

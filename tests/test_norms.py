@@ -1,4 +1,4 @@
-"""Norms that stand still: in one operation, and folded into convolutions for prediction."""
+"""Norms that are frozen: in one operation, and folded into convolutions for prediction."""
 
 from __future__ import annotations
 

@@ -243,8 +243,8 @@ def test_code_runs_with_leave_only(
     del sys.modules["own_parts"]
     capsys.readouterr()
 
-    pictures = ["--input", str(shapes / "images/val_*.jpg"), "--output", str(tmp_path / "found"), "--workers", "0"]
-    for command, given in (("evaluate", ["--json"]), ("infer", pictures)):
+    images = ["--input", str(shapes / "images/val_*.jpg"), "--output", str(tmp_path / "found"), "--workers", "0"]
+    for command, given in (("evaluate", ["--json"]), ("infer", images)):
         given = ["--checkpoint", str(best), "--device", "cpu", *given]
         assert run_command(command, given) == 2
         assert f"error: {best}: model.backbone.name: own_parts:own_backbone {says}\n" == capsys.readouterr().err
@@ -255,7 +255,7 @@ def test_code_runs_with_leave_only(
         open_model(load_config(best.parent / "config.yaml", allow_code=True))
     assert not (own_parts / "imported").exists()
 
-    assert run_command("infer", ["--checkpoint", str(best), "--device", "cpu", *pictures, "--allow-code"]) == 0
+    assert run_command("infer", ["--checkpoint", str(best), "--device", "cpu", *images, "--allow-code"]) == 0
     assert (own_parts / "imported").exists()
     rows = json.loads((tmp_path / "found/predictions.json").read_text())
     assert {row["score"] for row in rows} == {round(1 / (1 + np.exp(-3.0)), 5)}

@@ -22,11 +22,11 @@ from detector.reports.pages import (
     Text,
     chart,
     new_figure,
-    picture,
+    page_image,
     write_page,
 )
 
-SECTIONS = ("Numbers", "Classes", "Pictures")
+SECTIONS = ("Numbers", "Classes", "Images")
 
 
 @pytest.fixture
@@ -37,12 +37,12 @@ def page_file(tmp_path: Path) -> Path:
     axes.plot([0, 1], [1, 0], label="two")
     rows = [["cat", 0.25, 1200], ["dog <b>", None, 7], ["aardvark", 0.75, 30]]
     noise = np.random.default_rng(0).integers(0, 256, (2, 60, 90, 3), dtype=np.uint8)
-    pictures = [picture(Image.fromarray(pixels), f"picture {place}") for place, pixels in enumerate(noise)]
+    images = [page_image(Image.fromarray(pixels), f"image {place}") for place, pixels in enumerate(noise)]
     path = tmp_path / "page.html"
     blocks = [
         [Numbers([("AP", 0.5), ("images", 5000, "of val")]), Text("<script>alert(1)</script>"), chart(figure, "lines")],
         [Table(["class", "AP", "objects"], rows, tones=["", "error", ""])],
-        [Gallery(pictures)],
+        [Gallery(images)],
     ]
     write_page(path, "A & B", "lead", [Section(*section) for section in zip(SECTIONS, blocks, strict=True)])
     return path
@@ -119,15 +119,15 @@ def test_a_click_sorts_a_table(page_file: Path, open_page: Callable[..., Any]) -
     assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
 
 
-def test_a_click_enlarges_a_picture(page_file: Path, open_page: Callable[..., Any]) -> None:
+def test_a_click_enlarges_a_image(page_file: Path, open_page: Callable[..., Any]) -> None:
     page = open_page(page_file)
     dialog = page.locator("dialog")
     assert not dialog.is_visible()
     page.locator(".enlarge").nth(1).click()
-    assert dialog.locator("p").inner_text() == "picture 1"
+    assert dialog.locator("p").inner_text() == "image 1"
     assert dialog.locator("img").bounding_box()["width"] >= 600
     page.keyboard.press("ArrowRight")
-    assert dialog.locator("p").inner_text() == "picture 0"
+    assert dialog.locator("p").inner_text() == "image 0"
     page.keyboard.press("Escape")
     assert not dialog.is_visible()
 

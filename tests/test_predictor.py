@@ -203,8 +203,8 @@ def test_the_remedies_are_right(predictor: Predictor, image: np.ndarray) -> None
         with pytest.raises(ValueError, match=r"(?s).*") as raised:
             predictor.predict([given])
         assert remedy in str(raised.value)
-        mended = eval(remedy, {"image": given, "numpy": np, "torch": torch})
-        assert_same(predictor.predict([mended])[0], predictor.predict([image])[0])
+        fixed = eval(remedy, {"image": given, "numpy": np, "torch": torch})
+        assert_same(predictor.predict([fixed])[0], predictor.predict([image])[0])
     gray = image[:, :, 0]
     stacked = [
         np.stack([gray] * 3, axis=2),

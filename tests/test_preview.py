@@ -1,4 +1,4 @@
-"""What a run says before its first step, the picture of its first batch, and learning a few pictures by heart."""
+"""What a run says before its first step, the image of its first batch, and learning a few images by heart."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tiny(shapes: Path) -> list[str]:
     return [*TINY, *splits, f"data.train.images={shapes}/images", f"data.val.images={shapes}/images"]
 
 
-def test_a_run_begins_with_figures_warnings_and_a_picture(
+def test_a_run_begins_with_figures_warnings_and_a_image(
     tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config("quickstart.yaml", [*tiny, "train.steps=1", "model.anchors.base_size=16"])
@@ -43,8 +43,8 @@ def test_a_run_begins_with_figures_warnings_and_a_picture(
     assert "anchors: reach 0.0% of the objects at IoU 0.5" in before
     assert "warning: 100.0% of the objects get no anchor at IoU 0.5" in before
     assert "warning: resnet10 starts from random weights, and 4 images seen in 1 steps, of a set of 12, are" in before
-    with Image.open(tmp_path / "run" / "first_batch.jpg") as picture:
-        assert picture.size == (4 * 480, 480)  # four pictures of 64 px, enlarged so that their letters can be read
+    with Image.open(tmp_path / "run" / "first_batch.jpg") as image:
+        assert image.size == (4 * 480, 480)  # four images of 64 px, enlarged so that their letters can be read
 
     # A run that goes on has said it already.
     (tmp_path / "run" / "first_batch.jpg").unlink()
@@ -59,7 +59,7 @@ def test_good_anchors_raise_no_warning(tiny: list[str]) -> None:
     data = detection.open_split(config, "val")
     lines = detection_views.preview(data, config)
     objects = int(data.is_object.sum())
-    assert f"{objects / len(data):.1f} objects an image" in lines[0]
+    assert f"{objects / len(data):.1f} objects per image" in lines[0]
     assert not any("no anchor" in line for line in lines[1:])
 
 
@@ -68,7 +68,7 @@ def test_rare_classes_are_warned_of(colors: Path) -> None:
         "classify_quickstart.yaml", [f"data.{split}.images={colors}/{split}" for split in ("train", "val")]
     )
     (line,) = classification_views.preview(classification.open_split(config, "val"), config)
-    assert line == "warning: 3 of 3 classes have under 10 pictures to learn from (blue 2, green 2, red 2)"
+    assert line == "warning: 3 of 3 classes have under 10 images to learn from (blue 2, green 2, red 2)"
 
 
 def test_the_anchors_of_the_first_batch_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_the_anchors_of_the_first_batch_are_those_of_the_loss(monkeypatch: pytes
     assert shown_labels == [1] * 5
 
 
-def test_a_mixed_picture_is_drawn_under_both_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixed_image_is_drawn_under_both_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(classification_views, "draw_lines", lambda *arguments: drawn.append(arguments[1:]))
     shares = torch.tensor([[0.0, 1.0], [0.25, 0.75]])
@@ -120,7 +120,7 @@ def test_a_run_with_a_misspelt_transform_does_not_begin(
 # --- learning by heart ------------------------------------------------------------------------------------------------
 
 
-def test_a_detector_learns_two_pictures(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_detector_learns_two_images(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--overfit", "2", "--runs", str(tmp_path)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detector.training.overfit.NEAR_ZERO", 0.7)
@@ -142,7 +142,7 @@ def test_a_classifier_learns_by_heart(tmp_path: Path, colors: Path, capsys: pyte
         patch.setattr("detector.training.overfit.NEAR_ZERO", 0.3)
         patch.setattr("detector.training.overfit.ROUND_STEPS", 20)
         assert main(["train", "--config", "classify_quickstart.yaml", *flags, *CLASSES]) == 0
-    assert "top1 1.000 on the same pictures" in capsys.readouterr().out
+    assert "top1 1.000 on the same images" in capsys.readouterr().out
     assert (tmp_path / "own" / "last.pt").exists()
 
 
@@ -165,7 +165,7 @@ def test_what_cannot_be_learned_fails(
     flags += ["train.activation_checkpointing=true"]
     assert main(["train", "--config", "quickstart.yaml", *flags, *tiny, f"train.steps={steps}"]) == 1
     said = capsys.readouterr()
-    assert f"to be learned by heart in {limit}" in said.err
+    assert f"to overfit in {limit}" in said.err
     assert "FAILED: the loss went from " in said.out
     assert f"in {min(steps, 10)} steps" in said.out
     assert len(recomputing) == 1  # as training does
@@ -181,8 +181,8 @@ def refuse_halves(precision: str, device: torch.device, key: str) -> None:
     ("flags", "message"),
     [
         (["--overfit", "0"], "--overfit 0: must be at least 1"),
-        (["--overfit", "2", "--resume"], "--overfit begins anew each time; leave --resume out"),
-        (["--overfit", "13"], "train.json has 12 pictures to learn from"),
+        (["--overfit", "2", "--resume"], "--overfit begins again each time; leave --resume out"),
+        (["--overfit", "13"], "train.json has 12 images to learn from"),
         (["--overfit", "2", "train.compile=true"], "train.compile: there is no C++ compiler here"),
         (["--overfit", "2", "train.precision=bf16"], "train.precision: bf16 is not for here"),
         (["--overfit", "2", "model.predict.precision=fp16"], "model.predict.precision: fp16 is not for here"),

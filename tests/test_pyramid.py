@@ -155,7 +155,7 @@ DOWN = [(17, 22), (8, 11), (4, 5), (2, 2)]
         ("densenet121", "deconv", [(18, 23), (9, 11), (4, 5), (2, 2)]),  # stem up, transitions down
     ],
 )
-def test_pictures_of_odd_sizes(name: str, upsample: str, sizes: list[tuple[int, int]]) -> None:
+def test_images_of_odd_sizes(name: str, upsample: str, sizes: list[tuple[int, int]]) -> None:
     """Networks round them up or down; the pyramid, its anchors and the predictions agree all the same."""
     torch.manual_seed(0)
     config = config_for(name)

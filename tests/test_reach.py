@@ -16,7 +16,7 @@ from detector.config.schema import AnchorConfig, AugmentConfig, Config, MatcherC
 from detector.data.detection import apply_box_policy, read_annotations
 from detector.data.loading.collate import pad_images
 from detector.data.transforms.boxes import TrainTransform, Transform
-from detector.evaluation.coverage import InputBoxes, assign, input_boxes, level_ious, rare_classes, reach_of
+from detector.evaluation.coverage import InputBoxes, assign, coverage_of, input_boxes, level_ious, rare_classes
 from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.boxes import pairwise_iou
 from detector.structures import IGNORE_REGION, Category
@@ -25,7 +25,7 @@ ONE_SHAPE = AnchorConfig(base_size=4.0, ratios=[1.0], scales=[1.0])  # on P3: 32
 
 
 def boxes_in(height: int, width: int, boxes: list[list[float]], labels: list[int] | None = None) -> InputBoxes:
-    """Boxes of one picture."""
+    """Boxes of one image."""
     count = len(boxes)
     size = torch.tensor([[height, width]])
     return InputBoxes(
@@ -69,7 +69,7 @@ def test_the_best_ious_are_those_of_all_anchors(config: AnchorConfig, levels: li
     height, width = 160, 224
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(60, 2, generator=generator) * torch.tensor([width, height])
-    sides = torch.exp(torch.rand(60, 2, generator=generator) * 6)  # 1 to 400 px, beyond the picture too
+    sides = torch.exp(torch.rand(60, 2, generator=generator) * 6)  # 1 to 400 px, beyond the image too
     objects = boxes_in(height, width, torch.cat([corners, corners + sides], dim=1).tolist())
     anchors, counts = Anchors(config, levels)(level_sizes(height, width, levels))
     every = pairwise_iou(objects.boxes.double(), anchors.double())
@@ -83,12 +83,12 @@ def test_no_objects_have_no_ious() -> None:
 
 def test_shares_of_the_reached() -> None:
     best = torch.tensor([0.6, 0.5, 0.3, 0.0])
-    found = reach_of(best, MatcherConfig())
+    found = coverage_of(best, MatcherConfig())
     assert (found.objects, found.recall, found.low_quality, found.missed) == (4, 0.5, 0.25, 0.25)
     assert found.mean_iou == pytest.approx(0.35)
-    without = reach_of(best, MatcherConfig(low_quality=False))
+    without = coverage_of(best, MatcherConfig(low_quality=False))
     assert (without.recall, without.low_quality, without.missed) == (0.5, 0.0, 0.5)
-    assert reach_of(best[:0], MatcherConfig()).missed == 0.0
+    assert coverage_of(best[:0], MatcherConfig()).missed == 0.0
 
 
 def test_the_matcher_s_positives_are_counted() -> None:

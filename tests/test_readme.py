@@ -161,10 +161,10 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
     truth = json.loads((folder / "a.json").read_text())["annotations"]
     row = {key: truth[0][key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
     (folder / "results.json").write_text(json.dumps([row]))
-    (folder / "pictures").mkdir()
+    (folder / "images").mkdir()
     for image in sorted((folder / "images").glob("val_*"))[:2]:
-        shutil.copy(image, folder / "pictures")
-    shutil.copy(folder / "pictures" / image.name, folder / "a.jpg")
+        shutil.copy(image, folder / "images")
+    shutil.copy(folder / "images" / image.name, folder / "a.jpg")
     for name in ("train", "val"):
         shutil.copytree(colors / name, folder / name)
         shutil.copytree(colors / name, folder / "classes" / name)
@@ -189,7 +189,7 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The template anew; checkpoints, which are only ever replaced, are linked: they are most of its 360 MB."""
+    """The template again; checkpoints, which are only ever replaced, are linked: they are most of its 360 MB."""
     folder = tmp_path / "world"
     shutil.copytree(
         template, folder, copy_function=lambda a, b: os.link(a, b) if Path(a).suffix == ".pt" else shutil.copy2(a, b)

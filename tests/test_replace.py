@@ -1,4 +1,4 @@
-"""Training on broken pictures: what stands in their places, what is said, and when it stops."""
+"""Training on broken images: what stands in their places, what is said, and when it stops."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from detector.training.run_folder import RunFolder
 
 @pytest.fixture
 def small(shapes: Path) -> list[str]:
-    """Overrides for a run of seconds on generated pictures (12 to train on, 6 to evaluate)."""
+    """Overrides for a run of seconds on generated images (12 to train on, 6 to evaluate)."""
     splits = [f"data.{split}.annotations={shapes}/annotations/{split}.json" for split in ("train", "val")]
     return [*TINY, *splits, f"data.train.images={shapes}/images", f"data.val.images={shapes}/images"]
 
@@ -60,7 +60,7 @@ def test_what_stands_in_a_place_is_a_function_of_seed_epoch_and_index() -> None:
     assert any(other[key].sample != place.sample for key, place in places.items())
 
 
-def test_a_disk_that_is_gone_is_no_broken_picture() -> None:
+def test_a_disk_that_is_gone_is_no_broken_image() -> None:
     sample = Replacing(Numbers(50, set(range(50))), 0)[0, 7]
     assert isinstance(sample, DataError)
     assert str(sample).startswith(f"7.jpg: broken; and none of {TRIES} others in its place could be read")
@@ -71,20 +71,20 @@ def test_more_than_the_share_stops(tmp_path: Path) -> None:
     skipped = Skipped(100, 0.02, tmp_path / "skipped.txt", said.append)
     for name in ("a", "b", "a", "b"):  # the same two again
         skipped.add(Replaced(None, 0, [DataError(f"{name}: broken")]))
-    for name in ("c", "b"):  # another epoch begins to count anew
+    for name in ("c", "b"):  # another epoch begins to count again
         skipped.add(Replaced(None, 1, [DataError(f"{name}: broken")]))
     assert [line.partition(" (")[0] for line in said] == [f"skipped: {name}: broken" for name in "abc"]
     # 3 of 100 are more than 0.02 · 100 = 2
-    with pytest.raises(DataError, match=r"3 pictures of 100 could not be read, more than data.max_bad_share=0.02"):
+    with pytest.raises(DataError, match=r"3 images of 100 could not be read, more than data.max_bad_share=0.02"):
         skipped.add(Replaced(None, 1, [DataError("a: broken")]))
     assert (tmp_path / "skipped.txt").read_text().splitlines() == ["a: broken", "b: broken", "c: broken"]
-    # A resumed run names no picture again.
+    # A resumed run names no image again.
     Skipped(100, 1.0, tmp_path / "skipped.txt", said.append).add(Replaced(None, 1, [DataError("b: broken")]))
     assert len(said) == 3
 
 
 def broken_set(shapes: Path, folder: Path, count: int) -> tuple[list[str], list[str]]:
-    """Overrides for a copy of the shapes whose first pictures are broken in several ways, and their names."""
+    """Overrides for a copy of the shapes whose first images are broken in several ways, and their names."""
     shutil.copytree(shapes, folder)
     names = [row["file_name"] for row in json.loads((folder / "annotations/train.json").read_text())["images"]]
     for number, name in enumerate(names[:count]):
@@ -120,7 +120,7 @@ def test_batches_stay_full_and_do_not_depend_on_workers_or_ranks(
         assert all(torch.equal(ids, torch.cat(pair)) for ids, *pair in zip(whole, *halves, strict=True))
 
 
-def test_a_run_goes_on_without_broken_pictures_and_resumes_exactly(
+def test_a_run_goes_on_without_broken_images_and_resumes_exactly(
     tmp_path: Path,
     small: list[str],
     shapes: Path,
@@ -137,7 +137,7 @@ def test_a_run_goes_on_without_broken_pictures_and_resumes_exactly(
     printed = capsys.readouterr().err
     assert all(f"skipped: {line}" in printed for line in lines)
 
-    # Stopped by its first broken picture, then told to go on without: the same bits.
+    # Stopped by its first broken image, then told to go on without: the same bits.
     run = RunFolder(tmp_path / "run")
     with pytest.raises(DataError, match="broken/images/"):
         fit(load_config("quickstart.yaml", [*generous, "data.on_bad_image=error"]), run, CPU)
@@ -147,7 +147,7 @@ def test_a_run_goes_on_without_broken_pictures_and_resumes_exactly(
 
     # One of twelve is 8 %, two are 17 %.
     strict = RunFolder(tmp_path / "strict")
-    with pytest.raises(DataError, match=r"2 pictures of 12 could not be read, more than data.max_bad_share=0.1"):
+    with pytest.raises(DataError, match=r"2 images of 12 could not be read, more than data.max_bad_share=0.1"):
         fit(load_config("quickstart.yaml", [*overrides, "data.max_bad_share=0.1", "train.epochs=2"]), strict, CPU)
     order = epoch_batches(np.ones(12, dtype=bool), 12, 4, 0, epoch=0)
     last_broken = max(step for step, batch in enumerate(order.tolist()) if {0, 1} & set(batch))
@@ -158,7 +158,7 @@ def test_classes_skip_and_evaluation_does_not(tmp_path: Path, colors: Path) -> N
     folder = tmp_path / "colors"
     shutil.copytree(colors, folder)
     for split in ("train", "val"):
-        (folder / split / "red" / "red_0.png").write_bytes(b"no picture")
+        (folder / split / "red" / "red_0.png").write_bytes(b"no image")
     overrides = [f"data.{split}.images={folder}/{split}" for split in ("train", "val")]
     overrides += ["data.on_bad_image=skip", "data.max_bad_share=0.2", "data.workers=0", "data.augment.mixup=0.5"]
     config = load_config("classify_quickstart.yaml", [*overrides, "data.crop.size=32"])
@@ -171,5 +171,5 @@ def test_classes_skip_and_evaluation_does_not(tmp_path: Path, colors: Path) -> N
 
     from detector.models import build_model
 
-    with pytest.raises(DataError, match=r"val/red/red_0\.png: is no picture"):
+    with pytest.raises(DataError, match=r"val/red/red_0\.png: is not an image"):
         run_evaluation(build_model(config.model, 3), task, task.open_split(config, "val"), config, CPU)

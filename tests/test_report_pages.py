@@ -38,7 +38,7 @@ def results_of(tree: dict[str, Any], seed: int) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def files(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two results files for the val pictures."""
+    """Two results files for the val images."""
     folder = tmp_path_factory.mktemp("results")
     tree = json.loads((shapes / "annotations/val.json").read_text())
     for seed, name in enumerate(["one.json", "two.json"]):
@@ -86,15 +86,15 @@ def test_the_page_of_a_report(report: Path, open_page: Callable[..., Any], width
     classes.locator("xpath=ancestor::table").get_by_role("button", name="missed").click()
     assert [int(text) for text in classes.locator("td:nth-child(9)").all_inner_texts()] == sorted(missed)[::-1]
 
-    pictures = page.locator(".enlarge")
-    assert 1 <= pictures.count() <= 6
-    pictures.first.click()
+    images = page.locator(".enlarge")
+    assert 1 <= images.count() <= 6
+    images.first.click()
     enlarged = page.locator("dialog img")
     assert enlarged.evaluate("image => image.naturalWidth") == 2 * 480 + 8  # truth and detections side by side
     page.keyboard.press("Escape")
 
 
-def test_without_the_pictures_the_page_says_so(shapes: Path, tmp_path: Path) -> None:
+def test_without_the_images_the_page_says_so(shapes: Path, tmp_path: Path) -> None:
     tree = json.loads((shapes / "annotations/val.json").read_text())
     row = tree["annotations"][0]
     others = [own for own in results_of(tree, 0) if own["image_id"] != row["image_id"]]
@@ -168,7 +168,7 @@ def test_the_page_of_a_classifier(colors: Path, tmp_path: Path, open_page: Calla
 # --- galleries --------------------------------------------------------------------------------------------------------
 
 
-def test_pictures_are_spread_evenly() -> None:
+def test_images_are_spread_evenly() -> None:
     assert spread(100, 3) == [0, 50, 99]
     assert spread(2, 40) == [0, 1]
     assert spread(7, 1) == [0]
@@ -181,7 +181,7 @@ def test_browse_shows_the_data_as_stored_and_as_augmented(
     output = tmp_path / "deep" / "data.html"
     arguments = ["--config", "quickstart.yaml", "--number", "4", "--output", str(output)]
     assert run_command("browse", [*arguments, *given, "data.augment.scale_jitter=[0.5,2.0]"]) == 0
-    assert capsys.readouterr().out == f"4 pictures: {output}\n"
+    assert capsys.readouterr().out == f"4 images: {output}\n"
     page = open_page(output, 400)
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
     captions = page.locator(".gallery figcaption").all_inner_texts()
@@ -205,7 +205,7 @@ def test_browse_shows_classes(colors: Path, tmp_path: Path) -> None:
 def test_browse_on_a_mistake(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = [f"data.train.annotations={shapes}/annotations/train.json", "data.train.images=nowhere"]
     assert run_command("browse", ["--config", "quickstart.yaml", "--output", str(tmp_path / "x.html"), *given]) == 2
-    assert "data.train.images: nowhere is no folder" in capsys.readouterr().err
+    assert "data.train.images: nowhere is not a folder" in capsys.readouterr().err
     given[1] = f"data.train.images={shapes}/images"
     (tmp_path / "file").write_text("")
     output = str(tmp_path / "file" / "x.html")

@@ -175,7 +175,7 @@ def test_evaluation_goes_in_order_by_hand() -> None:
 
 
 def padded_share(notes: Annotations, batches: np.ndarray) -> float:
-    """The share of padding in all pixels of batches at 800 / 1333."""
+    """The fraction of padding in all pixels of batches at 800 / 1333."""
     files = torch.stack([notes.heights, notes.widths], dim=1).numpy()
     sizes = input_sizes(files, ResizeConfig())
     whole = padded(sizes[batches].max(axis=1))

@@ -13,29 +13,29 @@ import pytest
 from detector.config.schema import ResizeConfig
 from detector.data import synthetic as generator
 from detector.data.detection import CocoDataset, Sample, apply_box_policy, read_annotations
-from detector.data.synthetic import CLASSES, SIDE, make_picture, write_shapes
+from detector.data.synthetic import CLASSES, SIDE, make_image, write_shapes
 from detector.data.transforms.boxes import Transform
 
-PICTURES = 60
+IMAGES = 60
 
 
-def test_a_picture_is_a_function_of_seed_and_index() -> None:
-    first = make_picture(3, 7)
+def test_a_image_is_a_function_of_seed_and_index() -> None:
+    first = make_image(3, 7)
     np.random.seed(0)
-    make_picture(1, 1)
-    again = make_picture(3, 7)
+    make_image(1, 1)
+    again = make_image(3, 7)
     assert np.array_equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])
     assert first[2] == again[2]
-    others = [make_picture(seed, index)[0] for seed, index in ((3, 8), (4, 7), (7, 3))]
+    others = [make_image(seed, index)[0] for seed, index in ((3, 8), (4, 7), (7, 3))]
     assert not any(np.array_equal(first[0], other) for other in others)
 
 
 def test_boxes_are_of_12_to_150_pixels_and_inside() -> None:
     counts, labels, sides = Counter(), Counter(), []
-    for index in range(PICTURES):
-        picture, boxes, classes = make_picture(0, index)
-        assert (picture.shape, picture.dtype) == ((SIDE, SIDE, 3), np.uint8)
+    for index in range(IMAGES):
+        image, boxes, classes = make_image(0, index)
+        assert (image.shape, image.dtype) == ((SIDE, SIDE, 3), np.uint8)
         assert boxes.shape == (len(classes), 4)
         assert boxes.min() >= 0
         assert boxes.max() <= SIDE
@@ -47,7 +47,7 @@ def test_boxes_are_of_12_to_150_pixels_and_inside() -> None:
         labels.update(classes)
     assert set(labels) == set(range(len(CLASSES)))
     assert min(labels.values()) > 15
-    assert len(counts) >= 4  # pictures of few shapes and of many
+    assert len(counts) >= 4  # images of few shapes and of many
     assert min(sides) < 20
     assert max(sides) > 100
 
@@ -66,15 +66,15 @@ def test_shapes_are_where_their_boxes_say_and_mostly_to_be_seen(monkeypatch: pyt
     masks: list[np.ndarray] = []
     paint = generator._paint
 
-    def record(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> None:
+    def record(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
         masks.append(mask.copy())
-        paint(rng, picture, mask)
+        paint(rng, image, mask)
 
     monkeypatch.setattr(generator, "_paint", record)
     partly_hidden = 0
-    for index in range(PICTURES):
+    for index in range(IMAGES):
         masks.clear()
-        picture, boxes, _ = make_picture(0, index)
+        image, boxes, _ = make_image(0, index)
         assert len(masks) == len(boxes)
         # The last painted shape that covers a pixel is the one to be seen there.
         owner = np.full((SIDE, SIDE), -1)
@@ -88,7 +88,7 @@ def test_shapes_are_where_their_boxes_say_and_mostly_to_be_seen(monkeypatch: pyt
             is_seen = owner == number
             assert is_seen.sum() >= 2 / 3 * mask.sum()
             partly_hidden += is_seen.sum() < mask.sum()
-            assert len(np.unique(picture[is_seen], axis=0)) <= 2  # a colour, and one of stripes
+            assert len(np.unique(image[is_seen], axis=0)) <= 2  # a colour, and one of stripes
     assert partly_hidden > 10
 
 
@@ -103,16 +103,16 @@ def test_a_set_on_disk_is_an_ordinary_coco_set(shapes: Path) -> None:
         for index in range(count):
             sample = data[0, index]
             assert isinstance(sample, Sample)
-            picture, boxes, labels = make_picture(0, first + index)
+            image, boxes, labels = make_image(0, first + index)
             assert sample.boxes.tolist() == boxes.tolist()
             assert sample.labels.tolist() == labels
-            # JPEG changes it, but less than red for blue or the picture of another index.
+            # JPEG changes it, but less than red for blue or the image of another index.
             stored = sample.image.permute(1, 2, 0).numpy().astype(int)
-            others = [stored[:, :, ::-1], make_picture(0, first + index + 1)[0]]
-            assert np.abs(stored - picture).mean() < min(np.abs(other.astype(int) - picture).mean() for other in others)
+            others = [stored[:, :, ::-1], make_image(0, first + index + 1)[0]]
+            assert np.abs(stored - image).mean() < min(np.abs(other.astype(int) - image).mean() for other in others)
         ids += notes.image_ids.tolist()
         names += [notes.file_name(index) for index in range(count)]
-    # No picture of val is one of train.
+    # No image of val is one of train.
     assert len(set(ids)) == len(set(names)) == 18
     assert sorted(names) == sorted(path.name for path in (shapes / "images").iterdir())
 
@@ -123,5 +123,5 @@ def test_another_seed_is_another_set_and_the_same_seed_the_same(shapes: Path, tm
         write_shapes(folder, train=2, val=1, seed=seed)
         trees = [json.loads((place / "annotations" / "train.json").read_text()) for place in (folder, shapes)]
         assert (trees[0]["annotations"] == trees[1]["annotations"][: len(trees[0]["annotations"])]) == is_same
-        pictures = [cv2.imread(str(place / "images" / "train_00000.jpg")) for place in (folder, shapes)]
-        assert np.array_equal(*pictures) == is_same
+        images = [cv2.imread(str(place / "images" / "train_00000.jpg")) for place in (folder, shapes)]
+        assert np.array_equal(*images) == is_same

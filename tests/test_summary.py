@@ -93,7 +93,7 @@ def test_vgg11_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "gigamacs"),  # torchvision's documentation, for pictures of 224 × 224
+    ("name", "parameters", "gigamacs"),  # torchvision's documentation, for images of 224 × 224
     [
         ("vgg16", 138_357_544, 15.470),
         ("resnet50", 25_557_032, 4.089),
@@ -124,7 +124,7 @@ def test_the_retinanet_costs_what_torchvisions_does() -> None:
 
 def test_the_levels_of_the_retinanet() -> None:
     summary = summarise(load_config("retinanet_r50_fpn.yaml").model, num_classes=80, size=(800, 1344))
-    assert summary.levels == {  # nine anchors a cell
+    assert summary.levels == {  # nine anchors per cell
         "C2": Level(256, 200, 336, 4, None),
         "C3": Level(512, 100, 168, 8, None),
         "C4": Level(1024, 50, 84, 16, None),
@@ -162,20 +162,20 @@ def tiny_activations(model: Model) -> int:
     return count_activations(model, images, torch.empty(1, 2, device="meta"))
 
 
-PICTURE, MAP = 3 * 8 * 8 * 4, 4 * 8 * 8 * 4  # bytes: three and four channels of 8 × 8, float32
+IMAGE, MAP = 3 * 8 * 8 * 4, 4 * 8 * 8 * 4  # bytes: three and four channels of 8 × 8, float32
 
 
 def test_activations_by_hand() -> None:
     convolution = nn.Conv2d(3, 4, 3, padding=1)
-    # Kept: the picture for the convolution's weights, and the ReLU's result, for its own sign and for the linear layer,
+    # Kept: the image for the convolution's weights, and the ReLU's result, for its own sign and for the linear layer,
     # in one piece; not the weights themselves.
-    assert tiny_activations(tiny_model([convolution, nn.ReLU(), nn.Flatten()])) == PICTURE + MAP
+    assert tiny_activations(tiny_model([convolution, nn.ReLU(), nn.Flatten()])) == IMAGE + MAP
     # Batch norm keeps what it is given, and a mean and a deviation of each channel.
     layers = [convolution, nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten()]
-    assert tiny_activations(tiny_model(layers)) == PICTURE + 2 * MAP + 2 * 4 * 4
+    assert tiny_activations(tiny_model(layers)) == IMAGE + 2 * MAP + 2 * 4 * 4
     # Dropout keeps which values it dropped, as floats on a CPU: it is really training.
     layers = [convolution, nn.ReLU(), nn.Dropout(0.5), nn.Flatten()]
-    assert tiny_activations(tiny_model(layers)) == PICTURE + 3 * MAP
+    assert tiny_activations(tiny_model(layers)) == IMAGE + 3 * MAP
     # Nothing is kept for what is not trained: the linear layer wants its input only.
     assert tiny_activations(tiny_model([convolution.requires_grad_(False), nn.ReLU(), nn.Flatten()])) == MAP
 
@@ -197,7 +197,7 @@ def test_activations_are_those_of_real_training(head: str) -> None:
     assert summarise(config, num_classes=5, size=(64, 96)).activation_bytes == expected
 
 
-def test_a_picture_too_small_for_batch_norm_has_a_summary() -> None:
+def test_a_image_too_small_for_batch_norm_has_a_summary() -> None:
     summary = summarise(make_config("resnet10", "classic"), num_classes=5, size=(32, 32))
     assert summary.levels["C5"] == Level(512, 1, 1, 32, None)
     assert summary.activation_bytes > 0
@@ -206,7 +206,7 @@ def test_a_picture_too_small_for_batch_norm_has_a_summary() -> None:
 def test_a_size_that_the_model_refuses() -> None:
     # Group norm of one channel cannot normalise P5's single cell.
     config = make_config().model_copy(update={"fpn": FPNConfig(levels=[3, 4, 5], channels=1, norm="gn")})
-    with pytest.raises(ConfigError, match=r"size 32 × 32: the model takes no such picture \(Expected more than"):
+    with pytest.raises(ConfigError, match=r"size 32 × 32: the model takes no such image \(Expected more than"):
         summarise(config, num_classes=5, size=(32, 32))
 
 
@@ -249,7 +249,7 @@ def test_a_pooled_classifier_has_levels_without_anchors() -> None:
     assert summary.anchors == 0
 
 
-def test_gray_pictures() -> None:
+def test_gray_images() -> None:
     color = make_config("vgg11", "classic")
     gray = color.model_copy(update={"in_channels": 1})
     three, one = (summarise(config, num_classes=3, size=(32, 32)) for config in (color, gray))
@@ -267,7 +267,7 @@ def test_gray_pictures() -> None:
         ({"fixed": [600, 800]}, (608, 800)),
     ],
 )
-def test_the_size_of_detection_is_that_of_the_widest_picture_padded(
+def test_the_size_of_detection_is_that_of_the_widest_image_padded(
     resize: dict[str, Any], size: tuple[int, int]
 ) -> None:
     assert detection.largest_input(Config(data=DataConfig(resize=ResizeConfig(**resize)))) == size
@@ -298,7 +298,7 @@ def test_the_number_of_classes(name: str, overrides: dict[str, Any], classes: in
 
 
 class Timed(nn.Module):
-    """Takes so many milliseconds of a clock that stands still otherwise, and writes down each call."""
+    """Takes so many milliseconds of a clock that is frozen otherwise, and writes down each call."""
 
     def __init__(self, name: str, durations: list[float], clock: list[float], calls: list[str]) -> None:
         super().__init__()
@@ -318,8 +318,8 @@ def test_models_take_turns_and_the_warm_up_does_not_count(monkeypatch: pytest.Mo
     slow = [1000.0] * WARM_UP_RUNS
     first = Timed("first", [*slow, 4, 1, 5, 2, 3], clock, calls)
     second = Timed("second", [*slow, 50, 10, 40, 20, 30], clock, calls)
-    pictures = [torch.zeros(1, 3, 32, 64, dtype=torch.uint8), torch.zeros(1, 1, 64, 32, dtype=torch.uint8)]
-    latencies = measure_latencies([first, second], pictures, torch.device("cpu"), runs=5)
+    images = [torch.zeros(1, 3, 32, 64, dtype=torch.uint8), torch.zeros(1, 1, 64, 32, dtype=torch.uint8)]
+    latencies = measure_latencies([first, second], images, torch.device("cpu"), runs=5)
     assert calls == ["first", "second"] * (WARM_UP_RUNS + 5)
     assert latencies[0] == pytest.approx(Latency(3, 2, 4))
     assert latencies[1] == pytest.approx(Latency(30, 20, 40))

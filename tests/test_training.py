@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def tiny(shapes: Path) -> list[str]:
-    """Overrides for a run of seconds on generated pictures (12 to train on, 6 to evaluate)."""
+    """Overrides for a run of seconds on generated images (12 to train on, 6 to evaluate)."""
     splits = [f"data.{split}.annotations={shapes}/annotations/{split}.json" for split in ("train", "val")]
     return [*TINY, *splits, f"data.train.images={shapes}/images", f"data.val.images={shapes}/images"]
 
@@ -109,7 +109,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
     huge = [*tiny, "train.optimizer={name: sgd, lr: 1.0e+25, lr_batch_size: 4}", "train.schedule.warmup_steps=0"]
     config = load_config("quickstart.yaml", [*huge, "train.batch_size=4", "train.clip_norm=null", "data.workers=0"])
     run = RunFolder(tmp_path / "run")
-    said = r"step \d+: .*lr .*cls .*box .*pictures (\S+train_\d+.jpg(, )?){4}\)"
+    said = r"step \d+: .*lr .*cls .*box .*images (\S+train_\d+.jpg(, )?){4}\)"
     with pytest.raises(NonFiniteError, match=said) as error:
         fit(config, run, CPU)
     assert "\n" not in str(error.value)
@@ -165,14 +165,14 @@ def test_a_process_group_of_the_caller_is_used_and_stays(tmp_path: Path, tiny: l
         dist.destroy_process_group()
 
 
-def test_a_broken_picture_ends_the_run_and_keeps_what_was_done(tmp_path: Path, tiny: list[str], shapes: Path) -> None:
+def test_a_broken_image_ends_the_run_and_keeps_what_was_done(tmp_path: Path, tiny: list[str], shapes: Path) -> None:
     folder = tmp_path / "images"
     shutil.copytree(shapes / "images", folder)
     overrides = [*tiny, f"data.train.images={folder}", "train.batch_size=1", "train.steps=12", "data.workers=0"]
     config = load_config("quickstart.yaml", overrides)
     names = [image["file_name"] for image in json.loads((shapes / "annotations/train.json").read_text())["images"]]
     fifth = epoch_batches(np.ones(12, dtype=bool), 12, 1, config.seed, epoch=0)[4, 0]
-    (folder / names[fifth]).write_bytes(b"no picture")
+    (folder / names[fifth]).write_bytes(b"no image")
     run = RunFolder(tmp_path / "run")
     with pytest.raises(DataError, match=names[fifth]):
         fit(config, run, CPU)

@@ -71,9 +71,9 @@ def state_of(model: Model) -> dict[str, Tensor]:
 
 def assert_all_is_said(outcome: Transfer, model: Model, content: dict[str, Any]) -> None:
     """Every tensor of the model and of the checkpoint stands in the report, once."""
-    lines = re.findall(r"(?m)^(loaded|by class|random|left over) +(\S+?)(?:: (.+))?$", outcome.report())
+    lines = re.findall(r"(?m)^(loaded|by class|random|unexpected) +(\S+?)(?:: (.+))?$", outcome.report())
     assert len(lines) == len(outcome.report().splitlines())
-    said: dict[str, list[str]] = {"loaded": [], "by class": [], "random": [], "left over": []}
+    said: dict[str, list[str]] = {"loaded": [], "by class": [], "random": [], "unexpected": []}
     for kind, name, reason in lines:
         said[kind].append(name)
         assert bool(reason) == (kind in ("by class", "random"))
@@ -81,7 +81,7 @@ def assert_all_is_said(outcome: Transfer, model: Model, content: dict[str, Any])
     own = said["loaded"] + said["by class"] + said["random"]
     assert sorted(own) == sorted(model.state_dict())
     of_source = said["loaded"] + said["by class"] + [name for name in said["random"] if name in source]
-    assert sorted(of_source + said["left over"]) == sorted(source)
+    assert sorted(of_source + said["unexpected"]) == sorted(source)
 
 
 # --- from task to task ------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_detector_to_classifier_and_back() -> None:
     assert len(pyramid) > 60
     assert outcome.loaded == pyramid
     assert outcome.begun == {f"head.classifier.{name}": "not in the checkpoint" for name in ("weight", "bias")}
-    assert {name.split(".")[1] for name in outcome.left_over} == {"cls_tower", "box_tower", "cls_output", "box_output"}
+    assert {name.split(".")[1] for name in outcome.unexpected} == {"cls_tower", "box_tower", "cls_output", "box_output"}
     for name, tensor in second.state_dict().items():
         assert torch.equal(tensor, (first.state_dict() if name in pyramid else before)[name]), name
 
@@ -107,7 +107,7 @@ def test_detector_to_classifier_and_back() -> None:
     content = content_of(POOLED, categories("bee", "cow", "ant"), second)
     outcome = transfer(third, categories("ant", "bee"), content, PATH)
     assert_all_is_said(outcome, third, content)
-    assert outcome.left_over == ["head.classifier.bias", "head.classifier.weight"]
+    assert outcome.unexpected == ["head.classifier.bias", "head.classifier.weight"]
     for name, tensor in third.state_dict().items():
         assert torch.equal(tensor, (first.state_dict() if name in pyramid else before)[name]), name
 
@@ -120,7 +120,7 @@ def test_a_classic_classifier_gives_its_backbone_to_a_detector() -> None:
     assert all(name.startswith("pyramid.backbone.") for name in outcome.loaded)
     assert len(outcome.loaded) == len(content["model"]) - 2
     assert {name.rpartition(".")[0].split(".")[1] for name in outcome.begun} >= {"fpn", "cls_output", "box_output"}
-    assert outcome.left_over == ["head.bias", "head.weight"]
+    assert outcome.unexpected == ["head.bias", "head.weight"]
 
 
 def test_levels_that_both_have_are_loaded() -> None:
@@ -131,7 +131,7 @@ def test_levels_that_both_have_are_loaded() -> None:
     assert_all_is_said(outcome, model, content)
     assert any(name.startswith("pyramid.fpn.") for name in outcome.loaded)
     assert any(name.startswith("pyramid.fpn.") for name in outcome.begun)
-    assert not any(name.startswith("pyramid.") for name in outcome.left_over)
+    assert not any(name.startswith("pyramid.") for name in outcome.unexpected)
 
 
 def test_average_weights_are_preferred() -> None:
@@ -158,7 +158,7 @@ def test_rows_of_classes_are_found_by_name(kind: dict[str, Any], layer: str, gro
     names = [f"head.{layer}{part}" for part in ("weight", "bias")]
     assert outcome.by_class == dict.fromkeys(names, "2 of 4 classes (cow, ant)")
     assert outcome.begun == {}
-    assert outcome.left_over == []
+    assert outcome.unexpected == []
     assert "the class layer by name: 2 of 4 classes (cow, ant)" in outcome.summary()
     for name, tensor in second.state_dict().items():
         if name not in names:
@@ -255,9 +255,8 @@ def test_the_line_that_sums_it_up() -> None:
     total = len(model.state_dict())
     left = len(content["model"]) - (total - 2)
     groups = "head.box_output.*, head.box_tower.*, head.cls_output.*, head.cls_tower.*"
-    expected = (
-        f"{total - 2} of {total} tensors loaded; 2 begin at random (head.classifier.*); {left} left over ({groups})"
-    )
+    expected = f"{total - 2} of {total} tensors loaded; 2 are randomly initialised (head.classifier.*);"
+    expected += f" {left} unexpected ({groups})"
     assert outcome.summary() == expected
 
 
@@ -312,7 +311,7 @@ def test_a_backbone_that_counts_on_weights_does_not_stay_random(
     model = build_model(config.model, 1)
     if not is_refused:
         lines, report = load_start(model, config, categories("ant"), open_start(config))
-        assert "begin at random (pyramid.backbone.*" in lines[0]
+        assert "are randomly initialised (pyramid.backbone.*" in lines[0]
         assert "random     pyramid.backbone.body.layer1.1.conv1.weight: not in the checkpoint\n" in report
         return
     with pytest.raises(
@@ -350,7 +349,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def of_colors(colors: Path, model: dict[str, Any], **train: Any) -> Config:
-    """One step on generated pictures."""
+    """One step on generated images."""
     data = {split: {"images": f"{colors}/{split}"} for split in ("train", "val")}
     data |= {"workers": 0, "crop": {"size": 32, "scale": [0.5, 1.0]}}
     return make_config(model, data=data, train={"batch_size": 4, "steps": 1, **train}, seed=5)
@@ -397,7 +396,7 @@ def test_what_was_transferred_stands_in_the_runs_folder(
     assert len(report) == len(set(report)) > 80
     assert "loaded     pyramid.backbone.body.conv1.weight" in report
     assert "random     head.classifier.weight: not in the checkpoint" in report
-    assert "left over  head.cls_output.bias" in report
+    assert "unexpected  head.cls_output.bias" in report
 
     # Null is the normalisation of what it starts from, and stands in its own checkpoint.
     said = "normalised by mean 123.675, 116.28, 103.53 and std 1, 2, 4 of values 0..255: the checkpoint's\n"

@@ -1,4 +1,4 @@
-"""Resizing and augmentation: boxes follow their picture, and every draw is a function of (seed, epoch, index)."""
+"""Resizing and augmentation: boxes follow their image, and every draw is a function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -105,14 +105,14 @@ def test_shrinking_averages() -> None:
 def test_growing_interpolates() -> None:
     edge = np.zeros((4, 2, 3), np.uint8)
     edge[:, 1] = 200
-    # Centres of the new pixels in the old picture's frame: -0.25, 0.25, 0.75, 1.25.
+    # Centres of the new pixels in the old image's frame: -0.25, 0.25, 0.75, 1.25.
     assert resize(edge, 8, 4)[0, :, 0].tolist() == [0, 50, 150, 200]
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 
-def test_boxes_are_scaled_with_the_picture_by_hand() -> None:
+def test_boxes_are_scaled_with_the_image_by_hand() -> None:
     image = np.zeros((480, 640, 3), np.uint8)
     boxes = np.array([[0, 0, 640, 480], [64, 48, 128, 96]], np.float32)
     found = Transform(ResizeConfig(short=[400, 800], long=1333))(image, boxes, np.array([4, -2]), epoch=3, index=5)
@@ -139,7 +139,7 @@ def test_a_fixed_size_is_kept_where_a_window_is_zoomed_into() -> None:
     assert {transform(*scene(), 0, index).image.shape for index in range(10)} == {(64, 96, 3)}
 
 
-def test_a_picture_of_the_right_size_stays_as_it_is() -> None:
+def test_a_image_of_the_right_size_stays_as_it_is() -> None:
     image, boxes, labels = scene()
     found = Transform(size_of(100))(image, boxes, labels, 0, 0)
     assert np.array_equal(found.image, image)
@@ -218,7 +218,7 @@ def assert_boxes_bound_their_colors(found: Transformed) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[100], [60, 90, 150]])
-def test_boxes_follow_their_picture(sizes: list[int]) -> None:
+def test_boxes_follow_their_image(sizes: list[int]) -> None:
     augment = LIVELY.model_copy(update={"min_visibility": 0.0})
     transform = TrainTransform(ResizeConfig(short=sizes, long=1000), augment, seed=1)
     shown = 0
@@ -303,7 +303,7 @@ def test_colors_change_and_boxes_do_not() -> None:
     assert np.array_equal(still.image, image)
 
 
-def test_a_picture_without_boxes() -> None:
+def test_a_image_without_boxes() -> None:
     for index in range(10):
         found = TrainTransform(size_of(100), LIVELY, 0)(scene()[0], NO_BOXES, NO_LABELS, 0, index)
         assert (found.boxes.shape, found.boxes.dtype) == ((0, 4), np.float32)

@@ -176,7 +176,7 @@ def test_local_response_normalisation_by_the_formula() -> None:
         layers = build_backbone(BackboneConfig(name="vgg11_lrn"), in_channels=3, finest=2).body.features
     activations = 100 * torch.rand(2, 64, 5, 7)  # so large that the sum of squares outweighs k
     expected = by_the_formula(activations)
-    # Squares of 0..100 are 3333 on average: (2 + 1e-4 · 5 · 3333)^0.75 = 2.65. The mean of the five in place of their
+    # Squares of 0..100 are 3333 on average: (2 + 1e-4 · 5 · 3333)^0.75 = 2.65. The mean of the five instead of their
     # sum would be (2 + 1e-4 · 3333)^0.75 = 1.89.
     assert (activations / expected).median().item() == pytest.approx(2.65, rel=0.05)
     norm = layers.get_submodule("2")  # after the first convolution and its ReLU

@@ -1,4 +1,4 @@
-"""Drawings: boxes where they belong, the best on top, labels inside the picture; classes in a corner; a confusion."""
+"""Drawings: boxes where they belong, the best on top, labels inside the image; classes in a corner; a confusion."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_box_stands_where_it_belongs() -> None:
     assert (pixels[:, 305:] == GRAY).all()
 
 
-def test_without_boxes_the_picture_stays_as_it_is() -> None:
+def test_without_boxes_the_image_stays_as_it_is() -> None:
     image = np.random.default_rng(0).integers(0, 256, (500, 600, 3), dtype=np.uint8)
     before = image.copy()
     assert np.array_equal(draw(image, [], [], []), image)
@@ -67,7 +67,7 @@ def test_without_boxes_the_picture_stays_as_it_is() -> None:
     assert np.array_equal(image, before)
 
 
-def test_small_pictures_are_enlarged_and_their_boxes_with_them() -> None:
+def test_small_images_are_enlarged_and_their_boxes_with_them() -> None:
     # 120×80 by 480 / 120 = 4.
     image = plain(80, 120)
     image[40:50, 60:80] = 255
@@ -78,7 +78,7 @@ def test_small_pictures_are_enlarged_and_their_boxes_with_them() -> None:
     assert (pixels[170:190, 250:310] == 255).all()
 
 
-def test_lines_grow_with_the_picture() -> None:
+def test_lines_grow_with_the_image() -> None:
     widths = []
     for side in (500, 2100):
         pixels = draw(plain(side, side), [[100, 200, 400, 400]], [0], ["x"])
@@ -107,7 +107,7 @@ def label_of(text: str, label: int, row: int = 250, column: int = 300) -> tuple[
 
 
 @pytest.mark.parametrize("text", ["cat 0.93", "猫 ü 1.00"])
-def test_labels_stay_in_the_picture(text: str) -> None:
+def test_labels_stay_in_the_image(text: str) -> None:
     height, width, letters = label_of(text, 4)
     assert height > 10
     assert width > 30
@@ -137,7 +137,7 @@ def test_odd_boxes_are_drawn_as_far_as_they_can(box: list[float]) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 1000), (3, 700), (700, 2)])
-def test_odd_pictures(size: tuple[int, int]) -> None:
+def test_odd_images(size: tuple[int, int]) -> None:
     pixels = draw(plain(*size), [[0, 0, *size[::-1]]], [0], ["x"])
     assert max(pixels.shape) >= SMALLEST
     assert is_color(pixels, 0).any()
@@ -155,7 +155,7 @@ def test_every_box_needs_its_label_and_text() -> None:
 @pytest.mark.parametrize(
     ("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (4, [0, 1, 2]), (7, [0, 1, 2])]
 )
-def test_pictures_of_any_depth_and_channels_are_shown(channels: int, shown: list[int], dtype: type) -> None:
+def test_images_of_any_depth_and_channels_are_shown(channels: int, shown: list[int], dtype: type) -> None:
     image = np.random.default_rng(0).integers(0, 256, (500, 600, channels)).astype(dtype)
     if dtype == np.uint16:
         image = image * 256 + 77  # the upper byte is what is seen
@@ -186,7 +186,7 @@ def test_classes_stand_in_the_corner_one_under_the_other() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 1000), (30, 40), (700, 2)])
-def test_classes_on_odd_pictures(size: tuple[int, int]) -> None:
+def test_classes_on_odd_images(size: tuple[int, int]) -> None:
     pixels = np.asarray(draw_lines(plain(*size), list(range(9)), ["a long name of a class 0.99"] * 9))
     assert max(pixels.shape) >= SMALLEST
     assert is_color(pixels, 0).any()
@@ -196,17 +196,17 @@ def test_classes_on_odd_pictures(size: tuple[int, int]) -> None:
 
 
 def cells_of(confusion: list[list[int]], names: list[str], side: int) -> tuple[np.ndarray, int]:
-    """The picture's pixels and where the first cell begins; 16 pixels lie below and right of the cells."""
-    picture = draw_confusion(np.array(confusion), names)
-    assert picture.mode == "RGB"
-    assert picture.width == picture.height
-    return np.asarray(picture), picture.width - 16 - len(names) * side
+    """The image's pixels and where the first cell begins; 16 pixels lie below and right of the cells."""
+    image = draw_confusion(np.array(confusion), names)
+    assert image.mode == "RGB"
+    assert image.width == image.height
+    return np.asarray(image), image.width - 16 - len(names) * side
 
 
 def test_a_confusion_by_hand() -> None:
     pixels, margin = cells_of([[3, 1, 0], [0, 5, 5], [0, 0, 0]], ["cat", "größer", "owl"], side=72)
-    # From white to (8, 69, 148) by the share of the row: 3/4 is 255 - 0.75 · 247 = 69.75, 255 - 0.75 · 186 = 115.5 (to
-    # the even one) and 255 - 0.75 · 107 = 174.75; a class without pictures has no shares.
+    # From white to (8, 69, 148) by the fraction of the row: 3/4 is 255 - 0.75 · 247 = 69.75, 255 - 0.75 · 186 = 115.5
+    # (to the even one) and 255 - 0.75 · 107 = 174.75; a class without images has none.
     colors = {0: (255, 255, 255), 0.25: (193, 208, 228), 0.5: (132, 162, 202), 0.75: (70, 116, 175)}
     shares = [[0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 0]]
     for row in range(3):

@@ -113,7 +113,7 @@ def test_random_weights_are_said(hub: Path) -> None:
 
 @pytest.mark.parametrize("source", ["w.pth", "file:///nowhere/w.pth", "IMAGENET1K_V9"])
 def test_what_is_nowhere_lists_what_there_is(hub: Path, source: str) -> None:
-    with pytest.raises(WeightsError, match=r"is no file, no URL and no weights of resnet18.*IMAGENET1K_V1"):
+    with pytest.raises(WeightsError, match=r"is not a file, no URL and no weights of resnet18.*IMAGENET1K_V1"):
         load(source)
 
 

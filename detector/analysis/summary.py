@@ -1,7 +1,7 @@
 """What a model costs before it is trained: parameters, multiply-adds, memory, the size of every level, and time.
 
 All but the time is counted on PyTorch's meta device, where tensors have shapes and no values: it takes a second for a
-network of any size. Everything is for one picture.
+network of any size. Everything is for one image.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Level(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """A model's cost for one picture."""
+    """A model's cost for one image."""
 
     in_channels: int
-    size: tuple[int, int]  # height, width of the picture
+    size: tuple[int, int]  # height, width of the image
     classes: int
     parameters: int
     trainable_parameters: int
@@ -64,7 +64,7 @@ class Latency(NamedTuple):
 
 
 def summarise(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> Summary:
-    """The cost of the config's model for a picture of ``size`` (height, width).
+    """The cost of the config's model for an image of ``size`` (height, width).
 
     Raises :class:`~detector.errors.ConfigError` for names that are not known and for a size that the model refuses.
     """
@@ -76,7 +76,7 @@ def summarise(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> S
         activation_bytes = count_activations(model, images, sizes)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"size {size[0]} × {size[1]}: the model takes no such picture ({reason})") from None
+        raise ConfigError(f"size {size[0]} × {size[1]}: the model takes no such image ({reason})") from None
     return Summary(
         in_channels=config.in_channels,
         size=size,
@@ -104,7 +104,7 @@ def _trace(model: Model, config: ModelConfig, images: Tensor, sizes: Tensor) -> 
     """Multiply-adds of a prediction, and the shapes of all levels."""
     model.eval()
     backbones = _named_backbones(model, config)
-    inputs: dict[str, Tensor] = {}  # of each backbone: those side by side are given a padded picture
+    inputs: dict[str, Tensor] = {}  # of each backbone: those side by side are given a padded image
     pyramid: list[Tensor] = []
 
     def note_input(name: str, _body: nn.Module, arguments: tuple[Tensor]) -> None:
@@ -160,7 +160,7 @@ def count_activations(model: Model, images: Tensor, sizes: Tensor) -> int:
     """Bytes that autograd keeps of a training step's forward pass, parameters and buffers apart; on the meta device."""
     model.train()
     for module in model.modules():
-        # Batch norm refuses to train on one value a channel, as C5 of a small picture has; without data it keeps the
+        # Batch norm refuses to train on one value a channel, as C5 of a small image has; without data it keeps the
         # same as it predicts.
         if isinstance(module, _BatchNorm):
             module.eval()
@@ -179,13 +179,13 @@ def count_activations(model: Model, images: Tensor, sizes: Tensor) -> int:
 
 @torch.inference_mode()
 def measure_latencies(
-    models: Sequence[Model], pictures: Sequence[Tensor], device: torch.device, runs: int
+    models: Sequence[Model], images: Sequence[Tensor], device: torch.device, runs: int
 ) -> list[Latency]:
-    """The time that each model takes for its picture [1, C, H, W] uint8, on ``device``.
+    """The time that each model takes for its image [1, C, H, W] uint8, on ``device``.
 
     The models take turns, so that what else the machine does meets all of them alike.
     """
-    batches = [(picture.to(device), torch.tensor([picture.shape[-2:]], device=device)) for picture in pictures]
+    batches = [(image.to(device), torch.tensor([image.shape[-2:]], device=device)) for image in images]
     models = [model.to(device).eval() for model in models]
     times = torch.empty(WARM_UP_RUNS + runs, len(models), dtype=torch.float64)  # milliseconds
     for row in times:

@@ -154,12 +154,12 @@ def _read(name: str, source: str) -> dict[str, Tensor]:
     except WeightsError as error:
         raise WeightsError(f"model.backbone.weights: {error}") from None
     if path is None:
-        raise WeightsError(f"model.backbone.weights: {source} is no file, no URL and no weights of {name} ({hint})")
+        raise WeightsError(f"model.backbone.weights: {source} is not a file, no URL and no weights of {name} ({hint})")
     weights = read_file(path)
     if isinstance(weights, dict) and "format" in weights:
         raise WeightsError(f"{path}: is a checkpoint of training; start from it with --init-from instead")
     if not is_state_dict(weights):
-        raise WeightsError(f"{path}: is no state dict (names to tensors)")
+        raise WeightsError(f"{path}: is not a state dict (names to tensors)")
     for tensor_name, tensor in weights.items():
         check_tensor(tensor_name, tensor, path)
     return weights

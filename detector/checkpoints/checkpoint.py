@@ -55,7 +55,7 @@ def check_format(content: Any, path: str | Path) -> dict[str, Any]:
         found = content["format"] if isinstance(content["format"], int | str) else type(content["format"]).__name__
         raise WeightsError(f"{path}: has format {found}, this version reads {FORMAT}; use the version that wrote it")
     if missing := {"config", "categories", "model"} - content.keys():
-        raise WeightsError(f"{path}: is no whole checkpoint: {min(missing)} is missing")
+        raise WeightsError(f"{path}: is not a whole checkpoint: {min(missing)} is missing")
     if not isinstance(content["config"], dict):
         raise WeightsError(f"{path}: its config is a {type(content['config']).__name__}, no mapping of sections")
     _check_categories(content["categories"], path)
@@ -64,7 +64,7 @@ def check_format(content: Any, path: str | Path) -> dict[str, Any]:
         if state is None and part == "ema":
             continue
         if not is_state_dict(state):
-            raise WeightsError(f"{path}: its {part} is no state dict (names to tensors)")
+            raise WeightsError(f"{path}: its {part} is not a state dict (names to tensors)")
         for name, tensor in state.items():
             _check_size(name, tensor, path)
             check_tensor(name, tensor, path)

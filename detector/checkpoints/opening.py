@@ -171,7 +171,7 @@ def find_checkpoint(source: str | Path) -> Path:
         beside = {file.name: str(file) for file in Path(source).parent.glob("*")}
         near = difflib.get_close_matches(Path(source).name, beside, n=1)
         hint = f"; did you mean {beside[near[0]]}?" if near else ""
-        raise WeightsError(f"{source}: is no file, no URL and no name of torchvision's weights{hint}")
+        raise WeightsError(f"{source}: is not a file, no URL and no name of torchvision's weights{hint}")
     return path
 
 

@@ -25,7 +25,7 @@ class Transfer(NamedTuple):
     loaded: list[str]
     by_class: dict[str, str]  # tensors of which the rows of classes of the same name were loaded, and which
     begun: dict[str, str]  # tensors that keep their random start, and why
-    left_over: list[str]  # tensors of the checkpoint that the model has no place for
+    unexpected: list[str]  # tensors of the checkpoint that the model has no place for
 
     def summary(self) -> str:
         """One line; tensors of one part are named together."""
@@ -33,9 +33,9 @@ class Transfer(NamedTuple):
         parts = [f"{len(self.loaded)} of {total} tensors loaded"]
         parts += sorted({f"the class layer by name: {classes}" for classes in self.by_class.values()})
         if self.begun:
-            parts.append(f"{len(self.begun)} begin at random ({_grouped(self.begun)})")
-        if self.left_over:
-            parts.append(f"{len(self.left_over)} left over ({_grouped(self.left_over)})")
+            parts.append(f"{len(self.begun)} are randomly initialised ({_grouped(self.begun)})")
+        if self.unexpected:
+            parts.append(f"{len(self.unexpected)} unexpected ({_grouped(self.unexpected)})")
         return "; ".join(parts)
 
     def report(self) -> str:
@@ -43,7 +43,7 @@ class Transfer(NamedTuple):
         lines = [f"loaded     {name}" for name in self.loaded]
         lines += [f"by class   {name}: {classes}" for name, classes in self.by_class.items()]
         lines += [f"random     {name}: {reason}" for name, reason in self.begun.items()]
-        lines += [f"left over  {name}" for name in self.left_over]
+        lines += [f"unexpected  {name}" for name in self.unexpected]
         return "\n".join(lines) + "\n"
 
 

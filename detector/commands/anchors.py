@@ -1,4 +1,4 @@
-"""Show how well a config's anchors reach the objects of its training data, and suggest anchors that reach more.
+"""Show how well a config's anchors cover the objects of its training data, and suggest anchors that cover more.
 
 tools/anchors.py --config mine.yaml --html anchors.html
 tools/anchors.py --config mine.yaml --suggest --write mine_anchors.yaml
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suggest", action="store_true", help="search anchors that fit, and compare other pyramids")
     parser.add_argument("--write", type=Path, metavar="OUT.yaml", help="with --suggest: the config with these anchors")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with charts and pictures, too")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with charts and images, too")
     add_allow_code(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as model.anchors.base_size=2"
@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     suggestion = suggest(args, config, splits, found) if args.suggest else None
     if args.html:
         images = config.data.train.images
-        pictures = gallery(found, Path(images)) if images else []
+        drawings = gallery(found, Path(images)) if images else []
         lead = f"{found.split.annotations.path}, at the input sizes of the config"
-        write_page(args.html, f"Anchors of {args.config}", lead, sections(found, summary, suggestion, pictures))
+        write_page(args.html, f"Anchors of {args.config}", lead, sections(found, summary, suggestion, drawings))
     if args.json:
         print(json.dumps(as_json(args.config, found, summary, suggestion), ensure_ascii=False))
     else:
@@ -80,7 +80,7 @@ def check_arguments(args: argparse.Namespace, config: Config) -> None:
 
 
 def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
-    """The annotations of those splits that the config has; no picture is looked at."""
+    """The annotations of those splits that the config has; no image is looked at."""
     from detector.analysis.anchors.search import Split
     from detector.data.detection import apply_box_policy, read_split, with_sizes
     from detector.data.split import split_to_read

@@ -42,14 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         help=f"of data and infer: a folder with images/ and annotations/train.json; of doctor: any (default: {DATA})",
     )
-    parser.add_argument("--synthetic", action="store_true", help="generate the pictures instead")
+    parser.add_argument("--synthetic", action="store_true", help="generate the images instead")
     parser.add_argument("--runs", type=int, help="how often each side runs (default: 2 to 20, by the part)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
         "--scale",
         type=float,
         default=1.0,
-        help="of the sides of pictures and the numbers of things, such as 0.1 for a trial; the table is of 1",
+        help="of the sides of images and the numbers of things, such as 0.1 for a trial; the table is of 1",
     )
     parser.add_argument("--json", action="store_true", help="print a list of JSON objects, one a line of the table")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Show the training data on a page: pictures as they are stored and as they are augmented, with boxes or classes.
+"""Show the training data on a page: images as they are stored and as they are augmented, with boxes or classes.
 
 tools/browse.py --config retinanet_r50_fpn.yaml data.train.annotations=train.json data.train.images=images/
 tools/browse.py --config classify_r50_fpn.yaml --number 60 --output classes.html data.train.images=folders/
@@ -15,8 +15,8 @@ from detector.commands import add_allow_code, count
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
-    parser.add_argument("--split", choices=("train", "val"), default="train", help="whose pictures (default: train)")
-    parser.add_argument("--number", type=count, default=40, help="pictures shown, evenly spread (default: 40)")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="whose images (default: train)")
+    parser.add_argument("--number", type=count, default=40, help="images shown, evenly spread (default: 40)")
     parser.add_argument("--epochs", type=count, default=2, help="augmentations of each that are shown (default: 2)")
     parser.add_argument("--output", type=Path, default=Path("browse.html"), help="the page (default: browse.html)")
     add_allow_code(parser)
@@ -35,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
     print(data.summary(), file=sys.stderr)
     epochs = args.epochs if args.split == "train" else 1  # nothing is drawn for val
     shown = browse(args.output, f"{args.split} data of {args.config}", data, views, args.number, epochs)
-    print(f"{shown} pictures: {args.output}")
+    print(f"{shown} images: {args.output}")
     return 0

@@ -27,12 +27,12 @@ FAULTY = 1  # exit code where there are findings of severity error
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="examine the data of a config: a YAML file, or the name of one in configs/")
     parser.add_argument("--annotations", type=Path, help="a COCO JSON file, or a CSV file of paths and labels")
-    parser.add_argument("--images", type=Path, help="the folder of its pictures; alone, a folder of class folders")
+    parser.add_argument("--images", type=Path, help="the folder of its images; alone, a folder of class folders")
     parser.add_argument("--val-annotations", type=Path, help="those of the val split: leaks are looked for")
-    parser.add_argument("--val-images", type=Path, help="its pictures (default: --images, with --val-annotations)")
+    parser.add_argument("--val-images", type=Path, help="its images (default: --images, with --val-annotations)")
     parser.add_argument("--quick", action="store_true", help="read headers only: no damaged files, no copies")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with pictures of what was found")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with images of what was found")
     parser.add_argument(
         "--fix", type=Path, metavar="OUT", help="write a cleaned copy of the annotations, and OUT.changes.jsonl"
     )
@@ -94,7 +94,9 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.config and any(paths):
         raise ConfigError("command line: give either --config or --annotations and --images")
     if not args.config and not args.images:
-        raise ConfigError("command line: give --config, or --images (a folder a class) with or without --annotations")
+        raise ConfigError(
+            "command line: give --config, or --images (one folder per class) with or without --annotations"
+        )
     if (args.val_annotations or args.val_images) and bool(args.annotations) != bool(args.val_annotations):
         missing = "--annotations" if args.val_annotations else "--val-annotations"
         raise ConfigError(f"command line: give {missing} too: both splits are annotated, or both are folders a class")

@@ -1,4 +1,4 @@
-"""Score a checkpoint on annotated or labelled pictures, or a COCO results file.
+"""Score a checkpoint on annotated or labelled images, or a COCO results file.
 
 tools/evaluate.py --checkpoint runs/x/best.pt
 tools/evaluate.py --checkpoint runs/x/best.pt --annotations val.json --images images/
@@ -23,9 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--results", help="a COCO results file to score instead of a model")
     parser.add_argument("--annotations", help="a COCO JSON file; for a classifier, a CSV file of paths and labels")
-    parser.add_argument(
-        "--images", help="the folder of its pictures; for a classifier, alone, a folder of class folders"
-    )
+    parser.add_argument("--images", help="the folder of its images; for a classifier, alone, a folder of class folders")
     parser.add_argument(
         "--output", type=Path, help="a folder for results.json, and of a classifier the confusion matrix"
     )
@@ -55,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.against and not args.report:
         raise ConfigError("command line: --against compares in a report; give --report DIR too")
     if args.against and args.results and not args.images and not args.against.endswith(".json"):
-        raise ConfigError("command line: --against a checkpoint needs the pictures; give --images too")
+        raise ConfigError("command line: --against a checkpoint needs the images; give --images too")
 
     from detector.files.atomic import make_folder, write_json
 

@@ -1,7 +1,7 @@
-"""Find objects in pictures, or classify them: predictions.json or predictions.csv, and drawings.
+"""Find objects in images, or classify them: predictions.json or predictions.csv, and drawings.
 
-tools/infer.py --checkpoint runs/x/best.pt --input pictures/ --output found/
-tools/infer.py --checkpoint runs/x/best.pt --input 'pictures/*.jpg' --output found/ --draw-score 0.5
+tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/
+tools/infer.py --checkpoint runs/x/best.pt --input 'images/*.jpg' --output found/ --draw-score 0.5
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from detector.commands import add_allow_code, count
 from detector.commands.train import RESUMABLE
 
-GALLERY = 200  # pictures of --html, at most
-UNREADABLE = 1  # exit code when some pictures could not be read, or changed meanwhile; all others are done
+GALLERY = 200  # images of --html, at most
+UNREADABLE = 1  # exit code when some images could not be read, or changed meanwhile; all others are done
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-images", action="store_true", help="write the predictions only")
     parser.add_argument("--html", action="store_true", help="write a page of the drawings, gallery.html, too")
     parser.add_argument("--batch-size", type=count, default=8, help="images at once, at most (default: 8)")
-    parser.add_argument("--workers", type=_workers, default=2, help="processes that read pictures (default: 2)")
+    parser.add_argument("--workers", type=_workers, default=2, help="processes that read images (default: 2)")
     add_allow_code(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as model.predict.max_detections=300")
@@ -67,10 +67,10 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
         )
-    pictures, ids = find_images(args.input), None
-    notes = [f"{args.input}: {pictures.note}"] if pictures.note else []
+    images, ids = find_images(args.input), None
+    notes = [f"{args.input}: {images.note}"] if images.note else []
     if args.annotations:
-        pictures, ids, unknown = known_ids(pictures, args.annotations)
+        images, ids, unknown = known_ids(images, args.annotations)
         if unknown:
             names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
             notes.append(f"{len(unknown):,} images are not in {args.annotations}, and skipped: {names}")
@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
         print(note, file=sys.stderr)
     summary = infer_folder(
         predictor,
-        pictures,
+        images,
         args.output,
         score=args.score,
         draw_score=None if args.no_images else args.draw_score,
@@ -98,7 +98,7 @@ def _run(args: argparse.Namespace) -> int:
         resume=args.resume,
         ids=ids,
     )
-    print(f"{summary.found} in {summary.read} pictures: {summary.path}")
+    print(f"{summary.found} in {summary.read} images: {summary.path}")
     if args.html:
         from detector.analysis.gallery import show_drawings
 
@@ -109,7 +109,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"not read or changed: {error}")
     if summary.num_errors:
         print(
-            f"{summary.num_errors} of {summary.pictures} pictures could not be read, or were changed meanwhile:"
+            f"{summary.num_errors} of {summary.images} images could not be read, or were changed meanwhile:"
             f" {args.output / ERRORS}"
         )
     return UNREADABLE if summary.num_errors else 0

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
 
     import detector
     from detector.config.loader import load_config
-    from detector.inference.folder import Pictures, find_images, infer_folder
+    from detector.inference.folder import Images, find_images, infer_folder
     from detector.reports import figure
     from detector.reports.drawing import contact_sheet
     from detector.tasks import get_core
@@ -55,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
         return RESUMABLE
     root = data / plan.data["val.images"]
     names = [path.relative_to(root).as_posix() for path in find_images(str(root)) if "train_" not in path.name]
-    pictures = Pictures(root, names[:: max(1, len(names) // DRAWN)][:DRAWN])
+    images = Images(root, names[:: max(1, len(names) // DRAWN)][:DRAWN])
     drawn = folder / "found"
-    infer_folder(detector.load(run_folder.best, "cpu"), pictures, drawn, None, 0.4, batch_size=8, workers=0)
+    infer_folder(detector.load(run_folder.best, "cpu"), images, drawn, None, 0.4, batch_size=8, workers=0)
 
     drawings = [Image.open(path) for path in sorted((drawn / "images").rglob("*.jpg"))]
     contact_sheet(drawings[:: len(drawings) // 8][:8], columns=4).save(drawn / "overview.jpg", quality=85)
@@ -68,12 +68,12 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"\n{metric} {figure(results[metric])} on data that it was not trained on, after"
         f" {results['train_seconds']:.0f} s of training\n"
-        f"  pictures    {drawn / 'overview.jpg'}, {drawn / 'images'}\n"
+        f"  images    {drawn / 'overview.jpg'}, {drawn / 'images'}\n"
         f"  metrics     {run_folder.results}, {run_folder.metrics}\n"
         f"  checkpoint  {run_folder.best}\n"
         "next:\n"
         f"  {program} evaluate --checkpoint {run_folder.best}\n"
-        f"  {program} infer --checkpoint {run_folder.best} --input YOUR_PICTURES/ --output found/\n"
+        f"  {program} infer --checkpoint {run_folder.best} --input YOUR_IMAGES/ --output found/\n"
         f"  {program} train --config {plan.own_data}"
     )
     return 0

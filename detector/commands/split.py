@@ -25,7 +25,11 @@ LISTED = 20  # classes with their own row
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("annotations", type=Path, help="a COCO JSON file")
     parser.add_argument(
-        "--val", type=_share, default=0.2, metavar="SHARE", help="share of the images that goes to val (default: 0.2)"
+        "--val",
+        type=_fraction,
+        default=0.2,
+        metavar="FRACTION",
+        help="fraction of the images that goes to val (default: 0.2)",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: 0)")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder of train.json, val.json")
@@ -91,11 +95,11 @@ def describe(annotations: Annotations, is_val: np.ndarray, paths: list[Path]) ->
     return text
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     try:
-        share = float(text)
+        fraction = float(text)
     except ValueError:
-        share = 0.0
-    if not 0 < share < 1:
+        fraction = 0.0
+    if not 0 < fraction < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
-    return share
+    return fraction

@@ -2,7 +2,7 @@
 
 tools/stress.py kill --kills 200        train a tiny model, SIGKILL it at random moments, resume, compare bit for bit
 tools/stress.py soak                    2,000 steps and 20 evaluations: does memory grow, do descriptors leak
-tools/stress.py infer --pictures 100000 the time to the first batch, memory, killed half way and resumed
+tools/stress.py infer --images 100000 the time to the first batch, memory, killed half way and resumed
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kills", type=count, default=100, help="kill: so many (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="kill: of the moments (default: 0)")
     parser.add_argument("--steps", type=count, default=2000, help="soak: so many, in 20 parts (default: 2000)")
-    parser.add_argument("--pictures", type=count, default=100_000, help="infer: so many (default: 100000)")
+    parser.add_argument("--images", type=count, default=100_000, help="infer: so many (default: 100000)")
     parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder, removed)")
 
 
@@ -57,9 +57,9 @@ def _stress(args: argparse.Namespace, folder: Path) -> int:
         soaked = stress.soak(data, folder / "runs", args.steps, evaluations=20, settled=min(SETTLED, args.steps // 2))
         print(soaked)
         return FAILED if soaked.growth > GROWTH or soaked.late.descriptors > soaked.early.descriptors else 0
-    print(f"making {args.pictures} pictures", file=sys.stderr)
-    stress.link_pictures(folder / "pictures", args.pictures)
+    print(f"making {args.images} images", file=sys.stderr)
+    stress.link_images(folder / "images", args.images)
     checkpoint = stress.tiny_checkpoint(folder / "tiny.pt")
-    inferred = stress.infer(checkpoint, folder / "pictures", folder / "found", args.pictures)
+    inferred = stress.infer(checkpoint, folder / "images", folder / "found", args.images)
     print(inferred)
     return 0 if inferred.is_same and inferred.late.memory < (1 + GROWTH) * inferred.early.memory else FAILED

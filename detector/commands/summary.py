@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="a YAML file, the name of one in configs/, a checkpoint or a run's folder")
     parser.add_argument("--compare", nargs="+", metavar="CONFIG", help="several of them, side by side")
     parser.add_argument(
-        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the picture (default: the config's own, padded)"
+        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the image (default: the config's own, padded)"
     )
     parser.add_argument("--classes", type=int, help="how many (default: data.classes, or those of COCO or ImageNet)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -131,7 +131,7 @@ def time_models(
 
     device = choose_device(device_name)
     models = [build_model(config.model, own.classes) for config, own in zip(configs, summaries, strict=True)]
-    pictures = [
+    images = [
         torch.randint(
             256, (1, own.in_channels, *own.size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
         )
@@ -140,10 +140,10 @@ def time_models(
     threads = f"cpu (threads: {torch.get_num_threads()})"
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
     note = (
-        "latency: Model.forward alone, without reading, resizing or post-processing; one picture in float32 on"
+        "latency: Model.forward alone, without reading, resizing or post-processing; one image in float32 on"
         f" {place}, median and quartiles of {runs} runs"
     )
-    return measure_latencies(models, pictures, device, runs), note
+    return measure_latencies(models, images, device, runs), note
 
 
 def as_objects(

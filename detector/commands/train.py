@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overfit",
         type=int,
         metavar="N",
-        help="learn N pictures by heart, in runs/NAME_overfit, and say whether it works (exit code 0 or 1)",
+        help="overfit N images, in runs/NAME_overfit, and say whether it works (exit code 0 or 1)",
     )
     add_allow_code(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
@@ -91,11 +91,11 @@ def check_overfit(args: argparse.Namespace) -> None:
     if args.overfit < 1:
         raise ConfigError(f"command line: --overfit {args.overfit}: must be at least 1")
     if args.resume:
-        raise ConfigError("command line: --overfit begins anew each time; leave --resume out")
+        raise ConfigError("command line: --overfit begins again each time; leave --resume out")
 
 
 def run_overfit(args: argparse.Namespace, config: Config, run_folder: RunFolder) -> int:
-    """Exit code 0 if the pictures were learned, 1 if they were not."""
+    """Exit code 0 if the images were learned, 1 if they were not."""
     from detector.tasks import get_task
     from detector.training import distributed
     from detector.training.overfit import describe, overfit

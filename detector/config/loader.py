@@ -204,7 +204,7 @@ def _note_places(node: yaml.Node, keys: tuple[str, ...], source: str, places: _P
             below = (*keys, str(key_node.value))
             place = f"{source}:{key_node.start_mark.line + 1}"
             if below in places:
-                raise ConfigError(f"{place}: {'.'.join(below)}: stands twice, first at {places[below]}; keep one")
+                raise ConfigError(f"{place}: {'.'.join(below)}: is duplicated, first at {places[below]}; keep one")
             places[below] = place
             _note_places(value_node, below, source, places)
 

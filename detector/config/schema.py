@@ -23,7 +23,7 @@ from detector.config.tasks import TASKS
 from detector.errors import one_of
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
@@ -46,9 +46,9 @@ class Section(BaseModel):
 class SplitConfig(Section):
     """One data set on disk."""
 
-    # Detection: a COCO JSON file. Classification: a CSV file of paths and labels, or null for a folder a class.
+    # Detection: a COCO JSON file. Classification: a CSV file of paths and labels, or null for one folder per class.
     annotations: str | None = None
-    images: str | None = None  # the folder that file names are relative to, or that holds a folder a class
+    images: str | None = None  # the folder that file names are relative to, or that holds one folder per class
 
 
 class ResizeConfig(Section):
@@ -57,7 +57,7 @@ class ResizeConfig(Section):
     # Several: one is drawn for each training image; evaluation and inference use the last.
     short: Annotated[list[Count], Field(min_length=1)] = [800]
     long: Count = 1333
-    # Height and width of every picture, whatever its ratio, in place of ``short`` and ``long``: one shape.
+    # Height and width of every image, whatever its ratio, instead of ``short`` and ``long``: one shape.
     fixed: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     rounding: Literal["nearest", "down"] = "nearest"  # of the sides to whole pixels; torchvision has down
     interpolation: Literal["area", "bilinear"] = "area"  # when it shrinks; area does not alias
@@ -67,13 +67,13 @@ class AugmentConfig(Section):
     """Training only; each is a pure function of (seed, epoch, index)."""
 
     horizontal_flip: Probability = 0.5
-    vertical_flip: Probability = 0.0  # cells, satellites: pictures without an upright
+    vertical_flip: Probability = 0.0  # cells, satellites: images without an upright
     photometric: Probability = 0.0  # probability of brightness and contrast jitter, of saturation and hue in RGB
     scale_jitter: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = (
         None  # e.g. [0.5, 2.0]; over 1 crops
     )
     min_visibility: Probability = 0.25  # a box that a crop leaves less of becomes an ignore region
-    # Two pictures in one, by shares drawn from Beta(α, α); this is α, 0 = never. With both, each takes half of them.
+    # Two images in one, by shares drawn from Beta(α, α); this is α, 0 = never. With both, each takes half of them.
     mixup: Annotated[float, Field(ge=0)] = 0.0  # blended (Zhang et al. 2018)
     cutmix: Annotated[float, Field(ge=0)] = 0.0  # a window of the other (Yun et al. 2019)
     # albumentations' transforms of an image at its input size, after the flips and colours, in this order: the name and
@@ -90,12 +90,12 @@ class AugmentConfig(Section):
 
 
 class CropConfig(Section):
-    """Classification: every picture becomes ``size`` × ``size``."""
+    """Classification: every image becomes ``size`` × ``size``."""
 
     size: Count = 224
-    scale: Annotated[list[Share], Field(min_length=2, max_length=2)] = [0.08, 1.0]  # of the area: training crops
+    scale: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.08, 1.0]  # of the area: training crops
     ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [3 / 4, 4 / 3]  # width / height of them
-    eval_share: Share = 0.875  # of the short side: the square in the middle that evaluation and inference see
+    eval_share: Fraction = 0.875  # of the short side: the square in the middle that evaluation and inference see
 
     @model_validator(mode="after")
     def _ordered(self) -> CropConfig:
@@ -116,18 +116,18 @@ class DataConfig(Section):
     exif: Literal["auto", "stored", "upright"] = "auto"
     # Of 16-bit images, the value that counts as 255 of 8 bits; null: 65535. 12-bit cameras: 4095.
     max_value: Annotated[int, Field(ge=1, le=65535)] | None = None
-    # A picture that training cannot read: stop, or take another in its place and name it in the run's skipped.txt,
-    # until more than max_bad_share of an epoch's pictures are broken. Evaluation always stops: its score is of all.
+    # An image that training cannot read: stop, or take another in its place and name it in the run's skipped.txt,
+    # until more than max_bad_share of an epoch's images are broken. Evaluation always stops: its score is of all.
     on_bad_image: Literal["error", "skip"] = "error"
-    max_bad_share: Share = 0.01
+    max_bad_share: Fraction = 0.01
     val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of data.train, held back as data.val, by seed
     classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those that data.train has, by name
-    # Null: all equal. balanced: each class in inverse proportion to its pictures. Or a weight by class, others 1.
+    # Null: all equal. balanced: each class in inverse proportion to its images. Or a weight by class, others 1.
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
     resize: ResizeConfig = ResizeConfig()
     crop: CropConfig = CropConfig()
     augment: AugmentConfig = AugmentConfig()
-    group_by_aspect: bool = True  # batches of portrait or of landscape pictures, so that they pad little
+    group_by_aspect: bool = True  # batches of portrait or of landscape images, so that they pad little
     workers: Annotated[int, Field(ge=0, le=1024)] = 2  # processes that load, a rank
 
     @property
@@ -138,7 +138,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _each_class_once(self) -> DataConfig:
         if twice := [name for name in self.classes or [] if (self.classes or []).count(name) > 1]:
-            raise ValueError(f"classes: {twice[0]!r} stands twice; keep one")
+            raise ValueError(f"classes: {twice[0]!r} is duplicated; keep one")
         return self
 
 
@@ -159,7 +159,7 @@ class BackboneConfig(Section):
 
 
 class PyramidConfig(Section):
-    """Several networks side by side in place of ``model.backbone``, each with its own FPN on the same pictures."""
+    """Several networks side by side instead of ``model.backbone``, each with its own FPN on the same images."""
 
     # A name alone is a network of random weights; with more to say, it is a section such as model.backbone.
     branches: list[Annotated[BackboneConfig, BeforeValidator(_named)]] = []
@@ -213,7 +213,7 @@ class AnchorConfig(Section):
     scales: Annotated[list[Positive], Field(min_length=1)] = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)]
     offset: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the centre from the cell's corner, in strides
     rounded: bool = False  # a cell's corners to whole pixels, as torchvision has them
-    # Level l has stride 2^l; or, as in torchvision, the padded picture's side // the level's, which is less where P6
+    # Level l has stride 2^l; or, as in torchvision, the padded image's side // the level's, which is less where P6
     # and P7 were rounded up.
     strides: Literal["exact", "from_size"] = "exact"
     levels: dict[Annotated[int, Field(ge=2, le=7)], AnchorShapes] = {}  # overrides by level
@@ -225,7 +225,7 @@ class AnchorConfig(Section):
             count = len(shapes.ratios) * len(shapes.scales)
             if count != self.per_cell:
                 raise ValueError(
-                    f"levels.{level}: {count} anchors a cell where the others have {self.per_cell};"
+                    f"levels.{level}: {count} anchors per cell where the others have {self.per_cell};"
                     " the head is shared, so every level needs the same number"
                 )
         return self
@@ -269,7 +269,7 @@ class MatcherConfig(Section):
     positive: Annotated[float, Field(gt=0, le=1)] = 0.5
     negative: Probability = 0.4
     low_quality: bool = True
-    ignore_cover: Probability = 0.5  # share of an anchor inside a crowd region from which it is ignored
+    ignore_cover: Probability = 0.5  # fraction of an anchor inside a crowd region from which it is ignored
 
     @model_validator(mode="after")
     def _ordered(self) -> MatcherConfig:
@@ -298,9 +298,9 @@ class PredictConfig(Section):
     score_threshold: Probability = 0.05
     nms_threshold: Probability = 0.5
     max_detections: Count = 100
-    clip: Literal["before_nms", "after_nms"] = "before_nms"  # boxes to the picture
-    keep_empty: bool = False  # boxes of which the picture shows nothing, as torchvision does
-    classes: Count = 5  # classification: so many of the best are written for each picture
+    clip: Literal["before_nms", "after_nms"] = "before_nms"  # boxes to the image
+    keep_empty: bool = False  # boxes of which the image shows nothing, as torchvision does
+    classes: Count = 5  # classification: so many of the best are written for each image
     # Of the network in evaluation and inference, whatever it was trained in; boxes, scores and NMS are always in fp32.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
@@ -323,7 +323,7 @@ class ModelConfig(Section):
     # A checkpoint of this package, torchvision, Detectron2 or MMDetection to begin with: a path, a URL, or a name of
     # torchvision's such as RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1. What fits is taken, classes by name.
     weights: str | None = None
-    # 1: gray; others: pictures must have exactly as many.
+    # 1: gray; others: images must have exactly as many.
     in_channels: Annotated[int, Field(ge=1, le=4096)] = 3
     normalise: NormaliseConfig = NormaliseConfig()
     backbone: BackboneConfig | None = BackboneConfig()  # null where pyramid.branches stand in for it
@@ -335,7 +335,7 @@ class ModelConfig(Section):
     box_coder: BoxCoderConfig = BoxCoderConfig()
     loss: LossConfig = LossConfig()
     predict: PredictConfig = PredictConfig()
-    multi_label: bool = False  # classification: any number of labels a picture, each with its own score
+    multi_label: bool = False  # classification: any number of labels an image, each with its own score
 
     @model_validator(mode="before")
     @classmethod
@@ -396,13 +396,13 @@ class ScheduleConfig(Section):
     name: Literal["multistep", "cosine"] = "multistep"
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
-    milestones: list[Probability] = [2 / 3, 8 / 9]  # multistep: shares of the whole run
+    milestones: list[Probability] = [2 / 3, 8 / 9]  # multistep: fractions of the whole run
     gamma: Positive = 0.1  # multistep: factor at each milestone
 
 
 class TrainConfig(Section):
     batch_size: Count = 16  # images an optimizer step, over all ranks and accumulated parts
-    accumulate: Count = 1  # parts that a rank's share of the batch is computed in; changes memory, not mathematics
+    accumulate: Count = 1  # parts that a rank's part of the batch is computed in; changes memory, not mathematics
     epochs: Count = 12
     steps: Count | None = None  # stop after so many optimizer steps instead
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -411,7 +411,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are evaluated and kept
     compile: bool = False  # the network by torch.compile: minutes at the start, then faster steps; needs a C++ compiler
-    # Compute the network's blocks and the head's towers again in the backward pass in place of keeping what is in them:
+    # Compute the network's blocks and the head's towers again in the backward pass instead of keeping what is in them:
     # about half of the memory, a third more time, the same mathematics.
     activation_checkpointing: bool = False
     # last.pt is written after so many steps or minutes, whichever comes first, and at every epoch's end.

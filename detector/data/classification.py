@@ -1,4 +1,4 @@
-"""Pictures with classes: a folder a class, or a CSV file of paths and labels."""
+"""Images with classes: one folder per class, or a CSV file of paths and labels."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from detector.structures import Category, ClassTargets
 
 
 class ClassSample(NamedTuple):
-    """One picture with its class, as a loader's workers hand it to ``collate``."""
+    """One image with its class, as a loader's workers hand it to ``collate``."""
 
     image: Tensor  # [C, H, W] uint8 or uint16
-    shares: Tensor  # [K] float32, see ClassTargets
+    probabilities: Tensor  # [K] float32, see ClassTargets
     weights: Tensor  # [K] float32
     size_original: tuple[int, int]  # height, width of the file
     id: int
@@ -36,15 +36,15 @@ class ClassSample(NamedTuple):
 
     @staticmethod
     def stack_targets(samples: Sequence[ClassSample]) -> ClassTargets:
-        shares, weights = ([getattr(sample, key) for sample in samples] for key in ("shares", "weights"))
-        return ClassTargets(torch.stack(shares), torch.stack(weights))
+        probabilities, weights = ([getattr(sample, key) for sample in samples] for key in ("probabilities", "weights"))
+        return ClassTargets(torch.stack(probabilities), torch.stack(weights))
 
 
 class ClassDataset(Dataset[ClassSample | DetectorError]):
-    """Labelled pictures, transformed; with ``augment``, now and then mixed with another.
+    """Labelled images, transformed; with ``augment``, now and then mixed with another.
 
     Indexed by (epoch, index): what happens to a sample depends on these and the seed alone, its partner in a mix
-    included. A broken picture comes back as the error itself (see ``CocoDataset``).
+    included. A broken image comes back as the error itself (see ``CocoDataset``).
     """
 
     is_wide = shapes = None  # all images become squares of one size
@@ -93,11 +93,11 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
 
     @property
     def has_targets(self) -> np.ndarray:
-        """Which pictures have a label, [I] bool."""
+        """Which images have a label, [I] bool."""
         return np.diff(self.labelled.first) > 0
 
     def select(self, indices: Sequence[int]) -> ClassDataset:
-        """Some of the pictures, in this order."""
+        """Some of the images, in this order."""
         some = self.labelled.select(np.asarray(indices))
         given = self.channels, self.augment, self.seed, self.exif, self.max_value
         return ClassDataset(some, self.transform, self.weights.numpy(), *given)
@@ -107,7 +107,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         counts = self.labelled.counts()
         names = ", ".join(category.name for category in self.categories[:10])
         names += ", …" if len(self.categories) > 10 else ""
-        text = f"{len(self):,} pictures of {len(self.categories)} classes ({names}), {counts.min():,} to"
+        text = f"{len(self):,} images of {len(self.categories)} classes ({names}), {counts.min():,} to"
         text += f" {counts.max():,} each"
         if unlabelled := int((np.diff(self.labelled.first) == 0).sum()):
             text += f"; {unlabelled:,} without a label"
@@ -125,24 +125,24 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
             return error
 
     def _sample(self, epoch: int, index: int) -> ClassSample:
-        image, shares, size = self._read(epoch, index)
+        image, probabilities, size = self._read(epoch, index)
         if self.augment and (self.augment.mixup or self.augment.cutmix):
             # Another stream than that of the transform, which has the first three numbers.
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 1]))
-            other, other_shares, _ = self._read(epoch, int(rng.integers(len(self))))
+            other, other_probabilities, _ = self._read(epoch, int(rng.integers(len(self))))
             if other.dtype != image.dtype:  # 8 bits and 16: 255 becomes 65535
                 image, other = (a if a.dtype == np.uint16 else a.astype(np.uint16) * 257 for a in (image, other))
             image, share = mix(image, other, self.augment, rng)
-            shares = share * shares + (1 - share) * other_shares
+            probabilities = share * probabilities + (1 - share) * other_probabilities
         pixels = torch.from_numpy(image).permute(2, 0, 1)
-        return ClassSample(pixels, shares, self.weights, size, index)
+        return ClassSample(pixels, probabilities, self.weights, size, index)
 
     def _read(self, epoch: int, index: int) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
-        """Picture, shares of the classes, and the file's height and width."""
+        """Image, probabilities of the classes, and the file's height and width."""
         image = read_image(self.file(index), self.channels, self.exif, self.max_value)
-        shares = torch.zeros(len(self.categories))
-        shares[self.labelled.labels_of(index)] = 1
-        return self.transform(image, epoch, index), shares, image.shape[:2]
+        probabilities = torch.zeros(len(self.categories))
+        probabilities[self.labelled.labels_of(index)] = 1
+        return self.transform(image, epoch, index), probabilities, image.shape[:2]
 
 
 def open_classes(config: Config, name: str, categories: list[Category] | None = None) -> ClassDataset:
@@ -179,7 +179,7 @@ def _read_split(config: Config, name: str, split: SplitConfig, classes: Sequence
         raise not_set(config.data, name, "images")
     root = Path(split.images)
     if not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
-        raise DataError(f"data.{name}.images: {root} is no folder")
+        raise DataError(f"data.{name}.images: {root} is not a folder")
     if split.annotations is None:
         with naming_format(root):
             return read_folders(root, classes)

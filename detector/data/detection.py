@@ -1,4 +1,4 @@
-"""The data set of COCO-format annotations and a folder of pictures."""
+"""The data set of COCO-format annotations and a folder of images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OUTSIDE = "put the image into the folder, or set data.allow_outside=true if you 
 
 
 class Sample(NamedTuple):
-    """One picture with its boxes, as a loader's workers hand it to ``collate``."""
+    """One image with its boxes, as a loader's workers hand it to ``collate``."""
 
     image: Tensor  # [C, H, W] uint8 or uint16
     boxes: Tensor  # [T, 4] float32, xyxy in pixels of ``image``
@@ -105,7 +105,7 @@ def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
     """Boxes as xyxy, with those that have no area or reach outside their image refused, clipped or dropped.
 
     ``error`` raises for the first of them; ``clip`` cuts boxes to the image and drops what has no area then; ``drop``
-    drops every one of them. Up to a pixel outside is no fault (annotation tools round); that is cut without a word.
+    drops every one of them. Up to a pixel outside is not a fault (annotation tools round); that is cut without a word.
     Of an image whose size is not known, nothing lies outside on the right or below.
     """
     image = annotations.image_index()
@@ -176,9 +176,9 @@ def describe_odd_areas(annotations: Annotations) -> str:
 
 
 class CocoDataset(Dataset[Sample | DetectorError]):
-    """Pictures of a COCO-format data set, transformed.
+    """Images of a COCO-format data set, transformed.
 
-    Indexed by (epoch, index): what happens to a sample depends on these and the seed alone. A broken picture comes back
+    Indexed by (epoch, index): what happens to a sample depends on these and the seed alone. A broken image comes back
     as the error itself, for the process that reads the loader to raise (an exception would reach it wrapped in the
     worker's traceback).
     """
@@ -219,7 +219,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
     @property
     def is_wide(self) -> np.ndarray:
-        """Whether each picture is at least as wide as high, [I] bool."""
+        """Whether each image is at least as wide as high, [I] bool."""
         return (self.annotations.widths >= self.annotations.heights).numpy()
 
     @property
@@ -238,12 +238,12 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
     @property
     def has_targets(self) -> np.ndarray:
-        """Which pictures have something to find, [I] bool."""
+        """Which images have something to find, [I] bool."""
         images = self.annotations.image_index()[self.is_object]
         return (torch.bincount(images, minlength=len(self)) > 0).numpy()
 
     def select(self, indices: Sequence[int]) -> CocoDataset:
-        """Some of the pictures, in this order."""
+        """Some of the images, in this order."""
         part = self.annotations.select(indices)
         given = self.images, self.transform, self.invalid_boxes, self.channels, self.exif, self.max_value
         return CocoDataset(part, *given)
@@ -313,7 +313,7 @@ def open_dataset(
             raise not_set(data, read_name, key)
     images = Path(split.images or "")
     if not images.is_dir():
-        raise DataError(f"data.{read_name}.images: {images} is no folder")
+        raise DataError(f"data.{read_name}.images: {images} is not a folder")
     annotations = read_split(data, name, categories, seed)
     check_files(annotations, images, read_name, data.allow_outside)
     annotations = with_sizes(annotations, images, data.exif)
@@ -345,11 +345,11 @@ def read_split(data: DataConfig, name: str, categories: list[Category] | None, s
     return annotations.select(np.flatnonzero(is_val if name == "val" else ~is_val).tolist())
 
 
-def held_back(annotations: Annotations, share: float, seed: int) -> np.ndarray:
+def held_back(annotations: Annotations, fraction: float, seed: int) -> np.ndarray:
     """Which images :func:`~detector.data.split.hold_back` takes, [I] bool; crowds count for their class."""
     names = [annotations.file_name(index).encode() for index in range(len(annotations))]
     image, labels = annotations.image_index().numpy(), annotations.labels.numpy()
-    return hold_back(annotations.path, names, image, labels, share, seed)
+    return hold_back(annotations.path, names, image, labels, fraction, seed)
 
 
 def check_files(annotations: Annotations, images: Path, split: str, allow_outside: bool) -> None:

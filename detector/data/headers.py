@@ -1,6 +1,6 @@
-"""What a picture's file says of itself, looked at before a decoder is let at it.
+"""What an image's file says of itself, looked at before a decoder is let at it.
 
-The decoder is OpenCV's, and believes much: it allocates what a header claims, draws half a picture where the rest of
+The decoder is OpenCV's, and believes much: it allocates what a header claims, draws half an image where the rest of
 the file was never written, and up to its version 5.0 crashes on damaged animations in PNG files.
 """
 
@@ -45,17 +45,17 @@ _KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
 
 
 def open_header(path: Path, file: IO[bytes]) -> ImageFile.ImageFile | None:
-    """The header of a picture, by Pillow; None where it is damaged, or of a kind that only OpenCV knows.
+    """The header of an image, by Pillow; None where it is damaged, or of a kind that only OpenCV knows.
 
     The kind is what the first bytes say, whatever the name is. Raises :class:`~detector.errors.DataError` for what is
-    no picture.
+    no image.
     """
     start = file.read(12)
     file.seek(0)
     opener = _opener(start)
     if opener is None:
         kinds = "JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000, PPM or PGM"
-        raise DataError(f"{path}: is no picture: it begins with {start[:8]!r}, which none of {kinds} does")
+        raise DataError(f"{path}: is not an image: it begins with {start[:8]!r}, which none of {kinds} does")
     try:
         return opener(file)
     except Exception:  # damaged headers raise almost anything
@@ -107,7 +107,7 @@ def may_be_deep(header: ImageFile.ImageFile) -> bool:
 def checked(path: Path, data: bytes, header: ImageFile.ImageFile | None = None) -> bytes:
     """What of a file is to be decoded; ``header`` where it has been opened already.
 
-    Raises :class:`~detector.errors.DataError` for what is no picture, claims more than ``MAX_PIXELS``, or is cut off.
+    Raises :class:`~detector.errors.DataError` for what is not an image, claims more than ``MAX_PIXELS``, or is cut off.
     """
     if data.startswith(_PNG):
         return _checked_png(path, data)
@@ -120,18 +120,18 @@ def checked(path: Path, data: bytes, header: ImageFile.ImageFile | None = None) 
     # Where a disk was full, or a download was cut off, zeros may follow what was written, up to the length that was
     # planned. The search begins behind the header, which may have a thumbnail with an end of its own.
     if isinstance(header, JpegImagePlugin.JpegImageFile) and data.rfind(b"\xff\xd9", header.fp.tell()) < 0:
-        raise DataError(f"{path}: is cut off: the picture has no end (FFD9); restore the file")
+        raise DataError(f"{path}: is cut off: the image has no end (FFD9); restore the file")
     return data
 
 
 def _checked_png(path: Path, data: bytes) -> bytes:
-    """The picture without what would move it: of an animation, the picture that viewers show that know none."""
+    """The image without what would move it: of an animation, the image that viewers show that know none."""
     chunks = list(_chunks(data))
     kinds = [kind for kind, _, _ in chunks]
     if kinds[:1] == [b"IHDR"]:
         check_size(path, *struct.unpack_from(">II", data, len(_PNG) + 8))
     if kinds[-1:] != [b"IEND"]:
-        raise DataError(f"{path}: is cut off or damaged: the picture has no end (IEND); restore the file")
+        raise DataError(f"{path}: is cut off or damaged: the image has no end (IEND); restore the file")
     if b"acTL" not in kinds:
         return data
     still = [data[start:end] for kind, start, end in chunks if kind not in (b"acTL", b"fcTL", b"fdAT")]
@@ -153,6 +153,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 def check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise DataError(
-            f"{path}: has {width:,}×{height:,} pixels, more than the {MAX_PIXELS:,} that a picture may have; cut it"
+            f"{path}: has {width:,}×{height:,} pixels, more than the {MAX_PIXELS:,} that an image may have; cut it"
             " into tiles, or scale it down"
         )

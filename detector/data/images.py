@@ -1,4 +1,4 @@
-"""Reading pictures: one policy for training, evaluation and inference.
+"""Reading images: one policy for training, evaluation and inference.
 
 An image is [H, W, C] uint8 or, of a file with 16 bits, uint16; RGB if C is 3, gray if it is 1. Nothing is converted to
 other numbers of channels: a file must have exactly as many.
@@ -29,9 +29,9 @@ from PIL import TiffImagePlugin
 from detector.data.headers import QUARTER_TURNS, check_size, checked, open_header, orientation_of, stored_size
 from detector.errors import DataError
 
-LARGEST_FILE = 2**31  # bytes; the largest picture that is read (see headers) has 2^30.6 as 16-bit RGB, uncompressed
+LARGEST_FILE = 2**31  # bytes; the largest image that is read (see headers) has 2^30.6 as 16-bit RGB, uncompressed
 
-ARRAY_SUFFIX = ".npy"  # an array [H, W, C], for more channels than picture files have
+ARRAY_SUFFIX = ".npy"  # an array [H, W, C], for more channels than image files have
 IMAGE_SUFFIXES = {
     ".jpg",
     ".jpeg",
@@ -63,7 +63,7 @@ def read_image(path: Path, channels: int = 3, exif: str = "auto", max_value: int
 def read_annotated_image(
     path: Path, height: int, width: int, channels: int = 3, exif: str = "auto", max_value: int | None = None
 ) -> np.ndarray:
-    """The picture in the frame of ``height`` × ``width`` that its boxes were drawn on."""
+    """The image in the frame of ``height`` × ``width`` that its boxes were drawn on."""
     data = _read_bytes(path)
     for upright in {"auto": (False, True), "stored": (False,), "upright": (True,)}[exif]:
         image = _decode(path, data, channels, upright)
@@ -71,13 +71,13 @@ def read_annotated_image(
             return scale_depth(image, max_value)
     frame = f" in the frame that data.exif={exif} reads" if exif != "auto" else ""
     raise DataError(
-        f"{path}: the picture is {image.shape[1]}×{image.shape[0]}{frame}, its annotation says {width}×{height};"
-        " correct width and height in the annotation file, or restore the picture"
+        f"{path}: the image is {image.shape[1]}×{image.shape[0]}{frame}, its annotation says {width}×{height};"
+        " correct width and height in the annotation file, or restore the image"
     )
 
 
 def read_size(path: Path, exif: str = "auto") -> tuple[int, int]:
-    """Height and width of a picture, of its header where that says so, for annotations that do not give them.
+    """Height and width of an image, of its header where that says so, for annotations that do not give them.
 
     Raises :class:`~detector.errors.DataError` where EXIF turns it by a quarter and ``exif`` is auto: its boxes may be
     on either frame.
@@ -89,13 +89,13 @@ def read_size(path: Path, exif: str = "auto") -> tuple[int, int]:
             if header is None:  # of a kind that only OpenCV knows
                 file.seek(0)
                 data = file.read()
-                image = _read_array(path, data) if is_array else _read_picture(path, checked(path, data), 0, False)
+                image = _read_array(path, data) if is_array else _read_image(path, checked(path, data), 0, False)
                 return image.shape[0], image.shape[1]
             width, height = stored_size(header)
             if width != height and exif != "stored" and orientation_of(header) in QUARTER_TURNS:
                 if exif == "auto":
                     raise DataError(
-                        f"{path}: EXIF turns the picture by a quarter, so {width}×{height} may not be the frame of its"
+                        f"{path}: EXIF turns the image by a quarter, so {width}×{height} may not be the frame of its"
                         " boxes; write the width and height of that frame into the annotations, or set data.exif"
                     )
                 width, height = height, width
@@ -134,19 +134,19 @@ def depth_fault(peak: int, max_value: int | None) -> str:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """A picture's file; raises the system's error, or :class:`~detector.errors.DataError` where it is none."""
+    """An image's file; raises the system's error, or :class:`~detector.errors.DataError` where it is none."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # a pipe would hang, a device never end
-        raise DataError(f"{path}: cannot be read: it is no file")
+        raise DataError(f"{path}: cannot be read: it is not a file")
     if status.st_size == 0:
         raise DataError(f"{path}: the file is empty")
     if status.st_size > LARGEST_FILE and path.suffix.lower() != ARRAY_SUFFIX:
-        raise DataError(f"{path}: has {status.st_size:,} bytes; a picture has at most {LARGEST_FILE:,}")
+        raise DataError(f"{path}: has {status.st_size:,} bytes; an image has at most {LARGEST_FILE:,}")
     return path.open("rb")
 
 
 def why_missing(path: Path) -> str:
-    """Why there is no file at ``path``: "does not exist", or where its link leads."""
+    """Why there is not a file at ``path``: "does not exist", or where its link leads."""
     if os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises for a name that is too long)
         return f"is a link to {os.path.realpath(path)}, which does not exist"
     return "does not exist"
@@ -166,16 +166,16 @@ def _decode(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray
     if path.suffix.lower() == ARRAY_SUFFIX:
         image = _read_array(path, data)
     else:
-        image = _read_picture(path, checked(path, data), channels, upright)
+        image = _read_image(path, checked(path, data), channels, upright)
     if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or image.size == 0:
-        raise DataError(f"{path}: holds {image.dtype} {list(image.shape)}; a picture is [H, W, C] uint8 or uint16")
+        raise DataError(f"{path}: holds {image.dtype} {list(image.shape)}; an image is [H, W, C] uint8 or uint16")
     image = image.reshape(*image.shape[:2], -1)
     if image.shape[2] != channels:
         raise ChannelsError(f"{path}: has {image.shape[2]} channels, model.in_channels asks for {channels}")
     return image
 
 
-def _read_picture(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray:
+def _read_image(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray:
     straight = _read_straight_alpha(data) if channels >= 3 else None
     image = straight[:, :, :channels] if straight is not None else _read_with_opencv(path, data, channels, upright)
     # A TIFF file always comes upright; of the others, OpenCV turns gray and colors only.
@@ -207,7 +207,7 @@ def _read_with_opencv(path: Path, data: bytes, channels: int, upright: bool) -> 
     except (cv2.error, MemoryError) as error:
         raise DataError(f"{path}: cannot be decoded: {getattr(error, 'err', error)}") from None
     if image is None:
-        raise DataError(f"{path}: is no picture that can be decoded, or is cut off")
+        raise DataError(f"{path}: is not an image that can be decoded, or is cut off")
     if image.ndim == 3 and image.shape[2] in (3, 4):
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
     return image
@@ -217,9 +217,9 @@ def _read_array(path: Path, data: bytes) -> np.ndarray:
     try:
         image = np.load(io.BytesIO(data), allow_pickle=False)
     except Exception as error:  # a damaged header raises almost anything
-        raise DataError(f"{path}: is no array that can be read: {' '.join(str(error).split())[:120]}") from None
+        raise DataError(f"{path}: is not an array that can be read: {' '.join(str(error).split())[:120]}") from None
     if not isinstance(image, np.ndarray):
-        raise DataError(f"{path}: holds several arrays; a picture is one, [H, W, C]")
+        raise DataError(f"{path}: holds several arrays; an image is one, [H, W, C]")
     return image.astype(image.dtype.newbyteorder("="), copy=False)
 
 

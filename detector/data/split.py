@@ -14,13 +14,13 @@ from detector.errors import ConfigError, DataError
 
 
 def hold_back(
-    source: Path, names: Sequence[bytes], image: np.ndarray, label: np.ndarray, share: float, seed: int
+    source: Path, names: Sequence[bytes], image: np.ndarray, label: np.ndarray, fraction: float, seed: int
 ) -> np.ndarray:
     """Which of I images are held back, [I] bool, by their file names; annotation m is of class label[m] in image[m].
 
     Each image is decided alone: a hash of ``seed`` and its name gives a number in [0, 1), and the image is held back
-    where that is below ``share``. So images that are added move no others, and each class gives about its share. Then
-    as few images as possible are moved, those whose numbers are nearest to ``share`` first:
+    where that is below ``fraction``. So images that are added move no others, and each class gives about its fraction.
+    Then as few images as possible are moved, those whose numbers are nearest to ``fraction`` first:
 
     - to train, one of each class that is wholly held back;
     - to val, one of each class that has none there, the rarest classes first, unless train would lose the last image
@@ -31,7 +31,7 @@ def hold_back(
     """
     number = np.array([int.from_bytes(hashlib.sha256(b"%d %s" % (seed, name)).digest()[:8], "big") for name in names])
     number = number.astype(np.float64) / 2**64
-    is_val = number < share
+    is_val = number < fraction
     # Every image is also of one class that all share, so that neither part is empty.
     everything = label.max(initial=-1) + 1
     pairs = np.unique(

@@ -1,4 +1,4 @@
-"""Generated data: shapes over textured clutter, in COCO format or a folder a class, a function of (seed, index)."""
+"""Generated data: shapes over textured clutter, in COCO format or one folder per class, a function of (seed, index)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-SIDE = 192  # of a picture, in pixels
+SIDE = 192  # of an image, in pixels
 SMALLEST, LARGEST = 12, 150  # side of a shape's box, in pixels
 MOST_HIDDEN = 1 / 3  # of a shape, by those drawn over it
 
@@ -27,16 +27,16 @@ CLASSES = list(POLYGONS)
 
 
 def write_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
-    """``folder``/images and ``folder``/annotations/{train,val}.json with so many pictures each."""
+    """``folder``/images and ``folder``/annotations/{train,val}.json with so many images each."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
     first = 0
     for split, count in (("train", train), ("val", val)):
         images, annotations = [], []
         for index in range(first, first + count):
-            picture, boxes, labels = make_picture(seed, index)
+            image, boxes, labels = make_image(seed, index)
             name = f"{split}_{index:05}.jpg"
-            cv2.imwrite(str(folder / "images" / name), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+            cv2.imwrite(str(folder / "images" / name), image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
             images.append({"id": index + 1, "file_name": name, "height": SIDE, "width": SIDE})
             for (left, top, right, bottom), label in zip(boxes.tolist(), labels, strict=True):
                 width, height = right - left, bottom - top
@@ -57,25 +57,25 @@ def write_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
 
 
 def write_class_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
-    """``folder``/{train,val}/CLASS/ with every shape of so many pictures cut out, a tenth of its size around it."""
+    """``folder``/{train,val}/CLASS/ with every shape of so many images cut out, a tenth of its size around it."""
     first = 0
     for split, count in (("train", train), ("val", val)):
         for name in CLASSES:
             (folder / split / name).mkdir(parents=True, exist_ok=True)
         for index in range(first, first + count):
-            picture, boxes, labels = make_picture(seed, index)
+            image, boxes, labels = make_image(seed, index)
             for number, (box, label) in enumerate(zip(boxes, labels, strict=True)):
                 margin = np.tile((box[2:] - box[:2]) // 10 + 1, 2) * [-1, -1, 1, 1]
                 left, top, right, bottom = (box + margin).clip(0, SIDE)
                 file = folder / split / CLASSES[label] / f"{index:05}_{number:02}.png"
-                cv2.imwrite(str(file), picture[top:bottom, left:right, ::-1])
+                cv2.imwrite(str(file), image[top:bottom, left:right, ::-1])
         first += count
 
 
-def make_picture(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """A picture [SIDE, SIDE, 3] uint8 RGB, the boxes of its shapes [T, 4] xyxy in whole pixels, and their labels."""
+def make_image(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """An image [SIDE, SIDE, 3] uint8 RGB, the boxes of its shapes [T, 4] xyxy in whole pixels, and their labels."""
     rng = np.random.default_rng([seed, index])
-    picture = _clutter(rng)
+    image = _clutter(rng)
     shown = np.zeros((0, SIDE, SIDE), dtype=bool)  # what is to be seen of each shape so far
     areas, boxes, labels = [], [], []
     for _ in range(int(rng.integers(4, 15))):
@@ -89,24 +89,24 @@ def make_picture(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[in
         areas.append(mask.sum())
         boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
         labels.append(label)
-        _paint(rng, picture, mask)
-    return picture, np.array(boxes), labels
+        _paint(rng, image, mask)
+    return image, np.array(boxes), labels
 
 
 def _clutter(rng: np.random.Generator) -> np.ndarray:
     """Clouds, strokes and grain in muted colours: edges everywhere, none of them around a shape."""
     coarse = (rng.integers(60, 190, size=(5, 5, 1)) + rng.integers(-25, 26, size=(5, 5, 3))).astype(np.uint8)
-    picture = cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(coarse, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     for _ in range(int(rng.integers(5, 16))):
         start, end = (tuple(int(number) for number in rng.integers(0, SIDE, 2)) for _ in range(2))
         color = tuple(int(number) for number in rng.integers(40, 210) + rng.integers(-25, 26, 3))
-        cv2.line(picture, start, end, color, int(rng.integers(1, 4)), cv2.LINE_AA)
+        cv2.line(image, start, end, color, int(rng.integers(1, 4)), cv2.LINE_AA)
     grain = rng.normal(0, 8, size=(SIDE, SIDE, 1))
-    return np.clip(picture + grain, 0, 255).astype(np.uint8)
+    return np.clip(image + grain, 0, 255).astype(np.uint8)
 
 
 def _shape(rng: np.random.Generator, polygon: np.ndarray | None) -> np.ndarray:
-    """A filled shape somewhere in the picture, [SIDE, SIDE] bool; its box has sides of SMALLEST to LARGEST pixels."""
+    """A filled shape somewhere in the image, [SIDE, SIDE] bool; its box has sides of SMALLEST to LARGEST pixels."""
     size = rng.triangular(SMALLEST, 24, LARGEST)
     stretch = np.exp(rng.uniform(-0.25, 0.25, size=2))
     angle = rng.uniform(-0.35, 0.35)  # radians: a square stays a square to the eye
@@ -123,12 +123,12 @@ def _shape(rng: np.random.Generator, polygon: np.ndarray | None) -> np.ndarray:
     return mask.astype(bool)
 
 
-def _paint(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray) -> None:
+def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
     """Fill ``mask`` with a vivid colour, now and then striped."""
     hue, value = int(rng.integers(180)), int(rng.integers(140, 256))
     color = cv2.cvtColor(np.array([[[hue, 230, value]]], dtype=np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
-    picture[mask] = color
+    image[mask] = color
     if rng.random() < 0.25:
         stripes = np.zeros_like(mask)
         stripes[:: int(rng.integers(4, 9))] = True
-        picture[mask & stripes] = 255 - color
+        image[mask & stripes] = 255 - color

@@ -237,7 +237,7 @@ class SoakReport(NamedTuple):
 
     @property
     def growth(self) -> float:
-        """Of memory, as a share."""
+        """Of memory, as a fraction."""
         return self.late.memory / self.early.memory - 1
 
     def __str__(self) -> str:
@@ -285,9 +285,9 @@ def _last_step(run: Path) -> int:
 
 
 class InferReport(NamedTuple):
-    """Of inference over many pictures, killed half way and resumed."""
+    """Of inference over many images, killed half way and resumed."""
 
-    pictures: int
+    images: int
     first_seconds: float  # from the process's start to the first batch that is noted
     early: Usage  # when a tenth is done
     late: Usage  # when all but a tenth is done
@@ -297,13 +297,13 @@ class InferReport(NamedTuple):
         early, late = (f"{usage.memory / 2**20:.1f} MB" for usage in (self.early, self.late))
         same = "the same bytes" if self.is_same else "NOT the same bytes"
         return (
-            f"{self.pictures} pictures: the first batch after {self.first_seconds:.1f} s; {early} at a tenth, {late} at"
+            f"{self.images} images: the first batch after {self.first_seconds:.1f} s; {early} at a tenth, {late} at"
             f" nine tenths; killed half way and resumed: {same}"
         )
 
 
-def link_pictures(folder: Path, count: int, kinds: int = 20, side: int = 32) -> None:
-    """A folder of ``count`` small pictures, 1,000 a subfolder: hard links to ``kinds`` files."""
+def link_images(folder: Path, count: int, kinds: int = 20, side: int = 32) -> None:
+    """A folder of ``count`` small images, 1,000 a subfolder: hard links to ``kinds`` files."""
     rng = np.random.default_rng(0)
     for number in range(count):
         if number % 1000 == 0:
@@ -326,14 +326,14 @@ def tiny_checkpoint(path: Path) -> Path:
     return path
 
 
-def infer(checkpoint: Path, pictures: Path, folder: Path, count: int) -> InferReport:
-    """Predict a folder of ``count`` pictures twice, once killed half way and resumed, and compare the results."""
+def infer(checkpoint: Path, images: Path, folder: Path, count: int) -> InferReport:
+    """Predict a folder of ``count`` images twice, once killed half way and resumed, and compare the results."""
     folder.mkdir(parents=True)
     log = folder / "log.txt"
 
     def begin(name: str) -> BaseProcess:
-        arguments = ["--checkpoint", str(checkpoint), "--input", str(pictures), "--output", str(folder / name)]
-        # Three boxes of whatever score in every picture: random weights are sure of nothing.
+        arguments = ["--checkpoint", str(checkpoint), "--input", str(images), "--output", str(folder / name)]
+        # Three boxes of whatever score in every image: random weights are sure of nothing.
         arguments += ["model.predict.score_threshold=0.0", "model.predict.max_detections=3"]
         return start("infer", [*arguments, "--no-images", "--resume", "--workers", "1", "--device", "cpu"], log)
 
@@ -341,7 +341,7 @@ def infer(checkpoint: Path, pictures: Path, folder: Path, count: int) -> InferRe
         while process.is_alive() and _lines(folder / name / "progress.jsonl") < 1 + done:
             time.sleep(0.02)
         if not process.is_alive():
-            raise RuntimeError(f"inference has ended before {done} pictures:\n{log.read_text(errors='replace')}")
+            raise RuntimeError(f"inference has ended before {done} images:\n{log.read_text(errors='replace')}")
 
     finish(start("infer", ["--help"], log), log)  # the fork server's imports are not what is measured
     begin_time = time.monotonic()

@@ -19,8 +19,8 @@ from detector.data.detection import Annotations
 from detector.evaluation.coco import image_numbers, load_evaluation
 
 STEPS = 1000  # thresholds are thousandths of a score
-SIZES = (0, 16, 32, 64, 128, 256)  # sides of squares, in pixels of the original picture: where ranges of size begin
-CROWDS = (1, 2, 5, 10, 20, 50)  # objects an image: where ranges of crowding begin
+SIZES = (0, 16, 32, 64, 128, 256)  # sides of squares, in pixels of the original image: where ranges of size begin
+CROWDS = (1, 2, 5, 10, 20, 50)  # objects per image: where ranges of crowding begin
 
 # Names of TIDE's error types (Bolya et al. 2020, section 2.2), and what hotcoco calls them.
 ERRORS = {
@@ -47,7 +47,7 @@ class BoxReport:
     errors: list[dict[str, Any]]  # by ERRORS: count and the AP50 that it costs
     calibration: dict[str, Any]  # ece, mce and bins
     sizes: list[dict[str, Any]]  # AP by the objects' size
-    crowds: list[dict[str, Any]]  # AP by the objects an image
+    crowds: list[dict[str, Any]]  # AP by the objects per image
     images: dict[str, np.ndarray]  # [I] each: objects, found, missed, false
     is_right: np.ndarray  # [R] matched to an object, at any score
     is_counted: np.ndarray  # [R] neither in a crowd nor more than count in an image
@@ -174,7 +174,7 @@ def _count_above(level: np.ndarray, label: np.ndarray, num_classes: int) -> np.n
 
 
 def _middle_of_best(values: np.ndarray) -> int:
-    """Of several places with the highest value the middle one: it holds best on other pictures."""
+    """Of several places with the highest value the middle one: it holds best on other images."""
     best = np.flatnonzero(values == values.max())
     return int(best[len(best) // 2])
 

@@ -1,6 +1,6 @@
 """What a classifier takes for what, as plain figures.
 
-Dimension key: I pictures, K classes.
+Dimension key: I images, K classes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ class ClassReport:
     """All figures of one set of scores against one truth."""
 
     metrics: dict[str, Any]  # of class_metrics
-    confusion: np.ndarray | None  # [K, K] true by predicted class; None where pictures have several
-    mistakes: list[dict[str, Any]]  # picture, truth, prediction, score; the most confident first
-    is_right: np.ndarray  # [I] bool; of pictures with several classes: all of them, and no other
+    confusion: np.ndarray | None  # [K, K] true by predicted class; None where images have several
+    mistakes: list[dict[str, Any]]  # image, truth, prediction, score; the most confident first
+    is_right: np.ndarray  # [I] bool; of images with several classes: all of them, and no other
 
     def figures(self) -> dict[str, Any]:
         """What report.json holds."""
-        return {"metrics": self.metrics, "right": int(self.is_right.sum()), "pictures": len(self.is_right)}
+        return {"metrics": self.metrics, "right": int(self.is_right.sum()), "images": len(self.is_right)}
 
 
 def class_report(rows: np.ndarray, truth: Labelled, metrics: dict[str, Any]) -> ClassReport:
@@ -46,7 +46,7 @@ def class_report(rows: np.ndarray, truth: Labelled, metrics: dict[str, Any]) -> 
     names = [category.name for category in truth.categories]
     mistakes = [
         {
-            "picture": int(index),
+            "image": int(index),
             "file": str(truth.file(index).relative_to(truth.root)),
             "true": ", ".join(names[own] for own in truth.labels_of(index)),
             "predicted": names[found] if confusion is not None or value >= 0.5 else f"not {names[found]}",

@@ -1,6 +1,6 @@
-"""Metrics of classification, for one label a picture and for several.
+"""Metrics of classification, for one label an image and for several.
 
-Dimension key: I pictures, K classes. Where there is nothing to score (a class without pictures), -1 stands.
+Dimension key: I images, K classes. Where there is nothing to score (a class without images), -1 stands.
 """
 
 from __future__ import annotations

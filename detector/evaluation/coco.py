@@ -153,7 +153,7 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
     :class:`~detector.errors.DataError` with the entry that is wrong.
     """
     path = Path(path)
-    # Predictions of tools/infer.py number the pictures of a folder; their file names tell which ones they are.
+    # Predictions of tools/infer.py number the images of a folder; their file names tell which ones they are.
     index_of_name = {PurePosixPath(truth.file_name(index)).as_posix(): index for index in range(len(truth))}
     index_of = {id_key(image_id): index for index, image_id in enumerate(truth.image_ids.tolist())}
     label_of = {id_key(category.id): label for label, category in enumerate(truth.categories)}

@@ -1,7 +1,7 @@
-"""How well anchors reach the objects of a data set, known before anything is trained.
+"""How well anchors cover the objects of a data set, known before anything is trained.
 
-Dimension key: I pictures, M boxes of all pictures, L levels, A anchors a cell. Everything is at the input sizes of the
-config: resized, and each picture padded by itself (in a batch it may be padded further). Augmentation is left out.
+Dimension key: I images, M boxes of all images, L levels, A anchors per cell. Everything is at the input sizes of the
+config: resized, and each image padded by itself (in a batch it may be padded further). Augmentation is left out.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ CHUNK = 50_000  # objects compared with all shapes at once
 
 @dataclass(frozen=True)
 class InputBoxes:
-    """Boxes as the model is given them, sorted by picture; crowds are among them."""
+    """Boxes as the model is given them, sorted by image; crowds are among them."""
 
     boxes: Tensor  # [M, 4] float32 xyxy in pixels of the input
     labels: Tensor  # [M] int64: 0..K-1 or IGNORE_REGION
-    image: Tensor  # [M] int64, the picture of each
+    image: Tensor  # [M] int64, the image of each
     rows: Tensor  # [M] int64, where each stands in the annotations
-    sizes: Tensor  # [I, 2] int64 height, width of the pictures
+    sizes: Tensor  # [I, 2] int64 height, width of the images
     padded: Tensor  # [I, 2] int64, the same with the padding
-    first: Tensor  # [I + 1] int64; picture i has boxes first[i]:first[i + 1]
+    first: Tensor  # [I + 1] int64; image i has boxes first[i]:first[i + 1]
 
     @property
     def is_object(self) -> Tensor:
@@ -48,7 +48,7 @@ class InputBoxes:
         return self._keep(self.is_object)
 
     def sample(self, count: int, seed: int) -> InputBoxes:
-        """At most ``count`` of the pictures, drawn by ``seed``, with all their boxes; all pictures stay numbered."""
+        """At most ``count`` of the images, drawn by ``seed``, with all their boxes; all images stay numbered."""
         num_images = len(self.sizes)
         if count >= num_images:
             return self
@@ -66,7 +66,7 @@ class InputBoxes:
 
 
 def input_boxes(annotations: Annotations, checked: CheckedBoxes, resize: ResizeConfig, seed: int) -> InputBoxes:
-    """The boxes of a split at its input sizes; of several ``resize.short``, one is drawn for each picture."""
+    """The boxes of a split at its input sizes; of several ``resize.short``, one is drawn for each image."""
     originals = torch.stack([annotations.heights, annotations.widths], dim=1)  # [I, 2]
     shorts = np.random.default_rng(seed).choice(resize.short, len(annotations))
     sizes = torch.from_numpy(input_sizes(originals.numpy(), resize, shorts))
@@ -93,14 +93,14 @@ class Places(NamedTuple):
 
 
 def places(boxes: Tensor, padded: Tensor, config: AnchorConfig, levels: Sequence[int]) -> Places:
-    """``boxes`` [M, 4] among the cells of their padded pictures, ``padded`` [M, 2] height, width; in float64."""
+    """``boxes`` [M, 4] among the cells of their padded images, ``padded`` [M, 2] height, width; in float64."""
     boxes = boxes.double()
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2  # [M, 2] x, y
-    pictures = padded.flip(1)  # [M, 2] width, height
+    images = padded.flip(1)  # [M, 2] width, height
     distances = []
     for level in levels:
-        cells = -(-pictures // 2**level)  # level_sizes of every picture
-        strides = torch.full_like(cells, 2**level) if config.strides == "exact" else pictures // cells
+        cells = -(-images // 2**level)  # level_sizes of every image
+        strides = torch.full_like(cells, 2**level) if config.strides == "exact" else images // cells
         # The further an anchor's centre from the object's, along either axis, the less they overlap, whatever the
         # anchor's shape: only the nearest cell counts.
         nearest = (centers / strides - config.offset).round().clamp(min=0).minimum(cells - 1.0)
@@ -139,28 +139,28 @@ def level_ious(objects: InputBoxes, config: AnchorConfig, levels: Sequence[int])
     return torch.cat(chunks) if len(objects.boxes) else torch.zeros(0, len(levels), dtype=torch.float64)
 
 
-class Reach(NamedTuple):
+class Coverage(NamedTuple):
     """Of a set of objects."""
 
     objects: int
     mean_iou: float  # of the best that each gets
-    recall: float  # share that gets the matcher's positive threshold
-    low_quality: float  # share under it, which only low-quality matching gives an anchor
+    recall: float  # fraction that gets the matcher's positive threshold
+    low_quality: float  # fraction under it, which only low-quality matching gives an anchor
 
     @property
     def missed(self) -> float:
-        """Share that no anchor is matched to."""
+        """Fraction that no anchor is matched to."""
         return max(0.0, 1 - self.recall - self.low_quality) if self.objects else 0.0
 
 
-def reach_of(best: Tensor, matcher: MatcherConfig) -> Reach:
+def coverage_of(best: Tensor, matcher: MatcherConfig) -> Coverage:
     """``best`` [M] is the best IoU of each object."""
     if not len(best):
-        return Reach(0, 0.0, 0.0, 0.0)
-    is_reached = best >= matcher.positive
-    is_saved = ~is_reached & (best > 0) & matcher.low_quality
-    shares = (best.mean(), is_reached.double().mean(), is_saved.double().mean())
-    return Reach(len(best), *(float(share) for share in shares))
+        return Coverage(0, 0.0, 0.0, 0.0)
+    is_covered = best >= matcher.positive
+    is_saved = ~is_covered & (best > 0) & matcher.low_quality
+    shares = (best.mean(), is_covered.double().mean(), is_saved.double().mean())
+    return Coverage(len(best), *(float(share) for share in shares))
 
 
 def rare_classes(categories: Sequence[Category], counts: Sequence[int], what: str) -> list[str]:
@@ -173,7 +173,7 @@ def rare_classes(categories: Sequence[Category], counts: Sequence[int], what: st
 
 
 class Assigned(NamedTuple):
-    """What the matcher gives to the boxes of some pictures."""
+    """What the matcher gives to the boxes of some images."""
 
     positives: Tensor  # [M] int64, anchors of each box; crowds have none
     level_positives: list[int]  # of all boxes, by level
@@ -181,12 +181,12 @@ class Assigned(NamedTuple):
 
 
 def assign(boxes: InputBoxes, config: ModelConfig) -> Assigned:
-    """Match the anchors of every picture that has boxes, as the loss does."""
+    """Match the anchors of every image that has boxes, as the loss does."""
     anchors_of, coder = Anchors(config.anchors, config.fpn.levels), build_box_coder(config.box_coder)
     positives = torch.zeros(len(boxes.boxes), dtype=torch.int64)
     level_positives = torch.zeros(len(config.fpn.levels), dtype=torch.int64)
     owners = boxes.image.unique()
-    # Pictures of one size share their anchors; only one size's are held at a time.
+    # Images of one size share their anchors; only one size's are held at a time.
     for size in boxes.padded[owners].unique(dim=0).tolist():
         anchors, counts = anchors_of(level_sizes(*size, config.fpn.levels))
         level_of = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))

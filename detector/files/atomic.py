@@ -126,7 +126,7 @@ def _lock(path: Path) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _take(path, descriptor)
-            with contextlib.suppress(FileNotFoundError):  # who held it has removed it meanwhile: begin anew
+            with contextlib.suppress(FileNotFoundError):  # who held it has removed it meanwhile: restart
                 if os.path.samestat(path.stat(), os.fstat(descriptor)):
                     return descriptor
         except BaseException:

@@ -65,7 +65,7 @@ class JsonStream:
         self.scan = json.JSONDecoder(object_pairs_hook=_unique).scan_once  # type: ignore[attr-defined]
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end of the file."""
+        """The next character that is not white space; empty at the end of the file."""
         while True:
             character = self.text[self.place : self.place + 1]
             if character and character not in " \t\n\r":
@@ -88,7 +88,7 @@ class JsonStream:
             except json.JSONDecodeError as error:
                 fault, at, is_cut = error.msg, error.pos, error.msg.startswith("Unterminated string")
             except _DuplicateKeyError as error:
-                raise self.error(f"key {error} stands twice in an object") from None
+                raise self.error(f"key {error} is duplicated in an object") from None
             except RecursionError:
                 raise self.error("lists and objects are nested too deeply") from None
             except ValueError as error:  # thousands of digits

@@ -81,10 +81,10 @@ def read_file(path: Path) -> Any:
         reason = " ".join(str(error).split())
         if match := re.search(r"[Uu]nsupported (?:global|GLOBAL):? (?:GLOBAL )?([\w.]+)", reason):
             raise WeightsError(
-                f"{path}: holds {match[1]}, which is no tensor and is not loaded; of a file that you trust, save the"
+                f"{path}: holds {match[1]}, which is not a tensor and is not loaded; of a file that you trust, save the"
                 " state dict alone"
             ) from None
-        raise WeightsError(f"{path}: is no file of tensors, or is cut off ({reason[:120]})") from None
+        raise WeightsError(f"{path}: is not a file of tensors, or is cut off ({reason[:120]})") from None
 
 
 def _read(path: Path) -> Any:
@@ -123,7 +123,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in SAFE_GLOBALS:
-            raise WeightsError(f"{self.path}: asks for {module}.{name}, which is no array; the file was not loaded")
+            raise WeightsError(f"{self.path}: asks for {module}.{name}, which is not an array; the file was not loaded")
         return super().find_class(module, name)
 
 
@@ -138,7 +138,7 @@ def _as_tensors(value: Any, path: Path, done: dict[int, Any]) -> Any:
         elif value.dtype.kind in "fiub":
             done[id(value)] = torch.from_numpy(value.copy(order="C"))
         else:
-            raise WeightsError(f"{path}: holds an array of {value.dtype}, which is no tensor")
+            raise WeightsError(f"{path}: holds an array of {value.dtype}, which is not a tensor")
     if done[id(value)] is done:
         raise ValueError("a dict stands inside itself")
     return done[id(value)]
@@ -155,7 +155,7 @@ def check_tensor(name: Any, tensor: Tensor, path: str | Path) -> None:
         raise WeightsError(f"{path}: has a tensor by the name {name!r}; names are texts")
     is_dense = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
     if not is_dense or tensor.is_quantized or tensor.is_complex():
-        raise WeightsError(f"{path}: {name} is no dense tensor of numbers")
+        raise WeightsError(f"{path}: {name} is not a dense tensor of numbers")
     if not tensor.is_floating_point():
         return
     if tensor.element_size() == 1:

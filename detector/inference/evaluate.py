@@ -84,7 +84,7 @@ def evaluate_results(path: str, annotations: str, images: str | None, overrides:
     """A COCO results file against the annotations that it is of."""
     folder = Path(images) if images else None
     if folder and not folder.is_dir():
-        raise DataError(f"--images: {images} is no folder")
+        raise DataError(f"--images: {images} is not a folder")
     val = json.dumps({"annotations": annotations, "images": images}, ensure_ascii=False)
     config = apply_overrides(Config(), [*overrides, f"data.val={val}"], source=path)
     with naming_format(Path(annotations)):

@@ -1,6 +1,6 @@
-"""A folder of pictures through a predictor: predictions, drawings, and what could not be read.
+"""A folder of images through a predictor: predictions, drawings, and what could not be read.
 
-``progress.jsonl`` grows by a line a picture, batch by batch; the first line says what is asked. From it the predictions
+``progress.jsonl`` grows by a line an image, batch by batch; the first line says what is asked. From it the predictions
 are written at the end, so memory does not grow with the folder, and a run that was killed continues after its last
 whole batch: with the same batches, which pad and round alike, it finds the same to the bit.
 """
@@ -44,7 +44,7 @@ PROGRESS = "progress.jsonl"
 ERRORS = "errors.jsonl"
 
 
-class Pictures(Sequence[Path]):
+class Images(Sequence[Path]):
     """Files under ``root``, as one array of bytes: loader processes share its pages, and 100,000 take a few MB."""
 
     def __init__(self, root: Path, names: Iterable[str], note: str = "") -> None:
@@ -62,25 +62,25 @@ class Pictures(Sequence[Path]):
         return os.fsdecode(self.names[index])
 
 
-def known_ids(pictures: Pictures, path: str) -> tuple[Pictures, dict[str, Id], list[str]]:
-    """The pictures that a COCO file lists, their ids there by name, and the names of those that it does not list."""
+def known_ids(images: Images, path: str) -> tuple[Images, dict[str, Id], list[str]]:
+    """The images that a COCO file lists, their ids there by name, and the names of those that it does not list."""
     rows = read_rows(Path(path), is_strict=True)
     listed = {PurePosixPath(rows.names[index]).as_posix(): rows.image_ids[index] for index in range(len(rows.names))}
-    names = [pictures.name(index) for index in range(len(pictures))]
+    names = [images.name(index) for index in range(len(images))]
     found = [name for name in names if PurePosixPath(name).as_posix() in listed]
     if not found:
         raise DataError(
-            f"{path}: lists none of the {len(names)} pictures of {pictures.root}, such as {names[0]}; its file names"
+            f"{path}: lists none of the {len(names)} images of {images.root}, such as {names[0]}; its file names"
             f" must be those below --input, such as {next(iter(listed), 'none')}"
         )
     unknown = sorted(set(names) - set(found))
-    return Pictures(pictures.root, found), listed, unknown  # type: ignore[return-value]
+    return Images(images.root, found), listed, unknown  # type: ignore[return-value]
 
 
 class Summary(NamedTuple):
-    found: str  # in all pictures, such as "12 objects"
+    found: str  # in all images, such as "12 objects"
     path: Path  # of the predictions
-    pictures: int  # in all
+    images: int  # in all
     read: int
     num_errors: int  # that could not be read, or were changed meanwhile
     errors: list[str]  # the first ten of them, a line each
@@ -101,7 +101,7 @@ class _Packed(NamedTuple):
 
     @classmethod
     def pack(cls, samples: list[_Item | DetectorError]) -> _Packed:
-        """A picture that could not be read is an item too."""
+        """An image that could not be read is an item too."""
         items = [sample if isinstance(sample, _Item) else _Item(None, None, str(sample)) for sample in samples]
         forms, size = [], 0
         for item in items:
@@ -126,11 +126,11 @@ class _Samples:
     """What the loader's processes read."""
 
     def __init__(self, progress: _Progress, predictor: Predictor, are_drawn: bool) -> None:
-        self.pictures, self.began = progress.pictures, progress.began
+        self.images, self.began = progress.images, progress.began
         self.config, self.are_drawn = predictor.config, are_drawn
 
     def file(self, index: int) -> Path:
-        return self.pictures[index]
+        return self.images[index]
 
     def __getitem__(self, key: Key) -> _Item:
         _, index = key
@@ -146,14 +146,14 @@ class _Samples:
         return _Item(image if self.are_drawn else None, sample, note)
 
 
-def find_images(pattern: str) -> Pictures:
+def find_images(pattern: str) -> Images:
     """The images of a folder (searched whole), a file or a glob pattern, sorted by name.
 
     Links are followed; one that leads nowhere is listed, and named as unreadable later.
     """
     path = Path(pattern)
     if path.is_file():
-        return Pictures(path.parent, [path.name])
+        return Images(path.parent, [path.name])
     if path.is_dir():
         root, listing = path, list_images(path)
     elif glob.has_magic(pattern):
@@ -167,12 +167,12 @@ def find_images(pattern: str) -> Pictures:
     if not listing.files:
         skipped = f"; {listing.note()}" if listing.skipped else ""
         raise DataError(f"{pattern}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))}){skipped}")
-    return Pictures(root, listing.files, listing.note())
+    return Images(root, listing.files, listing.note())
 
 
 def infer_folder(
     predictor: Predictor,
-    pictures: Pictures,
+    images: Images,
     output: Path,
     score: float | None,
     draw_score: float | None,
@@ -181,11 +181,11 @@ def infer_folder(
     resume: bool = False,
     ids: Mapping[str, Id] | None = None,
 ) -> Summary:
-    """Predict ``pictures`` and write ``output``; those that cannot be read are listed and do not stop the others.
+    """Predict ``images`` and write ``output``; those that cannot be read are listed and do not stop the others.
 
-    ``ids`` are a data set's, by the names of the pictures; without them, pictures are numbered from 1.
-    ``draw_score`` None draws nothing. File names in the output are relative to the pictures' root. With ``resume`` a
-    run that was stopped or killed continues with the pictures that it began with, and must be asked the same.
+    ``ids`` are a data set's, by the names of the images; without them, images are numbered from 1.
+    ``draw_score`` None draws nothing. File names in the output are relative to the images' root. With ``resume`` a
+    run that was stopped or killed continues with the images that it began with, and must be asked the same.
     """
     make_folder(output)
     results = get_results(predictor.config.task)
@@ -194,14 +194,14 @@ def infer_folder(
         asked = {"model": _digest(predictor), "score": score, "draw_score": draw_score, "batch_size": batch_size}
         if ids is not None:
             asked["annotations"] = hashlib.sha256(json.dumps(sorted(ids.items())).encode()).hexdigest()
-        with contextlib.closing(_Progress(output / PROGRESS, pictures, asked, resume)) as progress:
+        with contextlib.closing(_Progress(output / PROGRESS, images, asked, resume)) as progress:
             _infer(predictor, progress, output / "images", score, draw_score, batch_size, workers, ids)
         # The predictions come last: where they stand, all is done.
         read, num_errors, errors = _write_errors(progress, output / ERRORS)
         results.write_results(progress.results(), path)
         found = results.describe_results(progress.results())
         progress.remove()
-    return Summary(found, path, len(progress.pictures), read, num_errors, errors)
+    return Summary(found, path, len(progress.images), read, num_errors, errors)
 
 
 def _infer(
@@ -215,9 +215,9 @@ def _infer(
     ids: Mapping[str, Id] | None,
 ) -> None:
     """Batch after batch from where ``progress`` stands; a batch counts as done when its drawings are."""
-    results, pictures = get_results(predictor.config.task), progress.pictures
+    results, images = get_results(predictor.config.task), progress.images
     views = None if draw_score is None else get_views(predictor.config.task)
-    batches = islice(EvalBatches(len(pictures), batch_size), progress.done // batch_size, None)
+    batches = islice(EvalBatches(len(images), batch_size), progress.done // batch_size, None)
     waiting: deque[tuple[list[dict[str, Any]], list[Future[None]]]] = deque()
 
     samples = _Samples(progress, predictor, are_drawn=draw_score is not None)
@@ -231,7 +231,7 @@ def _infer(
     with (
         ThreadPoolExecutor(max_workers=2) as pool,
         contextlib.closing(load(samples, batches, workers, _Packed.pack)) as loader,
-        tqdm(initial=progress.done, total=len(pictures), unit="img", disable=not sys.stderr.isatty()) as bar,
+        tqdm(initial=progress.done, total=len(images), unit="img", disable=not sys.stderr.isatty()) as bar,
     ):
         for first, packed in zip(count(progress.done, batch_size), loader, strict=False):
             items = packed.unpack()
@@ -242,14 +242,14 @@ def _infer(
             for index, item in enumerate(items, start=first):
                 row: dict[str, Any] = {"error": item.error} if item.error else {}
                 if item.sample is not None:
-                    name, found = pictures.name(index), next(found_in)
+                    name, found = images.name(index), next(found_in)
                     image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
                     row["results"] = results.to_results(found, image_id, _as_text(name))
                     if item.image is not None:
                         drawn.append(pool.submit(_draw, views, item.image, found, draw_score, drawings / name))
-                rows.append({"file": str(pictures[index])} | row)
+                rows.append({"file": str(images[index])} | row)
             waiting.append((rows, drawn))
-            # Drawings hold their pictures until they are done; this also waits when drawing is slower.
+            # Drawings hold their images until they are done; this also waits when drawing is slower.
             while waiting and (len(waiting) > 4 or all(drawing.done() for drawing in waiting[0][1])):
                 finish_first()
             bar.update(len(items))
@@ -258,13 +258,13 @@ def _infer(
 
 
 class _Progress:
-    """``progress.jsonl``: a line of what was asked and of all names, then a line a picture, in their order."""
+    """``progress.jsonl``: a line of what was asked and of all names, then a line an image, in their order."""
 
-    def __init__(self, path: Path, pictures: Pictures, asked: dict[str, Any], resume: bool) -> None:
-        self.path, self.pictures = path, pictures
+    def __init__(self, path: Path, images: Images, asked: dict[str, Any], resume: bool) -> None:
+        self.path, self.images = path, images
         self.began, self.done = time.time(), 0
         if not (resume and self._restore(asked)):
-            names = [pictures.name(index) for index in range(len(pictures))]
+            names = [images.name(index) for index in range(len(images))]
             with atomic_write(path) as file:
                 file.write(json.dumps({"began": self.began, "asked": asked, "names": names}) + "\n")
         with storing(path):
@@ -283,10 +283,10 @@ class _Progress:
                     raise ConfigError(
                         f"{self.path}: {key} was {before}, is {now}; resume with the same, or choose another --output"
                     )
-            before = Pictures(self.pictures.root, names)
-            if num_new := len(np.setdiff1d(self.pictures.names, before.names)):
-                print(f"{num_new} pictures are new since the run began, and no part of it", file=sys.stderr)
-            self.pictures, self.began = before, began
+            before = Images(self.images.root, names)
+            if num_new := len(np.setdiff1d(self.images.names, before.names)):
+                print(f"{num_new} images are new since the run began, and no part of it", file=sys.stderr)
+            self.images, self.began = before, began
             kept = end = len(header)
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"}\n"):  # cut short, or blank after a power cut
@@ -304,7 +304,7 @@ class _Progress:
             self._file.flush()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Of each picture ``file``, and ``results`` or ``error`` or both."""
+        """Of each image ``file``, and ``results`` or ``error`` or both."""
         with self.path.open(encoding="utf-8") as file:
             for line in islice(file, 1, None):
                 yield json.loads(line)
@@ -329,7 +329,7 @@ def _digest(predictor: Predictor) -> str:
 
 
 def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]:
-    """``errors.jsonl``, if there are any. How many pictures were read, how many errors there are, the first ten."""
+    """``errors.jsonl``, if there are any. How many images were read, how many errors there are, the first ten."""
     first: list[str] = []
     read = number = 0
     with contextlib.ExitStack() as stack:
@@ -351,7 +351,7 @@ def _as_text(name: str) -> Path:
 
 
 def _draw(views: Views, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
-    """One picture with what was found in it, under its own name."""
+    """One image with what was found in it, under its own name."""
     drawing = views.draw(image, found, draw_score)
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         path = path.with_name(path.name + ".jpg")  # x.png and x.jpg may stand side by side

@@ -1,4 +1,4 @@
-"""Prediction on single pictures from Python: a checkpoint in, boxes or classes out."""
+"""Prediction on single images from Python: a checkpoint in, boxes or classes out."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Predictor:
 
         ``key=value`` overrides change its config, such as ``model.predict.max_detections=300``; ``allow_code``: see
         :func:`~detector.checkpoints.opening.open_model`. Raises :class:`~detector.errors.WeightsError` for a file that
-        is missing or is no checkpoint.
+        is missing or is not a checkpoint.
         """
         model, config, categories = open_model(find_checkpoint(path), overrides, device, allow_code=allow_code)
         model = model.fold_norms().to(memory_format=torch.channels_last)

@@ -42,7 +42,7 @@ class Feature(NamedTuple):
 class Backbone(nn.Module):
     """A classification network that returns the outputs of its stages.
 
-    ``body`` takes pictures and returns a feature map of each stage, fine to coarse, in a list or a dict; a vector after
+    ``body`` takes images and returns a feature map of each stage, fine to coarse, in a list or a dict; a vector after
     them is what the network classifies by. Parameters of ``body`` keep the network's own names, so that its published
     weights load into it. Levels finer than ``finest`` are not returned.
     """
@@ -104,7 +104,7 @@ class Backbone(nn.Module):
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 self.body.get_parameter(name).requires_grad_(False)
-        # A part whose every parameter stands still does so altogether: its statistics and its dropout too.
+        # A part whose every parameter is frozen does so altogether: its statistics and its dropout too.
         for module in self.body.modules():
             own = [parameter.requires_grad for parameter in module.parameters()]
             if own and not any(own):
@@ -130,7 +130,7 @@ class Backbone(nn.Module):
         return copied.train(self.training)
 
     def _probe(self, parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
-        """The body's outputs for a picture of ``PROBE_SIDES``, as it predicts, without data."""
+        """The body's outputs for an image of ``PROBE_SIDES``, as it predicts, without data."""
         training = self.body.training
         outputs = _listed(_run_without_data(self.body.eval(), self.in_channels, parameters))
         self.body.train(training)
@@ -139,8 +139,8 @@ class Backbone(nn.Module):
 
 def _run_without_data(network: nn.Module, in_channels: int, parameters: dict[str, Tensor] | None = None) -> Any:
     tensors = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
-    picture = torch.empty(1, in_channels, *PROBE_SIDES, device="meta")
-    return functional_call(network, tensors | (parameters or {}), picture)
+    image = torch.empty(1, in_channels, *PROBE_SIDES, device="meta")
+    return functional_call(network, tensors | (parameters or {}), image)
 
 
 def _listed(outputs: dict[str, Tensor] | list[Tensor]) -> list[Tensor]:
@@ -154,7 +154,7 @@ def _without_strides(strides: Sequence[int]) -> ConfigError:
 
 
 def _as_feature(output: Tensor) -> Feature | None:
-    """Stride, channels and layout, or None for what is no map of the picture (a vector, an adaptive pooling)."""
+    """Stride, channels and layout, or None for what is not a map of the image (a vector, an adaptive pooling)."""
     if output.ndim != 4:
         return None
     _, first, second, third = output.shape
@@ -307,7 +307,7 @@ def _timm_body(config: BackboneConfig, in_channels: int) -> nn.Module:
     try:
         _run_without_data(body.eval(), in_channels)
     except AssertionError as error:
-        raise ConfigError(f"model.backbone.name: {config.name} takes pictures of one size only ({error})") from None
+        raise ConfigError(f"model.backbone.name: {config.name} takes images of one size only ({error})") from None
     body.train()
     norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
     _set_eps(norms, config)

@@ -1,4 +1,4 @@
-"""Batch norms that stand still: one operation in training, none in prediction."""
+"""Batch norms that are frozen: one operation in training, none in prediction."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class FrozenNorm(FrozenBatchNorm2d):
-    """torchvision's, in one pass over the features in place of two, and in their own type under autocast."""
+    """torchvision's, in one pass over the features instead of two, and in their own type under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → the same."""

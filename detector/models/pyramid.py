@@ -51,7 +51,7 @@ class FusedPyramid(nn.Module):
 
 
 class Trunk(nn.Module):
-    """A network up to its last linear layer, in place of a pyramid: what a classic classifier stands on."""
+    """A network up to its last linear layer, instead of a pyramid: what a classic classifier stands on."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -51,11 +51,11 @@ class Anchors(nn.Module):
 
     def forward(self, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[int]]:
         """Anchors [N, 4] for feature maps of the given sizes, and how many of them belong to each level."""
-        # Pictures are padded to whole cells of the finest level, so its size tells theirs.
-        picture = [side * 2 ** self.levels[0] for side in sizes[0]]
+        # Images are padded to whole cells of the finest level, so its size tells theirs.
+        image = [side * 2 ** self.levels[0] for side in sizes[0]]
         per_level = []
         for level, size in zip(self.levels, sizes, strict=True):
-            strides = [2**level] * 2 if self.has_exact_strides else [p // s for p, s in zip(picture, size, strict=True)]
+            strides = [2**level] * 2 if self.has_exact_strides else [p // s for p, s in zip(image, size, strict=True)]
             per_level.append(self._at_level(level, size, strides))
         return torch.cat(per_level), [len(anchors) for anchors in per_level]
 

@@ -20,7 +20,7 @@ from detector.ops.chunks import rows_at_once
 from detector.ops.coders import BoxCoder
 from detector.structures import BACKGROUND, IGNORE, Assignment, Predictions, Targets
 
-# Targets compared with all anchors at once. Memory is O(N · BLOCK) however many objects an image has, and the result
+# Targets compared with all anchors at once. Memory is O(N · BLOCK) however many objects per image has, and the result
 # does not depend on it.
 BLOCK = 16
 
@@ -36,7 +36,7 @@ def assign(
     """The target of each anchor [N, 4], by the assigner of the config; ``level_counts`` are the anchors of each level.
 
     An anchor that would be background, but of which more than ``ignore_cover`` lies in one ignore region, takes no part
-    in the loss. ``predictions`` is None where there is no model (drawings, the report on anchors); ``coder`` decodes
+    in the loss. ``predictions`` is None where there is not a model (drawings, the report on anchors); ``coder`` decodes
     their boxes.
     """
     assigner = find_part("model.matcher.name", config.name, ASSIGNERS)

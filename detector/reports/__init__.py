@@ -95,7 +95,7 @@ def confusion_blocks(confusion: np.ndarray, names: Sequence[str]) -> list[Block]
     if is_small:
         for row, column in np.argwhere(confusion):
             axes.text(column, row, f"{confusion[row, column]:,}", ha="center", va="center", fontsize=8)
-    caption = "Counts; the shade is the share of the true class."
+    caption = "Counts; the shade is the fraction of the true class."
     blocks: list[Block] = [chart(figure, caption, is_wide=not is_small)]
     pairs = [(true, found) for true, found in np.argwhere(confusion).tolist() if true != found]
     pairs.sort(key=lambda pair: -confusion[pair])
@@ -105,6 +105,6 @@ def confusion_blocks(confusion: np.ndarray, names: Sequence[str]) -> list[Block]
             for true, found in pairs[:100]
         ]
         blocks.append(
-            Table(["true", "predicted", "count", "share of the row"], rows, "What is confused most.", is_wide=False)
+            Table(["true", "predicted", "count", "fraction of the row"], rows, "What is confused most.", is_wide=False)
         )
     return blocks

@@ -23,13 +23,13 @@ from detector.reports.pages import (
     Chart,
     Gallery,
     Numbers,
-    Picture,
+    PageImage,
     Section,
     Table,
     Text,
     chart,
     new_figure,
-    picture,
+    page_image,
     within_budget,
 )
 
@@ -43,7 +43,7 @@ GREEN, RED, ORANGE = (40, 190, 110), (235, 40, 50), (255, 150, 0)  # right, fals
 def detection_report(
     scored: Scored, truth: Annotations, config: Config, images: Path | None, against: Scored | None = None
 ) -> Report:
-    """The report of detections on ``truth``; with ``images``, the folder of the pictures, the worst are drawn."""
+    """The report of detections on ``truth``; with ``images``, the folder of the images, the worst are drawn."""
     report = box_report(scored.rows, truth, scored.metrics)
     other = box_report(against.rows, truth, against.metrics) if against else None
     names = [truth.file_name(index) for index in range(len(truth))]
@@ -188,7 +188,7 @@ def _errors(report: BoxReport) -> list[Block]:
     rows = [[row["type"], row["AP50_lost"], row["count"], row["what"]] for row in report.errors]
     return [
         Text(
-            "After TIDE (Bolya et al. 2020): AP50 if all errors of one type were mended and the others stayed. Counted"
+            "After TIDE (Bolya et al. 2020): AP50 if all errors of one type were fixed and the others stayed. Counted"
             " are the detections of any score: AP looks at all of them."
         ),
         chart(figure, "What each type of error costs."),
@@ -204,10 +204,10 @@ def _sizes(report: BoxReport) -> list[Block]:
     ]
     return [
         _bars([row[0] for row in by_size], [row[2] for row in by_size], "object's area in pixels", "AP by size."),
-        _bars([row[0] for row in by_crowd], [row[3] for row in by_crowd], "objects an image", "AP by crowding."),
-        Table(["area", "objects", "AP", "AP50"], by_size, "Area as annotated, in the original picture.", is_wide=False),
+        _bars([row[0] for row in by_crowd], [row[3] for row in by_crowd], "objects per image", "AP by crowding."),
+        Table(["area", "objects", "AP", "AP50"], by_size, "Area as annotated, in the original image.", is_wide=False),
         Table(
-            ["objects an image", "images", "objects", "AP", "AP50", "missed", "false"],
+            ["objects per image", "images", "objects", "AP", "AP50", "missed", "false"],
             by_crowd,
             f"Missed and false at score {report.threshold:.3f}. AP is that of the images with so many objects alone.",
         ),
@@ -226,7 +226,7 @@ def _bars(names: Sequence[str], values: Sequence[float | None], axis_name: str, 
 def _calibration(report: BoxReport) -> list[Block]:
     bins = [row for row in report.calibration["bins"] if row["detections"]]
     figure = new_figure()
-    axes = figure.add_subplot(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1.02))
+    axes = figure.add_subplot(xlabel="score", ylabel="fraction that is right", xlim=(0, 1), ylim=(0, 1.02))
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--", label="a score that says its chance")
     axes.plot([b["mean_score"] for b in bins], [b["share_right"] for b in bins], marker="o", color=COLORS[0])
     axes.legend(fontsize=8)
@@ -244,7 +244,7 @@ def _calibration(report: BoxReport) -> list[Block]:
         chart(
             figure, "How often a detection of a score is right (IoU 0.5): under the dashed line it promises too much."
         ),
-        Table(["score", "detections", "mean score", "share right"], rows, is_wide=False),
+        Table(["score", "detections", "mean score", "fraction right"], rows, is_wide=False),
     ]
 
 
@@ -286,7 +286,7 @@ def _worst(
         caption += f" The {len(listed)} images with the most errors; images.csv has all."
     table = Table(["file", *columns[1:]], [[row[name] for name in columns] for row in listed], caption)
     if images is None:
-        return [Text("No pictures: the folder of the images was not given (--images)."), table]
+        return [Text("No images: the folder of the images was not given (--images)."), table]
     drawn = within_budget(_draw_worst(report, rows, truth, config, images, islice(listed, WORST)))
     legend = (
         "Left the truth, right the detections. Thin green: found, and right. Orange: missed. Red: false positives with"
@@ -302,7 +302,7 @@ def _draw_worst(
     config: Config,
     folder: Path,
     listed: Iterator[dict[str, Any]],
-) -> Iterator[Picture]:
+) -> Iterator[PageImage]:
     place_of = {image_id: index for index, image_id in enumerate(truth.image_ids.tolist())}
     for row in listed:
         index = place_of[row["image_id"]]
@@ -330,7 +330,7 @@ def _draw_worst(
         colors = [RED if false else GREEN for false in is_false]
         right = draw_boxes(image, _xyxy(rows[found, 1:5]), rows[found, 6].astype(int).tolist(), texts, colors)
         caption = f"{row['file_name']}: {row['missed']} of {row['objects']} missed, {row['false']} false"
-        yield picture(contact_sheet([left, right], 2, gap=8), caption, long_side=1200, quality=78)
+        yield page_image(contact_sheet([left, right], 2, gap=8), caption, long_side=1200, quality=78)
 
 
 def _xyxy(boxes: np.ndarray) -> np.ndarray:

@@ -16,9 +16,9 @@ from detector.data.images import read_image
 from detector.evaluation.class_figures import ClassReport, class_report
 from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
 from detector.reports.drawing import as_rgb
-from detector.reports.pages import Block, Gallery, Numbers, Picture, Section, Table, Text, picture, within_budget
+from detector.reports.pages import Block, Gallery, Numbers, PageImage, Section, Table, Text, page_image, within_budget
 
-DRAWN = 60  # mistakes with their picture
+DRAWN = 60  # mistakes with their image
 LISTED = 300  # mistakes in the page's table; mistakes.csv has all
 COLUMNS = ("precision", "recall", "f1", "AP")  # of a class, those that the metrics have
 
@@ -38,7 +38,7 @@ def classification_report(
         names = [row["name"] for row in report.metrics["per_class"]]
         sections.append(Section("Confusion", confusion_blocks(report.confusion, names)))
     sections.append(Section("Most confident mistakes", _mistakes(report, config, images or truth.root)))
-    lead = f"{len(truth):,} pictures of {len(truth.categories)} classes of {truth.source}."
+    lead = f"{len(truth):,} images of {len(truth.categories)} classes of {truth.source}."
     lead += f" Against {against.name}." if against else ""
     return Report(lead, sections, figures, {"classes": report.metrics["per_class"], "mistakes": report.mistakes})
 
@@ -47,9 +47,7 @@ def _score(report: ClassReport) -> list[Block]:
     numbers = [(_spaced(name), known(value)) for name, value in report.metrics.items() if isinstance(value, float)]
     right = int(report.is_right.sum())
     return [
-        Numbers(
-            [*numbers, ("pictures", len(report.is_right)), ("right", right), ("wrong", len(report.is_right) - right)]
-        )
+        Numbers([*numbers, ("images", len(report.is_right)), ("right", right), ("wrong", len(report.is_right) - right)])
     ]
 
 
@@ -62,7 +60,7 @@ def _class_table(report: ClassReport) -> Table:
     rows = [
         [row["name"], row["images"], *(known(row[name]) for name in columns)] for row in report.metrics["per_class"]
     ]
-    return Table(["class", "pictures", *columns], rows, "A click on a head sorts.")
+    return Table(["class", "images", *columns], rows, "A click on a head sorts.")
 
 
 def _mistakes(report: ClassReport, config: Config, images: Path) -> list[Block]:
@@ -74,12 +72,12 @@ def _mistakes(report: ClassReport, config: Config, images: Path) -> list[Block]:
     return [Gallery(drawn, column=180), Table(["file", "true", "predicted", "score"], rows, caption)]
 
 
-def _draw(mistakes: Iterator[dict[str, Any]], config: Config, images: Path) -> Iterator[Picture]:
+def _draw(mistakes: Iterator[dict[str, Any]], config: Config, images: Path) -> Iterator[PageImage]:
     for row in mistakes:
         caption = f"{row['predicted']} {row['score']:.2f}, is {row['true'] or 'nothing'} ({row['file']})"
         data, channels = config.data, config.model.in_channels
         image = as_rgb(read_image(images / row["file"], channels, data.exif, data.max_value))
-        yield picture(Image.fromarray(image), caption, long_side=480)
+        yield page_image(Image.fromarray(image), caption, long_side=480)
 
 
 def _comparison(name: str, report: ClassReport, other_name: str, other: ClassReport, truth: Labelled) -> list[Block]:
@@ -96,21 +94,21 @@ def _comparison(name: str, report: ClassReport, other_name: str, other: ClassRep
     only_here = np.flatnonzero(report.is_right & ~other.is_right)
     only_there = np.flatnonzero(other.is_right & ~report.is_right)
     text = (
-        f"This is {name}; the other is {other_name}. {len(only_here):,} pictures are right only here,"
+        f"This is {name}; the other is {other_name}. {len(only_here):,} images are right only here,"
         f" {len(only_there):,} only there."
     )
-    pictures = _changes(only_there, "only there", truth) + _changes(only_here, "only here", truth)
+    images = _changes(only_there, "only there", truth) + _changes(only_here, "only here", truth)
     blocks: list[Block] = [
         Text(text),
         Table(["figure", "this", "other", "difference"], numbers, tones=[tone_of(row[3]) for row in numbers]),
         Table(
-            ["class", "pictures", *(head for key in columns for head in (key, f"± {key}"))],
+            ["class", "images", *(head for key in columns for head in (key, f"± {key}"))],
             classes,
             "By class; ± is the difference to the other.",
         ),
     ]
-    if pictures:
-        blocks.append(Table(["file", "true", "right"], pictures, f"Pictures that differ, at most {LISTED} of a kind."))
+    if images:
+        blocks.append(Table(["file", "true", "right"], images, f"Images that differ, at most {LISTED} of a kind."))
     return blocks
 
 

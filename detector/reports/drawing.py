@@ -1,4 +1,4 @@
-"""Boxes and classes drawn on pictures, and the picture of a confusion matrix."""
+"""Boxes and classes drawn on images, and the image of a confusion matrix."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from detector.reports.fonts import draw_letters, has_letters
 Color = tuple[int, int, int]
 
 LEGEND = 8  # classes in a legend, at most
-SMALLEST = 480  # long side of a drawing; smaller pictures are enlarged, or no letter on them could be read
+SMALLEST = 480  # long side of a drawing; smaller images are enlarged, or no letter on them could be read
 
 
 def class_color(label: int) -> Color:
-    """RGB of a class: hues a golden angle apart, so that neighbours do not look alike. Under 0 is no class: gray."""
+    """RGB of a class: hues a golden angle apart, so that neighbours do not look alike. Under 0 is not a class: gray."""
     if label < 0:
         return 128, 128, 128
     red, green, blue = colorsys.hsv_to_rgb((label * 0.61803398875 + 0.05) % 1, 0.75, 0.95)
@@ -67,10 +67,10 @@ def draw_targets(
 ) -> Image.Image:
     """``image`` [H, W, C] with boxes [T, 4] in strong lines, and [P, 4] anchors in thin ones of their objects' colours.
 
-    A label under 0 is no class: a region that is left out, in gray.
+    A label under 0 is not a class: a region that is left out, in gray.
     """
     canvas, factor = _canvas(image)
-    draw = ImageDraw.Draw(canvas, "RGBA")  # lines that let the picture through
+    draw = ImageDraw.Draw(canvas, "RGBA")  # lines that let the image through
     line, size = max(2, round(max(canvas.size) / 200)), max(11, round(max(canvas.size) / 40))
     texts, legend = _legible(texts, labels)
     for anchor, label in zip(anchors * factor, anchor_labels, strict=True):
@@ -94,7 +94,7 @@ def draw_lines(image: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """``confusion`` [K, K], true by predicted class: the darker a cell, the larger its share of the true class."""
+    """``confusion`` [K, K], true by predicted class: the darker a cell, the larger its fraction of the true class."""
     num_classes = len(names)
     side = max(6, min(72, 1200 // num_classes))  # of a cell, in pixels
     size = max(9, min(18, side // 3))
@@ -128,14 +128,14 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
     return _with_legend(canvas, legend, max(size, 13))
 
 
-def contact_sheet(pictures: Sequence[Image.Image], columns: int, gap: int = 0) -> Image.Image:
-    """Pictures side by side, row by row, each fitted to the size of the first; ``gap`` pixels of white between."""
-    width, height = (side + gap for side in pictures[0].size)
-    rows = -(-len(pictures) // columns)
+def contact_sheet(images: Sequence[Image.Image], columns: int, gap: int = 0) -> Image.Image:
+    """Images side by side, row by row, each fitted to the size of the first; ``gap`` pixels of white between."""
+    width, height = (side + gap for side in images[0].size)
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white" if gap else "black")
-    for place, picture in enumerate(pictures):
+    for place, image in enumerate(images):
         row, column = divmod(place, columns)
-        sheet.paste(ImageOps.pad(picture, pictures[0].size, color="white"), (column * width, row * height))
+        sheet.paste(ImageOps.pad(image, images[0].size, color="white"), (column * width, row * height))
     return sheet
 
 

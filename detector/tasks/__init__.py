@@ -30,11 +30,11 @@ class Data(Protocol):
     """A split: samples by (epoch, index) that ``collate`` makes batches of."""
 
     categories: list[Category]
-    is_wide: np.ndarray | None  # [I] bool: which pictures are at least as wide as high; None where all are alike
+    is_wide: np.ndarray | None  # [I] bool: which images are at least as wide as high; None where all are alike
     shapes: np.ndarray | None  # [I, 2] height, width of each image in evaluation, padded; None where all are alike
     source: Path  # what it was read from, for messages
     truth: Any  # what the task scores predictions against
-    images: Path  # the folder of its pictures
+    images: Path  # the folder of its images
 
     def __len__(self) -> int: ...
 
@@ -43,7 +43,7 @@ class Data(Protocol):
     def file(self, index: int) -> Path: ...
 
     @property
-    def has_targets(self) -> np.ndarray: ...  # [I] bool: which pictures have something to learn
+    def has_targets(self) -> np.ndarray: ...  # [I] bool: which images have something to learn
 
     def select(self, indices: Sequence[int]) -> Data: ...
 

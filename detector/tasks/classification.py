@@ -53,7 +53,7 @@ def open_own(config: Config, name: str, own: Any, categories: list[Category] | N
 
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> ClassSample:
-    """A picture [H, W, C] as the model wants it, without a class."""
+    """An image [H, W, C] as the model wants it, without a class."""
     pixels = ClassTransform(config.data.crop)(image, epoch=0, index=0)
     nothing = torch.zeros(0)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -61,15 +61,15 @@ def make_sample(image: np.ndarray, image_id: int, config: Config) -> ClassSample
 
 
 def loss(logits: Tensor, targets: ClassTargets, config: ModelConfig) -> Losses:
-    """Cross entropy, or with ``multi_label`` binary cross entropy, of smoothed shares; classes by their weights."""
-    shares, weights, smoothing = targets.shares, targets.weights, config.loss.label_smoothing
+    """Cross entropy, or with ``multi_label`` binary cross entropy, of smoothed targets; classes by their weights."""
+    probabilities, weights, smoothing = targets.probabilities, targets.weights, config.loss.label_smoothing
     logits = logits.float()
     if config.multi_label:
-        shares = shares * (1 - smoothing) + smoothing / 2
-        total = F.binary_cross_entropy_with_logits(logits, shares, weights, reduction="sum")
+        probabilities = probabilities * (1 - smoothing) + smoothing / 2
+        total = F.binary_cross_entropy_with_logits(logits, probabilities, weights, reduction="sum")
         return Losses({"cls": total}, weights.sum())
-    smoothed = shares * (1 - smoothing) + smoothing / logits.shape[1]
-    return Losses({"cls": -(weights * smoothed * logits.log_softmax(dim=1)).sum()}, (weights * shares).sum())
+    smoothed = probabilities * (1 - smoothing) + smoothing / logits.shape[1]
+    return Losses({"cls": -(weights * smoothed * logits.log_softmax(dim=1)).sum()}, (weights * probabilities).sum())
 
 
 def predict(logits: Tensor, batch: Batch, config: ModelConfig) -> Tensor:
@@ -81,7 +81,7 @@ def tally(scores: Tensor, batch: Batch, config: ModelConfig) -> Tally:
     """With ``multi_label`` rows [B, 1 + K] of image and scores, as AP ranks all images; else see single_label_tally."""
     if config.multi_label:
         return Tally(torch.cat([batch.ids[:, None].double(), scores.double()], dim=1).cpu().numpy())
-    labels = batch.targets.shares.argmax(dim=1)  # in evaluation no images are mixed
+    labels = batch.targets.probabilities.argmax(dim=1)  # in evaluation no images are mixed
     return single_label_tally(*(part.cpu().numpy() for part in (batch.ids, scores.double(), labels)))
 
 
@@ -102,7 +102,7 @@ def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
 
 
 def to_predictions(scores: Tensor, categories: Sequence[Category], config: ModelConfig) -> list[ClassPrediction]:
-    """The ``predict.classes`` best classes of each picture."""
+    """The ``predict.classes`` best classes of each image."""
     best = scores.topk(min(config.predict.classes, len(categories)), dim=1)
     values, labels = best.values.cpu().numpy(), best.indices.cpu().numpy()
     return [

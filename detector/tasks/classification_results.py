@@ -44,7 +44,7 @@ class ClassPrediction(NamedTuple):
 
 
 def to_results(found: ClassPrediction, image_id: int, name: Path) -> list[dict[str, Any]]:
-    """The row of a picture in ``predictions.csv``."""
+    """The row of an image in ``predictions.csv``."""
     row: dict[str, Any] = {"path": name.as_posix()}
     for place, (label, score) in enumerate(zip(found.names, found.scores, strict=True), start=1):
         suffix = "" if place == 1 else f"_{place}"

@@ -26,20 +26,23 @@ from detector.tasks.classification_results import ClassPrediction
 
 
 def untransformed(data: ClassDataset) -> ClassDataset:
-    """The same pictures as they are stored, none mixed with another."""
+    """The same images as they are stored, none mixed with another."""
     stored = copy.copy(data)
     stored.transform, stored.augment = lambda image, epoch, index: image, None  # type: ignore
     return stored
 
 
 def draw_sample(sample: ClassSample, categories: Sequence[Category]) -> Image.Image:
-    return _draw_shares(sample.image, sample.shares, categories)
+    return _draw_classes(sample.image, sample.probabilities, categories)
 
 
-def _draw_shares(image: Tensor, shares: Tensor, categories: Sequence[Category]) -> Image.Image:
-    """A picture [C, H, W] under its classes, with their shares [K] where it is mixed."""
-    labels = [int(label) for label in shares.argsort(descending=True) if shares[label] > 0]
-    texts = [categories[label].name + (f" {shares[label]:.2f}" if shares[label] < 1 else "") for label in labels]
+def _draw_classes(image: Tensor, probabilities: Tensor, categories: Sequence[Category]) -> Image.Image:
+    """An image [C, H, W] under its classes, with their probabilities [K] where it is mixed."""
+    labels = [int(label) for label in probabilities.argsort(descending=True) if probabilities[label] > 0]
+    texts = [
+        categories[label].name + (f" {probabilities[label]:.2f}" if probabilities[label] < 1 else "")
+        for label in labels
+    ]
     return draw_lines(image.permute(1, 2, 0).numpy(), labels, texts)
 
 
@@ -47,20 +50,20 @@ def _draw_shares(image: Tensor, shares: Tensor, categories: Sequence[Category]) 
 
 
 def preview(data: ClassDataset, config: Config) -> list[str]:
-    """Warnings where a class has few pictures."""
-    return rare_classes(data.categories, data.labelled.counts().tolist(), "pictures")
+    """Warnings where a class has few images."""
+    return rare_classes(data.categories, data.labelled.counts().tolist(), "images")
 
 
 def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:
-    """Each picture under its classes."""
+    """Each image under its classes."""
     return [
-        _draw_shares(image, shares, categories)
-        for image, shares in zip(batch.images, batch.targets.shares, strict=True)
+        _draw_classes(image, probabilities, categories)
+        for image, probabilities in zip(batch.images, batch.targets.probabilities, strict=True)
     ]
 
 
 def draw(image: np.ndarray, found: ClassPrediction, draw_score: float) -> Image.Image:
-    """The picture under the classes that score at least ``draw_score``, and the best one anyway."""
+    """The image under the classes that score at least ``draw_score``, and the best one anyway."""
     is_drawn = [place == 0 or score >= draw_score for place, score in enumerate(found.scores)]
     texts = score_texts(found.names, found.scores)
     shown = [(label, text) for label, text, is_kept in zip(found.labels, texts, is_drawn, strict=True) if is_kept]

@@ -84,7 +84,7 @@ def make_transform(config: Config, name: str) -> Transform:
 
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
-    """A picture [H, W, C] as the model wants it, without targets."""
+    """An image [H, W, C] as the model wants it, without targets."""
     no_boxes, no_labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
     resized = Transform(config.data.resize)(image, no_boxes, no_labels, epoch=0, index=0)
     pixels = torch.from_numpy(resized.image).permute(2, 0, 1)
@@ -152,7 +152,7 @@ def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
 
 
 def to_predictions(detections: Detections, categories: Sequence[Category], config: ModelConfig) -> list[Prediction]:
-    """What was found in each picture, without the padding."""
+    """What was found in each image, without the padding."""
     kind = object if any(isinstance(category.id, str) for category in categories) else np.int64
     found = []
     for boxes, scores, labels in zip(*(part.cpu().numpy() for part in detections), strict=True):

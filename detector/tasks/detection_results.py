@@ -67,12 +67,12 @@ class Prediction(NamedTuple):
 
 
 def to_results(found: Prediction, image_id: Id, name: Path) -> list[dict[str, Any]]:
-    """COCO results of one picture, with the file's and the classes' names beside the ids."""
+    """COCO results of one image, with the file's and the classes' names beside the ids."""
     return found.to_coco(image_id, name.as_posix())
 
 
 def write_results(results: Iterable[dict[str, Any]], path: Path) -> None:
-    """A JSON list, written row by row: the predictions of many pictures need not fit into memory."""
+    """A JSON list, written row by row: the predictions of many images need not fit into memory."""
     with atomic_write(path) as file:
         file.write("[")
         for number, row in enumerate(results):

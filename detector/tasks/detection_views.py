@@ -15,7 +15,7 @@ from detector.config.schema import Config, ModelConfig
 from detector.data.detection import CocoDataset, Sample
 from detector.data.transforms.boxes import Transformed
 from detector.evaluation.coco import METRICS
-from detector.evaluation.coverage import RECALL_WANTED, input_boxes, level_ious, rare_classes, reach_of
+from detector.evaluation.coverage import RECALL_WANTED, coverage_of, input_boxes, level_ious, rare_classes
 from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.assignment import assign
 from detector.ops.boxes import box_area
@@ -32,14 +32,14 @@ PREVIEWED_IMAGES = 2000  # of a larger set, a sample
 
 
 def untransformed(data: CocoDataset) -> CocoDataset:
-    """The same pictures and boxes as they are stored."""
+    """The same images and boxes as they are stored."""
     stored = copy.copy(data)
     stored.transform = lambda image, boxes, labels, epoch, index: Transformed(image, boxes, labels)  # type: ignore
     return stored
 
 
 def draw_sample(sample: Sample, categories: Sequence[Category]) -> Image.Image:
-    """A picture with its boxes; regions that the loss ignores in gray."""
+    """An image with its boxes; regions that the loss ignores in gray."""
     labels = sample.labels.tolist()
     texts = [categories[label].name if label >= 0 else "ignored" for label in labels]
     return draw_boxes(sample.image.permute(1, 2, 0).numpy(), sample.boxes.numpy(), labels, texts)
@@ -49,7 +49,7 @@ def draw_sample(sample: Sample, categories: Sequence[Category]) -> Image.Image:
 
 
 def preview(data: CocoDataset, config: Config) -> list[str]:
-    """How many objects there are, and how many of them the anchors reach; warnings where they are few."""
+    """How many objects there are, and how many of them the anchors cover; warnings where they are few."""
     images = len(data)
     chosen = np.arange(images)
     if images > PREVIEWED_IMAGES:
@@ -57,15 +57,15 @@ def preview(data: CocoDataset, config: Config) -> list[str]:
     part = data.select(chosen)
     objects = input_boxes(part.annotations, part.checked, config.data.resize, config.seed).objects()
     best = level_ious(objects, config.model.anchors, config.model.fpn.levels).amax(dim=1)
-    reach, threshold = reach_of(best, config.model.matcher), config.model.matcher.positive
+    coverage, threshold = coverage_of(best, config.model.matcher), config.model.matcher.positive
     of_sample = f" ({len(part):,} sampled images)" if len(part) < images else ""
     lines = [
-        f"anchors: reach {reach.recall:.1%} of the objects at IoU {threshold:g} (mean best IoU {reach.mean_iou:.2f});"
-        f" {reach.objects / len(part):.1f} objects an image{of_sample}"
+        f"anchors: cover {coverage.recall:.1%} of the objects at IoU {threshold:g} (mean best IoU"
+        f" {coverage.mean_iou:.2f}); {coverage.objects / len(part):.1f} objects per image{of_sample}"
     ]
-    if reach.objects and reach.recall < RECALL_WANTED:
+    if coverage.objects and coverage.recall < RECALL_WANTED:
         lines.append(
-            f"warning: {1 - reach.recall:.1%} of the objects get no anchor at IoU {threshold:g};"
+            f"warning: {1 - coverage.recall:.1%} of the objects get no anchor at IoU {threshold:g};"
             " detector anchors --suggest finds anchors that fit"
         )
     counts = torch.bincount(data.annotations.labels[data.is_object], minlength=len(data.categories))
@@ -97,7 +97,7 @@ def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig
 
 
 def draw(image: np.ndarray, found: Prediction, draw_score: float) -> Image.Image:
-    """The picture with the boxes that score at least ``draw_score``."""
+    """The image with the boxes that score at least ``draw_score``."""
     is_drawn = found.scores >= draw_score
     texts = score_texts(found.names, found.scores)
     texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]

@@ -50,8 +50,8 @@ def fit(
 
     With ``data``, that is what is trained on and evaluated (None: nothing is), and not what the config names.
     With ``resume`` the run continues from its ``last.pt``, or begins if there is none. It begins from the weights that
-    the config names for the backbone or, in place of them, from what fits of the checkpoint ``model.weights``. Raises
-    :class:`~detector.errors.DetectorError` for all that a person can mend.
+    the config names for the backbone or, instead of them, from what fits of the checkpoint ``model.weights``. Raises
+    :class:`~detector.errors.DetectorError` for all that a person can fix.
 
     Any thread may call it; in the main one, Ctrl-C and SIGTERM end it after the step. It seeds torch's random numbers
     and flushes the thread's denormals.
@@ -209,7 +209,7 @@ def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
         raise ConfigError("model.backbone.norm: sync_bn works across GPUs only; use bn or frozen_bn on CPUs")
 
 
-# What a resumed run must have in common with the run that it continues: all that decides which pictures make a step,
+# What a resumed run must have in common with the run that it continues: all that decides which images make a step,
 # and what is in the optimizer's state.
 KEPT = ("task", "seed", "model", "data.resize", "data.crop", "data.augment", "data.invalid_boxes", "data.val_share")
 KEPT += (
@@ -269,7 +269,7 @@ def _changes(content: dict[str, Any], config: Config, run: RunFolder) -> Iterato
     before, ranks = content.get("ranks", distributed.world_size()), distributed.world_size()
     if before != ranks:
         yield (
-            f"changed: {ranks} rank{'s' * (ranks > 1)} in place of {before}; the order of the pictures goes on as"
+            f"changed: {ranks} rank{'s' * (ranks > 1)} instead of {before}; the order of the images goes on as"
             f" before, {config.train.batch_size // ranks} of each step's {config.train.batch_size} on each rank"
         )
 

@@ -42,7 +42,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     ema: AveragedWeights | None
-    num_images: int  # of the training data: with the batch size, it decides which pictures make a step
+    num_images: int  # of the training data: with the batch size, it decides which images make a step
     step: int = 0  # optimizer steps done
     evaluated_step: int = 0  # the last one that was evaluated
     train_seconds: float = 0.0  # spent in steps, reading included and evaluation not
@@ -170,7 +170,7 @@ def train(
                 try:
                     batch = next(batches)
                 except DetectorError:
-                    # A broken picture ends the run on the rank that met it; all ranks hold the same state to save.
+                    # A broken image ends the run on the rank that met it; all ranks hold the same state to save.
                     torch._foreach_copy_(buffers, good_buffers)
                     if distributed.is_main() or run.is_shared():
                         run.save_last(config, categories, state.content())
@@ -189,7 +189,7 @@ def train(
             # One collective carries the loss parts, the normaliser and whether any rank was asked to stop.
             asked = torch.full((1,), float(stop.asked), device=device)
             totals = distributed.sum_over_ranks(torch.cat([torch.stack(part_sums).sum(dim=0), asked]))
-            normaliser = torch.where(totals[-2] > 0, totals[-2], 1)  # nothing to find in any picture: no division
+            normaliser = torch.where(totals[-2] > 0, totals[-2], 1)  # nothing to find in any image: no division
             state.scaler.unscale_(state.optimizer)
             # DDP has averaged over ranks what the loss sums over them.
             gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
@@ -246,15 +246,15 @@ def train(
 
 @contextlib.contextmanager
 def _explain_single_values() -> Iterator[None]:
-    """Whether a batch norm has anything to average over depends on the network, the pictures and the batch at once."""
+    """Whether a batch norm has anything to average over depends on the network, the images and the batch at once."""
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
-            "a batch norm is given a single value a channel, one picture on a map of one cell: use a train.batch_size"
-            " of two or more for each rank and part of train.accumulate, or larger pictures"
+            "a batch norm is given a single value a channel, one image on a map of one cell: use a train.batch_size"
+            " of two or more for each rank and part of train.accumulate, or larger images"
         ) from None
 
 
@@ -266,10 +266,10 @@ def _describe_fault(step: int, lr: float, loss_parts: dict[str, float], grad_nor
 def leave_out(
     run: RunFolder, config: Config, state: TrainingState, data: Data, fault: str, ids: list[int]
 ) -> dict[str, Any]:
-    """Count a step that is not finite, and name its pictures; or, where none may be left out, save and raise."""
+    """Count a step that is not finite, and name its images; or, where none may be left out, save and raise."""
     every_id = [index for rank_ids in distributed.gather(ids) for index in rank_ids]
     files = [str(data.file(index)) for index in every_id]
-    fault = f"{fault}; pictures {', '.join(files)})"
+    fault = f"{fault}; images {', '.join(files)})"
     if config.train.non_finite == "stop" or state.skipped == config.train.max_skips:
         save_last(run, config, data.categories, state)
         before = f" after {state.skipped} skipped steps (train.max_skips)" if state.skipped else ""

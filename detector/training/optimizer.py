@@ -64,7 +64,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, path: object) -
     own = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not isinstance(saved, dict) or saved.keys() != own.keys() or not isinstance(saved["state"], dict):
-        raise WeightsError(f"{path}: its optimizer is no optimizer's state")
+        raise WeightsError(f"{path}: its optimizer is not an optimizer's state")
     if _without_lr(saved["param_groups"]) != _without_lr(own["param_groups"]):
         raise WeightsError(
             f"{path}: its optimizer is of another kind, or has its parameters in other groups, as earlier versions"
@@ -86,7 +86,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, path: object) -
 
 
 def _without_lr(groups: Any) -> Any:
-    """What stays as it began; the rate is set anew at every step."""
+    """What stays as it began; the rate is set again at every step."""
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         return None
     return [{key: value for key, value in group.items() if key != "lr"} for group in groups]

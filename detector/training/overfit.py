@@ -1,7 +1,7 @@
-"""A test of data, model and recipe before the real run: a few pictures must be learned by heart.
+"""A test of data, model and recipe before the real run: a few images must be overfitted.
 
-What cannot do that has a fault that no amount of data mends: boxes that are wrong, anchors that reach nothing, a rate
-that is off, a model that is frozen. The pictures come without augmentation, at a constant rate, and are evaluated
+What cannot do that has a fault that no amount of data fixes: boxes that are wrong, anchors that cover nothing, a rate
+that is off, a model that is frozen. The images come without augmentation, at a constant rate, and are evaluated
 themselves.
 """
 
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 
 def overfit(config: Config, count: int, run: RunFolder, device: torch.device) -> Outcome:
-    """Train on ``count`` pictures with objects, or labels, until the loss is near zero or the steps are used up.
+    """Train on ``count`` images with objects, or labels, until the loss is near zero or the steps are used up.
 
     The steps are those of ``train.steps``, and at most ``MAX_ROUNDS`` rounds.
     """
@@ -61,9 +61,9 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     whole = task.open_split(config, "val")  # what is trained on, as evaluation sees it
     usable = np.flatnonzero(whole.has_targets)
     if len(usable) < count:
-        raise ConfigError(f"command line: --overfit {count}: {whole.source} has {len(usable)} pictures to learn from")
+        raise ConfigError(f"command line: --overfit {count}: {whole.source} has {len(usable)} images to learn from")
     chosen = np.sort(np.random.default_rng(config.seed).choice(usable, count, replace=False))
-    # An epoch of the few pictures is a round: they are evaluated and saved after it, not after every step.
+    # An epoch of the few images is a round: they are evaluated and saved after it, not after every step.
     train_data = whole.select(np.resize(chosen, ROUND_STEPS * config.train.batch_size).tolist())
     val_data = whole.select(chosen.tolist())
 
@@ -77,7 +77,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     run.create()
     run.describe(config)
     ignored = f" (train.steps {wanted:,} is for training)" if wanted and wanted > limit else ""
-    goal = f"to be learned by heart in at most {limit:,} steps{ignored}: {val_data.summary()}"
+    goal = f"to overfit in at most {limit:,} steps{ignored}: {val_data.summary()}"
     print("\n".join([*origins, normalised, goal, *val_data.warnings()]), file=sys.stderr)
     draw_first_batch(config, train_data, run)
 
@@ -138,7 +138,7 @@ def describe(outcome: Outcome, run: RunFolder, metric: str) -> str:
     share = outcome.last_loss / outcome.first_loss
     text = (
         f"the loss went from {outcome.first_loss:.3f} to {outcome.last_loss:.3f} ({share:.0%}) in {outcome.steps}"
-        f" steps, {metric} {figure(results[metric])} on the same pictures"
+        f" steps, {metric} {figure(results[metric])} on the same images"
     )
     if outcome.passed:
         return f"passed: {text}"

@@ -1,4 +1,4 @@
-"""What a run says of its data before the first step, and a picture of what the model will be given."""
+"""What a run says of its data before the first step, and an image of what the model will be given."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from detector.training.loop import count_steps
 from detector.training.run_folder import RunFolder
 
 DRAWN, COLUMNS = 8, 4
-LONG_SIDE = 640  # of a drawn picture, at most
+LONG_SIDE = 640  # of a drawn image, at most
 
 # A network that begins with random weights needs several times the schedule of a pretrained one, which for COCO is
-# 1.4 million pictures (He et al. 2019, section 5); of a tenth of the first, nothing good is to be expected.
+# 1.4 million images (He et al. 2019, section 5); of a tenth of the first, nothing good is to be expected.
 SHORT_SCHEDULE = 100_000
 
 
@@ -32,7 +32,7 @@ def preview_run(config: Config, data: Data, val_data: Data | None, run: RunFolde
 
 
 def draw_first_batch(config: Config, data: Data, run: RunFolder) -> None:
-    """``first_batch.jpg``: the first pictures of the run's first step, with what the loss will make of them."""
+    """``first_batch.jpg``: the first images of the run's first step, with what the loss will make of them."""
     sampler = TrainBatches(
         num_images=len(data),
         batch_size=config.train.batch_size,
@@ -45,12 +45,12 @@ def draw_first_batch(config: Config, data: Data, run: RunFolder) -> None:
     )
     batch = collate([data[key] for key in next(iter(sampler))])
     if isinstance(batch, DetectorError):
-        return  # training meets the same picture, and says so
-    pictures = get_views(config.task).draw_batch(batch.first(DRAWN), data.categories, config.model)
-    for picture in pictures:
-        picture.thumbnail((LONG_SIDE, LONG_SIDE))
+        return  # training meets the same image, and says so
+    images = get_views(config.task).draw_batch(batch.first(DRAWN), data.categories, config.model)
+    for image in images:
+        image.thumbnail((LONG_SIDE, LONG_SIDE))
     with atomic_write(run.path / "first_batch.jpg", "wb") as file:
-        contact_sheet(pictures, min(COLUMNS, len(pictures))).save(file, format="jpeg", quality=85)
+        contact_sheet(images, min(COLUMNS, len(images))).save(file, format="jpeg", quality=85)
 
 
 def _warn_of_random_weights(config: Config, num_images: int) -> list[str]:

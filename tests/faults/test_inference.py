@@ -14,9 +14,9 @@ from PIL import Image
 
 import detector
 from detector.__main__ import run_command
-from detector.dev.stress import infer, link_pictures, tiny_checkpoint
+from detector.dev.stress import infer, link_images, tiny_checkpoint
 from detector.errors import DataError, StorageError
-from detector.inference.folder import Pictures, _Item, _Packed, find_images, infer_folder
+from detector.inference.folder import Images, _Item, _Packed, find_images, infer_folder
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +25,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    link_pictures(folder, 40)
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    link_images(folder, 40)
     return folder
 
 
-def run_infer(checkpoint: Path, pictures: Path, output: Path, *flags: str) -> int:
-    arguments = ["--checkpoint", str(checkpoint), "--input", str(pictures), "--output", str(output), "--workers", "0"]
+def run_infer(checkpoint: Path, images: Path, output: Path, *flags: str) -> int:
+    arguments = ["--checkpoint", str(checkpoint), "--input", str(images), "--output", str(output), "--workers", "0"]
     return run_command("infer", [*arguments, "--device", "cpu", "model.predict.score_threshold=0.0", *flags])
 
 
 def test_killed_half_way_and_resumed(checkpoint: Path, tmp_path: Path) -> None:
-    link_pictures(tmp_path / "pictures", 300)
-    report = infer(checkpoint, tmp_path / "pictures", tmp_path / "found", 300)
+    link_images(tmp_path / "images", 300)
+    report = infer(checkpoint, tmp_path / "images", tmp_path / "found", 300)
     assert report.is_same
     results = json.loads((tmp_path / "found" / "killed" / "predictions.json").read_text())
     assert {row["image_id"] for row in results} == set(range(1, 301))
@@ -46,10 +46,10 @@ def test_killed_half_way_and_resumed(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_every_place_to_stop_gives_the_same(
-    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after each batch in turn, with half a line of the next one behind it."""
-    assert run_infer(checkpoint, pictures, tmp_path / "whole") == 0
+    assert run_infer(checkpoint, images, tmp_path / "whole") == 0
     output = tmp_path / "stopped"
     predict = detector.inference.predictor.Predictor.predict_samples
     for place in range(1, 5):
@@ -63,7 +63,7 @@ def test_every_place_to_stop_gives_the_same(
         with monkeypatch.context() as patch:
             patch.setattr("detector.inference.predictor.Predictor.predict_samples", stop)
             flags = ["--resume"] if place > 1 else []
-            code = run_infer(checkpoint, pictures, output, *flags)
+            code = run_infer(checkpoint, images, output, *flags)
         if code == 0:
             break
         assert code == 75
@@ -76,12 +76,12 @@ def test_every_place_to_stop_gives_the_same(
     ]
     assert len(drawn[0]) == 40
     assert drawn[0] == drawn[1]
-    assert run_infer(checkpoint, pictures, output, "--resume") == 0  # it is finished, and stays so
+    assert run_infer(checkpoint, images, output, "--resume") == 0  # it is finished, and stays so
 
 
 def test_files_that_vanish_change_or_come_are_said(
     checkpoint: Path,
-    pictures: Path,
+    images: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -91,18 +91,18 @@ def test_files_that_vanish_change_or_come_are_said(
 
     with monkeypatch.context() as patch:
         patch.setattr("detector.inference.predictor.Predictor.predict_samples", stop)
-        assert run_infer(checkpoint, pictures, tmp_path / "found") == 75
-    vanished, changed = (pictures / "0000" / f"{number:07}.jpg" for number in (3, 7))
+        assert run_infer(checkpoint, images, tmp_path / "found") == 75
+    vanished, changed = (images / "0000" / f"{number:07}.jpg" for number in (3, 7))
     vanished.unlink()
-    shutil.copy(pictures / "0000" / "0000008.jpg", tmp_path / "new.jpg")
+    shutil.copy(images / "0000" / "0000008.jpg", tmp_path / "new.jpg")
     os.utime(tmp_path / "new.jpg")
     (tmp_path / "new.jpg").replace(changed)
-    shutil.copy(changed, pictures / "0000" / "another.jpg")
+    shutil.copy(changed, images / "0000" / "another.jpg")
     capsys.readouterr()
-    assert run_infer(checkpoint, pictures, tmp_path / "found", "--resume", "--no-images") == 2  # asked otherwise
+    assert run_infer(checkpoint, images, tmp_path / "found", "--resume", "--no-images") == 2  # asked otherwise
     assert "draw_score was 0.4, is None" in capsys.readouterr().err
-    assert run_infer(checkpoint, pictures, tmp_path / "found", "--resume") == 1
-    assert "1 pictures are new since the run began, and no part of it" in capsys.readouterr().err
+    assert run_infer(checkpoint, images, tmp_path / "found", "--resume") == 1
+    assert "1 images are new since the run began, and no part of it" in capsys.readouterr().err
     errors = [json.loads(line) for line in (tmp_path / "found" / "errors.jsonl").read_text().splitlines()]
     assert [row["file"] for row in errors] == [str(vanished), str(changed)]
     assert "does not exist" in errors[0]["error"]
@@ -113,16 +113,16 @@ def test_files_that_vanish_change_or_come_are_said(
 
 
 def test_a_run_that_was_not_finished_is_not_begun_again(
-    checkpoint: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "found").mkdir()
     (tmp_path / "found" / "progress.jsonl").touch()
-    assert run_infer(checkpoint, pictures, tmp_path / "found") == 2
+    assert run_infer(checkpoint, images, tmp_path / "found") == 2
     assert "continue it with --resume" in capsys.readouterr().err
 
 
 def test_a_disk_that_fills_ends_inference_in_one_line(
-    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each line of progress, each drawing and each result in turn does not fit."""
 
@@ -130,7 +130,7 @@ def test_a_disk_that_fills_ends_inference_in_one_line(
         raise OSError(28, "No space left on device")
 
     predictor = detector.load(checkpoint, device="cpu")
-    some = Pictures(pictures, ["0000/0000000.jpg", "0000/0000001.jpg"])
+    some = Images(images, ["0000/0000000.jpg", "0000/0000001.jpg"])
     for place in ("PIL.Image.Image.save", "os.fsync", "json.dumps"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
@@ -140,11 +140,11 @@ def test_a_disk_that_fills_ends_inference_in_one_line(
     assert infer_folder(predictor, some, tmp_path / "found", 0.0, 0.0, 1, 0, resume=True).num_errors == 0
 
 
-def test_images_travel_in_memory_that_is_shared(checkpoint: Path, pictures: Path, tmp_path: Path) -> None:
+def test_images_travel_in_memory_that_is_shared(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     """Of both depths, and of one that cannot be read; what goes through the pipe does not grow with them."""
-    for file in sorted((pictures / "0000").iterdir())[12:]:
+    for file in sorted((images / "0000").iterdir())[12:]:
         file.unlink()
-    (pictures / "0000" / "broken.jpg").write_bytes(b"no picture")
+    (images / "0000" / "broken.jpg").write_bytes(b"no image")
     deep = np.arange(300, dtype=np.uint16).reshape(10, 10, 3)
     items = [_Item(np.full((333, 31, 3), 7, np.uint8), "a", ""), DataError("broken"), _Item(deep, "b", "changed")]
     packed = _Packed.pack(items)
@@ -158,14 +158,14 @@ def test_images_travel_in_memory_that_is_shared(checkpoint: Path, pictures: Path
     results = []
     for workers in ("0", "2"):
         output = tmp_path / workers
-        assert run_infer(checkpoint, pictures, output, "--workers", workers, "--draw-score", "0.01") == 1
+        assert run_infer(checkpoint, images, output, "--workers", workers, "--draw-score", "0.01") == 1
         drawn = {path.name: path.read_bytes() for path in (output / "images").rglob("*.jpg")}
         results.append((drawn, (output / "predictions.json").read_bytes()))
     assert len(results[0][0]) == 12
     assert results[0] == results[1]
 
 
-def test_pictures_are_found_as_before(tmp_path: Path) -> None:
+def test_images_are_found_as_before(tmp_path: Path) -> None:
     for name in ("b.jpg", "a/c.PNG", "a/.hidden.jpg", "a/x/d.jpeg", "a/notes.txt", "e.jpg.bak", "g.TIF"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()

@@ -21,7 +21,7 @@ def test_kills_at_each_kind_of_moment_change_nothing(
     assert report.kills.total() == 6
     assert set(report.kills) == {"starting", "stepping", "saving"}
 
-    # The comparison would find a bit, and a step that stands twice.
+    # The comparison would find a bit, and a step that is duplicated.
     whole, killed = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed_1"
     content = torch.load(killed / "last.pt", weights_only=True)
     name, tensor = next(item for item in content["ema"].items() if item[0].endswith("running_mean"))

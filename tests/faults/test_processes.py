@@ -19,7 +19,7 @@ from PIL import Image
 
 import detector
 from detector.config.loader import load_config
-from detector.dev.stress import CONFIG, TINY, data_overrides, link_pictures, start, tiny_checkpoint
+from detector.dev.stress import CONFIG, TINY, data_overrides, link_images, start, tiny_checkpoint
 from detector.processes import SPIN_COUNT, WAIT_POLICIES
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
@@ -29,12 +29,12 @@ END_SECONDS = 10  # within which all descendants are gone
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> dict[str, Path]:
-    """A checkpoint, 3,000 pictures, and an annotation file that has 3,000 of them."""
+    """A checkpoint, 3,000 images, and an annotation file that has 3,000 of them."""
     folder = tmp_path_factory.mktemp("inputs")
-    link_pictures(folder / "pictures", 3000)
+    link_images(folder / "images", 3000)
     tree = json.loads((shapes / "annotations/val.json").read_text())
     names = [f"{number // 1000:04}/{number:07}.jpg" for number in range(3000)]
-    sizes = [Image.open(folder / "pictures" / name).size for name in names[:20]]  # all others are links to these
+    sizes = [Image.open(folder / "images" / name).size for name in names[:20]]  # all others are links to these
     tree["images"] = [
         {"id": number, "file_name": name, "width": sizes[number % 20][0], "height": sizes[number % 20][1]}
         for number, name in enumerate(names)
@@ -47,7 +47,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> dict[str, 
     (folder / "all.json").write_text(json.dumps(tree))
     return {
         "checkpoint": tiny_checkpoint(folder / "tiny.pt"),
-        "pictures": folder / "pictures",
+        "images": folder / "images",
         "all": folder / "all.json",
         "shapes": shapes,
     }
@@ -55,16 +55,16 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> dict[str, 
 
 def command_of(name: str, inputs: dict[str, Path], folder: Path) -> list[str]:
     """A command that works for a minute or longer, most of it in processes that it has started."""
-    shown = [f"data.val.annotations={inputs['all']}", f"data.val.images={inputs['pictures']}", "data.workers=2"]
+    shown = [f"data.val.annotations={inputs['all']}", f"data.val.images={inputs['images']}", "data.workers=2"]
     train = ["--config", CONFIG, "--runs", folder, *TINY, *data_overrides(inputs["shapes"]), "train.batch_size=2"]
     train += ["train.epochs=5000", "data.workers=2"]
-    infer = ["--checkpoint", inputs["checkpoint"], "--input", inputs["pictures"], "--output", folder / "found"]
+    infer = ["--checkpoint", inputs["checkpoint"], "--input", inputs["images"], "--output", folder / "found"]
     arguments = {
         "train": [*train, "--device", "cpu"],
         "evaluate": ["--checkpoint", inputs["checkpoint"], "--device", "cpu", *shown],
         "infer": [*infer, "--device", "cpu", "--batch-size", 2],
-        "doctor": ["--annotations", inputs["all"], "--images", inputs["pictures"]],
-        "stress": ["infer", "--pictures", 1000],
+        "doctor": ["--annotations", inputs["all"], "--images", inputs["images"]],
+        "stress": ["infer", "--images", 1000],
         "benchmark memory": ["loss", "--scale", 0.5],
         "benchmark data": ["data", "--synthetic", "--scale", 0.5, "--runs", 50],
         "benchmark startup": ["startup", "--scale", 0.02],
@@ -190,8 +190,8 @@ print([name for name in before if before[name] != after[name]], before["denormal
 
 
 def test_loading_changes_nothing_of_the_process(inputs: dict[str, Path]) -> None:
-    picture = next((inputs["shapes"] / "images").iterdir())
-    command = [sys.executable, "-c", STATE, inputs["checkpoint"], picture]
+    image = next((inputs["shapes"] / "images").iterdir())
+    command = [sys.executable, "-c", STATE, inputs["checkpoint"], image]
     environment = {name: value for name, value in os.environ.items() if name != "OPENCV_LOG_LEVEL"}  # commands set it
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == "[] True 3\n", done.stdout  # 3: OpenCV's warnings, its own choice

@@ -87,7 +87,7 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_killed_rank_ends_the_others_and_another_number_continues(shapes: Path, tmp_path: Path, frozen: str) -> None:
     given = [*data_overrides(shapes), frozen, "train.batch_size=4", "train.epochs=6", "train.checkpoint_steps=1"]
-    given += ["data.workers=0", "eval.every_epochs=6"]  # 12 pictures: 3 steps an epoch, 18 steps
+    given += ["data.workers=0", "eval.every_epochs=6"]  # 12 images: 3 steps an epoch, 18 steps
     assert Ranks(tmp_path, "whole", 1, *given).codes() == [0]
 
     two = Ranks(tmp_path, "changed", 2, *given)
@@ -100,12 +100,12 @@ def test_a_killed_rank_ends_the_others_and_another_number_continues(shapes: Path
     one = Ranks(tmp_path, "changed", 1, *given)
     one.wait_for_step(9)
     kill(one.processes[0])
-    assert "changed: 1 rank in place of 2; the order of the pictures goes on as before, 4 of each" in one.said()[0]
+    assert "changed: 1 rank instead of 2; the order of the images goes on as before, 4 of each" in one.said()[0]
 
     assert Ranks(tmp_path, "changed", 2, *given).codes() == [0, 0]
     whole, changed = (rows_of(tmp_path / name) for name in ("whole", "changed"))
     assert [row["step"] for row in changed] == [*range(1, 19), 18]  # and an evaluation
-    # The same pictures in every step: another one would change a loss by per cents, not by rounding.
+    # The same images in every step: another one would change a loss by per cents, not by rounding.
     losses = [[row["loss"] for row in rows[:18]] for rows in (whole, changed)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
@@ -227,8 +227,8 @@ def test_each_rank_takes_a_gpu_of_its_own(
     assert asked["timeout"] == distributed.STEP_TIMEOUT
 
 
-def test_ranks_without_objects_or_pictures_finish(shapes: Path, tmp_path: Path) -> None:
-    """One picture of five has boxes, five do not fill two batches of four, and one is evaluated by two ranks."""
+def test_ranks_without_objects_or_images_finish(shapes: Path, tmp_path: Path) -> None:
+    """One image of five has boxes, five do not fill two batches of four, and one is evaluated by two ranks."""
     for split, count in (("train", 5), ("val", 1)):
         tree = json.loads((shapes / f"annotations/{split}.json").read_text())
         tree["images"] = tree["images"][:count]
@@ -243,7 +243,7 @@ def test_ranks_without_objects_or_pictures_finish(shapes: Path, tmp_path: Path) 
     assert (ranks.run / "report.html").exists()  # of the first rank, with the other one waiting
 
 
-def test_classes_with_fewer_pictures_than_ranks_finish(colors: Path, tmp_path: Path) -> None:
+def test_classes_with_fewer_images_than_ranks_finish(colors: Path, tmp_path: Path) -> None:
     for split, names in (("train", ("red", "green", "blue")), ("val", ("red",))):
         for name in names:
             (tmp_path / split / name).mkdir(parents=True)
@@ -266,7 +266,7 @@ def test_classes_with_fewer_pictures_than_ranks_finish(colors: Path, tmp_path: P
 def test_an_error_on_one_rank_ends_all(place: str, shapes: Path, tmp_path: Path) -> None:
     split = "train" if place == "training" else "val"
     tree = json.loads((shapes / f"annotations/{split}.json").read_text())
-    # Of a step's pair of pictures the second is rank 1's, and of those evaluated every second one.
+    # Of a step's pair of images the second is rank 1's, and of those evaluated every second one.
     index = epoch_batches(None, 12, 2, seed=0, epoch=0)[2][1] if place == "training" else 1
     images = tmp_path / "images"
     images.mkdir()
@@ -274,7 +274,7 @@ def test_an_error_on_one_rank_ends_all(place: str, shapes: Path, tmp_path: Path)
         (images / file.name).hardlink_to(file)
     broken = images / tree["images"][index]["file_name"]
     broken.unlink()
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     given = [*data_overrides(shapes), f"data.{split}.images={images}", "train.batch_size=2", "train.epochs=1"]
     ranks = Ranks(tmp_path, "run", 2, *given, "data.group_by_aspect=false", "data.workers=0")
     assert ranks.codes() == [RankLostError.exit_code, DataError.exit_code], ranks.said()

@@ -280,7 +280,7 @@ def test_classes_are_named_by_their_files(colors: Path, tmp_path: Path, monkeypa
     )
     given = [f"data.{split}.images={colors / split}" for split in ("train", "val")]
     given += ["model.backbone.name=resnet10", "data.crop.size=32", "train.batch_size=2", "data.workers=0"]
-    with pytest.raises(NonFiniteError, match=r"pictures \S+/(red|green|blue)_\d.png, \S+/(red|green|blue)_\d.png\)"):
+    with pytest.raises(NonFiniteError, match=r"images \S+/(red|green|blue)_\d.png, \S+/(red|green|blue)_\d.png\)"):
         fit(load_config("classify_quickstart.yaml", given), RunFolder(tmp_path / "run"), CPU)
 
 

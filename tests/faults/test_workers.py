@@ -1,4 +1,4 @@
-"""Loader processes that raise or are killed: the picture is named, and nothing hangs."""
+"""Loader processes that raise or are killed: the image is named, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from detector.data.loading.workers import load
 from detector.errors import DataError
 
 
-class Pictures:
-    """Pictures of names; index 5 does what ``fault`` says."""
+class Images:
+    """Images of names; index 5 does what ``fault`` says."""
 
     def __init__(self, fault: str, main: int) -> None:
         self.fault, self.main = fault, main
@@ -45,12 +45,12 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("fault", ["SIGKILL", "SIGSEGV"])
-def test_a_killed_worker_is_named_with_its_picture(fault: str) -> None:
+def test_a_killed_worker_is_named_with_its_image(fault: str) -> None:
     before = signal.getsignal(signal.SIGCHLD)
     read = []
     started = time.monotonic()
     with pytest.raises(DataError, match=r"images/5.jpg: the loader's process \d+ was killed") as error:
-        for batch in load(Pictures(fault, os.getpid()), BATCHES, workers=2, collate=list):
+        for batch in load(Images(fault, os.getpid()), BATCHES, workers=2, collate=list):
             # torch's own handler would raise here, in the middle of whatever a step does.
             time.sleep(0.2)
             read += batch
@@ -62,7 +62,7 @@ def test_a_killed_worker_is_named_with_its_picture(fault: str) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_sample_that_raises_is_an_error_with_its_file(workers: int) -> None:
-    batches = list(load(Pictures("raises", os.getpid()), BATCHES, workers, collate=list))
+    batches = list(load(Images("raises", os.getpid()), BATCHES, workers, collate=list))
     assert batches[:2] == [[0, 1], [2, 3]]
     assert batches[3] == [6, 7]
     assert batches[2][0] == 4

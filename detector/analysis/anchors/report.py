@@ -1,4 +1,4 @@
-"""What ``tools/anchors.py`` shows: rows of figures as JSON, and as tables, charts and pictures of a page."""
+"""What ``tools/anchors.py`` shows: rows of figures as JSON, and as tables, charts and images of a page."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from detector.reports.pages import (
     Chart,
     Gallery,
     Numbers,
-    Picture,
+    PageImage,
     Section,
     Table,
     Text,
     Tone,
     chart,
     new_figure,
-    picture,
+    page_image,
 )
 from detector.tasks import detection
 
@@ -48,7 +48,7 @@ NAMES = {
     "group": "",
     "objects": "objects",
     "mean_iou": "mean best IoU",
-    "recall": "reached",
+    "recall": "recall",
     "class_recall": "mean by class",
     "low_quality": "only low-quality",
     "missed": "missed",
@@ -90,7 +90,7 @@ class Suggestion:
 
 
 def cost(config: Config, num_classes: int) -> Summary:
-    """Of the model, for the largest picture."""
+    """Of the model, for the largest image."""
     return summarise(config.model, num_classes, detection.largest_input(config))
 
 
@@ -107,17 +107,17 @@ def as_json(name: str, found: Study, summary: Summary, suggestion: Suggestion | 
         "worst": [found.describe_object(place) for place in found.worst(SHOWN_OBJECTS)],
     }
     if suggestion:
-        options = [option._asdict() | option.reach._asdict() for option in suggestion.options]
+        options = [option._asdict() | option.coverage._asdict() for option in suggestion.options]
         for option in options:
-            del option["reach"]
+            del option["coverage"]
         content["suggestion"] = {"rows": suggestion.rows(), "options": options, "yaml": suggestion.yaml}
     return content
 
 
 def sections(
-    found: Study, summary: Summary, suggestion: Suggestion | None, pictures: Sequence[Picture] = ()
+    found: Study, summary: Summary, suggestion: Suggestion | None, drawings: Sequence[PageImage] = ()
 ) -> list[Section]:
-    """The same for a page or a terminal; ``pictures`` of :func:`gallery`."""
+    """The same for a page or a terminal; ``drawings`` of :func:`gallery`."""
     everything = found.overall()
     after = suggestion.after["train"] if suggestion and suggestion.yaml else None
     remarks = [Text(text, tone) for text, tone in _remarks(found, everything)]
@@ -127,13 +127,13 @@ def sections(
     for kind, rows in found.groups():
         parts.append(Section(f"By {kind}", [_table(rows, NAMES | {"group": GROUPS.get(kind, kind)})]))
     levels = found.levels(summary)
-    note = "Anchors and multiply-adds (of the head on this level, in the whole model's) are for the largest picture."
+    note = "Anchors and multiply-adds (of the head on this level, in the whole model's) are for the largest image."
     parts.append(Section("By level", [_table(levels), Text(note)]))
     worst = [found.describe_object(place) for place in found.worst(SHOWN_OBJECTS)]
-    title = "Objects that no anchor reaches well"
-    if pictures:
+    title = "Objects that no anchor covers well"
+    if drawings:
         note = Text("The object in strong lines, its closest anchor in thin ones, at the input size.")
-        parts.append(Section(title, [note, Gallery(pictures)]))
+        parts.append(Section(title, [note, Gallery(drawings)]))
     elif worst:
         columns = [key.replace("_", " ") for key in worst[0]]
         rows = [list((row | {"annotation_id": str(row["annotation_id"])}).values()) for row in worst]  # no 1,234
@@ -142,7 +142,7 @@ def sections(
 
 
 def as_text(parts: Sequence[Section]) -> str:
-    """Sections for a terminal; charts and pictures are a page's."""
+    """Sections for a terminal; charts and images are a page's."""
     lines = []
     for part in parts:
         lines.append(f"\n{part.title}")
@@ -168,13 +168,13 @@ def _numbers(everything: Row, summary: Summary) -> Numbers:
         [
             ("objects", everything["objects"], f"{everything['objects_per_image']:.1f} an image, {images:,} images"),
             ("mean best IoU", everything["mean_iou"]),
-            ("reached", everything["recall"], "share at the positive threshold"),
-            ("reached, by class", everything["class_recall"], "mean over classes, what --suggest goes for"),
-            ("only low-quality", everything["low_quality"], "share under it that keeps its closest anchors"),
-            ("missed", everything["missed"], "share that no anchor is matched to"),
+            ("recall", everything["recall"], "fraction at the positive threshold"),
+            ("recall, by class", everything["class_recall"], "mean over classes, what --suggest goes for"),
+            ("only low-quality", everything["low_quality"], "fraction under it that keeps its closest anchors"),
+            ("missed", everything["missed"], "fraction that no anchor is matched to"),
             ("positives an object", everything["positives"], sample),
             ("positives an image", everything["positives_per_image"], sample),
-            ("anchors", summary.anchors, f"of a picture of {summary.size[0]} × {summary.size[1]}"),
+            ("anchors", summary.anchors, f"of an image of {summary.size[0]} × {summary.size[1]}"),
         ]
     )
 
@@ -193,7 +193,7 @@ def _remarks(found: Study, everything: Row) -> Iterator[tuple[str, Tone]]:
         low, high = config.data.augment.scale_jitter
         yield f"data.augment.scale_jitter, {low:g} to {high:g} times these sizes, is not counted.", ""
     if len(config.data.resize.short) > 1 and not config.data.resize.fixed:
-        yield "Of the several data.resize.short, one is drawn for each picture, as in training.", ""
+        yield "Of the several data.resize.short, one is drawn for each image, as in training.", ""
 
 
 def _table(rows: Sequence[Row], names: dict[str, str] = NAMES) -> Table:
@@ -212,8 +212,8 @@ def _suggestion(suggestion: Suggestion) -> Iterator[Block]:
     rows = [
         {
             "name": option.name,
-            "recall": option.reach.recall,
-            "mean_iou": option.reach.mean_iou,
+            "recall": option.coverage.recall,
+            "mean_iou": option.coverage.mean_iou,
             "anchors": option.anchors,
             "anchors_share": f"× {option.anchors / base.anchors:.2f}",
             "macs": f"× {option.macs / base.macs:.2f}",
@@ -224,7 +224,7 @@ def _suggestion(suggestion: Suggestion) -> Iterator[Block]:
     ]
     yield Text(
         "Other pyramids and input sizes, each with anchors searched for it. The verdict counts the training objects"
-        " that are reached, and nothing else: finer features may help beyond that."
+        " that are covered, and nothing else: finer features may help beyond that."
     )
     yield _table(rows, NAMES | {"anchors_share": "to the first"})
 
@@ -264,9 +264,9 @@ def _charts(found: Study, after: Study | None) -> list[Chart]:
     return [best, chart(figure, "Sides of objects (a sample) and of anchors at the input size")]
 
 
-def gallery(found: Study, images: Path) -> list[Picture]:
-    """The worst objects with their closest anchors, at the input size; a picture that cannot be read is left out."""
-    pictures = []
+def gallery(found: Study, images: Path) -> list[PageImage]:
+    """The worst objects with their closest anchors, at the input size; an image that cannot be read is left out."""
+    drawings = []
     for place in found.worst(SHOWN_OBJECTS):
         about = found.describe_object(place)
         text = f"{about['class']} {about['width']:g} × {about['height']:g} px, best IoU {about['best_iou']:.2f}"
@@ -274,8 +274,8 @@ def gallery(found: Study, images: Path) -> list[Picture]:
             drawing = _draw_object(found, place, images, about["class"])
         except DataError:
             continue
-        pictures.append(picture(drawing, f"{text}: {about['file_name']}, annotation {about['annotation_id']}"))
-    return pictures
+        drawings.append(page_image(drawing, f"{text}: {about['file_name']}, annotation {about['annotation_id']}"))
+    return drawings
 
 
 def _draw_object(found: Study, place: int, images: Path, name: str) -> Image.Image:

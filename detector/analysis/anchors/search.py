@@ -1,4 +1,4 @@
-"""Anchors that fit a data set: a search over base size, scales and ratios at the same number of anchors a cell.
+"""Anchors that fit a data set: a search over base size, scales and ratios at the same number of anchors per cell.
 
 The search goes for recall first; the mean best IoU of the objects gives it a slope to follow, which recall, a
 staircase, has not. Both are means over classes, as AP is: a class of few small objects counts as much as one of many.
@@ -17,7 +17,7 @@ import torch
 from detector.analysis.summary import summarise
 from detector.config.schema import AnchorConfig, Config, MatcherConfig, ResizeConfig
 from detector.data.detection import Annotations, CheckedBoxes
-from detector.evaluation.coverage import InputBoxes, Places, Reach, input_boxes, level_ious, places, reach_of
+from detector.evaluation.coverage import Coverage, InputBoxes, Places, coverage_of, input_boxes, level_ious, places
 from detector.structures import SIZE_DIVISOR
 from detector.tasks import detection
 
@@ -53,8 +53,8 @@ class Option(NamedTuple):
 
     name: str
     keys: str  # what the config would say
-    reach: Reach  # of the training objects
-    anchors: int  # of the largest picture
+    coverage: Coverage  # of the training objects
+    anchors: int  # of the largest image
     macs: int
     verdict: str  # "pays", or why not
 
@@ -66,8 +66,8 @@ def score(best: torch.Tensor, labels: torch.Tensor, matcher: MatcherConfig) -> f
 
 def _figures(best: np.ndarray, weights: np.ndarray, threshold: float) -> np.ndarray:
     """Recall and mean best IoU with each object by its weight, and recall of all alike."""
-    is_reached = best >= threshold
-    return np.array([weights @ is_reached, weights @ best, is_reached.mean()])
+    is_covered = best >= threshold
+    return np.array([weights @ is_covered, weights @ best, is_covered.mean()])
 
 
 def search(
@@ -78,7 +78,7 @@ def search(
     seed: int,
     generations: int = GENERATIONS,
 ) -> AnchorConfig:
-    """The anchors that reach ``objects`` best, or ``config`` itself where nothing better is found.
+    """The anchors that cover ``objects`` best, or ``config`` itself where nothing better is found.
 
     Differential evolution (Storn & Price 1997) on a seeded sample of the objects; the outcome is rounded to what a
     person would write, and compared on all of them.
@@ -135,7 +135,7 @@ def search(
         }
     )
     before, after = (best_ious(objects, anchors, levels) for anchors in (config, suggestion))
-    loses_objects = reach_of(after, matcher).recall < reach_of(before, matcher).recall
+    loses_objects = coverage_of(after, matcher).recall < coverage_of(before, matcher).recall
     gains = score(after, objects.labels, matcher) - score(before, objects.labels, matcher)
     return suggestion if gains > 0 and not loses_objects else config
 
@@ -180,14 +180,14 @@ def options(train: Split, config: Config, suggestion: AnchorConfig, num_classes:
         anchors = suggestion
         if keys:
             anchors = search(objects, suggestion, matcher, levels, config.seed, FEWER_GENERATIONS)
-        reach = reach_of(best_ious(objects, anchors, levels), matcher)
+        coverage = coverage_of(best_ious(objects, anchors, levels), matcher)
         fpn = model.fpn.model_copy(update={"levels": levels})
         changed = model.model_copy(update={"fpn": fpn, "anchors": anchors})
         data = config.data.model_copy(update={"resize": resize})
         size = detection.largest_input(config.model_copy(update={"data": data}))
         cost = summarise(changed, num_classes, size)
-        verdict = judge(found[0].reach.recall, reach.recall, found[0].macs, cost.macs) if found else ""
-        found.append(Option(name, keys, reach, cost.anchors, cost.macs, verdict))
+        verdict = judge(found[0].coverage.recall, coverage.recall, found[0].macs, cost.macs) if found else ""
+        found.append(Option(name, keys, coverage, cost.anchors, cost.macs, verdict))
     return found
 
 
@@ -195,7 +195,7 @@ def judge(recall_before: float, recall: float, macs_before: int, macs: int) -> s
     """Whether a change pays: for what it adds in multiply-adds, or takes away in recall."""
     gain = recall - recall_before
     if macs > macs_before:
-        return "pays" if gain >= WORTH else f"does not pay: under {WORTH:.0%} more objects reached"
+        return "pays" if gain >= WORTH else f"does not pay: under {WORTH:.0%} more objects covered"
     return "pays" if gain >= -FREE else "does not pay: loses objects"
 
 

@@ -1,4 +1,4 @@
-"""The objects of a split counted by how the config's anchors reach them: by size, ratio, class and level."""
+"""The objects of a split counted by how the config's anchors cover them: by size, ratio, class and level."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from detector.analysis.anchors.search import Split
 from detector.analysis.summary import Summary, head_macs
 from detector.config.schema import Config
 from detector.errors import DataError
-from detector.evaluation.coverage import InputBoxes, assign, level_ious, reach_of
+from detector.evaluation.coverage import InputBoxes, assign, coverage_of, level_ious
 
 Row = dict[str, Any]  # figures by the keys of JSON
 
-COMPARISONS = 2e8  # anchors times boxes that the matcher is given; of a larger set, a sample of pictures is matched
+COMPARISONS = 2e8  # anchors times boxes that the matcher is given; of a larger set, a sample of images is matched
 
 SIZES = [8, 16, 32, 64, 128, 256]  # pixels: square root of the area
 RATIOS = [1 / 4, 1 / 2, 1 / 2**0.5, 2**0.5, 2, 4]  # height / width
@@ -33,7 +33,7 @@ class Study:
     split: Split
     objects: InputBoxes
     level_best: Tensor  # [M, L] the best IoU that an object gets on each level
-    positives: Tensor  # [M] float64 anchors that the matcher gives it; NaN where its picture is not in the sample
+    positives: Tensor  # [M] float64 anchors that the matcher gives it; NaN where its image is not in the sample
     level_positives: list[int]
     matched_images: int
 
@@ -43,12 +43,12 @@ class Study:
 
     def row(self, is_of: Tensor) -> Row:
         """Figures of some of the objects, [M] bool."""
-        reach = reach_of(self.best[is_of], self.config.model.matcher)
+        coverage = coverage_of(self.best[is_of], self.config.model.matcher)
         positives = self.positives[is_of]
         positives = positives[~positives.isnan()]
         return {
-            **reach._asdict(),
-            "missed": reach.missed,
+            **coverage._asdict(),
+            "missed": coverage.missed,
             "positives": float(positives.mean()) if len(positives) else None,
             "without_positive": float((positives == 0).double().mean()) if len(positives) else None,
         }
@@ -112,7 +112,7 @@ class Study:
         return rows
 
     def worst(self, count: int) -> list[int]:
-        """Objects under the matcher's threshold, the worst first; at most two of a picture."""
+        """Objects under the matcher's threshold, the worst first; at most two of an image."""
         best = self.best
         order = best.argsort(stable=True)
         chosen: list[int] = []
@@ -141,12 +141,12 @@ class Study:
 
 
 def study(config: Config, split: Split) -> Study:
-    """Count how the config's anchors reach a split; raises DataError where it has no objects."""
+    """Count how the config's anchors cover a split; raises DataError where it has no objects."""
     model = config.model
     boxes = split.at(config.data.resize)
     objects = boxes.objects()
     if not len(objects.boxes):
-        raise DataError(f"{split.annotations.path}: has no objects, so there is nothing that anchors could reach")
+        raise DataError(f"{split.annotations.path}: has no objects, so there is nothing that anchors could cover")
     comparisons = _comparisons(boxes, config)
     count = max(1, int(len(boxes.sizes) * COMPARISONS / comparisons)) if comparisons > COMPARISONS else len(boxes.sizes)
     sampled = boxes.sample(count, config.seed)
@@ -166,7 +166,7 @@ def study(config: Config, split: Split) -> Study:
 
 
 def _comparisons(boxes: InputBoxes, config: Config) -> float:
-    """Anchors times boxes of all pictures, about."""
+    """Anchors times boxes of all images, about."""
     cells = sum(4.0**-level for level in config.model.fpn.levels)
     areas = boxes.padded[boxes.image].double().prod(dim=1)
     return float(areas.sum()) * cells * config.model.anchors.per_cell

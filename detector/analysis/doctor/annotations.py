@@ -15,7 +15,7 @@ from detector.data.formats.coco_rows import id_key, odd_areas
 
 DUPLICATE_IOU = 0.95
 TINY_SIDE = 2.0  # pixels
-WHOLE_IMAGE = 0.98  # of the picture's area
+WHOLE_IMAGE = 0.98  # of the image's area
 EXTREME_RATIO = 10.0
 
 
@@ -54,10 +54,10 @@ def _boxes(split: Split, image_sizes: np.ndarray) -> Iterator[Finding]:
     is_odd = odd_areas(split.boxes, split.areas) & split.is_object
     yield from split.in_annotations("area-odd", is_odd, lambda row: f"area {split.areas[row]:g}")
 
-    def picture(row: int) -> str:
-        return f"in a picture of {size[row, 0]:.0f}×{size[row, 1]:.0f}" if np.isfinite(size[row, 0]) else ""
+    def image(row: int) -> str:
+        return f"in an image of {size[row, 0]:.0f}×{size[row, 1]:.0f}" if np.isfinite(size[row, 0]) else ""
 
-    yield from split.in_annotations("box-outside", is_outside(split, size), picture)
+    yield from split.in_annotations("box-outside", is_outside(split, size), image)
     pairs = duplicate_boxes(split)
     other_of = dict(zip(pairs[:, 1].tolist(), pairs[:, 0].tolist(), strict=True))
 

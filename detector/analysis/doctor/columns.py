@@ -41,7 +41,7 @@ class Split:
     name: str  # train or val
     source: Path  # the annotation file, or the folder of class folders
     root: Path  # the folder that file names are relative to
-    has_boxes: bool  # else each annotation is the class of a whole picture
+    has_boxes: bool  # else each annotation is the class of a whole image
     categories: list[Category]  # [K] those with an id and a name
     files: list[str]  # [I]
     image_ids: Ids  # [I]
@@ -144,12 +144,12 @@ class Split:
         return "?" if label < 0 else self.categories[label].name
 
 
-def hold_back_val(split: Split, share: float, seed: int) -> list[Split]:
+def hold_back_val(split: Split, fraction: float, seed: int) -> list[Split]:
     """Train and val as ``data.val_share`` makes them; or the split as it is, with a finding, where that cannot be."""
     is_known = (split.image >= 0) & (split.label >= 0)
     names = [os.fsencode(file) for file in split.files]
     try:
-        is_val = hold_back(split.source, names, split.image[is_known], split.label[is_known], share, seed)
+        is_val = hold_back(split.source, names, split.image[is_known], split.label[is_known], fraction, seed)
     except DataError as error:
         split.faults.append(Finding("split-impossible", split.name, 1, [Example(detail=str(error))]))
         return [split]

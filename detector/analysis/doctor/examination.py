@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from detector.analysis.doctor.annotations import check_annotations
 from detector.analysis.doctor.columns import Split
-from detector.analysis.doctor.copies import check_copies
+from detector.analysis.doctor.duplicates import check_copies
 from detector.analysis.doctor.files import FileFacts, look_at_files
 from detector.analysis.doctor.findings import SEVERITIES, Finding, Severity, sort_findings
-from detector.analysis.doctor.pictures import check_pictures, check_unlisted, picture_sizes
+from detector.analysis.doctor.images import check_images, check_unlisted, image_sizes
 from detector.analysis.doctor.sets import SetFacts, check_sets, describe
 from detector.config.schema import ResizeConfig
 from detector.data.names import leads_out
@@ -53,9 +53,7 @@ class Report:
 def examine(splits: Sequence[Split], settings: Settings, is_quick: bool) -> Report:
     """Every check on one split, or on train and val."""
     files = [_look_at_files(split, settings, is_quick) for split in splits]
-    sets = [
-        describe(split, picture_sizes(split, own), settings.resize) for split, own in zip(splits, files, strict=True)
-    ]
+    sets = [describe(split, image_sizes(split, own), settings.resize) for split, own in zip(splits, files, strict=True)]
     return Report(splits, files, sets, sort_findings(_findings(splits, files, sets, settings)), settings, is_quick)
 
 
@@ -71,8 +69,8 @@ def _findings(
     splits: Sequence[Split], files: Sequence[Sequence[FileFacts]], sets: Sequence[SetFacts], settings: Settings
 ) -> Iterator[Finding]:
     for split, own in zip(splits, files, strict=True):
-        yield from check_annotations(split, picture_sizes(split, own))
-        yield from check_pictures(split, own, settings.in_channels, settings.exif, settings.max_value)
+        yield from check_annotations(split, image_sizes(split, own))
+        yield from check_images(split, own, settings.in_channels, settings.exif, settings.max_value)
     yield from check_unlisted(splits)
     yield from check_copies(splits, files)
     yield from check_sets(splits, sets, settings.max_detections)

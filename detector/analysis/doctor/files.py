@@ -1,8 +1,8 @@
-"""Looking at picture files: what the header says, whether they decode, and a fingerprint of what they show.
+"""Looking at image files: what the header says, whether they decode, and a perceptual hash of what they show.
 
-The fingerprint is the signs of the 128 lowest frequencies of a 32×32 gray copy (a perceptual hash after Zauner 2010,
-with twice the usual bits): re-encoded or halved copies differ in at most 12 of them, unrelated photographs
-in 32 or more (measured on the small real sets that tests use).
+The hash is the signs of the 128 lowest frequencies of a 32×32 gray copy (after Zauner 2010, with twice the usual bits):
+re-encoded or halved copies differ in at most 12 of them, unrelated photographs in 32 or more (measured on the small real
+sets that tests use).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FileFacts(NamedTuple):
     orientation: int = 1  # EXIF
     peak: int = 0  # the largest value of an image of 16 bits, where it was decoded
     digest: bytes = b""  # of the file's bytes; empty if only the header was read
-    fingerprint: bytes = b""  # 16 bytes; empty also where nothing is to be seen
+    perceptual_hash: bytes = b""  # 16 bytes; empty also where nothing is to be seen
 
 
 def look_at_files(paths: Sequence[Path], is_quick: bool, title: str, in_channels: int = 3) -> list[FileFacts]:
@@ -70,7 +70,7 @@ def look_at_files(paths: Sequence[Path], is_quick: bool, title: str, in_channels
     size = min(_MOST, max(1, len(paths) // (8 * cores)))
     chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
     facts: list[FileFacts] = []
-    # Processes: of a small picture, most of the time goes to what holds the interpreter.
+    # Processes: of a small image, most of the time goes to what holds the interpreter.
     pool = ProcessPoolExecutor(max(1, min(cores, len(chunks))), multiprocessing.get_context("fork"), initializer=_begin)
     try:
         with tqdm(total=len(paths), desc=title, unit=" files", disable=None, leave=False) as bar:
@@ -79,7 +79,7 @@ def look_at_files(paths: Sequence[Path], is_quick: bool, title: str, in_channels
                 bar.update(len(part))
     except BrokenProcessPool:
         raise DataError(
-            f"{paths[len(facts)]}: a process that looked at this picture, or at one of the next"
+            f"{paths[len(facts)]}: a process that looked at this image, or at one of the next"
             f" {size * cores}, was killed; if the system was out of memory, one of them may be very large"
         ) from None
     finally:
@@ -97,8 +97,8 @@ def _begin() -> None:
 def look_at(paths: Sequence[Path], is_quick: bool, in_channels: int = 3) -> list[FileFacts]:
     """The facts of some files, in this process; nothing that is wrong with them raises."""
     looked = [_look_at_file(path, is_quick, in_channels) for path in paths]
-    prints = fingerprints(np.stack([small for _, small in looked]))
-    return [facts._replace(fingerprint=own) for (facts, _), own in zip(looked, prints, strict=True)]
+    prints = perceptual_hashes(np.stack([small for _, small in looked]))
+    return [facts._replace(perceptual_hash=own) for (facts, _), own in zip(looked, prints, strict=True)]
 
 
 def _look_at_file(path: Path, is_quick: bool, in_channels: int) -> tuple[FileFacts, np.ndarray]:
@@ -188,7 +188,7 @@ def _read_array(file: IO[bytes]) -> FileFacts:
 
 
 def _decode_gray(path: Path, data: bytes, short_side: int) -> np.ndarray:
-    """The picture in gray, as small as a JPEG decoder can make it with 32 pixels left.
+    """The image in gray, as small as a JPEG decoder can make it with 32 pixels left.
 
     All of the file is read all the same, so that a missing end is noticed: only the transform is of fewer pixels.
     """
@@ -212,8 +212,8 @@ def _decode(path: Path, data: bytes, flag: int) -> np.ndarray:
     return pixels
 
 
-def fingerprints(small: np.ndarray) -> list[bytes]:
-    """16 bytes for each gray picture of [N, 32, 32] uint8; none for one of a single tone, which looks like all such."""
+def perceptual_hashes(small: np.ndarray) -> list[bytes]:
+    """16 bytes for each gray image of [N, 32, 32] uint8; none for one of a single tone, which looks like all such."""
     frequencies = (_COSINES @ small.astype(np.float32) @ _COSINES.T).reshape(len(small), -1)[:, _PLACES]
     has_tones = small.max(axis=(1, 2)) - small.min(axis=(1, 2)) >= 4
     bits = np.packbits(frequencies > 0, axis=1)

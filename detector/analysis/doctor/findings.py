@@ -100,14 +100,12 @@ CHECKS: dict[str, Check] = {
         "images with another number of channels than the model reads",
         "set model.in_channels, or convert them",
     ),
-    "file-unreadable": Check("error", "files that are no picture or cannot be read", "restore or remove them"),
-    "file-damaged": Check(
-        "error", "pictures that are cut off or damaged", "copy or download them again, or remove them"
-    ),
+    "file-unreadable": Check("error", "files that are no image or cannot be read", "restore or remove them"),
+    "file-damaged": Check("error", "images that are cut off or damaged", "copy or download them again, or remove them"),
     "size-differs": Check(
         "error",
-        "pictures of another size than annotated: their boxes may lie on another picture",
-        "correct width and height, or restore the pictures that were annotated; --fix corrects where the boxes allow",
+        "images of another size than annotated: their boxes may lie on another image",
+        "correct width and height, or restore the images that were annotated; --fix corrects where the boxes allow",
         fixable=True,
     ),
     "size-malformed": Check(
@@ -129,19 +127,19 @@ CHECKS: dict[str, Check] = {
     ),
     "exif-ambiguous": Check(
         "warning",
-        "pictures that EXIF turns or mirrors without a change of size: boxes may be drawn on either frame",
+        "images that EXIF turns or mirrors without a change of size: boxes may be drawn on either frame",
         "look at them; training uses the stored frame. data.exif=upright or stored says which frame the boxes are on",
     ),
     "exif-turned": Check(
         "note",
-        "pictures that EXIF turns by a quarter: the annotated width and height say which frame the boxes are on",
+        "images that EXIF turns by a quarter: the annotated width and height say which frame the boxes are on",
         "nothing here; other tools may turn them, unless the pixels are stored upright and the tag removed",
     ),
     "file-extension": Check(
         "warning", "files whose content is another format than their name says", "rename them, and their entries"
     ),
     "file-mode": Check(
-        "note", "pictures of another mode than the model reads", "nothing, if that is meant: they are converted"
+        "note", "images of another mode than the model reads", "nothing, if that is meant: they are converted"
     ),
     "depth-range": Check(
         "warning",
@@ -149,10 +147,10 @@ CHECKS: dict[str, Check] = {
         "set data.max_value to the value that is to count as white",
     ),
     "file-unlisted": Check(
-        "note", "pictures in the folder that no annotation file lists", "annotate them, or leave them"
+        "note", "images in the folder that no annotation file lists", "annotate them, or leave them"
     ),
     "file-stray": Check(
-        "error", "pictures that lie outside the class folders", "move them into the folder of their class, or away"
+        "error", "images that lie outside the class folders", "move them into the folder of their class, or away"
     ),
     "folder-empty": Check("error", "class folders without images", "fill or remove them"),
     # --- entries and ids ---
@@ -167,7 +165,7 @@ CHECKS: dict[str, Check] = {
     ),
     "image-malformed": Check("error", "images without an id or a file name", "correct or remove them"),
     "image-id-duplicate": Check(
-        "error", "images whose id stands twice: annotations cannot be told apart", "give each image an id of its own"
+        "error", "images whose id is duplicated: annotations cannot be told apart", "give each image an id of its own"
     ),
     "image-listed-twice": Check(
         "warning", "files that are listed as several images", "keep one of them, with the annotations of all"
@@ -175,7 +173,7 @@ CHECKS: dict[str, Check] = {
     "annotation-malformed": Check("error", "annotations with fields missing or of a wrong type", "correct them"),
     "annotation-id-duplicate": Check(
         "error",
-        "annotations whose id stands twice: evaluation drops one of them",
+        "annotations whose id is duplicated: evaluation drops one of them",
         "give each an id of its own; --fix renumbers the later ones",
         fixable=True,
     ),
@@ -192,7 +190,7 @@ CHECKS: dict[str, Check] = {
         fixable=True,
     ),
     "category-malformed": Check("error", "categories without an id or a name", "correct them"),
-    "category-id-duplicate": Check("error", "category ids that stand twice", "give each category an id of its own"),
+    "category-id-duplicate": Check("error", "category ids that are duplicated", "give each category an id of its own"),
     "category-name-duplicate": Check(
         "error",
         "classes with the same name, each with annotations: one name would be two classes",
@@ -227,13 +225,13 @@ CHECKS: dict[str, Check] = {
     ),
     "box-outside": Check(
         "error",
-        "boxes that reach more than a pixel outside their picture",
-        "correct them; --fix cuts them to the picture and removes those wholly outside, data.invalid_boxes=clip too",
+        "boxes that reach more than a pixel outside their image",
+        "correct them; --fix cuts them to the image and removes those wholly outside, data.invalid_boxes=clip too",
         fixable=True,
     ),
     "box-duplicate": Check(
         "warning",
-        "boxes that stand twice: same image and class, IoU over 0.95",
+        "boxes that are duplicated: same image and class, IoU over 0.95",
         "remove one of each pair; --fix does where both are equal",
         fixable=True,
     ),
@@ -241,26 +239,24 @@ CHECKS: dict[str, Check] = {
         "warning", "boxes with a side under 2 pixels: points or slips, hardly objects", "look at them; remove the slips"
     ),
     "box-whole-image": Check(
-        "note", "boxes that cover 98 % of their picture or more", "look at them: objects seen close, or slips?"
+        "note", "boxes that cover 98 % of their image or more", "look at them: objects seen close, or slips?"
     ),
     "box-extreme-ratio": Check(
         "note",
-        "boxes more than 10 times as long as wide: no usual anchor reaches them",
+        "boxes more than 10 times as long as wide: no usual anchor covers them",
         "look at them; for long objects add ratios to model.anchors.ratios",
     ),
     # --- sets ---
     "leak-identical": Check(
-        "error", "val pictures that are train pictures, byte for byte", "remove them from one of the splits"
+        "error", "val images that are train images, byte for byte", "remove them from one of the splits"
     ),
-    "leak-near": Check(
-        "error", "val pictures that look like a train picture", "look at them; keep each pair in one split"
-    ),
+    "leak-near": Check("error", "val images that look like a train image", "look at them; keep each pair in one split"),
     "label-conflict": Check(
-        "error", "the same picture under different classes", "look at the pairs; keep the right class"
+        "error", "the same image under different classes", "look at the pairs; keep the right class"
     ),
-    "images-identical": Check("warning", "pictures that repeat another, byte for byte", "keep one of each"),
+    "images-identical": Check("warning", "images that repeat another, byte for byte", "keep one of each"),
     "images-near": Check(
-        "warning", "pictures that look like another of the split", "look at them; they count twice in training"
+        "warning", "images that look like another of the split", "look at them; they count twice in training"
     ),
     "classes-differ": Check(
         "error", "classes that only one split knows or numbers otherwise", "give both splits the same categories"
@@ -302,5 +298,5 @@ CHECKS: dict[str, Check] = {
     "crowd": Check(
         "note", "ignore regions (iscrowd or ignore is 1), which training ignores and evaluation excuses", "nothing"
     ),
-    "split-impossible": Check("error", "data.val_share cannot be held back", "add pictures, or change the share"),
+    "split-impossible": Check("error", "data.val_share cannot be held back", "add images, or change the share"),
 }

@@ -67,7 +67,7 @@ MOST_LOST = 0.01  # of the annotations, without --allow-loss
 def fix_targets(splits: Sequence[Split], out: Path) -> list[tuple[Split, Path]]:
     """Where the copy of each split goes: val beside train, as ``OUT.val.json``. Nothing that exists is written over."""
     if not splits[0].has_boxes:
-        raise ConfigError("command line: --fix mends COCO annotations; labelled pictures have none")
+        raise ConfigError("command line: --fix fixes COCO annotations; labelled images have none")
     targets = [(splits[0], out), *((split, out.with_suffix(f".val{out.suffix}")) for split in splits[1:])]
     for _, target in targets:
         for path in (target, changes_path(target)):

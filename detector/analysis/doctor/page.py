@@ -1,4 +1,4 @@
-"""The report as a page: findings, pictures of them, classes and sizes."""
+"""The report as a page: findings, images of them, classes and sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from detector.reports.pages import (
     Chart,
     Gallery,
     Numbers,
-    Picture,
+    PageImage,
     Section,
     Table,
     Text,
@@ -30,15 +30,15 @@ from detector.reports.pages import (
     Value,
     chart,
     new_figure,
-    picture,
+    page_image,
     write_page,
 )
 
-_PICTURES = 4  # of each finding
+_IMAGES = 4  # of each finding
 _LONG_SIDE = 560
 _BARS = 30  # classes in a chart; the table has all
-_SMALLEST_SHARE = 12  # a box with a longer side under this part of the picture's is shown on a part cut out
-_LEAST_CUT = 96  # pixels of the picture around a tiny box
+_SMALLEST_SHARE = 12  # a box with a longer side under this part of the image's is shown on a part cut out
+_LEAST_CUT = 96  # pixels of the image around a tiny box
 _TONES: dict[str, Tone] = {"error": "error", "warning": "warning", "note": ""}
 
 
@@ -85,20 +85,20 @@ def _findings(report: Report) -> Iterator[Block]:
 
 
 def _examples(report: Report) -> Iterator[Block]:
-    """Each finding with pictures where there are any, else its examples as text."""
+    """Each finding with images where there are any, else its examples as text."""
     for finding in report.findings:
         if not finding.examples:
             continue
         yield Text(f"{finding.split}: {finding.what}: {finding.count:,} → {finding.remedy}", _TONES[finding.severity])
-        pictures = [one for one in (_picture(report, finding, e) for e in finding.examples[:_PICTURES]) if one]
-        if pictures:
-            yield Gallery(pictures)
+        images = [one for one in (_image(report, finding, e) for e in finding.examples[:_IMAGES]) if one]
+        if images:
+            yield Gallery(images)
         else:
             yield Table(["for example"], [[describe_example(example)] for example in finding.examples])
 
 
-def _picture(report: Report, finding: Finding, example: Example) -> Picture | None:
-    """The example drawn; None where it has no picture that can be read."""
+def _image(report: Report, finding: Finding, example: Example) -> PageImage | None:
+    """The example drawn; None where it has no image that can be read."""
     splits = {split.name: split for split in report.splits}
     split = splits[example.split or finding.split.split("/")[0]]
     try:
@@ -110,7 +110,7 @@ def _picture(report: Report, finding: Finding, example: Example) -> Picture | No
             return None
     except (DataError, ValueError):  # ValueError: a name that no file can have
         return None
-    return picture(drawn, describe_example(example), _LONG_SIDE if not example.other else 2 * _LONG_SIDE)
+    return page_image(drawn, describe_example(example), _LONG_SIDE if not example.other else 2 * _LONG_SIDE)
 
 
 def _draw_pair(split: Split, example: Example, other: Split, settings: Settings) -> Image.Image:
@@ -127,7 +127,7 @@ def _fitted(image: np.ndarray) -> np.ndarray:
 
 
 def _draw_one(split: Split, example: Example, settings: Settings) -> Image.Image:
-    """The picture with the box of the example, or with all that it has."""
+    """The image with the box of the example, or with all that it has."""
     path, frame = split.root / example.file, (settings.exif, settings.max_value)
     index = split.files.index(example.file) if example.file in split.files else None
     if index is None or not split.has_boxes:
@@ -196,7 +196,7 @@ def _class_chart(
     if len(sets) > 1:
         figure.legend(loc="outside upper right", ncols=len(sets))  # bars may fill the axes
     which = f"The {len(names)} most frequent of {total} classes" if len(names) < total else "All classes"
-    return chart(figure, f"{which}: each one's share of the split's {things}")
+    return chart(figure, f"{which}: each one's fraction of the split's {things}")
 
 
 def _sizes(report: Report) -> Iterator[Block]:
@@ -204,7 +204,7 @@ def _sizes(report: Report) -> Iterator[Block]:
     if with_sizes:
         at = f"{in_words(report.settings.resize)} px"
         yield Text(
-            f"Sizes of objects are square roots of their areas once the picture is resized to {at}; anchors of the"
+            f"Sizes of objects are square roots of their areas once the image is resized to {at}; anchors of the"
             " usual pyramid begin at 32 px."
         )
         rows: list[list[Value]] = [
@@ -220,9 +220,9 @@ def _sizes(report: Report) -> Iterator[Block]:
         yield Table(columns, rows, digits=1)
         yield _size_chart(with_sizes, at)
         yield _count_chart(report.sets)
-    rows = [[own.name, size, count] for own in report.sets for size, count in own.picture_sizes]
+    rows = [[own.name, size, count] for own in report.sets for size, count in own.image_sizes]
     if rows:
-        yield Table(["split", "picture size", "images"], rows, caption="The commonest sizes of pictures")
+        yield Table(["split", "image size", "images"], rows, caption="The commonest sizes of images")
 
 
 def _quantiles(own: SetFacts) -> list[Value]:
@@ -252,7 +252,7 @@ def _count_chart(sets: Sequence[SetFacts]) -> Chart:
     for own in sets:
         counts, _ = np.histogram(own.objects_an_image, edges)
         axes.stairs(100 * counts / max(1, own.images), edges, label=own.name, linewidth=1.8)
-    axes.set_xlabel("objects an image")
+    axes.set_xlabel("objects per image")
     axes.set_ylabel("% of images")
     axes.legend()
     return chart(figure, "Objects an image")

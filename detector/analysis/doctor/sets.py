@@ -1,4 +1,4 @@
-"""What a split holds as a whole: classes, sizes of objects, objects an image."""
+"""What a split holds as a whole: classes, sizes of objects, objects per image."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ class SetFacts:
     crowds: int
     classes: list[tuple[str, int, int]]  # name, objects, images with one
     objects_an_image: list[int]  # of each image
-    sizes: np.ndarray  # of each object, float32; empty for labelled pictures
-    picture_sizes: list[tuple[str, int]]  # the commonest, and how many have it
+    sizes: np.ndarray  # of each object, float32; empty for labelled images
+    image_sizes: list[tuple[str, int]]  # the commonest, and how many have it
 
     def share_under(self, side: float) -> float:
         return float((self.sizes < side).mean()) if len(self.sizes) else 0.0
 
 
-def describe(split: Split, picture_sizes: np.ndarray, resize: ResizeConfig) -> SetFacts:
-    """``picture_sizes`` [I, 2] are width and height."""
+def describe(split: Split, image_sizes: np.ndarray, resize: ResizeConfig) -> SetFacts:
+    """``image_sizes`` [I, 2] are width and height."""
     rows = np.flatnonzero(split.is_object)
     pairs = np.unique(np.stack([split.label[rows], split.image[rows]], axis=1), axis=0)
     images_a_class = np.bincount(pairs[:, 0], minlength=len(split.categories))
-    known = picture_sizes[(picture_sizes > 0).all(axis=1)]
+    known = image_sizes[(image_sizes > 0).all(axis=1)]
     sizes, counts = np.unique(known, axis=0, return_counts=True)
     commonest = np.argsort(-counts, kind="stable")[:10]
     return SetFacts(
@@ -58,16 +58,16 @@ def describe(split: Split, picture_sizes: np.ndarray, resize: ResizeConfig) -> S
             for category, objects, images in zip(split.categories, split.objects_a_class, images_a_class, strict=True)
         ],
         objects_an_image=split.objects_an_image.tolist(),
-        sizes=object_sizes(split, picture_sizes, resize) if split.has_boxes else np.empty(0, dtype=np.float32),
-        picture_sizes=[(f"{sizes[place, 0]}×{sizes[place, 1]}", int(counts[place])) for place in commonest],
+        sizes=object_sizes(split, image_sizes, resize) if split.has_boxes else np.empty(0, dtype=np.float32),
+        image_sizes=[(f"{sizes[place, 0]}×{sizes[place, 1]}", int(counts[place])) for place in commonest],
     )
 
 
-def object_sizes(split: Split, picture_sizes: np.ndarray, resize: ResizeConfig) -> np.ndarray:
+def object_sizes(split: Split, image_sizes: np.ndarray, resize: ResizeConfig) -> np.ndarray:
     """The square root of each object's area once its image is resized, without those of unknown images, float32."""
-    is_known = (picture_sizes > 0).all(axis=1)
-    factors = np.zeros(picture_sizes.shape)  # [I, 2] width, height
-    known = picture_sizes[is_known]
+    is_known = (image_sizes > 0).all(axis=1)
+    factors = np.zeros(image_sizes.shape)  # [I, 2] width, height
+    known = image_sizes[is_known]
     factors[is_known] = input_sizes(known[:, ::-1], resize)[:, ::-1] / known
     rows = np.flatnonzero(split.is_object)
     rows = rows[is_known[split.image[rows]]]
@@ -113,7 +113,7 @@ def _classes(split: Split) -> Iterator[Finding]:
 
 
 def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
-    """By id and name; of labelled pictures by name. Val may lack some, or list others that nothing is annotated as."""
+    """By id and name; of labelled images by name. Val may lack some, or list others that nothing is annotated as."""
     if train.has_boxes:
         differences = class_differences(val.categories, train.categories, val.is_used)
         said = [

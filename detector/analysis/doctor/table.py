@@ -12,7 +12,7 @@ from detector.analysis.doctor.sets import SMALL_SIDES, SetFacts
 from detector.data.transforms.resize import in_words
 
 SHOWN = 3  # examples of each finding
-NOT_LOOKED_FOR = "--quick read headers only: damaged pictures and copies were not looked for"
+NOT_LOOKED_FOR = "--quick read headers only: damaged images and copies were not looked for"
 
 
 def format_report(report: Report) -> str:
@@ -41,7 +41,7 @@ def _describe(own: SetFacts, report: Report) -> list[str]:
     if len(own.sizes):
         shares = ", ".join(f"{own.share_under(side):.0%} under {side} px" for side in SMALL_SIDES)
         lines.append(
-            f"  objects an image: median {np.median(own.objects_an_image):.0f}, at most {max(own.objects_an_image):,};"
+            f"  objects per image: median {np.median(own.objects_an_image):.0f}, at most {max(own.objects_an_image):,};"
             f" size at {in_words(report.settings.resize)}: median {np.median(own.sizes):.0f} px, {shares}"
         )
     return lines
@@ -131,5 +131,5 @@ def _set_object(own: SetFacts) -> dict[str, Any]:
         if len(own.sizes)
         else {},
         "share_under": {str(side): round(own.share_under(side), 4) for side in SMALL_SIDES} if len(own.sizes) else {},
-        "picture_sizes": [{"size": size, "images": count} for size, count in own.picture_sizes],
+        "image_sizes": [{"size": size, "images": count} for size, count in own.image_sizes],
     }

@@ -46,7 +46,7 @@ def _detectron2_settings(file: str) -> dict[str, Any]:
 
 def _detectron2_value(ours: str, tensor: Tensor, anchors: AnchorConfig) -> Tensor:
     if ours == "pyramid.backbone.body.conv1.weight":
-        return tensor.flip(1)  # its pictures are BGR
+        return tensor.flip(1)  # its images are BGR
     if ours.startswith(("head.cls_output.", "head.box_output.")):
         # Its cells have the ratios of one scale after the other, ours the scales of one ratio.
         by_anchor = tensor.view(len(anchors.scales), len(anchors.ratios), -1, *tensor.shape[1:])

@@ -53,7 +53,7 @@ def import_content(
     package = package or next((name for name, source in SOURCES.items() if source.mark in state), None)
     if package is None or SOURCES[package].mark not in state:
         known = ", ".join(f"{name} ({source.mark})" for name, source in SOURCES.items())
-        raise WeightsError(f"{path}: is no RetinaNet of {package or known}: its first tensor is {next(iter(state))}")
+        raise WeightsError(f"{path}: is not a RetinaNet of {package or known}: its first tensor is {next(iter(state))}")
     source = SOURCES[package]
     if norms := [name for name in state if re.fullmatch(HEAD_BATCH_NORMS, name)]:
         raise WeightsError(
@@ -75,8 +75,8 @@ def import_content(
     rows, sides = len(theirs("head.cls_output.bias", 1)), len(theirs("head.box_output.bias", 1))
     if rows % anchors or sides != 4 * anchors or rows == 0:
         raise WeightsError(
-            f"{path}: has {sides // 4} anchors a cell, the config {anchors}; give the model.anchors that it was trained"
-            " with by --config"
+            f"{path}: has {sides // 4} anchors per cell, the config {anchors}; give the model.anchors that it was"
+            " trained with by --config"
         )
     num_classes = rows // anchors
     categories = _categories(num_classes, names, package)
@@ -132,7 +132,7 @@ def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
         meta = value["meta"].get("dataset_meta") or value["meta"]
         known = (meta.get("classes") or meta.get("CLASSES") or []) if isinstance(meta, dict) else meta
         if not isinstance(meta, dict) or not isinstance(known, list | tuple):
-            raise WeightsError(f"{path}: its names of classes are {str(known)[:80]}, which is no list")
+            raise WeightsError(f"{path}: its names of classes are {str(known)[:80]}, which is not a list")
         names = [str(name) for name in known]
     for key in ("model", "state_dict"):
         if isinstance(value, dict) and isinstance(value.get(key), dict):
@@ -150,7 +150,7 @@ def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
 
 
 def _check_tensor(name: Any, tensor: Tensor, path: Path) -> None:
-    """Refuse what is no dense tensor of finite numbers, or claims to be larger than any model."""
+    """Refuse what is not a dense tensor of finite numbers, or claims to be larger than any model."""
     if tensor.numel() > LARGEST:
         raise WeightsError(f"{path}: {name} is {list(tensor.shape)}, which is larger than any of a RetinaNet")
     check_tensor(name, tensor, path)

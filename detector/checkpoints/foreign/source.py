@@ -15,7 +15,7 @@ from detector.structures import Category
 State = dict[str, Tensor]
 
 
-# Models trained on COCO name their classes by ids of 1 to 90, of which no picture has ten.
+# Models trained on COCO name their classes by ids of 1 to 90, of which no image has ten.
 _ROWS = torchvision.models.detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 COCO = [Category(row, name) for row, name in enumerate(_ROWS) if name not in ("__background__", "N/A")]
 RAW_COCO = len(_ROWS)  # torchvision's COCO models have a row for every id from 0 to 90

@@ -224,7 +224,7 @@ def _header_hint(line: int) -> str:
 
 
 def unknown_class(name: str, names: Sequence[str]) -> str:
-    """That ``name`` is no class of ``names``, and which one may be meant."""
+    """That ``name`` is not a class of ``names``, and which one may be meant."""
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"they are {one_of(names[:10])}{', …' if len(names) > 10 else ''}"
     return f"{name!r} is not among the {len(names)} classes; {hint}"
@@ -250,8 +250,8 @@ def _labelled(
     )
 
 
-def divide(labelled: Labelled, share: float, seed: int) -> tuple[Labelled, Labelled]:
+def divide(labelled: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]:
     """The images to train on and those held back (see :func:`~detector.data.split.hold_back`)."""
     names = labelled.files.tolist()
-    is_val = hold_back(labelled.source, names, labelled.image_index(), labelled.labels, share, seed)
+    is_val = hold_back(labelled.source, names, labelled.image_index(), labelled.labels, fraction, seed)
     return labelled.select(np.flatnonzero(~is_val)), labelled.select(np.flatnonzero(is_val))

@@ -25,7 +25,7 @@ from detector.errors import DataError
 from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category, Id
 
-# OpenCV's own limits: it decodes no picture beyond them.
+# OpenCV's own limits: it decodes no image beyond them.
 MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
 
 # An id's code is the integer that it is, or that it plainly spells; anything else that an id can be, other texts and
@@ -238,7 +238,7 @@ def read_rows(path: Path, is_strict: bool) -> Rows:
     """All rows of a COCO JSON file; ``is_strict`` raises at the first one at fault.
 
     Raises :class:`~detector.errors.DataError` that names file, line, image or annotation id, value and remedy; without
-    ``is_strict`` only for a file that is no COCO file at all.
+    ``is_strict`` only for a file that is not a COCO file at all.
     """
     return _Reader(path, is_strict).read()
 
@@ -566,7 +566,7 @@ class _Reader:
         return numbers
 
     def _area(self, area: Any, box: list[float]) -> float:
-        """An area that is no plain number: the box's where it is missing (which pandas writes NaN)."""
+        """An area that is not a plain number: the box's where it is missing (which pandas writes NaN)."""
         if area is not None and area == area:
             area = self._number(area)
             if is_number(area):
@@ -705,7 +705,7 @@ def area_of_segmentation(segmentation: Any) -> float | None:
 def odd_areas(boxes: np.ndarray, areas: np.ndarray) -> np.ndarray:
     """Which areas [M] cannot be those of objects in their ``boxes`` [M, 4] xywh: none at all, or more than the box.
 
-    A pixel more along each side is no fault: tools count the pixels that a box touches.
+    A pixel more along each side is not a fault: tools count the pixels that a box touches.
     """
     with np.errstate(invalid="ignore"):
         has_area = (boxes[:, 2:] > 0).all(axis=1)

@@ -1,4 +1,4 @@
-"""Training on data with broken pictures: others in their places (``data.on_bad_image: skip``)."""
+"""Training on data with broken images: others in their places (``data.on_bad_image: skip``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from detector.errors import DataError, DetectorError
 from detector.files.atomic import append_line
 
-TRIES = 10  # for one place; where all of them fail, the disk is gone rather than pictures broken
+TRIES = 10  # for one place; where all of them fail, the disk is gone rather than images broken
 
 
 class Replaced(NamedTuple):
@@ -26,10 +26,10 @@ class Replaced(NamedTuple):
 
 
 class Replacing(Dataset[Any]):
-    """A training set in which another picture, drawn from (seed, epoch, index), stands in for one that is broken.
+    """A training set in which another image, drawn from (seed, epoch, index), stands in for one that is broken.
 
     So batches stay full, and what a step is made of still depends on nothing but the data: not on workers, ranks or
-    restarts. The other picture comes as it comes in its own turn of this epoch.
+    restarts. The other image comes as it comes in its own turn of this epoch.
     """
 
     def __init__(self, data: Any, seed: int) -> None:
@@ -45,7 +45,7 @@ class Replacing(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         sample = self.data[key]
-        if not isinstance(sample, DataError):  # an error of another kind is no picture's fault
+        if not isinstance(sample, DataError):  # an error of another kind is not an image's fault
             return sample
         errors = [sample]
         # Another stream than those of the transform and of mixing, which have (seed, epoch, index) and 1 behind it.
@@ -59,7 +59,7 @@ class Replacing(Dataset[Any]):
 
 
 class Skipped:
-    """What one rank has left out: each picture is named once a run, and counted once an epoch.
+    """What one rank has left out: each image is named once a run, and counted once an epoch.
 
     Raises :class:`~detector.errors.DataError` where the broken ones are more than ``max_share`` of this rank's share of
     an epoch.
@@ -87,6 +87,6 @@ class Skipped:
                 self.say(f"skipped: {text} ({len(self.in_epoch)} in this epoch; data.on_bad_image)")
         if len(self.in_epoch) > self.max_share * self.num_images:
             raise DataError(
-                f"{len(self.in_epoch)} pictures of {self.num_images} could not be read, more than"
+                f"{len(self.in_epoch)} images of {self.num_images} could not be read, more than"
                 f" data.max_bad_share={self.max_share} allows; they are in {self.log}"
             )

@@ -18,7 +18,7 @@ from detector.structures import SIZE_DIVISOR, Batch
 
 
 def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch.Tensor:
-    """Pictures [C, H, W] in one [B, C, H', W'], zero right and below, both sides multiples of ``divisor``.
+    """Images [C, H, W] in one [B, C, H', W'], zero right and below, both sides multiples of ``divisor``.
 
     It is channels last, as files are decoded and as convolutions want it: whole rows are copied, nothing is transposed.
     """
@@ -33,7 +33,7 @@ def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch
 
 
 def shared_zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """In a loader's worker they lie in memory that it shares with the main process, so sending them copies nothing."""
+    """Zeros; a loader's worker takes memory that it shares with the main process, so sending them copies nothing."""
     if get_worker_info() is None:
         return torch.zeros(shape, dtype=dtype)
     # As torch's own default_collate does it. The system hands out new shared memory as zeros.
@@ -86,7 +86,7 @@ def load_batches(
 
 
 def _collate_replaced(samples: list[Any]) -> tuple[Batch | DetectorError, list[Replaced]]:
-    """The batch, and what stands in it in other pictures' places, without the samples themselves."""
+    """The batch, and what stands in it in other images' places, without the samples themselves."""
     replaced = [sample for sample in samples if isinstance(sample, Replaced)]
     batch = collate([sample.sample if isinstance(sample, Replaced) else sample for sample in samples])
     return batch, [place._replace(sample=None) for place in replaced]

@@ -17,7 +17,7 @@ def epoch_batches(is_wide: np.ndarray | None, num_images: int, batch_size: int, 
     """Image indices of every batch of an epoch, [steps, batch_size].
 
     Every image comes once; what is missing from the last batch is filled from the beginning of the order. With
-    ``is_wide`` [I] given, batches hold only landscape or only portrait pictures, but for the few made of leftovers.
+    ``is_wide`` [I] given, batches hold only landscape or only portrait images, but for the few made of leftovers.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(num_images)

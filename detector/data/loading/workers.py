@@ -1,4 +1,4 @@
-"""The loader's processes: one that raises or is killed ends the run with the name of its picture, never in a hang."""
+"""The loader's processes: one that raises or is killed ends the run with the name of its image, never in a hang."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class _Watched(Dataset[Any]):
             return error
         files = ", ".join(str(self.data.file(index)) for _, index in dead)
         return DataError(
-            f"{files}: the loader's process {dead[0][0]} was killed while it read this picture or after it; if the"
-            " system was out of memory, use fewer data.workers or smaller pictures"
+            f"{files}: the loader's process {dead[0][0]} was killed while it read this image or after it; if the"
+            " system was out of memory, use fewer data.workers or smaller images"
         )
 
 

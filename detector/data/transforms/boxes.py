@@ -82,7 +82,7 @@ class TrainTransform(Transform):
     def _rescale_and_crop(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> Transformed:
-        """Zoomed by a drawn factor: in, a window of the picture fills the target size; out, the target is smaller."""
+        """Zoomed by a drawn factor: in, a window of the image fills the target size; out, the target is smaller."""
         full_height, full_width = image.shape[:2]
         height, width = input_size(full_height, full_width, self.config, int(rng.choice(self.config.short)))
         zoom = 1.0
@@ -104,7 +104,7 @@ class TrainTransform(Transform):
 
 
 def flip_boxes(boxes: np.ndarray, height: int, width: int, across: bool, down: bool) -> np.ndarray:
-    """The boxes of a picture that ``flip`` has flipped."""
+    """The boxes of an image that ``flip`` has flipped."""
     left, top, right, bottom = boxes.T
     if across:
         left, right = width - right, width - left

@@ -63,7 +63,7 @@ class TrainClassTransform(ClassTransform):
 def mix(
     image: np.ndarray, other: np.ndarray, augment: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Two pictures [H, W, C] of one size in one, and the first one's share of it."""
+    """Two images [H, W, C] of one size in one, and the first one's share of it."""
     is_blended = rng.random() < 0.5 if augment.mixup and augment.cutmix else augment.mixup > 0
     alpha = augment.mixup if is_blended else augment.cutmix
     share = float(rng.beta(alpha, alpha))

@@ -113,7 +113,7 @@ def seeded(compose: Any, rng: np.random.Generator) -> Sequence[Any]:
 
 
 def apply(compose: Any, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What albumentations makes of a picture, drawn from ``rng``; of the same depth."""
+    """What albumentations makes of an image, drawn from ``rng``; of the same depth."""
     seeded(compose, rng)
     return _run(compose, image)[0]
 

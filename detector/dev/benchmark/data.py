@@ -3,7 +3,7 @@
 torchvision's side is the pipeline of its detection reference with ``--use-v2``: ``CocoDetection`` decodes with PIL,
 workers flip, convert to float and sanitise boxes by transforms v2, batches are lists; then, in the training process,
 ``GeneralizedRCNNTransform`` normalises, resizes and pads them, as its models do before the network. Our batch is uint8;
-the model normalises it, which takes part in the times of ``train`` and ``infer``. Pictures without objects are left
+the model normalises it, which takes part in the times of ``train`` and ``infer``. Images without objects are left
 out, as the reference leaves them out.
 """
 
@@ -34,11 +34,11 @@ from detector.dev.benchmark.measure import Case, Run, Settings
 from detector.structures import Batch
 from detector.tasks import detection
 
-GENERATED = 96  # pictures of --synthetic
+GENERATED = 96  # images of --synthetic
 BATCH, WORKERS = 4, 2
 SHORT, LONG = 800, 1333
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
-TOLERANCE = 1.0  # mean difference of a picture's values, of 255: ours are rounded to whole numbers
+TOLERANCE = 1.0  # mean difference of an image's values, of 255: ours are rounded to whole numbers
 
 
 class Inputs(NamedTuple):
@@ -55,14 +55,14 @@ class Outputs(NamedTuple):
 
 def cases(settings: Settings) -> list[Case]:
     short, long = settings.side(SHORT), settings.side(SHORT) * LONG // SHORT
-    pictures = settings.scaled(GENERATED, least=2 * BATCH)
+    generated = settings.scaled(GENERATED, least=2 * BATCH)
     own = Path(settings.data) if settings.data else None
-    name = f"{own.name}" if own else f"{pictures} generated photos"
-    images = len(open_data(own, short, long)[1]) if own else pictures
+    name = f"{own.name}" if own else f"{generated} generated photos"
+    images = len(open_data(own, short, long)[1]) if own else generated
     return [
         Case(
             name=f"{name}, {short}/{long}, flip, batch {BATCH}, {WORKERS} workers",
-            files=None if own else lambda folder: write_photos(folder / "photos", pictures),
+            files=None if own else lambda folder: write_photos(folder / "photos", generated),
             inputs=lambda folder: make_inputs(own or folder / "photos", short, long),
             ours=ours,
             theirs=theirs,
@@ -107,7 +107,7 @@ def theirs(inputs: Inputs) -> Run:
     with contextlib.redirect_stdout(io.StringIO()):
         data = CocoDetection(inputs.folder / IMAGES, inputs.folder / TRAIN, transforms=reference_transforms())
     data = wrap_dataset_for_transforms_v2(data, target_keys=("boxes", "labels", "image_id"))
-    place = {image_id: index for index, image_id in enumerate(data.ids)}  # it sorts its pictures by id
+    place = {image_id: index for index, image_id in enumerate(data.ids)}  # it sorts its images by id
     ids = inputs.data.annotations.image_ids.tolist()
     indices = [[place[ids[index]] for _, index in keys] for keys in inputs.keys]
     resize = inputs.config.data.resize
@@ -144,18 +144,18 @@ def list_fields(samples: list[tuple[Any, ...]]) -> tuple[tuple[Any, ...], ...]:
 
 
 def equal(_inputs: Inputs, own: Outputs, other: Outputs) -> bool:
-    """As many pictures, and in the first batch the same ones and boxes, but for flips: each side draws its own."""
+    """As many images, and in the first batch the same ones and boxes, but for flips: each side draws its own."""
     batch, (padded, targets) = own.first, other.first
     if own.images != other.images or batch.sizes.tolist() != [list(size) for size in padded.image_sizes]:
         return False
     pixels = (padded.tensors * torch.tensor(STD).view(-1, 1, 1) + torch.tensor(MEAN).view(-1, 1, 1)) * 255
     return all(
-        same_picture(batch, row, image, target["boxes"])
+        same_image(batch, row, image, target["boxes"])
         for row, (image, target) in enumerate(zip(pixels, targets, strict=True))
     )
 
 
-def same_picture(batch: Batch, row: int, other: Tensor, other_boxes: Tensor) -> bool:
+def same_image(batch: Batch, row: int, other: Tensor, other_boxes: Tensor) -> bool:
     height, width = batch.sizes[row].tolist()
     image = batch.images[row, :, :height, :width].float()
     boxes = batch.targets.boxes[row][batch.targets.labels[row] != -1]

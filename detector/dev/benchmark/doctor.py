@@ -1,7 +1,7 @@
-"""Pictures as the doctor looks at them, beside two threads that do nothing but decode them.
+"""Images as the doctor looks at them, beside two threads that do nothing but decode them.
 
-The doctor reads a file, its header, decodes it small and in gray, and makes two fingerprints: all in as many processes
-as there are cores. The other side decodes in colour (``cv2.imdecode``), as training would.
+The doctor reads a file, its header, decodes it small and in gray, and makes two perceptual hashes: all in as many
+processes as there are cores. The other side decodes in colour (``cv2.imdecode``), as training would.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from detector.dev.benchmark.generate import write_photos
 from detector.dev.benchmark.measure import BenchmarkError, Case, Run, Settings
 from detector.processes import begin_child
 
-GENERATED = 96  # pictures of --synthetic
-PICTURES = 10_000  # the same ones again and again: what processes need to start is no part of a rate
+GENERATED = 96  # images of --synthetic
+IMAGES = 10_000  # the same ones again and again: what processes need to start is no part of a rate
 THREADS = 2
 
 
 def cases(settings: Settings) -> list[Case]:
     own = Path(settings.data) if settings.data else None
-    pictures, generated = settings.scaled(PICTURES), settings.scaled(GENERATED)
+    images, generated = settings.scaled(IMAGES), settings.scaled(GENERATED)
     return [
         Case(
-            name=f"{pictures:,} JPEG files of {own.name if own else 'generated photos'}",
+            name=f"{images:,} JPEG files of {own.name if own else 'generated photos'}",
             files=None if own else lambda folder: write_photos(folder / "photos", generated),
-            inputs=lambda folder: list_files(own or folder / "photos", pictures),
+            inputs=lambda folder: list_files(own or folder / "photos", images),
             ours=ours,
             theirs=theirs,
             equal=equal,
-            images=pictures,
+            images=images,
             runs=3,
             has_memory=False,
         )
@@ -77,5 +77,5 @@ def decodes(files: Sequence[Path]) -> bool:
 
 
 def equal(_files: list[Path], facts: list[FileFacts], decoded: int) -> bool:
-    """Every picture was decoded by both."""
+    """Every image was decoded by both."""
     return decoded == sum(bool(own.digest) for own in facts)

@@ -1,4 +1,4 @@
-"""Generated boxes, pictures and annotation files, each a function of a seed."""
+"""Generated boxes, images and annotation files, each a function of a seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ IMAGES, TRAIN = "images", "annotations/train.json"  # where they are in a data s
 
 
 def random_boxes(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
-    """Boxes [count, 4] float32 xyxy of 16 px to half of the picture, each size as frequent as the other."""
+    """Boxes [count, 4] float32 xyxy of 16 px to half of the image, each size as frequent as the other."""
     sides = np.exp(rng.uniform(np.log(16), np.log([height / 2, width / 2]), (count, 2)))
     corners = rng.uniform(0, [height, width] - sides)
     return np.concatenate([corners[:, ::-1], (corners + sides)[:, ::-1]], axis=1).astype(np.float32)
@@ -22,7 +22,7 @@ def random_boxes(rng: np.random.Generator, count: int, height: int, width: int) 
 def write_photos(folder: Path, count: int, long: int = 640, boxes: int = 7, seed: int = 0) -> None:
     """A COCO-format data set of clouds and grain, about as hard to decode as photos; nothing if it is there.
 
-    Sides are 4:3, the longer one ``long``; every other picture stands upright.
+    Sides are 4:3, the longer one ``long``; every other image stands upright.
     """
     if (folder / TRAIN).exists():
         return
@@ -39,7 +39,7 @@ def write_photos(folder: Path, count: int, long: int = 640, boxes: int = 7, seed
 
 
 def write_annotations(path: Path, sizes: list[tuple[int, int]], boxes: int, seed: int = 0) -> None:
-    """A COCO JSON file of pictures of the given sizes with so many boxes each."""
+    """A COCO JSON file of images of the given sizes with so many boxes each."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []

@@ -1,4 +1,4 @@
-"""Time and memory as the work grows: objects in a picture (the loss), and annotated pictures (loading them).
+"""Time and memory as the work grows: objects in an image (the loss), and annotated images (loading them).
 
 torchvision's loss stands beside ours up to ``MOST_OF_THEIRS`` objects: its matrices of anchors × objects take about 28
 bytes an entry, 5.6 GB at 1,000. Annotations are loaded by pycocotools on its side, as ``CocoDetection`` does.

@@ -1,4 +1,4 @@
-"""Files to detections, one picture at a time; on a GPU also batches and single pictures that are already there.
+"""Files to detections, one image at a time; on a GPU also batches and single images that are already there.
 
 The photos are 640 px on their long side, which is the size they are predicted at, so neither side resizes them.
 torchvision's side decodes with PIL, as its references do.
@@ -27,7 +27,7 @@ from detector.structures import Batch, Category, Targets
 from detector.tasks import detection
 
 CONFIG, SIDE = "retinanet_r50_fpn.yaml", 640
-PICTURES = 4  # a run
+PHOTOS = 4  # a run
 GPU_SIDE, GPU_BATCH = 800, 32
 
 
@@ -55,12 +55,12 @@ def cases(settings: Settings) -> list[Case]:
     name = backbone.name if backbone else settings.config
     from_files = Case(
         name=f"{name}, files at {in_words(config.data.resize)}, one by one",
-        files=None if own else lambda folder: write_photos(folder / "pictures", PICTURES, side),
-        inputs=lambda folder: make_inputs(config, settings, own or folder / "pictures", side),
+        files=None if own else lambda folder: write_photos(folder / "images", PHOTOS, side),
+        inputs=lambda folder: make_inputs(config, settings, own or folder / "images", side),
         ours=ours,
         theirs=theirs,
         equal=lambda _inputs, own, other: same_detections(own, other, score=1e-3, pixels=0.1),
-        images=PICTURES,
+        images=PHOTOS,
     )
     return [from_files, *(gpu_cases(settings) if settings.device != "cpu" else [])]
 
@@ -71,7 +71,7 @@ def make_inputs(config: Config, settings: Settings, folder: Path, side: int) -> 
 
 
 def read_tensor(file: Path) -> torch.Tensor:
-    """[3, H, W] uint8, as torchvision's references read a picture."""
+    """[3, H, W] uint8, as torchvision's references read an image."""
     return pil_to_tensor(Image.open(file).convert("RGB"))
 
 
@@ -79,9 +79,9 @@ def find_photos(folder: Path, side: int) -> list[Path]:
     """The first ones in the annotations that are ``side`` px on the long side."""
     truth = read_annotations(folder / TRAIN)
     is_right = torch.maximum(truth.heights, truth.widths) == side
-    if is_right.sum() < PICTURES:
-        raise BenchmarkError(f"{folder}: has not {PICTURES} pictures of {side} px on the long side; use --synthetic")
-    return [folder / IMAGES / truth.file_name(index) for index in is_right.nonzero()[:PICTURES, 0].tolist()]
+    if is_right.sum() < PHOTOS:
+        raise BenchmarkError(f"{folder}: has not {PHOTOS} images of {side} px on the long side; use --synthetic")
+    return [folder / IMAGES / truth.file_name(index) for index in is_right.nonzero()[:PHOTOS, 0].tolist()]
 
 
 def ours(inputs: Inputs) -> Run:
@@ -103,8 +103,8 @@ def theirs(inputs: Inputs) -> Run:
 
     @torch.inference_mode()
     def run() -> list[Found]:
-        pictures = (read_tensor(file).to(inputs.device) for file in inputs.files)
-        found = [to_found(model([picture.float() / 255]))[0] for picture in pictures]
+        images = (read_tensor(file).to(inputs.device) for file in inputs.files)
+        found = [to_found(model([image.float() / 255]))[0] for image in images]
         return [tuple(part.cpu() for part in each) for each in found]
 
     return run
@@ -120,7 +120,7 @@ def gpu_cases(settings: Settings) -> list[Case]:
     height, width = detection.largest_input(config)
     return [
         Case(
-            name=f"{height}×{width}, batch {batch}, bf16, pictures on the GPU",
+            name=f"{height}×{width}, batch {batch}, bf16, images on the GPU",
             inputs=lambda _folder, batch=batch: make_pixels(config, settings.classes, batch, settings.device),
             ours=ours_from_pixels,
             theirs=theirs_from_pixels,
@@ -160,12 +160,12 @@ def ours_from_pixels(inputs: Pixels) -> Run:
 def theirs_from_pixels(inputs: Pixels) -> Run:
     device = inputs.images.device
     model = build_torchvision(inputs.config, inputs.weights).to(device).eval()
-    pictures = list(inputs.images.float() / 255)
+    images = list(inputs.images.float() / 255)
 
     @torch.inference_mode()
     def run() -> list[Found]:
         with torch.autocast(device.type, torch.bfloat16):
-            return to_found(model(pictures))
+            return to_found(model(images))
 
     return run
 

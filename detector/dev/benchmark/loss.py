@@ -1,7 +1,7 @@
 """Matching, focal loss and box loss, forward and backward, given a head's outputs.
 
-torchvision averages the pictures' own means, each by its own positives; ours divides once by the positives of the
-batch. All pictures of a batch have the same objects here, so that both are the same number.
+torchvision averages the images' own means, each by its own positives; ours divides once by the positives of the
+batch. All images of a batch have the same objects here, so that both are the same number.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def make_inputs(height: int, width: int, batch: int, objects: int, device: str) 
 def make_predictions(
     height: int, width: int, batch: int, generator: torch.Generator, mean: float, spread: float
 ) -> Predictions:
-    """What a head might say of pictures of that size: normal logits and deltas."""
+    """What a head might say of images of that size: normal logits and deltas."""
     anchors, level_counts = Anchors(AnchorConfig(), LEVELS)(level_sizes(height, width, LEVELS))
     logits = torch.randn(batch, len(anchors), CLASSES, generator=generator).mul_(spread).add_(mean)
     deltas = torch.randn(batch, len(anchors), 4, generator=generator).mul_(0.2)

@@ -43,7 +43,7 @@ class Settings:
     overrides: tuple[str, ...] = ()
     classes: int = 80  # of train and infer
     data: str | None = None  # a folder with images/ and annotations/train.json; None: generated
-    scale: float = 1.0  # of what grows: sides of pictures, numbers of pictures and detections
+    scale: float = 1.0  # of what grows: sides of images, numbers of images and detections
     runs: int | None = None
     against: bool = True
 
@@ -52,7 +52,7 @@ class Settings:
         return max(least, round(number * self.scale))
 
     def side(self, pixels: int) -> int:
-        """A side of a picture at this scale, in whole cells of P5."""
+        """A side of an image at this scale, in whole cells of P5."""
         return max(64, round(pixels * self.scale / SIZE_DIVISOR) * SIZE_DIVISOR)
 
 

@@ -44,15 +44,15 @@ def comparable(name: str, overrides: Sequence[str]) -> Config:
     return config_from_dict(tree, name)
 
 
-def make_weights(config: Config, classes: int, picture: Tensor) -> dict[str, Any]:
+def make_weights(config: Config, classes: int, image: Tensor) -> dict[str, Any]:
     """The content of a checkpoint with random weights; its classes have the ids 0..K-1.
 
-    For ``picture`` [C, H, W] uint8 the scores spread as those of a trained model, so that there is something to find.
+    For ``image`` [C, H, W] uint8 the scores spread as those of a trained model, so that there is something to find.
     """
     torch.manual_seed(0)
     model = build_model(config.model, classes).eval()
     with torch.no_grad():
-        output = model(pad_images([picture]), torch.tensor([picture.shape[-2:]]))
+        output = model(pad_images([image]), torch.tensor([image.shape[-2:]]))
         model.head.cls_output.weight *= SCORE_SPREAD / output.cls_logits.std()
         model.head.box_output.weight *= DELTA_SPREAD / output.box_channels.std()
     return {
@@ -103,7 +103,7 @@ def torchvision_without_backbone(classes: int) -> RetinaNet:
     return RetinaNet(backbone, classes)
 
 
-Found = tuple[Tensor, Tensor, Tensor]  # boxes [D, 4], scores [D], labels [D] of a picture
+Found = tuple[Tensor, Tensor, Tensor]  # boxes [D, 4], scores [D], labels [D] of an image
 
 
 def same_detections(ours: Sequence[Found], theirs: Sequence[Found], score: float, pixels: float) -> bool:

@@ -81,6 +81,6 @@ def to_found(detections: list[dict[str, torch.Tensor]]) -> list[Found]:
 
 
 def to_list(detections: Detections) -> list[Found]:
-    """Each picture's own, without the padding."""
+    """Each image's own, without the padding."""
     is_kept = detections.labels >= 0
     return [tuple(part[row][is_kept[row]] for part in detections) for row in range(len(is_kept))]

@@ -1,6 +1,6 @@
 """The page of an evaluation of 5,000 images and 500,000 detections, with the worst images drawn; nothing is beside it.
 
-What is checked is that the page can be sent around: it has pictures, and at most ``MOST_BYTES``.
+What is checked is that the page can be sent around: it has images, and at most ``MOST_BYTES``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def write_set(folder: Path, images: int) -> None:
-    """Annotations as ``eval`` has them, and pictures of that size: links to a few generated ones."""
+    """Annotations as ``eval`` has them, and images of that size: links to a few generated ones."""
     write_photos(folder / "photos", 2 * PHOTOS)
     lying = sorted((folder / "photos" / IMAGES).iterdir())[::2]
     (folder / IMAGES).mkdir()
@@ -72,5 +72,5 @@ def ours(inputs: Inputs) -> Run:
 
 
 def equal(_inputs: Inputs, page: Path, _other: Any) -> bool:
-    """A page with pictures that is not too large."""
+    """A page with images that is not too large."""
     return page.stat().st_size <= MOST_BYTES and b"data:image/jpeg" in page.read_bytes()

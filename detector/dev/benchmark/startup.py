@@ -10,16 +10,16 @@ from detector.data.synthetic import write_shapes
 from detector.dev.benchmark.measure import BenchmarkError, Case, Settings
 from detector.processes import child_command, child_environment
 
-PICTURES = (4_600, 200)  # that `detector quickstart` generates to train on and to evaluate on
+IMAGES = (4_600, 200)  # that `detector quickstart` generates to train on and to evaluate on
 LOOKS = 0.01  # seconds between two looks at the metrics
 PATIENCE = 300  # seconds
 
 
 def cases(settings: Settings) -> list[Case]:
-    train, val = (settings.scaled(count, least=8) for count in PICTURES)
+    train, val = (settings.scaled(count, least=8) for count in IMAGES)
     return [
         Case(
-            name=f"first step of quickstart.yaml, {train:,} + {val:,} pictures",
+            name=f"first step of quickstart.yaml, {train:,} + {val:,} images",
             files=lambda folder: write_shapes(folder / "shapes", train, val),
             inputs=lambda folder: folder,
             ours=lambda folder: Launch(folder, settings.device),

@@ -1,7 +1,7 @@
-"""A step of training: forward, loss, backward, SGD; the pictures are there.
+"""A step of training: forward, loss, backward, SGD; the images are there.
 
-Both models have the same weights, and frozen batch norms where the config has them. All pictures have the same objects,
-as in ``loss``. Ours gets uint8 pictures, as its loader makes them, torchvision's floats, as its loader makes those.
+Both models have the same weights, and frozen batch norms where the config has them. All images have the same objects,
+as in ``loss``. Ours gets uint8 images, as its loader makes them, torchvision's floats, as its loader makes those.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from detector.training.loop import TrainingState
 from detector.training.optimizer import scaled_lr
 
 CONFIG, SIDE, BATCH = "retinanet_r50_fpn.yaml", 512, 2
-OBJECTS = 8  # a picture
+OBJECTS = 8  # an image
 # Of the loss, and of the change that a step makes to all weights together.
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.02}
 

@@ -1,7 +1,7 @@
-"""Self-contained HTML pages: sections of numbers, tables, charts and pictures in one file that opens from disk.
+"""Self-contained HTML pages: sections of numbers, tables, charts and images in one file that opens from disk.
 
-A page asks the network for nothing (its own policy forbids it), holds its pictures inside, follows the reader's light
-or dark scheme, and is read on a telephone as on a wide screen. Tables sort and pictures enlarge on a click.
+A page asks the network for nothing (its own policy forbids it), holds its images inside, follows the reader's light
+or dark scheme, and is read on a telephone as on a wide screen. Tables sort and images enlarge on a click.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # imported where a page is written: inference writes none
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-# Of a page's pictures together, in characters as they stand in it: so a page stays under 8 MB.
-PICTURES_BUDGET = 6_000_000
+# Of a page's images together, in characters as they stand in it: so a page stays under 8 MB.
+IMAGES_BUDGET = 6_000_000
 
 Tone = Literal["", "good", "warning", "error"]
 Value = str | int | float | None  # None is shown as a dash
@@ -90,8 +90,8 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """One picture of a gallery; ``data`` is its ``data:`` URL (:func:`picture`)."""
+class PageImage:
+    """One image of a gallery; ``data`` is its ``data:`` URL (:func:`page_image`)."""
 
     data: str
     caption: str
@@ -101,10 +101,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures side by side; a click enlarges one."""
+    """Images side by side; a click enlarges one."""
 
-    pictures: Sequence[Picture]
-    column: int = 240  # least width of a picture in the page, in pixels
+    images: Sequence[PageImage]
+    column: int = 240  # least width of an image in the page, in pixels
     kind: str = field(default="gallery", init=False)
 
 
@@ -125,20 +125,20 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
         file.write(text)
 
 
-def picture(image: Image.Image, caption: str, long_side: int = 800, quality: int = 80) -> Picture:
+def page_image(image: Image.Image, caption: str, long_side: int = 800, quality: int = 80) -> PageImage:
     """``image`` as a JPEG inside the page, its long side at most ``long_side`` pixels."""
     image = image.convert("RGB")
     image.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, optimize=True)
     data = base64.b64encode(buffer.getvalue()).decode()
-    return Picture(f"data:image/jpeg;base64,{data}", caption, *image.size)
+    return PageImage(f"data:image/jpeg;base64,{data}", caption, *image.size)
 
 
-def within_budget(pictures: Iterable[Picture], budget: int = PICTURES_BUDGET) -> list[Picture]:
-    """The first pictures that fit the budget together; those after them are not even made."""
-    kept: list[Picture] = []
-    for one in pictures:
+def within_budget(images: Iterable[PageImage], budget: int = IMAGES_BUDGET) -> list[PageImage]:
+    """The first images that fit the budget together; those after them are not even made."""
+    kept: list[PageImage] = []
+    for one in images:
         budget -= len(one.data)
         if budget < 0:
             break

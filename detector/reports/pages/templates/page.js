@@ -22,7 +22,7 @@ for (const button of document.querySelectorAll("th button")) {
   });
 }
 
-// A click on a picture enlarges it; the arrow keys go through its gallery.
+// A click on an image enlarges it; the arrow keys go through its gallery.
 const dialog = document.getElementById("enlarged"), all = [...document.querySelectorAll(".enlarge")];
 let shown = 0;
 function show(place) {

@@ -1,4 +1,4 @@
-"""Pictures that stand twice: byte for byte, or looking alike; within a split and across."""
+"""Images that are duplicated: byte for byte, or looking alike; within a split and across."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.files import BITS, FileFacts
 from detector.analysis.doctor.findings import Example, Finding, found
 
-# Of 128 bits. Two pictures that differ in at most 15 agree in one of 16 bytes at least (pigeonholes), so only those
+# Of 128 bits. Two images that differ in at most 15 agree in one of 16 bytes at least (pigeonholes), so only those
 # that share a byte in its place need to be compared. See ``files`` for what distances copies and others have.
 NEAR = 15
 ALL_BUT_SAME = 2
@@ -21,7 +21,7 @@ _BLOCK = 2**20  # distances at once
 
 
 class Pair(NamedTuple):
-    """A picture, the one that it repeats, and how many bits they differ in."""
+    """An image, the one that it repeats, and how many bits they differ in."""
 
     split: Split
     index: int
@@ -66,7 +66,7 @@ def _found(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
 
 
 def _labels(split: Split, index: int) -> list[str]:
-    """Names of the classes of a labelled picture, sorted."""
+    """Names of the classes of a labelled image, sorted."""
     if split.has_boxes:
         return []
     low, high = np.searchsorted(split.image, [index, index + 1])
@@ -74,7 +74,7 @@ def _labels(split: Split, index: int) -> list[str]:
 
 
 def _within(split: Split, facts: Sequence[FileFacts]) -> Iterator[Pair]:
-    """Pictures that repeat an earlier one."""
+    """Images that repeat an earlier one."""
     first_of: dict[bytes, int] = {}
     alone = []
     for index, own in enumerate(facts):
@@ -83,8 +83,8 @@ def _within(split: Split, facts: Sequence[FileFacts]) -> Iterator[Pair]:
             alone.append(index)
         elif split.files[first] != split.files[index]:  # a file listed twice is said elsewhere
             yield Pair(split, index, split, first, IDENTICAL)
-    rows = [index for index in alone if facts[index].fingerprint]
-    prints = _as_bytes(facts[index].fingerprint for index in rows)
+    rows = [index for index in alone if facts[index].perceptual_hash]
+    prints = _as_bytes(facts[index].perceptual_hash for index in rows)
     nearest, distance = find_nearest(prints, prints, earlier_only=True)
     for place in np.flatnonzero(distance <= NEAR):
         yield Pair(split, rows[place], split, rows[nearest[place]], int(distance[place]))
@@ -93,7 +93,7 @@ def _within(split: Split, facts: Sequence[FileFacts]) -> Iterator[Pair]:
 def _across(
     val: Split, val_facts: Sequence[FileFacts], train: Split, train_facts: Sequence[FileFacts]
 ) -> Iterator[Pair]:
-    """Pictures of val that repeat one of train; where only headers were read, those that are the same file."""
+    """Images of val that repeat one of train; where only headers were read, those that are the same file."""
 
     def identity(split: Split, index: int, own: FileFacts) -> bytes:
         return own.digest or os.fsencode(split.path(index).absolute())
@@ -105,12 +105,12 @@ def _across(
     for index, own in enumerate(val_facts):
         if (first := first_of.get(identity(val, index, own))) is not None:
             yield Pair(val, index, train, first, IDENTICAL)
-        elif own.fingerprint:
+        elif own.perceptual_hash:
             rows.append(index)
-    keys = [index for index, own in enumerate(train_facts) if own.fingerprint]
+    keys = [index for index, own in enumerate(train_facts) if own.perceptual_hash]
     nearest, distance = find_nearest(
-        _as_bytes(val_facts[index].fingerprint for index in rows),
-        _as_bytes(train_facts[key].fingerprint for key in keys),
+        _as_bytes(val_facts[index].perceptual_hash for index in rows),
+        _as_bytes(train_facts[key].perceptual_hash for key in keys),
     )
     for place in np.flatnonzero(distance <= NEAR):
         yield Pair(val, rows[place], train, keys[nearest[place]], int(distance[place]))

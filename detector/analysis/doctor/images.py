@@ -17,7 +17,7 @@ from detector.data.listing import list_images
 from detector.data.names import Names, files_below
 
 
-def check_pictures(
+def check_images(
     split: Split, facts: Sequence[FileFacts], in_channels: int, exif: str, max_value: int | None
 ) -> Iterator[Finding]:
     """Findings of one split."""
@@ -54,7 +54,7 @@ def _names(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
 
 
 def check_unlisted(splits: Sequence[Split]) -> Iterator[Finding]:
-    """Pictures in the image folders that no split lists; folders of classes list all that they have."""
+    """Images in the image folders that no split lists; folders of classes list all that they have."""
     listed = {split.path(index) for split in splits for index, file in enumerate(split.files) if file}
     for root in dict.fromkeys(split.root for split in splits if split.root != split.source):
         files = [file for file in list_images(root).files if root / file not in listed]
@@ -67,7 +67,7 @@ def _extensions(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
     places = []
     for index, own in enumerate(facts):
         suffix = split.path(index).suffix.lower() if own.format else ""
-        # MPO is a JPEG with a second picture behind it.
+        # MPO is a JPEG with a second image behind it.
         if own.format not in ("", "array", known.get(suffix)) and (own.format, known.get(suffix)) != ("JPEG", "MPO"):
             places.append(index)
     yield from split.in_images("file-extension", places, lambda index: f"is {facts[index].format}")
@@ -114,7 +114,7 @@ def _frames(split: Split, facts: Sequence[FileFacts], exif: str) -> Iterator[Fin
     yield from split.in_images("exif-turned", turned, orientation)
 
 
-def picture_sizes(split: Split, facts: Sequence[FileFacts]) -> np.ndarray:
+def image_sizes(split: Split, facts: Sequence[FileFacts]) -> np.ndarray:
     """Width and height of each image, as annotated or else of its file, 0 where neither is known, [I, 2] int64."""
     of_files = np.array([(own.width, own.height) for own in facts], dtype=np.int64).reshape(-1, 2)
     return np.where((split.sizes == 0).any(axis=1, keepdims=True), of_files, split.sizes)
