@@ -1,8 +1,8 @@
 """Looking at image files: what the header says, whether they decode, and a perceptual hash of what they show.
 
 The hash is the signs of the 128 lowest frequencies of a 32×32 gray copy (after Zauner 2010, with twice the usual bits):
-re-encoded or halved copies differ in at most 12 of them, unrelated photographs in 32 or more (measured on the small real
-sets that tests use).
+re-encoded or halved copies differ in at most 12 of them, unrelated photographs in 32 or more (measured on the small
+real sets that tests use).
 """
 
 from __future__ import annotations
