@@ -269,7 +269,8 @@ def _validate(tree: _Tree, places: _Places) -> Config:
 def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
     """Keys that differ from their defaults although nothing of this config reads them, and what would."""
     own, default = config_to_dict(config), config_to_dict(Config())
-    for kind, name, readers in (("task", config.task, TASKS), ("head", config.model.head.name, HEADS)):
+    heads = {name: keys for own_heads in HEADS.values() for name, keys in own_heads.items()}
+    for kind, name, readers in (("task", config.task, TASKS), ("head", config.model.head.name, heads)):
         for key in dict.fromkeys(key for keys in readers.values() for key in keys if name in readers):
             values, defaults = own, default
             for part in key.split("."):

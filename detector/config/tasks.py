@@ -12,7 +12,7 @@ def _in(section: str, keys: str) -> tuple[str, ...]:
     return tuple(f"{section}.{key}" for key in keys.split())
 
 
-# By task and by head, the keys and sections that it reads and some other one does not.
+# The keys and sections that a task reads and some other one does not; and of each task's heads in the same way.
 TASKS = {
     "detection": (
         *_in("data", "group_by_aspect invalid_boxes resize augment.scale_jitter augment.min_visibility"),
@@ -27,7 +27,6 @@ TASKS = {
     ),
 }
 HEADS = {
-    "retina": _in("model.head", "num_convs channels norm norm_bias prior"),
-    "pooled": _in("model.head", "pool fuse hidden dropout"),
-    "classic": (),
+    "detection": {"retina": _in("model.head", "num_convs channels norm norm_bias prior")},
+    "classification": {"pooled": _in("model.head", "pool fuse hidden dropout"), "classic": ()},
 }

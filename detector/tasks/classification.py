@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
+from detector.config.tasks import HEADS
 from detector.data.classification import ClassDataset, ClassSample, open_classes
 from detector.data.formats.class_folders import Labelled
 from detector.data.synthetic import write_class_shapes
@@ -22,7 +23,7 @@ from detector.structures import Batch, Category, ClassTargets, Losses
 from detector.tasks import Quickstart
 from detector.tasks.classification_results import ClassPrediction
 
-PARTS = {"head.name": ("pooled", "classic")}
+PARTS = {"head.name": HEADS["classification"]}
 FILE_FORMAT, FOLDER_FORMAT = "csv", "class folders"
 CLASSES = 1000  # those of ImageNet
 QUICKSTART = Quickstart(

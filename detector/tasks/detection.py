@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detector.config.parts import find_part
 from detector.config.schema import Config, ModelConfig
+from detector.config.tasks import HEADS
 from detector.data.detection import Annotations, CocoDataset, Sample, open_dataset
 from detector.data.own import BoxData, OwnDataset, read_own
 from detector.data.synthetic import write_shapes
@@ -28,7 +29,7 @@ from detector.tasks import Quickstart
 from detector.tasks.detection_results import Prediction
 
 PARTS = {
-    "head.name": ("retina",),
+    "head.name": HEADS["detection"],
     "matcher.name": ASSIGNERS,
     "box_coder.name": BOX_CODERS,
     "loss.cls": CLASS_LOSSES,
