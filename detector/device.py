@@ -1,4 +1,4 @@
-"""The device to compute on, and what a bug report needs to say of this machine."""
+"""The device to compute on, and what a bug report should say about this machine."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ PACKAGES = (
     "pillow",
     "pydantic",
     "hotcoco",
+    "pycocotools",
+    "safetensors",
+    "timm",
+    "tensorboard",
 )
-PACKAGES += ("pycocotools", "safetensors", "timm", "tensorboard")
-SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_")  # variables, by what their names begin with
+SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_")  # prefixes of environment variables
 
 
 def choose_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of that name, or the first GPU, or the CPU. Raises ConfigError for one that is not here."""
+    """The named device; without a name, the first GPU or else the CPU. Raises ConfigError if it is not available."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -41,7 +44,7 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware and threads; no network is asked. None stands for what is not there."""
+    """Versions, hardware and threads, without network access; None for what is missing."""
     return {
         "detector": detector.__version__,
         "installed": str(Path(detector.__file__).parent),
@@ -62,7 +65,7 @@ def environment() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
-    # What was imported speaks for itself: a checkout or a container may have none of pip's records.
+    # An imported module knows its version, even in a checkout or container without pip's metadata.
     module = sys.modules.get(package)
     if module is not None and hasattr(module, "__version__"):
         return str(module.__version__)

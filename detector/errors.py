@@ -1,6 +1,6 @@
-"""The errors that a person can fix: each message names the file, the value and the remedy.
+"""Errors that the user can fix: each message names the file, the value and the remedy.
 
-The commands turn them into one line on stderr and the error's exit code; nothing else is caught.
+Commands print them as one line on stderr and exit with the error's code; nothing else is caught.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from pathlib import Path
 
 
 class DetectorError(Exception):
-    """What a command prints as one line instead of a traceback."""
+    """A command prints it as one line instead of a traceback."""
 
-    exit_code = 2  # input that a person can fix
+    exit_code = 2  # input that the user can fix
 
 
 class ConfigError(DetectorError):
@@ -23,19 +23,19 @@ class DataError(DetectorError):
 
 
 class WeightsError(DetectorError):
-    """A checkpoint or a weight file is missing, broken or of another model."""
+    """A checkpoint or a weight file is missing, broken or for another model."""
 
 
 class StorageError(DetectorError):
-    """A file could not be written: the disk is full, read-only, over its quota, or gone. What was saved stands."""
+    """A file could not be written: the disk is full, read-only, over its quota, or gone. Earlier files are intact."""
 
-    exit_code = 74  # EX_IOERR of sysexits.h: not the input's fault; --resume continues once there is room
+    exit_code = 74  # EX_IOERR of sysexits.h: the input is fine; --resume continues once there is room
 
 
 class RankLostError(DetectorError):
-    """Another rank has ended, and this one with it."""
+    """Another rank has ended, so this one ends too."""
 
-    exit_code = 76  # EX_PROTOCOL: of interest is what the other rank says
+    exit_code = 76  # EX_PROTOCOL: the cause is in the other rank's message
 
 
 class NonFiniteError(DetectorError):
@@ -43,7 +43,7 @@ class NonFiniteError(DetectorError):
 
 
 def unreadable(path: Path, error: Exception, pattern: str) -> str:
-    """What the system's error means; of a folder, the first file in it by ``pattern``, which may be meant."""
+    """Why ``path`` cannot be read; for a folder, suggest its first file that matches ``pattern``."""
     if isinstance(error, IsADirectoryError):
         names = sorted(file.name for file in path.glob(pattern))
         return "is a folder; give a file" + (f", as {path / names[0]}" if names else "")
@@ -51,6 +51,6 @@ def unreadable(path: Path, error: Exception, pattern: str) -> str:
 
 
 def one_of(choices: object) -> str:
-    """``"a, b or c"`` for a message that lists what is known."""
+    """``"a, b or c"`` for a message that lists the choices."""
     names = [str(choice) for choice in choices]  # type: ignore[attr-defined]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" or {names[-1]}"

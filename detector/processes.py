@@ -16,53 +16,53 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# Rounds that a thread of OpenMP's (GNU's, which torch's wheels for Linux hold) waits actively for its next work, before
-# it sleeps. docs/BENCHMARKS.md has what other numbers cost; a person's own choice stands in one of WAIT_POLICIES.
+# How many rounds an idle OpenMP thread spins before it sleeps (GNU's OpenMP, which torch's Linux wheels contain).
+# docs/BENCHMARKS.md measures other values. Users choose their own by setting one of WAIT_POLICIES.
 SPIN_COUNT = 2_000
 WAIT_POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 def prepare_command() -> None:
-    """Set up a command's process and those that it starts, before torch and OpenCV are loaded and read it."""
+    """Set the environment of a command and its children, before torch and OpenCV are imported and read it."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     if not any(name in os.environ for name in WAIT_POLICIES):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
-    be_quiet()
+    silence_tiff_warnings()
 
 
-def be_quiet() -> None:
-    """What Pillow finds odd in a TIFF file is no business of who reads a million of them."""
+def silence_tiff_warnings() -> None:
+    """Pillow warns of every oddity in a TIFF file, which is noise when reading a million of them."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 @contextlib.contextmanager
 def ends_with_its_pipe() -> Iterator[None]:
-    """Exit quietly, with the code that a shell has for it, when nobody reads the output any more (``| head``)."""
+    """Exit quietly, with a shell's code for SIGPIPE, when nobody reads the output any more (``| head``)."""
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # here, for at Python's end it can only be complained about
+            sys.stdout.flush()  # here, because an error at interpreter exit could not be handled
     except BrokenPipeError:
-        nowhere, asked = os.open(os.devnull, os.O_WRONLY), select.poll()
+        devnull, poll = os.open(os.devnull, os.O_WRONLY), select.poll()
         for stream in (sys.stdout, sys.stderr):
-            asked.register(stream.fileno(), 0)  # what is told unasked: that the other end is closed
-        broken = asked.poll(0)
+            poll.register(stream.fileno(), 0)  # POLLERR, the closed other end, is always reported
+        broken = poll.poll(0)
         if not broken:
-            raise  # another pipe's
+            raise  # another pipe broke
         for descriptor, _ in broken:
-            os.dup2(nowhere, descriptor)  # what a stream still holds goes there at Python's end
+            os.dup2(devnull, descriptor)  # takes what the stream still buffers at interpreter exit
         raise SystemExit(128 + signal.SIGPIPE) from None
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Call ``handler`` for the first Ctrl-C or SIGTERM; the second one ends the process at once, whatever it waits for.
+    """Call ``handler`` for the first Ctrl-C or SIGTERM; the second one kills the process immediately.
 
-    Outside the main thread, where Python takes no handlers, signals stay as they are.
+    Outside the main thread, where Python allows no handlers, signals stay as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -70,7 +70,7 @@ def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
 
     def first(number: int, frame: FrameType | None) -> None:
         for known in STOP_SIGNALS:
-            signal.signal(known, signal.SIG_DFL)  # the system's own way: a handler would wait for a hanging read
+            signal.signal(known, signal.SIG_DFL)  # not a Python handler, which would wait for a hanging read
         handler(number, frame)
 
     previous = {number: signal.signal(number, first) for number in STOP_SIGNALS}
@@ -82,25 +82,25 @@ def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
 
 
 def interrupt(number: int, _frame: FrameType | None) -> None:
-    """A handler: SIGTERM raises KeyboardInterrupt as Ctrl-C does, with the signal's number."""
+    """A handler that raises KeyboardInterrupt with the signal's number, for SIGTERM as for Ctrl-C."""
     raise KeyboardInterrupt(number)
 
 
 def begin_child() -> None:
-    """What a forked process does first: it leaves Ctrl-C to its parent, whose death it does not outlive."""
+    """Call this first in a forked process: it then ignores Ctrl-C, and ends when its parent does."""
     # Ctrl-C, and torchrun when it stops, signal the whole process group. The main process decides when its children end
     # (it finishes a step and saves first), so they leave the group; it ends them by SIGTERM.
     os.setpgrp()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    be_quiet()
+    silence_tiff_warnings()
     end_with_parent()
 
 
 def end_with_parent(pid: int | None = None) -> None:
-    """End this process when its parent is gone, whatever that died of: at once if forked, else in half a second.
+    """End this process when its parent has ended for any reason, within half a second.
 
-    ``pid`` is the parent's where it was not ``multiprocessing`` that started this process. A thread waits, so that it
-    ends also where the main one hangs in a pipe that nobody reads any more.
+    ``pid`` is the parent's, needed if ``multiprocessing`` did not start this process. A thread waits for it, so the
+    process ends even if the main thread hangs in a pipe that nobody reads any more.
     """
     parent = multiprocessing.parent_process()
 
@@ -108,20 +108,20 @@ def end_with_parent(pid: int | None = None) -> None:
         if pid is None and parent is not None:
             parent.join()
         while pid is not None and os.getppid() == pid:
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
 def child_command(module: str, *arguments: str) -> list[str]:
-    """``python -m MODULE ARGUMENTS`` for ``subprocess``, as a process that ends with this one."""
+    """``python -m MODULE ARGUMENTS`` for ``subprocess``, in a process that ends with this one."""
     code = f"from detector.processes import end_with_parent; end_with_parent({os.getpid()}); import runpy;"
     code += f" runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
     return [sys.executable, "-c", code, *arguments]
 
 
 def child_environment() -> dict[str, str]:
-    """This process's, in which another one finds the package that is running, also where it is not installed."""
+    """This process's environment, in which a child finds this package even if it is not installed."""
     path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(path)}

@@ -1,12 +1,12 @@
-"""The four things that flow through the package, and what else every part must agree on.
+"""The types that flow through the package, and the constants that every part must agree on.
 
 ``data`` → :class:`Batch` → ``Model`` → :class:`Predictions` → ``tasks.detection.loss`` (training) or
 ``tasks.detection.predict`` → :class:`Detections` → evaluation and writers. For classification, targets are
-:class:`ClassTargets`, the model's output logits [B, K], and predictions scores [B, K].
+:class:`ClassTargets`, the model returns logits [B, K], and predictions are scores [B, K].
 
 Dimension key, the same in every module:
 B images, L levels, A anchors per cell, N anchors in all levels, K classes, T targets per image (padded), M candidates,
-D detections an image (padded). Boxes are xyxy in pixels of the padded input unless the name says otherwise
+D detections per image (padded). Boxes are xyxy in pixels of the padded input unless the name says otherwise
 (``boxes_original``, ``deltas``).
 """
 
@@ -18,16 +18,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-PADDING = -1  # a label: no object here
-IGNORE_REGION = -2  # a sample's label: a crowd; anchors in it take no part in the loss
-BACKGROUND, IGNORE = -1, -2  # instead of an anchor's target: it has none, or takes no part in the loss
-SIZE_DIVISOR = 32  # of the padded sides of images: the stride of C5
+PADDING = -1  # label of a padded box
+IGNORE_REGION = -2  # label of a crowd in a sample; anchors in it take no part in the loss
+BACKGROUND, IGNORE = -1, -2  # target index of an anchor without a target, and of one that takes no part in the loss
+SIZE_DIVISOR = 32  # images are padded to multiples of it: the stride of C5
 
-Id = int | str  # as a data set has it
+Id = int | str  # a data set's own id of an image or a category
 
 
 class Category(NamedTuple):
-    """A class by the data set's own id and name; its label is its place in the list of categories."""
+    """A class by the data set's own id and name; its label is its index in the list of categories."""
 
     id: Id
     name: str
@@ -42,10 +42,10 @@ class Targets(NamedTuple):
 
 
 class ClassTargets(NamedTuple):
-    """Classes of a batch's images."""
+    """Classes of the images of a batch."""
 
-    probabilities: Tensor  # [B, K] float32: 1 for an image's class (or classes), less where two images are mixed
-    weights: Tensor  # [B, K] float32: of each class in the loss
+    probabilities: Tensor  # [B, K] float32: 1 for the true classes of an image, less where two images are mixed
+    weights: Tensor  # [B, K] float32: each class's weight in the loss
 
 
 class Batch(NamedTuple):
@@ -53,15 +53,15 @@ class Batch(NamedTuple):
 
     images: Tensor  # [B, C, H, W] uint8 or uint16, RGB if C is 3, padded right and below; the model normalises
     sizes: Tensor  # [B, 2] int64 height, width before padding
-    sizes_original: Tensor  # [B, 2] int64 height, width of the file
-    targets: Any  # of the task: a tensor [B, ...], or a named tuple of such as Targets and ClassTargets
+    sizes_original: Tensor  # [B, 2] int64 height, width of the image in its file
+    targets: Any  # the task's: a tensor [B, ...] or a named tuple of such, as Targets and ClassTargets
     ids: Tensor  # [B] int64 indices of the images in the data set
 
     def to(self, device: torch.device) -> Batch:
         return _map(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def first(self, count: int) -> Batch:
-        """The first images, padded as they are."""
+        """The first ``count`` images, with the same padding."""
         return _map(self, lambda tensor: tensor[:count])
 
 
@@ -69,27 +69,27 @@ class Predictions(NamedTuple):
     """Raw outputs of a detection head over all levels, fine to coarse, in the anchors' order."""
 
     cls_logits: Tensor  # [B, N, K]
-    box_channels: Tensor  # [B, N, C]: a box coder makes boxes of them
+    box_channels: Tensor  # [B, N, C], decoded to boxes by a box coder
     anchors: Tensor  # [N, 4]
-    level_counts: list[int]  # anchors of each level; their sum is N
+    level_counts: list[int]  # number of anchors of each level; their sum is N
 
 
 class Assignment(NamedTuple):
     """What each anchor of a batch is to learn."""
 
-    target: Tensor  # [B, N] int64 index of its image's target, BACKGROUND or IGNORE
-    quality: Tensor | None  # [B, N] float32 target of a positive anchor's class score; None: 1
+    target: Tensor  # [B, N] int64 index into the image's targets, BACKGROUND or IGNORE
+    quality: Tensor | None  # [B, N] float32 class score that a positive anchor should have; None: 1
 
 
 class Losses(NamedTuple):
-    """Weighted sums over a batch, and what the engine divides them by once it is summed over all ranks and parts."""
+    """Weighted sums over a batch, and the normaliser; the engine sums both over ranks and parts, then divides."""
 
     parts: dict[str, Tensor]
     normaliser: Tensor
 
 
 class Detections(NamedTuple):
-    """Final boxes of a batch in the original images' frames, best first, padded to the same number an image."""
+    """Final boxes of a batch, best first, padded to the same number per image; in the original images' pixels."""
 
     boxes: Tensor  # [B, D, 4]
     scores: Tensor  # [B, D]; 0 = padding
@@ -97,7 +97,7 @@ class Detections(NamedTuple):
 
 
 def _map(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A tensor, or each tensor of a named tuple, changed; None stays."""
+    """``change`` applied to a tensor or to each tensor of a named tuple; None stays None."""
     if part is None or isinstance(part, Tensor):
         return None if part is None else change(part)
     return type(part)(*(_map(inner, change) for inner in part))

@@ -355,7 +355,7 @@ SLIPS = {
     "train --config retinanet_r50.yaml": "no such config file; did you mean retinanet_r50_fpn.yaml?",
     "train --config sub/mime.yaml": "sub/mime.yaml: no such config file; did you mean sub/mine.yaml?",
     "train --config runs/x": "runs/x: is a folder; give a file, as runs/x/config.yaml",
-    "train --config runs/x/best.pt": "best.pt: is a checkpoint, not a config; the config.yaml of its run's folder",
+    "train --config runs/x/best.pt": "best.pt: is a checkpoint, not a config; use the config.yaml in its run's folder",
     "train --config quickstart.yaml --name ../x": "--name '../x': is not the name of a folder in runs/",
     "train --config quickstart.yaml --name a/b": "--name 'a/b': is not the name of a folder in runs/",
     "train --config quickstart.yaml --name ..": "--name '..': is not the name of a folder in runs/",

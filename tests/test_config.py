@@ -1,4 +1,4 @@
-"""The config: every mistake is one clear line, and what is resolved can be written down and read again."""
+"""The config: every mistake is one clear line, and a resolved config is read back equal."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def error_of(path: Path | str, overrides: tuple[str, ...] = ()) -> str:
     return str(caught.value)
 
 
-# --- what is right ----------------------------------------------------------------------------------------------------
+# --- valid configs ----------------------------------------------------------------------------------------------------
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_path_goes_before_the_name_of_a_packaged_config(tmp_path: Path, monkey
 
 # --- mistakes in a file -----------------------------------------------------------------------------------------------
 
-MISTAKES = {  # text: (line, what follows it)
+MISTAKES = {  # text: (line, message)
     "model:\n  backbone:\n    nmae: resnet18\n": (3, "model.backbone.nmae: unknown key; did you mean 'name'?"),
     "seed: 1\nzzz: 2\n": (2, "zzz: unknown key; known keys: task, seed, data, model, train, eval"),
     "model:\n  anchors:\n    levels:\n      3: {ratois: [1]}\n": (
@@ -114,6 +114,8 @@ MISTAKES = {  # text: (line, what follows it)
     ),
     "train:\n  epochs: twelve\n": (2, "train.epochs: input should be a valid integer"),
     "train:\n  epochs: 1.5\n": (2, "train.epochs: input should be a valid integer"),
+    "train:\n  epochs: yes": (2, "train.epochs: must be a number; it is True"),
+    "train:\n  steps: yes": (2, "train.steps: must be a number; it is True"),
     "train: {epochs: 0}": (1, "train.epochs: input should be greater than or equal to 1; it is 0"),
     "data:\n\n  augment: {horizontal_flip: 1.5}": (
         3,
@@ -129,7 +131,7 @@ MISTAKES = {  # text: (line, what follows it)
     "data: [1]": (1, "data: input should be a valid dictionary"),
     "model:\n  fpn: {levels: [3, 5]}": (2, "model.fpn: levels: [3, 5] must be contiguous"),
     "model: {fpn: {levels: [5, 4, 3]}}": (1, "model.fpn: levels: [5, 4, 3] must be contiguous"),
-    "model: {fpn: {levels: [6, 7]}}": (1, "model.fpn: levels: [6, 7] must be contiguous and begin at 2 to 5"),
+    "model: {fpn: {levels: [6, 7]}}": (1, "model.fpn: levels: [6, 7] must be contiguous and start at 2 to 5"),
     # 3 ratios × 3 scales = 9 elsewhere; 1 × 3 = 3 here.
     "model:\n  anchors:\n    levels: {4: {ratios: [1]}}": (
         2,
@@ -139,20 +141,20 @@ MISTAKES = {  # text: (line, what follows it)
         1,
         "model: anchors.levels: 5 is not in fpn.levels [3, 4]",
     ),
-    "model: {matcher: {positive: 0.3}}": (1, "model.matcher: negative: 0.4 must not be over positive: 0.3"),
+    "model: {matcher: {positive: 0.3}}": (1, "model.matcher: negative: 0.4 must not be greater than positive: 0.3"),
     "data: {augment: {scale_jitter: [2, 0.5]}}": (1, "data.augment: scale_jitter: the lower bound comes first"),
     "data: {augment: {scale_jitter: [2]}}": (1, "data.augment.scale_jitter: "),
-    "data:\n  augment: {transforms: [{p: 1}]}": (2, "data.augment: transforms: each needs the name of one, as in"),
+    "data:\n  augment: {transforms: [{p: 1}]}": (2, "data.augment: transforms: each needs a name, as in"),
     "data: {augment: {transforms: GaussNoise}}": (1, "data.augment.transforms: input should be a valid list"),
     "model:\n  backbone: {freeze_at: 1}": (2, "model.backbone.freeze_at: input should be 0, 2, 3, 4 or 5; it is 1"),
     "model:\n  backbone: resnet18": (2, "model.backbone: input should be a valid dictionary"),
     "model:\n  backbone: null\n": (
         1,
-        "model: backbone: is null, and pyramid.branches names no network; give one of them",
+        "model: backbone: is null, and pyramid.branches is empty; set one of them",
     ),
     "model:\n  backbone: null\n  pyramid: {branches: []}\n": (
         1,
-        "model: backbone: is null, and pyramid.branches names no",
+        "model: backbone: is null, and pyramid.branches is empty",
     ),
     "model:\n  pyramid:\n    branches: [vgg11]\n": (
         2,
@@ -227,11 +229,11 @@ def test_a_mistake_is_named_with_its_line(text: str, tmp_path: Path) -> None:
     assert len(error.splitlines()) == 1
 
 
-def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     text = "seed: -1\nmodel:\n  matcher: {positive: 2, low_quality: maybe}\ntrain:\n  optimiser: {}\n"
     path = write(tmp_path, text)
-    places = [line.removeprefix(f"{path}:").split(": ")[:2] for line in error_of(path).splitlines()]
-    assert sorted(places) == [
+    locations = [line.removeprefix(f"{path}:").split(": ")[:2] for line in error_of(path).splitlines()]
+    assert sorted(locations) == [
         ["1", "seed"],
         ["3", "model.matcher.low_quality"],
         ["3", "model.matcher.positive"],
@@ -248,7 +250,7 @@ def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         (b"seed: 2026-13-40\n", "not valid YAML: month must be in 1..12"),
     ],
 )
-def test_a_file_that_is_no_config(data: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_config(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(data)
     assert error_of(path).startswith(f"{path}: {message}")
@@ -266,7 +268,7 @@ def test_a_missing_file_names_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(("missing", "said"), [("tests", "is a folder; give a file"), ("", "no such config file")])
-def test_a_folder_is_no_config(missing: str, said: str) -> None:
+def test_a_folder_is_not_a_config(missing: str, said: str) -> None:
     assert said in error_of(missing)
 
 
@@ -286,7 +288,7 @@ def test_no_text_ends_in_anything_but_a_config_error(text: str, tmp_path_factory
 
 POOLED = "task: classification\nmodel:\n  head: {name: pooled}\n"
 CLASSIC = "task: classification\nmodel:\n  head: {name: classic}\n"
-WITHOUT_EFFECT = [  # text, line, key, what it is for
+WITHOUT_EFFECT = [  # text, line, key, what reads it
     ("model:\n  head: {dropout: 0.5}\n", 2, "model.head.dropout", "head pooled"),
     ("model:\n  head:\n    name: retina\n    pool: gem\n", 4, "model.head.pool", "head pooled"),
     ("model:\n  head: {fuse: mean}\n", 2, "model.head.fuse", "head pooled"),
@@ -324,7 +326,7 @@ def test_a_key_without_effect_is_refused(text: str, line: int, key: str, user: s
     assert error_of(path) == f"{path}:{line}: {key}: has no effect here, it is for {user}; remove it"
 
 
-def test_all_keys_without_effect_are_reported_at_once(tmp_path: Path) -> None:
+def test_all_keys_without_effect_are_reported_together(tmp_path: Path) -> None:
     base = write(tmp_path, "data: {resize: {short: [64]}}\n", "base.yaml")
     path = write(tmp_path, f"base: base.yaml\n{POOLED}  predict: {{topk: 10}}\n")
     assert set(error_of(path, ("model.head.prior=0.1",)).splitlines()) == {
@@ -344,11 +346,11 @@ def test_all_keys_without_effect_are_reported_at_once(tmp_path: Path) -> None:
         f"{POOLED}data: {{val_share: 0.2, class_weights: {{cat: 2}}, crop: {{size: 96}}, augment: {{mixup: 0.2}}}}\n",
     ],
 )
-def test_keys_with_an_effect_are_taken(text: str, tmp_path: Path) -> None:
+def test_keys_with_an_effect_are_accepted(text: str, tmp_path: Path) -> None:
     assert load_config(write(tmp_path, text)) != Config()
 
 
-def test_what_is_so_anyway_may_be_said(tmp_path: Path) -> None:
+def test_defaults_of_other_tasks_may_be_written(tmp_path: Path) -> None:
     """A resolved config has every key."""
     text = "model: {head: {dropout: 0, pool: avg}, multi_label: false}\ndata: {crop: {size: 224}, val_share: null}\n"
     assert load_config(write(tmp_path, text)) == Config()
@@ -371,7 +373,7 @@ def test_branches_are_names_or_sections(tmp_path: Path) -> None:
     assert load_config(path, ["model.backbone=null"]).model.pyramid.fuse == "concat"
 
 
-def test_branches_take_the_place_of_the_backbone_of_a_base(tmp_path: Path) -> None:
+def test_branches_replace_the_backbone_of_a_base(tmp_path: Path) -> None:
     write(tmp_path, "model: {backbone: {name: resnet18}}", "base.yaml")
     branches = "pyramid: {branches: [vgg11, resnet10]}"
     own = write(tmp_path, f"base: base.yaml\nmodel: {{backbone: null, {branches}}}")
@@ -420,7 +422,7 @@ def test_a_base_is_looked_up_beside_its_file(tmp_path: Path, monkeypatch: pytest
     assert load_config("../x.yaml").seed == 3
 
 
-def test_mistakes_name_the_file_they_stand_in(tmp_path: Path) -> None:
+def test_mistakes_name_the_file_they_are_in(tmp_path: Path) -> None:
     base = write(tmp_path, "seed: 3\nmodel: {head: {num_cnvs: 2}}\n", "base.yaml")
     own = write(tmp_path, "base: base.yaml\n\nmodel:\n  head: {nrom: gn}\nseed: -1\n")
     assert sorted(error_of(own).splitlines()) == sorted(
@@ -436,7 +438,7 @@ def test_a_base_has_no_base(tmp_path: Path) -> None:
     write(tmp_path, "seed: 1", "first.yaml")
     base = write(tmp_path, "seed: 2\nbase: first.yaml\n", "base.yaml")
     own = write(tmp_path, "base: base.yaml\n")
-    expected = f"{base}:2: base: {own} builds on this file; a base has no base itself"
+    expected = f"{base}:2: base: {own} builds on this file; a base cannot have a base"
     assert error_of(own) == expected
 
 
@@ -464,10 +466,10 @@ def test_a_base_has_no_base(tmp_path: Path) -> None:
 def test_an_override_is_read_as_yaml(override: str, keys: str, value: Any, tmp_path: Path) -> None:
     path = write(tmp_path, "seed: 1\ntrain: {clip_norm: 1.0}\n")
     for config in (load_config(path, [override]), apply_overrides(load_config(path), [override], "x.pt")):
-        found: Any = config.model_dump(mode="json", exclude_none=value is not None)
+        read: Any = config.model_dump(mode="json", exclude_none=value is not None)
         for key in keys.split("."):
-            found = found[key]
-        assert found == value
+            read = read[key]
+        assert read == value
         assert config.seed == 1
 
 
@@ -511,12 +513,12 @@ def test_an_override_leaves_the_other_keys_of_its_level(tmp_path: Path) -> None:
     assert (shapes.base_size, shapes.ratios) == (20.0, [1.0, 2.0, 3.0])
 
 
-# --- there and back ---------------------------------------------------------------------------------------------------
+# --- round trips ------------------------------------------------------------------------------------------------------
 
 
-def there_and_back(config: Config, path: Path) -> None:
+def check_round_trip(config: Config, path: Path) -> None:
     tree = config_to_dict(config)
-    assert yaml.safe_load(yaml.safe_dump(tree)) == tree  # nothing but what YAML and a checkpoint hold
+    assert yaml.safe_load(yaml.safe_dump(tree)) == tree  # plain values, as YAML and checkpoints store them
     assert config_from_dict(tree, "x") == config
     save_config(config, path)
     assert load_config(path) == config
@@ -531,13 +533,13 @@ def there_and_back(config: Config, path: Path) -> None:
         "model: {in_channels: 1, normalise: {mean: [3]}, fpn: {activation: silu, output_conv: false}}\n",
     ],
 )
-def test_what_is_chosen_is_read_back_equal(text: str, tmp_path: Path) -> None:
-    there_and_back(load_config(write(tmp_path, text)), tmp_path / "config.yaml")
+def test_chosen_values_are_read_back_equal(text: str, tmp_path: Path) -> None:
+    check_round_trip(load_config(write(tmp_path, text)), tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_resolved_config_is_read_back_equal(name: str, tmp_path: Path) -> None:
-    there_and_back(load_config(name, ["data.train.images='Bilder/ö: #1'"]), tmp_path / "config.yaml")
+    check_round_trip(load_config(name, ["data.train.images='Bilder/ö: #1'"]), tmp_path / "config.yaml")
 
 
 numbers = st.floats(1e-6, 1e6)
@@ -570,4 +572,4 @@ def test_any_config_is_read_back_equal(
         },
         "train": {"optimizer": {"lr": lr}, "clip_norm": clip_norm},
     }
-    there_and_back(Config.model_validate(tree), tmp_path_factory.getbasetemp() / "config.yaml")
+    check_round_trip(Config.model_validate(tree), tmp_path_factory.getbasetemp() / "config.yaml")

@@ -74,10 +74,10 @@ def doublings(first: str, other: Callable[[str], str], times: int = 40) -> str:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (doublings("[x]", lambda name: f"[{', '.join([name] * 9)}]"), "its aliases, written out, make "),
-        (doublings("{x: 1}", lambda name: f"{{a: {name}, b: {name}, c: {name}}}"), "its aliases, written out, make "),
-        ("data: &a {b: *a}", "an alias stands inside what it names"),
-        ("data: &a [*a]", "an alias stands inside what it names"),
+        (doublings("[x]", lambda name: f"[{', '.join([name] * 9)}]"), "its aliases expand to "),
+        (doublings("{x: 1}", lambda name: f"{{a: {name}, b: {name}, c: {name}}}"), "its aliases expand to "),
+        ("data: &a {b: *a}", "an alias is inside the value that it names"),
+        ("data: &a [*a]", "an alias is inside the value that it names"),
         ("[" * 5000 + "]" * 5000, "nested too deeply"),
         ("{a: " * 5000 + "1" + "}" * 5000, "nested too deeply"),
         ("seed: \0", "special characters are not allowed"),

@@ -65,7 +65,7 @@ def step(model: Model) -> tuple[list[Tensor | None], int]:
     outputs = [output] if isinstance(output, Tensor) else [output.cls_logits, output.box_channels]
     sum((output**2).sum() for output in outputs).backward()
     gradients = [parameter.grad for parameter in model.parameters()]
-    return gradients, sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+    return gradients, sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -74,15 +74,15 @@ def test_gradients_and_statistics_are_the_same(part: str) -> None:
     other = copy.deepcopy(model)
     other.recompute_activations()
     expected, kept = step(model)
-    found, kept_less = step(other)
+    recomputed, kept_less = step(other)
     assert sum(gradient is not None for gradient in expected) > 5
-    for own, others in zip(expected, found, strict=True):
+    for own, others in zip(expected, recomputed, strict=True):
         assert (own is None) == (others is None)
         if own is not None:
             assert_close(others, own, rtol=1e-6, atol=1e-6)
     assert kept_less < 0.8 * kept
 
-    # Running statistics and counts of batches too: recomputing must not average twice.
+    # Running statistics and batch counts too: recomputing must not average twice.
     assert model.state_dict().keys() == other.state_dict().keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
@@ -112,5 +112,5 @@ def test_prediction_and_copies_are_those_of_the_model() -> None:
 
 
 def test_compiling_decides_by_itself_what_to_keep() -> None:
-    with pytest.raises(ValueError, match="compile chooses what to keep by itself"):
+    with pytest.raises(ValueError, match="compile chooses by itself what to keep"):
         TrainConfig(compile=True, activation_checkpointing=True)

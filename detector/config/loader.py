@@ -1,6 +1,6 @@
-"""Configs from YAML files, checkpoints and the command line, with the file and line of everything that is wrong.
+"""Configs from YAML files, checkpoints and the command line; errors name the file and line.
 
-:func:`load_config` reads a file with line numbers, applies ``key=value`` overrides, and reports every error at once.
+:func:`load_config` reads a file with line numbers, applies ``key=value`` overrides, and reports all errors together.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from detector.errors import ConfigError, one_of, unreadable
 from detector.files.atomic import atomic_write
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # of a checkout, of an installed wheel
+CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # in a checkout, in an installed wheel
 
-# More than any experiment has; what a file is allowed to cost before it is refused.
+# Larger than any experiment needs; they bound the cost of a malicious file.
 LARGEST_FILE = 2**20  # bytes
-LARGEST_TREE = 200_000  # values, with every alias written out
-MOST_ERRORS = 20  # that are listed
+LARGEST_TREE = 200_000  # values, with every alias expanded
+MOST_ERRORS = 20  # listed in one message
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
 
 _Tree = dict[str, Any]
-_Places = dict[tuple[str, ...], str]  # dotted path of a key → "file:line" or "command line"
+_Places = dict[tuple[str, ...], str]  # the names that lead to a key → "file:line" or "command line"
 
 
 def find_config(name: str | Path) -> Path:
@@ -53,10 +53,10 @@ def find_config(name: str | Path) -> Path:
 def load_config(path: str | Path, overrides: Sequence[str] = (), allow_code: bool = False) -> Config:
     """The config of a YAML file (with its ``base:``, one level deep) and ``key=value`` overrides.
 
-    Parts of the model that are code of the user's (``package.module:name``) need ``allow_code``.
+    Parts of the model that name the user's code (``package.module:name``) need ``allow_code``.
 
     Raises :class:`~detector.errors.ConfigError` that lists every unknown key, wrong type and value out of range as
-    ``file:line: key: what is wrong; remedy``.
+    ``file:line: key: fault; remedy``.
     """
     path = find_config(path)
     tree, places = _read_yaml(path)
@@ -65,7 +65,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), allow_code: boo
         base_path = _find_base(path, base, places)
         base_tree, base_places = _read_yaml(base_path)
         if "base" in base_tree:
-            raise ConfigError(f"{base_places[('base',)]}: base: {path} builds on this file; a base has no base itself")
+            raise ConfigError(f"{base_places[('base',)]}: base: {path} builds on this file; a base cannot have a base")
         tree, places = merge(base_tree, tree), base_places | places
     for override in overrides:
         _apply_override(tree, places, override)
@@ -90,7 +90,7 @@ def build_on(path: str | Path, overrides: Sequence[str], changes: _Tree, folder:
     """YAML for a file in ``folder`` that is the config of ``path`` and ``overrides`` with ``changes`` on top."""
     path = find_config(path)
     own, places = _read_yaml(path)
-    # A base has no base itself: a file with one is copied onto the same base.
+    # A base cannot have a base itself, so a file with one is copied onto the same base.
     has_base = "base" in own
     base = _find_base(path, own.pop("base"), places) if has_base else path
     tree: _Tree = own if has_base else {}
@@ -102,7 +102,7 @@ def build_on(path: str | Path, overrides: Sequence[str], changes: _Tree, folder:
 
 
 def config_from_dict(tree: _Tree, source: str) -> Config:
-    """The config that :func:`config_to_dict` made; ``source`` names the file it came from in errors."""
+    """The config of a tree from :func:`config_to_dict`; errors name ``source``, the file it came from."""
     return _validate(tree, {(): source})
 
 
@@ -123,12 +123,12 @@ def overlay(tree: _Tree, source: str, path: str | None, overrides: Sequence[str]
 
 
 def config_to_dict(config: Config) -> _Tree:
-    """Plain lists, dicts, strings and numbers: what YAML and a checkpoint hold."""
+    """Plain lists, dicts, strings and numbers, as YAML and a checkpoint store them."""
     return config.model_dump(mode="json")
 
 
 def differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted keys at which two trees below ``key`` differ, and both values."""
+    """(dotted key, old value, new value) wherever two trees below ``key`` differ."""
     if isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         for name in old:
             yield from differences(old[name], new[name], f"{key}.{name}".removeprefix("."))
@@ -144,7 +144,7 @@ def save_config(config: Config, path: Path) -> None:
 
 def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
     if path.suffix in CHECKPOINT_SUFFIXES:
-        raise ConfigError(f"{path}: is a checkpoint, not a config; the config.yaml of its run's folder is one")
+        raise ConfigError(f"{path}: is a checkpoint, not a config; use the config.yaml in its run's folder")
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ConfigError(f"{path}: has {path.stat().st_size:,} bytes; a config has at most {LARGEST_FILE:,}")
@@ -176,20 +176,18 @@ def _load_yaml(text: str) -> tuple[yaml.Node | None, Any]:
             return None, None
         size = _size(node, {})
         if size == math.inf:
-            raise yaml.YAMLError("an alias stands inside what it names")
+            raise yaml.YAMLError("an alias is inside the value that it names")
         if size > LARGEST_TREE:
-            raise yaml.YAMLError(
-                f"its aliases, written out, make {size:,} values; a config has at most {LARGEST_TREE:,}"
-            )
+            raise yaml.YAMLError(f"its aliases expand to {size:,} values; a config has at most {LARGEST_TREE:,}")
         return node, yaml.constructor.SafeConstructor().construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
 
 
 def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
-    """Values in a document with every alias written out, which is how what follows walks it; inf for a cycle."""
+    """Number of values in a document with every alias expanded, as the code below walks it; inf for a cycle."""
     if id(node) not in sizes:
-        sizes[id(node)] = math.inf  # what it would count if it were met again below itself
+        sizes[id(node)] = math.inf  # its size if it occurs again below itself
         pairs = isinstance(node, yaml.MappingNode)
         children = [child for pair in node.value for child in pair] if pairs else node.value
         below = () if isinstance(node, yaml.ScalarNode) else children
@@ -198,7 +196,7 @@ def _size(node: yaml.Node, sizes: dict[int, float]) -> float:
 
 
 def _note_places(node: yaml.Node, keys: tuple[str, ...], source: str, places: _Places) -> None:
-    """Fill ``places`` with the line of every key; PyYAML silently takes the last of two equal keys, so refuse those."""
+    """Fill ``places`` with the line of every key. Refuse duplicate keys, of which PyYAML silently takes the last."""
     if isinstance(node, yaml.MappingNode):
         for key_node, value_node in node.value:
             below = (*keys, str(key_node.value))
@@ -210,7 +208,7 @@ def _note_places(node: yaml.Node, keys: tuple[str, ...], source: str, places: _P
 
 
 def _text_keys(tree: Any) -> Any:
-    """Levels are numbers in YAML and text on the command line: text everywhere, so that they are the same key."""
+    """Keys as text everywhere: levels are numbers in YAML and text on the command line."""
     return {str(key): _text_keys(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
@@ -267,7 +265,7 @@ def _validate(tree: _Tree, places: _Places) -> Config:
 
 
 def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
-    """Keys that differ from their defaults although nothing of this config reads them, and what would."""
+    """Keys that are set although this task or head does not read them, and those that would."""
     own, default = config_to_dict(config), config_to_dict(Config())
     heads = {name: keys for own_heads in HEADS.values() for name, keys in own_heads.items()}
     for kind, name, readers in (("task", config.task, TASKS), ("head", config.model.head.name, heads)):
@@ -288,7 +286,7 @@ def _where(keys: tuple[str, ...], places: _Places) -> str:
 
 
 def _is_other_branch(detail: Any) -> bool:
-    """Whether an error says that a mapping is not the word which may stand in its place, or the other way round."""
+    """Whether an error is of the type that was not meant, where either a word or a mapping is allowed."""
     kind = str(detail["loc"][-1]) if detail["loc"] else ""
     return (kind.startswith("literal[") and isinstance(detail["input"], dict)) or (
         kind.startswith("dict[") and isinstance(detail["input"], str)
@@ -296,7 +294,7 @@ def _is_other_branch(detail: Any) -> bool:
 
 
 def _explain(detail: Any, places: _Places) -> str:
-    """One line of an error: where, which key, what is wrong, what to do."""
+    """An error as one line: where, which key, what is wrong, what to do."""
     keys = tuple(str(key) for key in detail["loc"] if "[" not in str(key))  # literal['balanced'] names a type
     where = _where(keys, places)
     if detail["type"] == "extra_forbidden":
@@ -315,7 +313,7 @@ _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
 
 
 def _short(value: Any) -> str:
-    """A value as a message can show it: whatever was given, a line."""
+    """A value, shortened to one line for a message."""
     return _SHORT.repr(value)
 
 
@@ -328,7 +326,7 @@ def _section_at(keys: tuple[str, ...]) -> type[Section]:
 
 
 def _sections_in(annotation: Any) -> Iterator[type[Section]]:
-    """Those of a type such as ``list[Annotated[BackboneConfig, ...]]`` or ``BackboneConfig | None``."""
+    """The sections in a type such as ``list[Annotated[BackboneConfig, ...]]`` or ``BackboneConfig | None``."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
     for inner in get_args(annotation):

@@ -1,4 +1,4 @@
-"""A model's parts by their names in a config: the package's own, and a person's as ``package.module:name``."""
+"""A model's parts by their names in a config: the package's own, and the user's as ``package.module:name``."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from detector.config.schema import Config
 from detector.errors import ConfigError, one_of
 
 Part = TypeVar("Part")
-TIMM = "timm:"  # what names of timm's networks begin with
-LISTED = 6  # names of a dict that a message lists; of more, the nearest
+TIMM = "timm:"  # prefix of timm's networks
+LISTED = 6  # how many names a message lists at most
 
 
 def is_code(name: str) -> bool:
-    """Whether a name is ``package.module:name``, which is imported and called."""
+    """Whether a name has the form ``package.module:name``, which is imported and called."""
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None and not name.startswith(TIMM)
 
 
 def find_part(key: str, name: str, known: Mapping[str, Part]) -> Part:
-    """``known[name]``, or the object that ``package.module:name`` means: of the same kind as the dict's values.
+    """``known[name]``, or the object that ``package.module:name`` names, of the same kind as the dict's values.
 
-    ``key`` is where the config has the name. Whether code may be named was decided where the config was read, by
-    :func:`check_code`.
+    ``key`` is the name's key in the config, for messages. :func:`check_code` has decided whether code is allowed.
     """
     if name in known:
         return known[name]
@@ -40,7 +39,7 @@ def find_part(key: str, name: str, known: Mapping[str, Part]) -> Part:
 
 
 def check_code(config: Config, source: str | Path) -> None:
-    """Refuse a config whose model names code: a file from elsewhere runs nothing that the user has not allowed."""
+    """Refuse a config whose model names code: a foreign file runs nothing that the user has not allowed."""
     for key, name in _texts(config.model.model_dump(), "model"):
         if is_code(name):
             raise ConfigError(
@@ -50,14 +49,14 @@ def check_code(config: Config, source: str | Path) -> None:
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
-    """The known names for a message: all of a few, else those that may have been meant."""
+    """The known names for a message: all if they are few, else the nearest to ``name``."""
     names = list(known)
     near = [other for other in names if other.startswith(name)][:LISTED]
     return one_of(names if len(names) <= LISTED else near or difflib.get_close_matches(name, names, LISTED, cutoff=0))
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Each text in a tree, by its dotted key; but for ``weights``, which are files."""
+    """Each string in a tree with its dotted key, except ``weights``, which are files."""
     if isinstance(value, str):
         yield key, value
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -1,12 +1,13 @@
 """The whole configuration: one YAML = one experiment.
 
-Sections are nested frozen models, key for key; a default stands here and nowhere else. ``detector.config.loader`` reads
-them from YAML. Neither module imports torch.
+Sections are nested frozen models, key for key; all defaults are here. ``detector.config.loader`` reads them from YAML.
+Neither module imports torch.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -33,18 +34,25 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+    def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         # Python's bool is an int, and pydantic takes it for one: epochs: yes would be one epoch.
-        if isinstance(value, bool) and cls.model_fields[info.field_name or ""].annotation in (int, float):
+        if isinstance(value, bool) and _is_number(cls.model_fields[info.field_name or ""].annotation):
             raise ValueError(f"must be a number; it is {value}")
         return value
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a type is a number's, or an optional number's such as ``Count | None``."""
+    if get_origin(annotation) in (Annotated, UnionType, Union):
+        return any(map(_is_number, get_args(annotation)))
+    return annotation in (int, float)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
 class SplitConfig(Section):
-    """One data set on disk."""
+    """The files of one data set."""
 
     # Detection: a COCO JSON file. Classification: a CSV file of paths and labels, or null for one folder per class.
     annotations: str | None = None
@@ -54,30 +62,30 @@ class SplitConfig(Section):
 class ResizeConfig(Section):
     """Short side to ``short``, unless the long side would pass ``long`` (Faster R-CNN's rule)."""
 
-    # Several: one is drawn for each training image; evaluation and inference use the last.
+    # With several, one is drawn per training image; evaluation and inference use the last.
     short: Annotated[list[Count], Field(min_length=1)] = [800]
     long: Count = 1333
-    # Height and width of every image, whatever its ratio, instead of ``short`` and ``long``: one shape.
+    # Height and width that every image is resized to, whatever its ratio, instead of ``short`` and ``long``.
     fixed: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
-    rounding: Literal["nearest", "down"] = "nearest"  # of the sides to whole pixels; torchvision has down
-    interpolation: Literal["area", "bilinear"] = "area"  # when it shrinks; area does not alias
+    rounding: Literal["nearest", "down"] = "nearest"  # of the sides to whole pixels; torchvision rounds down
+    interpolation: Literal["area", "bilinear"] = "area"  # when shrinking; area does not alias
 
 
 class AugmentConfig(Section):
-    """Training only; each is a pure function of (seed, epoch, index)."""
+    """For training only; each augmentation is a pure function of (seed, epoch, index)."""
 
     horizontal_flip: Probability = 0.5
-    vertical_flip: Probability = 0.0  # cells, satellites: images without an upright
+    vertical_flip: Probability = 0.0  # for images without an up, such as of cells and from satellites
     photometric: Probability = 0.0  # probability of brightness and contrast jitter, of saturation and hue in RGB
-    scale_jitter: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = (
-        None  # e.g. [0.5, 2.0]; over 1 crops
-    )
-    min_visibility: Probability = 0.25  # a box that a crop leaves less of becomes an ignore region
-    # Two images in one, by shares drawn from Beta(α, α); this is α, 0 = never. With both, each takes half of them.
+    # Such as [0.5, 2.0]; over 1 crops.
+    scale_jitter: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    min_visibility: Probability = 0.25  # boxes of which a crop keeps a smaller fraction become ignore regions
+    # Mix two images by fractions drawn from Beta(α, α). The value is α, 0 = off; if both are on, each gets half of the
+    # images.
     mixup: Annotated[float, Field(ge=0)] = 0.0  # blended (Zhang et al. 2018)
-    cutmix: Annotated[float, Field(ge=0)] = 0.0  # a window of the other (Yun et al. 2019)
-    # albumentations' transforms of an image at its input size, after the flips and colours, in this order: the name and
-    # the arguments of each, such as {name: GaussNoise, p: 0.2}. Boxes follow.
+    cutmix: Annotated[float, Field(ge=0)] = 0.0  # a window of the other image (Yun et al. 2019)
+    # albumentations' transforms, applied in this order at the input size, after flips and colours: the name and
+    # arguments of each, such as {name: GaussNoise, p: 0.2}. Boxes follow.
     transforms: list[dict[str, JsonValue]] = []
 
     @model_validator(mode="after")
@@ -85,7 +93,7 @@ class AugmentConfig(Section):
         if self.scale_jitter and self.scale_jitter[0] > self.scale_jitter[1]:
             raise ValueError("scale_jitter: the lower bound comes first, as in [0.5, 2.0]")
         if not all(isinstance(transform.get("name"), str) for transform in self.transforms):
-            raise ValueError("transforms: each needs the name of one, as in {name: GaussNoise, p: 0.2}")
+            raise ValueError("transforms: each needs a name, as in {name: GaussNoise, p: 0.2}")
         return self
 
 
@@ -94,8 +102,11 @@ class CropConfig(Section):
 
     size: Count = 224
     scale: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.08, 1.0]  # of the area: training crops
-    ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [3 / 4, 4 / 3]  # width / height of them
-    eval_share: Fraction = 0.875  # of the short side: the square in the middle that evaluation and inference see
+    ratio: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [
+        3 / 4,
+        4 / 3,
+    ]  # width / height of training crops
+    eval_share: Fraction = 0.875  # fraction of the short side: the central square for evaluation and inference
 
     @model_validator(mode="after")
     def _ordered(self) -> CropConfig:
@@ -107,38 +118,38 @@ class CropConfig(Section):
 
 class DataConfig(Section):
     train: SplitConfig = SplitConfig()
-    val: SplitConfig | None = SplitConfig()  # null, without val_share: nothing is evaluated, last.pt is the result
+    val: SplitConfig | None = SplitConfig()  # null without val_share: no evaluation, last.pt is the result
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
-    # Names of images may lead out of their folder: absolute, or by "..". Links in the folder are followed without it.
+    # Allow file names that lead out of the images' folder, absolute or by "..". Links are followed anyway.
     allow_outside: bool = False
-    # The frame that boxes are drawn on, and that is read: upright is as EXIF turns it, stored without. auto: whichever
-    # has the annotated width and height (stored where both do), and upright where nothing is annotated.
+    # Orientation of images and boxes: upright applies EXIF's rotation, stored does not. auto takes the one that has the
+    # annotated width and height (stored if both do), and upright without annotations.
     exif: Literal["auto", "stored", "upright"] = "auto"
-    # Of 16-bit images, the value that counts as 255 of 8 bits; null: 65535. 12-bit cameras: 4095.
+    # For 16-bit images: the value that corresponds to 255 in 8 bits; null: 65535. 12-bit cameras have 4095.
     max_value: Annotated[int, Field(ge=1, le=65535)] | None = None
-    # An image that training cannot read: stop, or take another in its place and name it in the run's skipped.txt,
-    # until more than max_bad_share of an epoch's images are broken. Evaluation always stops: its score is of all.
+    # An image that training cannot read: stop, or replace it by another one and list it in the run's skipped.txt, until
+    # more than max_bad_share of an epoch's images are broken. Evaluation always stops: its score needs all images.
     on_bad_image: Literal["error", "skip"] = "error"
     max_bad_share: Fraction = 0.01
     val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of data.train, held back as data.val, by seed
-    classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those that data.train has, by name
-    # Null: all equal. balanced: each class in inverse proportion to its images. Or a weight by class, others 1.
+    classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those in data.train, by name
+    # null: all equal; balanced: inversely proportional to the number of images; or a weight per class, 1 for others.
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
     resize: ResizeConfig = ResizeConfig()
     crop: CropConfig = CropConfig()
     augment: AugmentConfig = AugmentConfig()
-    group_by_aspect: bool = True  # batches of portrait or of landscape images, so that they pad little
-    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # processes that load, a rank
+    group_by_aspect: bool = True  # batches of either portrait or landscape images, which need little padding
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2  # loading processes per rank
 
     @property
     def has_val(self) -> bool:
-        """Whether there is to be something to evaluate on."""
+        """Whether there is data to evaluate on."""
         return self.val is not None or self.val_share is not None
 
     @model_validator(mode="after")
     def _each_class_once(self) -> DataConfig:
-        if twice := [name for name in self.classes or [] if (self.classes or []).count(name) > 1]:
-            raise ValueError(f"classes: {twice[0]!r} is duplicated; keep one")
+        if duplicates := [name for name in self.classes or [] if (self.classes or []).count(name) > 1]:
+            raise ValueError(f"classes: {duplicates[0]!r} is duplicated; keep one")
         return self
 
 
@@ -153,17 +164,17 @@ class BackboneConfig(Section):
     name: str = "resnet50"  # a key of detector.models.backbones.BACKBONES, timm:NAME, or package.module:name
     weights: str | None = None  # torchvision's name (IMAGENET1K_V1), a path, a URL; null = random
     norm: Literal["bn", "frozen_bn", "sync_bn"] = "bn"  # what the network's batch norms become
-    freeze_at: Literal[0, 2, 3, 4, 5] = 0  # the stem and the stages up to this level are not trained; 2 = stem and C2
+    freeze_at: Literal[0, 2, 3, 4, 5] = 0  # freeze the stem and the stages up to this level; 2 = stem and C2
     norm_eps: Annotated[float, Field(ge=0)] | None = None  # of batch norms; null: the network's own
-    stride_in_1x1: bool = False  # ResNet: a block shrinks in its 1×1 convolution, as Microsoft's, not in its 3×3
+    stride_in_1x1: bool = False  # ResNet: blocks have their stride in the 1×1 convolution, as Microsoft's, not the 3×3
 
 
 class PyramidConfig(Section):
     """Several networks side by side instead of ``model.backbone``, each with its own FPN on the same images."""
 
-    # A name alone is a network of random weights; with more to say, it is a section such as model.backbone.
+    # Each is a network's name (with random weights) or a section such as model.backbone.
     branches: list[Annotated[BackboneConfig, BeforeValidator(_named)]] = []
-    fuse: Literal["sum", "mean", "concat"] = "sum"  # level by level; concat with a 1×1 convolution to fpn.channels
+    fuse: Literal["sum", "mean", "concat"] = "sum"  # per level; concat: then a 1×1 convolution to fpn.channels
 
     @model_validator(mode="after")
     def _several(self) -> PyramidConfig:
@@ -182,17 +193,17 @@ class FPNConfig(Section):
     norm: Literal["none", "bn", "gn"] = "none"  # of lateral and output convolutions
     activation: Literal["none", "relu", "silu"] = "none"  # of lateral and output convolutions
     upsample: Literal["nearest", "bilinear", "deconv"] = "nearest"
-    output_conv: bool = True  # the 3×3 convolution after merging, against the aliasing of upsampling
+    output_conv: bool = True  # a 3×3 convolution after merging, against aliasing from upsampling
 
     @model_validator(mode="after")
     def _contiguous(self) -> FPNConfig:
         if self.levels != list(range(self.levels[0], self.levels[-1] + 1)) or self.levels[0] > 5:
-            raise ValueError(f"levels: {self.levels} must be contiguous and begin at 2 to 5, as in [3, 4, 5, 6, 7]")
+            raise ValueError(f"levels: {self.levels} must be contiguous and start at 2 to 5, as in [3, 4, 5, 6, 7]")
         return self
 
 
 class AnchorShapes(Section):
-    """What one level's cells hold, where it differs from the others."""
+    """What differs in one level's anchors."""
 
     base_size: Positive | None = None
     ratios: Annotated[list[Positive], Field(min_length=1)] | None = None
@@ -211,10 +222,10 @@ class AnchorConfig(Section):
     base_size: Positive = 4.0  # in strides: level l has 4 · 2^l pixels
     ratios: Annotated[list[Positive], Field(min_length=1)] = [0.5, 1.0, 2.0]
     scales: Annotated[list[Positive], Field(min_length=1)] = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)]
-    offset: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the centre from the cell's corner, in strides
-    rounded: bool = False  # a cell's corners to whole pixels, as torchvision has them
-    # Level l has stride 2^l; or, as in torchvision, the padded image's side // the level's, which is less where P6
-    # and P7 were rounded up.
+    offset: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the centres from the cells' corners, in strides
+    rounded: bool = False  # round the anchors of a cell to whole pixels, as torchvision does
+    # exact: level l has stride 2^l. from_size, as in torchvision: the padded image's side // the level's, which is less
+    # where P6 and P7 were rounded up.
     strides: Literal["exact", "from_size"] = "exact"
     levels: dict[Annotated[int, Field(ge=2, le=7)], AnchorShapes] = {}  # overrides by level
 
@@ -247,9 +258,9 @@ class HeadConfig(Section):
     name: str = "retina"  # a key of detector.models.heads.HEADS, or package.module:name
     # retina
     num_convs: Annotated[int, Field(ge=0, le=100)] = 4
-    channels: Count | None = None  # null: as many as the pyramid
+    channels: Count | None = None  # null: as the pyramid
     norm: Literal["none", "gn"] = "none"
-    norm_bias: bool = False  # convolutions before a norm have a bias, too, as Detectron2's
+    norm_bias: bool = False  # convolutions before a norm have a bias too, as in Detectron2
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # initial score of every class (RetinaNet, section 4.1)
     # pooled
     pool: Literal["avg", "max", "gem"] = "avg"  # each level to one vector; gem: generalised mean
@@ -260,7 +271,7 @@ class HeadConfig(Section):
     @model_validator(mode="after")
     def _norm_for_the_bias(self) -> HeadConfig:
         if self.norm_bias and self.norm == "none":
-            raise ValueError("norm_bias: without a norm, convolutions have a bias anyway; remove it, or use norm: gn")
+            raise ValueError("norm_bias: convolutions without a norm always have a bias; remove it, or use norm: gn")
         return self
 
 
@@ -269,12 +280,12 @@ class MatcherConfig(Section):
     positive: Annotated[float, Field(gt=0, le=1)] = 0.5
     negative: Probability = 0.4
     low_quality: bool = True
-    ignore_cover: Probability = 0.5  # fraction of an anchor inside a crowd region from which it is ignored
+    ignore_cover: Probability = 0.5  # anchors with more than this fraction in a crowd region are ignored
 
     @model_validator(mode="after")
     def _ordered(self) -> MatcherConfig:
         if self.negative > self.positive:
-            raise ValueError(f"negative: {self.negative} must not be over positive: {self.positive}")
+            raise ValueError(f"negative: {self.negative} must not be greater than positive: {self.positive}")
         return self
 
 
@@ -288,20 +299,20 @@ class LossConfig(Section):
     gamma: Annotated[float, Field(ge=0)] = 2.0
     cls_weight: Annotated[float, Field(ge=0)] = 1.0
     box: str = "smooth_l1"  # a key of detector.ops.losses.BOX_LOSSES
-    beta: Positive = 0.1  # smooth L1: where it turns from square to linear
+    beta: Positive = 0.1  # smooth L1: where the loss turns from quadratic to linear
     box_weight: Annotated[float, Field(ge=0)] = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # classification
 
 
 class PredictConfig(Section):
-    topk: Count = 1000  # candidates a level, before decoding
+    topk: Count = 1000  # candidates per level, before decoding
     score_threshold: Probability = 0.05
     nms_threshold: Probability = 0.5
     max_detections: Count = 100
     clip: Literal["before_nms", "after_nms"] = "before_nms"  # boxes to the image
-    keep_empty: bool = False  # boxes of which the image shows nothing, as torchvision does
-    classes: Count = 5  # classification: so many of the best are written for each image
-    # Of the network in evaluation and inference, whatever it was trained in; boxes, scores and NMS are always in fp32.
+    keep_empty: bool = False  # keep boxes without area in the image, as torchvision does
+    classes: Count = 5  # classification: how many of the best classes are written per image
+    # Of the network in evaluation and inference, independent of training; boxes, scores and NMS are always in fp32.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
@@ -309,10 +320,10 @@ IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
 
 class NormaliseConfig(Section):
-    """Per channel, of values 0..255 (16-bit values count 1/257 each).
+    """Per channel, of values 0..255 (16-bit values are divided by 257).
 
-    Null is that of the weights which training starts from, of a network or a checkpoint; of random weights, and in a
-    checkpoint, it is ImageNet's, RGB. For other than three channels, each has the mean of the three.
+    null takes the normalisation of the weights that training starts from, a network's or a checkpoint's; for random
+    weights, and in a checkpoint, it means ImageNet's, RGB. Unless there are three channels, each gets their mean.
     """
 
     mean: list[float] | None = None
@@ -320,13 +331,12 @@ class NormaliseConfig(Section):
 
 
 class ModelConfig(Section):
-    # A checkpoint of this package, torchvision, Detectron2 or MMDetection to begin with: a path, a URL, or a name of
-    # torchvision's such as RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1. What fits is taken, classes by name.
+    # A checkpoint of this package, torchvision, Detectron2 or MMDetection to start from: a path, a URL, or a name of
+    # torchvision's, such as RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1. Tensors that fit are loaded, classes by name.
     weights: str | None = None
-    # 1: gray; others: images must have exactly as many.
-    in_channels: Annotated[int, Field(ge=1, le=4096)] = 3
+    in_channels: Annotated[int, Field(ge=1, le=4096)] = 3  # 3: RGB; 1: gray; else images must have exactly as many
     normalise: NormaliseConfig = NormaliseConfig()
-    backbone: BackboneConfig | None = BackboneConfig()  # null where pyramid.branches stand in for it
+    backbone: BackboneConfig | None = BackboneConfig()  # null if pyramid.branches replace it
     pyramid: PyramidConfig = PyramidConfig()
     fpn: FPNConfig = FPNConfig()
     anchors: AnchorConfig = AnchorConfig()
@@ -335,11 +345,11 @@ class ModelConfig(Section):
     box_coder: BoxCoderConfig = BoxCoderConfig()
     loss: LossConfig = LossConfig()
     predict: PredictConfig = PredictConfig()
-    multi_label: bool = False  # classification: any number of labels an image, each with its own score
+    multi_label: bool = False  # classification: any number of labels per image, each with its own score
 
     @model_validator(mode="before")
     @classmethod
-    def _branches_in_place_of_one(cls, tree: Any) -> Any:
+    def _branches_replace_backbone(cls, tree: Any) -> Any:
         pyramid = tree.get("pyramid") if isinstance(tree, dict) else None
         branches = pyramid.get("branches") if isinstance(pyramid, dict) else getattr(pyramid, "branches", None)
         if not branches:
@@ -353,7 +363,7 @@ class ModelConfig(Section):
         if unknown := sorted(set(self.anchors.levels) - set(self.fpn.levels)):
             raise ValueError(f"anchors.levels: {unknown[0]} is not in fpn.levels {self.fpn.levels}")
         if not self.backbones:
-            raise ValueError("backbone: is null, and pyramid.branches names no network; give one of them")
+            raise ValueError("backbone: is null, and pyramid.branches is empty; set one of them")
         for name, values in (("mean", self.normalise.mean), ("std", self.normalise.std)):
             if values is not None and len(values) != self.in_channels:
                 raise ValueError(f"normalise.{name}: {len(values)} values for {self.in_channels} in_channels")
@@ -363,7 +373,7 @@ class ModelConfig(Section):
 
     @property
     def backbones(self) -> list[BackboneConfig]:
-        """The network, or those side by side."""
+        """All networks: the backbone, or the branches."""
         return [self.backbone] if self.backbone else self.pyramid.branches
 
     @property
@@ -376,7 +386,7 @@ class ModelConfig(Section):
 
 
 def for_channels(values: list[float], in_channels: int) -> list[float]:
-    """Those of RGB for a number of channels."""
+    """RGB's values for another number of channels."""
     return values if in_channels == 3 else [sum(values) / 3] * in_channels
 
 
@@ -385,7 +395,7 @@ def for_channels(values: list[float], in_channels: int) -> list[float]:
 
 class OptimizerConfig(Section):
     name: Literal["sgd", "adamw"] = "sgd"
-    lr: Positive = 0.01  # for a global batch of lr_batch_size; scaled linearly with train.batch_size
+    lr: Positive = 0.01  # for a batch of lr_batch_size; scaled linearly with train.batch_size
     lr_batch_size: Count = 16
     momentum: Probability = 0.9  # sgd
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -401,38 +411,40 @@ class ScheduleConfig(Section):
 
 
 class TrainConfig(Section):
-    batch_size: Count = 16  # images an optimizer step, over all ranks and accumulated parts
-    accumulate: Count = 1  # parts that a rank's part of the batch is computed in; changes memory, not mathematics
+    batch_size: Count = 16  # images per optimizer step, over all ranks and accumulated parts
+    accumulate: Count = 1  # parts in which a rank computes its images; changes memory, not mathematics
     epochs: Count = 12
-    steps: Count | None = None  # stop after so many optimizer steps instead
+    steps: Count | None = None  # stop after this many optimizer steps instead
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: Positive | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the averaged weights that are evaluated and kept
-    compile: bool = False  # the network by torch.compile: minutes at the start, then faster steps; needs a C++ compiler
-    # Compute the network's blocks and the head's towers again in the backward pass instead of keeping what is in them:
-    # about half of the memory, a third more time, the same mathematics.
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = (
+        None  # decay of the averaged weights, which are evaluated and saved
+    )
+    compile: bool = False  # torch.compile: minutes at the start, then faster steps; needs a C++ compiler
+    # Recompute the inner features of the network's blocks and the head's towers in the backward pass: about half the
+    # memory, a third more time, the same mathematics.
     activation_checkpointing: bool = False
-    # last.pt is written after so many steps or minutes, whichever comes first, and at every epoch's end.
+    # last.pt is written after this many steps or minutes, whichever comes first, and at every epoch's end.
     checkpoint_steps: Count = 1000
     checkpoint_minutes: Positive = 10.0
-    # A loss or gradient that is not finite: stop, or skip the step, which changes nothing then, up to max_skips a run.
+    # A loss or gradient that is not finite: stop, or skip the step without any change, at most max_skips times per run.
     non_finite: Literal["stop", "skip"] = "stop"
     max_skips: Count = 20
-    log_steps: Count = 20  # steps between two lines of progress where there is no terminal to show a bar
-    tensorboard: bool = False  # write the numbers of metrics.jsonl for TensorBoard too (extra: log)
+    log_steps: Count = 20  # steps between progress lines if there is no terminal for a bar
+    tensorboard: bool = False  # also write metrics.jsonl's numbers for TensorBoard (extra: log)
 
     @model_validator(mode="after")
     def _recompute_once(self) -> TrainConfig:
         if self.compile and self.activation_checkpointing:
-            raise ValueError("activation_checkpointing: compile chooses what to keep by itself; set one of them")
+            raise ValueError("activation_checkpointing: compile chooses by itself what to keep; set only one of them")
         return self
 
 
 class EvalConfig(Section):
     every_epochs: Count = 1
-    batch_size: Count = 8  # a rank
+    batch_size: Count = 8  # per rank
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
     per_class: bool = True
 

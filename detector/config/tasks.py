@@ -1,8 +1,8 @@
-"""The tasks and the heads: which there are, and what of a config not all of them read.
+"""The names of the tasks and heads, and the config keys that only some of them read.
 
-A task is the modules ``NAME``, ``NAME_results`` and ``NAME_views`` of ``detector.tasks``, a head is in
-``detector.models.heads``. Their names and keys stand down here, so that a config is checked, and a command lists the
-tasks, without importing torch.
+A task is the modules ``NAME``, ``NAME_results`` and ``NAME_views`` of ``detector.tasks``; heads are in
+``detector.models.heads``. The names and keys are here so that configs are checked and commands list the tasks without
+importing torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ def _in(section: str, keys: str) -> tuple[str, ...]:
     return tuple(f"{section}.{key}" for key in keys.split())
 
 
-# The keys and sections that a task reads and some other one does not; and of each task's heads in the same way.
+# For each task, and for each of its heads, the keys and sections that it reads and another one does not.
 TASKS = {
     "detection": (
         *_in("data", "group_by_aspect invalid_boxes resize augment.scale_jitter augment.min_visibility"),

@@ -1,4 +1,4 @@
-"""The model: one graph from uint8 images to raw predictions, the same in training, evaluation and export."""
+"""The model: one graph from integer images to raw predictions, the same in training, evaluation and export."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detector.models.backbones import PROBE_SIDES, Backbone
 from detector.models.heads import HEADS, RetinaHead
 from detector.models.norms import fold_norms
 from detector.models.pyramid import Pyramid, build_pyramid
-from detector.models.recompute import free_large_tensors_at_once
+from detector.models.recompute import free_large_tensors_immediately
 from detector.structures import Predictions
 
 
@@ -29,16 +29,16 @@ class Model(nn.Module):
         self.head = head
 
     def forward(self, images: Tensor, sizes: Tensor) -> Predictions | Tensor:
-        """Predictions of a detection head, or logits [B, K].
+        """The head's output: predictions of a detection head, or logits [B, K].
 
-        ``images`` [B, C, H, W] uint8 or uint16, RGB if C is 3, padded right and below; ``sizes`` [B, 2] height, width
-        before padding.
+        ``images`` [B, C, H, W] uint8 or uint16, RGB if C is 3, padded right and below; ``sizes`` [B, 2] are height and
+        width before padding.
         """
         return self.head(self.pyramid(self.normalise(images, sizes)))
 
     def recompute_activations(self) -> None:
-        """Train with less memory and more time: see ``train.activation_checkpointing``."""
-        free_large_tensors_at_once()
+        """Trade time for memory in training: see ``train.activation_checkpointing``."""
+        free_large_tensors_immediately()
         for module in self.modules():
             if isinstance(module, Backbone):
                 module.recompute()
@@ -46,7 +46,7 @@ class Model(nn.Module):
                 module.recomputes = True
 
     def fold_norms(self) -> Model:
-        """This model with its batch norms in the convolutions before them; from then on it only predicts."""
+        """Fold batch norms into the convolutions before them, and return this model, which then only predicts."""
         shape, noise = (1, self.mean.shape[1], *PROBE_SIDES), torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=noise).to(self.mean.device)
         fold_norms(self, partial(self, images, torch.tensor([PROBE_SIDES], device=self.mean.device)))
@@ -56,12 +56,12 @@ class Model(nn.Module):
         return self
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Float images of mean 0 and deviation 1, with padding of exactly 0 as torchvision and Detectron2 have it."""
+        """Float images (x - mean) / std, with padding of exactly 0 as in torchvision and Detectron2."""
         rows = torch.arange(images.shape[-2], device=images.device)
         columns = torch.arange(images.shape[-1], device=images.device)
         inside = (rows < sizes[:, :1])[:, None, :, None] & (columns < sizes[:, 1:])[:, None, None, :]  # [B, 1, H, W]
         if images.dtype == torch.uint16:
-            images = images.float() / 257  # 65535 is 255
+            images = images.float() / 257  # 65535 → 255
         return (images - self.mean) / self.std * inside
 
 
@@ -74,9 +74,9 @@ def build_model(
 ) -> Model:
     """The model of a config, randomly initialised (:func:`detector.open_model` loads weights).
 
-    A module that is given stands in for the config's part. ``backbone(images)`` is a list of feature maps, of the
-    module's ``levels`` and ``channels`` (:class:`~detector.models.backbones.Backbone` makes one of a network);
-    ``pyramid`` too, with one number of channels; ``head(feature_maps)`` is what the task's loss takes::
+    A module that is given replaces the config's part. ``backbone(images)`` returns a list of feature maps, described by
+    its attributes ``levels`` and ``channels`` (:class:`~detector.models.backbones.Backbone` wraps a network so);
+    ``pyramid`` does so too, with one number of channels. ``head(feature_maps)`` returns what the task's loss takes::
 
         config = detector.Config().model
         build_model(config, 3, head=MyHead(config, (3, 4, 5, 6, 7), in_channels=256, num_classes=3))

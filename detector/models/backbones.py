@@ -1,8 +1,8 @@
-"""Backbones: a normalised image to features such as C3–C5, fine to coarse.
+"""Backbones: from normalised images to features such as C3–C5, fine to coarse.
 
-A backbone is a module with ``levels`` (such as (3, 4, 5)), ``channels`` (of each) and ``forward(x) -> list[Tensor]``.
-Strides, channels and what leads to a level are probed by running the network without data (on the meta device), never
-typed in.
+A backbone is a module with ``levels`` such as (3, 4, 5), their ``channels``, and ``forward(x) -> list[Tensor]``.
+Strides, channels and the parameters that a level depends on are found by running the network without data (on the meta
+device); none is written down.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from detector.models.recompute import recompute_blocks
 from detector.models.vgg import CONFIGURATIONS, build_vgg
 
 LEVEL_OF_STRIDE = {4: 2, 8: 3, 16: 4, 32: 5}
-PROBE_SIDES = (128, 192)  # height and width: 2:3, which no number of channels has with a feature map's side
+PROBE_SIDES = (128, 192)  # height and width; the ratio 2:3 tells the sides of a feature map from its channels
 
 
 class Feature(NamedTuple):
-    """A feature map as probing finds it."""
+    """What probing tells of a feature map."""
 
     stride: int
     channels: int
-    is_channels_last: bool  # [B, H, W, C], as Swin has it
+    is_channels_last: bool  # [B, H, W, C], as in Swin
 
 
 class Backbone(nn.Module):
     """A classification network that returns the outputs of its stages.
 
-    ``body`` takes images and returns a feature map of each stage, fine to coarse, in a list or a dict; a vector after
-    them is what the network classifies by. Parameters of ``body`` keep the network's own names, so that its published
-    weights load into it. Levels finer than ``finest`` are not returned.
+    ``body`` takes images and returns a list or dict of one feature map per stage, fine to coarse, possibly followed by
+    the vector that the network classifies. The parameters of ``body`` keep the network's own names, so its published
+    weights load. Levels finer than ``finest`` are not returned.
     """
 
     def __init__(self, body: nn.Module, in_channels: int, finest: int) -> None:
@@ -56,13 +56,13 @@ class Backbone(nn.Module):
         strides = [feature.stride if feature else 0 for feature in features]
         if not set(strides) >= set(LEVEL_OF_STRIDE):
             raise _without_strides([stride for stride in strides if stride])
-        self.place_of_level = {level: strides.index(stride) for stride, level in LEVEL_OF_STRIDE.items()}
+        self.index_of_level = {level: strides.index(stride) for stride, level in LEVEL_OF_STRIDE.items()}
         self.is_channels_last = [bool(feature and feature.is_channels_last) for feature in features]
-        self.levels = tuple(level for level in self.place_of_level if level >= finest)
-        self.channels = tuple(features[self.place_of_level[level]].channels for level in self.levels)
+        self.levels = tuple(level for level in self.index_of_level if level >= finest)
+        self.channels = tuple(features[self.index_of_level[level]].channels for level in self.levels)
         self.vector_channels = outputs[-1].shape[1] if outputs[-1].ndim == 2 else None
         self.frozen: list[nn.Module] = []
-        self.recomputed: list[nn.Module] = []  # the body in blocks; a list, for its parameters are the body's already
+        self.recomputed: list[nn.Module] = []  # the body in blocks; a list hides its parameters, which the body has
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, C, H, W] → [B, channels_l, H / 2^l, W / 2^l] of each level, fine to coarse; networks round up or down."""
@@ -70,15 +70,15 @@ class Backbone(nn.Module):
         return [stages[level] for level in self.levels]
 
     def stages(self, images: Tensor) -> dict[int, Tensor]:
-        """All of C2 to C5."""
+        """C2 to C5 by level, those finer than ``finest`` included."""
         outputs = self._run(images)
         return {
-            level: outputs[place].permute(0, 3, 1, 2) if self.is_channels_last[place] else outputs[place]
-            for level, place in self.place_of_level.items()
+            level: outputs[index].permute(0, 3, 1, 2) if self.is_channels_last[index] else outputs[index]
+            for level, index in self.index_of_level.items()
         }
 
     def vector(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, vector_channels], where the body ends in one."""
+        """[B, C, H, W] → [B, vector_channels], if the body returns a vector."""
         return self._run(images)[-1]
 
     def _run(self, images: Tensor) -> list[Tensor]:
@@ -86,25 +86,25 @@ class Backbone(nn.Module):
         return _listed(body(images))
 
     def drop_training(self) -> None:
-        """Keep only the graph of evaluation: pickle follows those that torchvision keeps node by node, too deep."""
+        """Keep only the evaluation graph: torchvision's pair of graphs exceeds pickle's recursion limit."""
         if isinstance(self.body, DualGraphModule):
             self.body = fx.GraphModule(self.body, self.body.eval_graph).eval()
         self.frozen, self.recomputed = [], []
 
     def freeze(self, freeze_at: int) -> None:
-        """Stop training all that leads to C<freeze_at>, running statistics included; 0 freezes nothing."""
+        """Freeze everything that C<freeze_at> depends on, running statistics included; 0 freezes nothing."""
         if freeze_at == 0:
             return
         parameters = {
             name: torch.empty_like(parameter, device="meta", requires_grad=True)
             for name, parameter in self.body.named_parameters()
         }
-        feature = self._probe(parameters)[self.place_of_level[freeze_at]]
+        feature = self._probe(parameters)[self.index_of_level[freeze_at]]
         gradients = torch.autograd.grad(feature.sum(), list(parameters.values()), allow_unused=True)
         for name, gradient in zip(parameters, gradients, strict=True):
             if gradient is not None:
                 self.body.get_parameter(name).requires_grad_(False)
-        # A part whose every parameter is frozen does so altogether: its statistics and its dropout too.
+        # A module whose parameters are all frozen stays in eval mode: no batch statistics, no dropout.
         for module in self.body.modules():
             own = [parameter.requires_grad for parameter in module.parameters()]
             if own and not any(own):
@@ -112,7 +112,7 @@ class Backbone(nn.Module):
         self.train(self.training)
 
     def recompute(self) -> None:
-        """From now on, training keeps what enters a block and computes the rest again."""
+        """From now on, training keeps only the inputs of blocks and recomputes the rest."""
         self.recomputed = [recompute_blocks(self.body.train())]
         self.train(self.training)
 
@@ -126,11 +126,11 @@ class Backbone(nn.Module):
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         copied.__dict__ = copy.deepcopy(self.__dict__, memo)
-        # The body is a traced graph, and a copy of one forgets whether it was training.
+        # The copy of a traced graph loses its training mode.
         return copied.train(self.training)
 
     def _probe(self, parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
-        """The body's outputs for an image of ``PROBE_SIDES``, as it predicts, without data."""
+        """The body's outputs on the meta device for an image of ``PROBE_SIDES``, in eval mode."""
         training = self.body.training
         outputs = _listed(_run_without_data(self.body.eval(), self.in_channels, parameters))
         self.body.train(training)
@@ -154,7 +154,7 @@ def _without_strides(strides: Sequence[int]) -> ConfigError:
 
 
 def _as_feature(output: Tensor) -> Feature | None:
-    """Stride, channels and layout, or None for what is not a map of the image (a vector, an adaptive pooling)."""
+    """Stride, channels and layout; None if the output is not a feature map (a vector, an adaptive pooling)."""
     if output.ndim != 4:
         return None
     _, first, second, third = output.shape
@@ -169,18 +169,18 @@ def _as_feature(output: Tensor) -> Feature | None:
 
 
 class Network(NamedTuple):
-    """A classification network, and the part of it whose children follow each other."""
+    """A classification network, and which of its modules has the stages as children, in sequence."""
 
     build: Callable[[], nn.Module]
-    stages: str  # a module's name; empty: the network itself
+    stages: str  # that module's name; empty: the network itself
 
 
 def build_backbone(config: BackboneConfig, in_channels: int, finest: int, with_vector: bool = False) -> Backbone:
-    """The backbone that the config names, with random weights, returning its levels from ``finest`` (2 to 5) up to C5.
+    """The backbone that the config names, randomly initialised, with levels from ``finest`` (2 to 5) to C5.
 
-    A name ``package.module:name`` is a :class:`Network`, or a function of the config and ``in_channels`` that makes a
-    body of :class:`Backbone`. ``with_vector``: the body ends in what the network's last linear layer classifies by.
-    Raises :class:`~detector.errors.ConfigError` for an unknown name, and for one without the strides 4 to 32.
+    ``package.module:name`` must be a :class:`Network`, or a function of the config and ``in_channels`` that returns a
+    body for :class:`Backbone`. ``with_vector``: the body also returns the input of the network's last linear layer.
+    Raises :class:`~detector.errors.ConfigError` for an unknown name, and for a network without the strides 4 to 32.
     """
     is_timm = config.name.startswith(TIMM)
     known = _timm_body if is_timm else find_part("model.backbone.name", config.name, BACKBONES)
@@ -200,7 +200,7 @@ def _body(known: Network, config: BackboneConfig, in_channels: int, with_vector:
     if config.stride_in_1x1:
         _stride_in_1x1(network, config)
     if config.weights is None:
-        _begin_residuals_at_zero(network)
+        _zero_residuals(network)
     if in_channels != 3:
         _take_channels(network, in_channels)
     network = _with_norm(network, config)
@@ -213,7 +213,7 @@ def _body(known: Network, config: BackboneConfig, in_channels: int, with_vector:
 
 
 def _last_of_each_stride(network: nn.Module, stages: str, in_channels: int) -> list[str]:
-    """Names of the children of ``stages`` after which the feature map shrinks, or ends."""
+    """Names of the last child of ``stages`` at each stride."""
     name_of_stride: dict[int, str] = {}
 
     def note(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
@@ -230,8 +230,8 @@ def _last_of_each_stride(network: nn.Module, stages: str, in_channels: int) -> l
     return list(name_of_stride.values())
 
 
-def _begin_residuals_at_zero(network: nn.Module) -> None:
-    """From random weights, residual branches that begin at zero train better (Goyal et al. 2017, section 5.1)."""
+def _zero_residuals(network: nn.Module) -> None:
+    """Random weights train better if residual branches start at zero (Goyal et al. 2017, section 5.1)."""
     for module in network.modules():
         if isinstance(module, BasicBlock):
             nn.init.zeros_(module.bn2.weight)
@@ -242,22 +242,17 @@ def _begin_residuals_at_zero(network: nn.Module) -> None:
 def _stride_in_1x1(network: nn.Module, config: BackboneConfig) -> None:
     blocks = [module for module in network.modules() if isinstance(module, Bottleneck)]
     if not blocks:
-        raise ConfigError(f"model.backbone.stride_in_1x1: {config.name} has no 1×1 convolutions that could shrink")
+        raise ConfigError(f"model.backbone.stride_in_1x1: {config.name} has no 1×1 convolutions to take the stride")
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
 
 @torch.no_grad()
 def _take_channels(network: nn.Module, in_channels: int) -> None:
-    """Replace the first convolution by one of ``in_channels`` whose output is as large."""
+    """Replace the first convolution by one of ``in_channels`` inputs, scaled to keep the output's variance."""
     name, first = next((name, module) for name, module in network.named_modules() if isinstance(module, nn.Conv2d))
     stem = nn.Conv2d(
-        in_channels,
-        first.out_channels,
-        first.kernel_size,
-        first.stride,
-        first.padding,
-        bias=first.bias is not None,
+        in_channels, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None
     )
     stem.weight.normal_().mul_(first.weight.std() * math.sqrt(first.in_channels / in_channels))
     if first.bias is not None:
@@ -278,7 +273,7 @@ def _with_norm(network: nn.Module, config: BackboneConfig) -> nn.Module:
 
 
 def _set_eps(norms: list[nn.BatchNorm2d], config: BackboneConfig) -> None:
-    """``norm_eps`` where it is given; both norm keys are refused where there is no batch norm."""
+    """Set ``norm_eps`` if given; refuse the norm keys for a network without batch norm."""
     if not norms and config.norm != "bn":
         raise ConfigError(f"model.backbone.norm: {config.name} has no batch norm to be {config.norm}; use bn")
     if not norms and config.norm_eps is not None:
@@ -301,7 +296,7 @@ def _timm_body(config: BackboneConfig, in_channels: int) -> nn.Module:
     try:
         body = timm.create_model(name, pretrained=False, features_only=True, in_chans=in_channels)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise ConfigError(f"model.backbone.name: timm does not give {name}'s features ({error})") from None
+        raise ConfigError(f"model.backbone.name: timm cannot extract features of {name} ({error})") from None
     if not set(strides := body.feature_info.reduction()) >= set(LEVEL_OF_STRIDE):
         raise _without_strides(strides)
     try:
@@ -312,8 +307,8 @@ def _timm_body(config: BackboneConfig, in_channels: int) -> nn.Module:
     norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
     _set_eps(norms, config)
     if config.stride_in_1x1:
-        raise ConfigError("model.backbone.stride_in_1x1: is for torchvision's ResNets, not timm's")
-    # timm's norms hold activations, so its own functions must convert them.
+        raise ConfigError("model.backbone.stride_in_1x1: is for torchvision's ResNets, not timm's; remove it")
+    # timm's norms contain activations, so timm's own functions must convert them.
     if config.norm == "sync_bn":
         return timm.layers.convert_sync_batchnorm(body)
     return timm.layers.freeze_batch_norm_2d(body) if config.norm == "frozen_bn" else body

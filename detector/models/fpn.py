@@ -12,10 +12,10 @@ from detector.config.schema import FPNConfig
 
 
 class FPN(nn.Module):
-    """Backbone features C2–C5 to pyramid levels of one width.
+    """From backbone features C2–C5 to pyramid levels of equal width.
 
     ``in_levels`` and ``in_channels`` describe the backbone's features, fine to coarse, ending at C5. P6 is a stride-2
-    convolution of C5 or P5, P7 one of P6 (RetinaNet, section 4); both are made only if asked for.
+    convolution of C5 or P5, P7 one of P6 (RetinaNet, section 4); both exist only if ``config.levels`` has them.
     """
 
     def __init__(self, in_levels: tuple[int, ...], in_channels: tuple[int, ...], config: FPNConfig) -> None:
@@ -49,7 +49,7 @@ class FPN(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.ConvTranspose2d):
-                # It begins as nearest does: every channel copied to its 2×2 cells.
+                # Starts as nearest upsampling: every channel is copied to its 2×2 cells.
                 with torch.no_grad():
                     module.weight.copy_(
                         torch.eye(channels, device=module.weight.device)[:, :, None, None].expand(-1, -1, 2, 2)
@@ -77,9 +77,9 @@ class FPN(nn.Module):
         return [pyramid[level] for level in self.levels]
 
     def _upsampled(self, coarse: Tensor, size: torch.Size, index: int) -> Tensor:
-        """``coarse`` at twice its size, fitted to ``size``: where that is odd, networks round up or down."""
+        """``coarse`` upsampled by 2, cropped or padded to ``size``: at odd sizes, networks round up or down."""
         if self.upsample == "nearest":
-            return F.interpolate(coarse, size=size, mode="nearest")  # of doubled sizes, cell i takes from cell i // 2
+            return F.interpolate(coarse, size=size, mode="nearest")  # cell i takes cell i // 2
         if self.upsample == "deconv":
             doubled = self.deconv[index](coarse)
         else:
@@ -89,7 +89,7 @@ class FPN(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups (Wu & He 2018, section 4); of fewer channels, pairs: a 1×1 map has one value of each channel."""
+    """32 groups (Wu & He 2018, section 4); fewer for few channels, as a group of one channel on a 1×1 map is 0."""
     groups = math.gcd(32, channels)
     return nn.GroupNorm(groups // 2 if 1 < groups == channels < 32 else groups, channels)
 
@@ -98,7 +98,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 
 def _convolution(in_channels: int, kernel: int, config: FPNConfig) -> nn.Module:
-    """A convolution to the pyramid's width, with the norm and activation that the config asks for."""
+    """A convolution to the pyramid's width, with the config's norm and activation."""
     channels = config.channels
     convolution = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=config.norm == "none")
     layers: list[nn.Module] = [convolution]

@@ -1,4 +1,4 @@
-"""Heads: what a pyramid's levels, or a network's last vector, become."""
+"""Heads: from pyramid levels, or a network's last vector, to predictions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detector.structures import Predictions
 class RetinaHead(nn.Module):
     """Class and box subnets, shared by all levels (RetinaNet, section 4)."""
 
-    by_class = ("cls_output.weight", "cls_output.bias")  # tensors whose rows are classes, once an anchor
+    by_class = ("cls_output.weight", "cls_output.bias")  # tensors whose rows are the classes, repeated per anchor
 
     def __init__(self, config: ModelConfig, levels: tuple[int, ...], in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -32,14 +32,14 @@ class RetinaHead(nn.Module):
         self.cls_output = nn.Conv2d(out_channels, anchors.per_cell * num_classes, 3, padding=1)
         self.box_output = nn.Conv2d(out_channels, anchors.per_cell * self.box_channels, 3, padding=1)
         self.anchors = Anchors(anchors, levels)
-        self.recomputes = False  # the towers' inner features, in the backward pass
+        self.recomputes = False  # whether the backward pass recomputes the towers' inner features
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        # Every class of every anchor begins at the score ``prior``: without it the loss of 10^5 easy background anchors
-        # drowns everything in the first steps (RetinaNet, section 3.3).
+        # Every class of every anchor starts at the score ``prior``; otherwise the loss of 10^5 easy background anchors
+        # dominates the first steps (RetinaNet, section 3.3).
         nn.init.constant_(self.cls_output.bias, -math.log((1 - head.prior) / head.prior))
 
     def forward(self, pyramid: list[Tensor]) -> Predictions:
@@ -53,7 +53,7 @@ class RetinaHead(nn.Module):
 
 
 class PooledHead(nn.Module):
-    """Every level pooled to a vector, the vectors fused, and classified."""
+    """Pools every level to a vector, fuses the vectors and classifies the result."""
 
     by_class = ("classifier.weight", "classifier.bias")
 
@@ -89,8 +89,8 @@ class PooledHead(nn.Module):
         if self.pool == "max":
             return feature.amax(dim=(2, 3))
         if self.pool == "gem":
-            # Of what is positive; power 1 is the average, ∞ the maximum (Radenović et al. 2018, section 3.2). By
-            # logarithms: a small number to a large power would be 0, and its gradient NaN.
+            # Generalised mean of the positive values: power 1 is the average, ∞ the maximum (Radenović et al. 2018,
+            # section 3.2). In logarithms, as a small number to a large power would be 0 and its gradient NaN.
             logs = feature.float().clamp(min=1e-6).log().flatten(2)  # [B, C, H · W]
             power = self.power.clamp(min=1)
             return (((logs * power).logsumexp(dim=2) - math.log(logs.shape[2])) / power).exp()
@@ -118,7 +118,7 @@ def _tower(in_channels: int, channels: int, config: HeadConfig) -> nn.Sequential
 
 
 def _per_anchor(output: Tensor, width: int) -> Tensor:
-    """[B, A · width, H, W] → [B, H · W · A, width]: row, column, anchor, as the anchors are ordered."""
+    """[B, A · width, H, W] → [B, H · W · A, width], in the anchors' order: row, column, anchor."""
     return output.permute(0, 2, 3, 1).reshape(len(output), -1, width)
 
 

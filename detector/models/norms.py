@@ -1,4 +1,4 @@
-"""Batch norms that are frozen: one operation in training, none in prediction."""
+"""Frozen batch norms: one operation in training, folded into convolutions for prediction."""
 
 from __future__ import annotations
 
@@ -14,30 +14,28 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class FrozenNorm(FrozenBatchNorm2d):
-    """torchvision's, in one pass over the features instead of two, and in their own type under autocast."""
+    """torchvision's, but in one pass over the features instead of two, and in their dtype under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] → the same."""
+        """[B, C, H, W] → [B, C, H, W]."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        # With features of half precision, float32 here would make float32 features, which autograd would keep.
+        # A float32 scale would turn half-precision features into float32 ones, which autograd would keep.
         return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
 
 
-FOLDABLE = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenNorm)  # not their subclasses: timm's hold activations
-
-
-# How much of an output's range folding may move it: rounding moves it by less than 1e-5.
+FOLDABLE = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenNorm)  # not their subclasses: timm's contain activations
+# By how much folding may change an output, relative to its range; rounding changes it by less than 1e-5.
 TOLERANCE = 1e-4
 
 
 @torch.no_grad()
 def fold_norms(model: nn.Module, run: Callable[[], Any]) -> None:
-    """Put every batch norm that follows a convolution into its weights; from then on ``model`` only predicts.
+    """Fold every batch norm that follows a convolution into its weights; from then on ``model`` only predicts.
 
-    ``run`` runs the model on an input and returns its output, tensors in any nest: what follows what is seen, not typed
-    in. A norm that cannot be folded stays: modules that read the convolution too are seen, and where a function does
-    (``x + conv(x)``), the output shows it.
+    ``run`` runs the model on an input and returns its output, tensors in any nesting. Which norm follows which
+    convolution is observed during the run. A norm stays if anything else reads the convolution: other modules are
+    observed too, and for functions (``x + conv(x)``) the changed output shows it.
     """
     model.eval()
     pairs, expected = _pairs(model, run)
@@ -62,7 +60,7 @@ def fold_norms(model: nn.Module, run: Callable[[], Any]) -> None:
             convolution.weight, convolution.bias = weight, bias
         for name, norm in norms:
             model.set_submodule(name, norm)
-        if len(pairs) > 1:  # those that may be folded are found by halves
+        if len(pairs) > 1:  # bisect for those that can be folded
             fold(pairs[: len(pairs) // 2])
             fold(pairs[len(pairs) // 2 :])
 
@@ -73,19 +71,19 @@ def _tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def _is_close(found: Tensor, expected: Tensor) -> bool:
-    is_off = (found - expected).abs() > TOLERANCE * (expected.max() - expected.min())
+def _is_close(output: Tensor, expected: Tensor) -> bool:
+    is_off = (output - expected).abs() > TOLERANCE * (expected.max() - expected.min())
     return not is_off.any()
 
 
 def _pairs(model: nn.Module, run: Callable[[], Any]) -> tuple[list[tuple[nn.Conv2d, str]], list[Tensor]]:
-    """Convolutions that no module reads but one norm, with the names of these norms; and what the model puts out."""
+    """Convolutions that only one norm reads, with that norm's name; and the model's output."""
     outputs: list[tuple[Tensor, nn.Module]] = []
-    readers: dict[nn.Module, set[nn.Module]] = defaultdict(set)  # modules that take a convolution's output
-    sources: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)  # convolutions whose output a norm takes
+    readers: dict[nn.Module, set[nn.Module]] = defaultdict(set)  # modules that read a convolution's output
+    sources: dict[nn.Module, set[nn.Module | None]] = defaultdict(set)  # the convolutions it reads; None: not one
 
     def note_output(convolution: nn.Module, _inputs: object, output: Tensor) -> None:
-        outputs.append((output, convolution))  # held: a tensor that is freed may give its identity to another
+        outputs.append((output, convolution))  # keeps the tensor alive: another could reuse a freed one's identity
 
     def note_input(module: nn.Module, inputs: tuple[object, ...]) -> None:
         source = next((convolution for output, convolution in outputs if inputs and output is inputs[0]), None)

@@ -21,7 +21,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any
 
 
 def check_precision(precision: str, device: torch.device, key: str) -> None:
-    """Refuse a ``precision``, asked for by the config's ``key``, that ``device`` cannot compute in."""
+    """Refuse the ``precision`` of the config's ``key`` if ``device`` cannot compute in it."""
     try:
         with autocast(precision, device):
             F.conv2d(torch.zeros(1, 8, 4, 4, device=device), torch.zeros(8, 8, 3, 3, device=device))

@@ -1,4 +1,4 @@
-"""What a head stands on: backbone and FPN, several of them fused, or a network without a pyramid."""
+"""What a head gets its input from: backbone and FPN, several of them fused, or a network without a pyramid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detector.structures import SIZE_DIVISOR
 
 
 class Pyramid(nn.Module):
-    """Normalised images to feature maps of one width, one a level."""
+    """From normalised images to feature maps of equal width, one per level."""
 
     def __init__(self, backbone: nn.Module, config: FPNConfig) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Pyramid(nn.Module):
         self.levels, self.channels = self.fpn.levels, self.fpn.channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """[B, C, H, W] → [B, channels, H / 2^l, W / 2^l] of each level, fine to coarse; networks round up or down."""
+        """[B, C, H, W] → [B, channels, H / 2^l, W / 2^l] of each level, fine to coarse; odd sizes are rounded."""
         return self.fpn(self.backbone(images))
 
 
@@ -40,18 +40,18 @@ class FusedPyramid(nn.Module):
             self.merge = nn.ModuleList(nn.Conv2d(width, self.channels, 1) for _ in self.levels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """As :meth:`Pyramid.forward`, of images padded to whole cells of C5: networks round odd sizes up or down."""
+        """As :meth:`Pyramid.forward`. Images are padded to whole cells of C5, as networks may round up or down."""
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % SIZE_DIVISOR, 0, -height % SIZE_DIVISOR))
         levels = zip(*(branch(images) for branch in self.branches), strict=True)
         if self.fuse == "concat":
             return [merge(torch.cat(level, dim=1)) for merge, level in zip(self.merge, levels, strict=True)]
-        share = 1 / len(self.branches) if self.fuse == "mean" else 1
-        return [sum(level) * share for level in levels]
+        weight = 1 / len(self.branches) if self.fuse == "mean" else 1
+        return [sum(level) * weight for level in levels]
 
 
 class Trunk(nn.Module):
-    """A network up to its last linear layer, instead of a pyramid: what a classic classifier stands on."""
+    """A network up to its last linear layer: the classic head's input instead of a pyramid."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Trunk(nn.Module):
 
 
 def build_pyramid(config: ModelConfig) -> Pyramid | FusedPyramid | Trunk:
-    """What the config's head stands on."""
+    """The input of the config's head."""
     if config.head.name == "classic":
         return Trunk(config)
     if config.backbone is None:

@@ -48,8 +48,8 @@ def _layers(configuration: Configuration, batch_norm: bool) -> list[nn.Module]:
             layers.append(nn.ReLU(inplace=True))
             channels = width
         if configuration.lrn and stage == 1:
-            # Section 2.1 has Krizhevsky's parameters: k 2, n 5, α 1e-4, β 0.75. His sum over n channels is not divided
-            # by n, torch's is.
+            # Section 2.1 uses Krizhevsky's parameters: k 2, n 5, α 1e-4, β 0.75. torch divides the sum over n channels
+            # by n, Krizhevsky does not.
             layers.append(nn.LocalResponseNorm(size=5, alpha=5 * 1e-4, beta=0.75, k=2.0))
         layers.append(nn.MaxPool2d(2))
     return layers

@@ -22,10 +22,10 @@ def level_sizes(height: int, width: int, levels: Sequence[int]) -> list[tuple[in
 
 
 def cell_anchors(base_size: float, ratios: list[float], scales: list[float], rounded: bool = False) -> Tensor:
-    """The anchors of one cell around the origin, [A, 4], ratio-major.
+    """The anchors of one cell, centred on the origin, [A, 4], ratio-major.
 
-    An anchor of ratio r (height / width) and scale s covers (base_size · s)² pixels (RetinaNet, section 4); with
-    ``rounded``, about as many.
+    An anchor of ratio r (height / width) and scale s covers (base_size · s)² pixels (RetinaNet, section 4).
+    ``rounded`` rounds its corners to whole pixels.
     """
     size = base_size * torch.tensor(scales, dtype=torch.float64)[None, :]  # [1, S]
     root = torch.tensor(ratios, dtype=torch.float64).sqrt()[:, None]  # [R, 1]
@@ -35,7 +35,7 @@ def cell_anchors(base_size: float, ratios: list[float], scales: list[float], rou
 
 
 class Anchors(nn.Module):
-    """The anchors of a pyramid; the cells' shapes are buffers, so they follow the model's device."""
+    """The anchors of a pyramid. Those of one cell are buffers, so they follow the model's device."""
 
     def __init__(self, config: AnchorConfig, levels: Sequence[int]) -> None:
         super().__init__()
@@ -50,8 +50,8 @@ class Anchors(nn.Module):
         self.per_cell = config.per_cell
 
     def forward(self, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[int]]:
-        """Anchors [N, 4] for feature maps of the given sizes, and how many of them belong to each level."""
-        # Images are padded to whole cells of the finest level, so its size tells theirs.
+        """Anchors [N, 4] for feature maps of the given (height, width), and the number of anchors of each level."""
+        # The padded image has whole cells on the finest level, so that level's size gives the image's.
         image = [side * 2 ** self.levels[0] for side in sizes[0]]
         per_level = []
         for level, size in zip(self.levels, sizes, strict=True):

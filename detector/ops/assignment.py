@@ -2,8 +2,8 @@
 
 Dimension key: B images, T targets per image (padded), N anchors in all levels, R ignore regions per image (padded).
 
-:func:`assign` calls the assigner that a config names and applies the ignore regions, which are the same for all. To add
-an assigner: a function as :func:`max_iou`, a line in ``ASSIGNERS``, and its fields in ``MatcherConfig``.
+:func:`assign` calls the assigner that the config names, then applies the ignore regions. To add an assigner, write a
+function like :func:`max_iou`, and add a line to ``ASSIGNERS`` and its fields to ``MatcherConfig``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from detector.ops.chunks import rows_at_once
 from detector.ops.coders import BoxCoder
 from detector.structures import BACKGROUND, IGNORE, Assignment, Predictions, Targets
 
-# Targets compared with all anchors at once. Memory is O(N · BLOCK) however many objects per image has, and the result
-# does not depend on it.
+# Number of targets that are compared with the anchors together. Memory is O(N · BLOCK) however many objects an image
+# has; the result does not depend on BLOCK.
 BLOCK = 16
 
 
@@ -33,10 +33,10 @@ def assign(
     coder: BoxCoder,
     config: MatcherConfig,
 ) -> Assignment:
-    """The target of each anchor [N, 4], by the assigner of the config; ``level_counts`` are the anchors of each level.
+    """The target of each anchor [N, 4], by the config's assigner; ``level_counts`` is the number of anchors per level.
 
-    An anchor that would be background, but of which more than ``ignore_cover`` lies in one ignore region, takes no part
-    in the loss. ``predictions`` is None where there is not a model (drawings, the report on anchors); ``coder`` decodes
+    A background anchor that lies in one ignore region by more than the fraction ``ignore_cover`` of its area takes no
+    part in the loss. ``predictions`` is None where there is no model (drawings, the anchor report); ``coder`` decodes
     their boxes.
     """
     assigner = find_part("model.matcher.name", config.name, ASSIGNERS)
@@ -49,7 +49,7 @@ def assign(
 
 
 def _covered_area(anchors: Tensor, regions: Tensor) -> Tensor:
-    """The largest area that each anchor shares with one region of an image, [N, 4] and [B, R, 4] → [B, N]."""
+    """The largest intersection of each anchor with one region of an image, [N, 4] and [B, R, 4] → [B, N]."""
     covered = anchors.new_zeros(len(regions), len(anchors))
     for region in regions.unbind(dim=1):  # [B, 4]
         covered = torch.maximum(covered, intersection(region[:, None], anchors))
@@ -64,18 +64,18 @@ def max_iou(
     coder: BoxCoder,
     config: MatcherConfig,
 ) -> Assignment:
-    """By IoU (RetinaNet, section 4): from ``positive`` on a match, under ``negative`` background, between them ignored.
+    """By IoU (RetinaNet, section 4): ``positive`` or more is a match, under ``negative`` is background, else ignored.
 
-    With ``low_quality``, every object also keeps the anchors closest to it. With one object, thresholds of 0.5 and 0.4,
-    and anchors of IoU 0.6, 0.45 and 0.3: 0, IGNORE, BACKGROUND.
+    With ``low_quality``, every object also keeps the anchors of its best IoU. Example: one object, thresholds 0.5 and
+    0.4, IoU 0.6 / 0.45 / 0.3 → 0, IGNORE, BACKGROUND.
     """
     match = [_match_image(anchors, *image, config) for image in zip(targets.boxes, targets.labels, strict=True)]
     return Assignment(torch.stack(match), None)
 
 
 def _match_image(anchors: Tensor, boxes: Tensor, labels: Tensor, config: MatcherConfig) -> Tensor:
-    """Index of the target of each anchor, [N], of one image's ``boxes`` [T, 4] and ``labels`` [T]."""
-    anchors = anchors.t().contiguous().t()  # side after side: whatever reads one side of all anchors reads on and on
+    """The target index of each anchor, [N], for one image's ``boxes`` [T, 4] and ``labels`` [T]."""
+    anchors = anchors.t().contiguous().t()  # column-major: reading one side of all anchors is contiguous
     areas = box_area(anchors)  # [N]
     best_iou = torch.zeros_like(areas)  # [N]
     best_target = torch.zeros_like(areas, dtype=torch.int64)  # [N]
@@ -90,13 +90,13 @@ def _match_image(anchors: Tensor, boxes: Tensor, labels: Tensor, config: Matcher
             shared = intersection(block, anchors[tile])  # [T', N']
             iou[:, tile] = shared / (block_areas + areas[tile].clamp(min=torch.finfo(areas.dtype).tiny) - shared)
             tile_iou = iou[:, tile].amax(dim=0)  # [N']
-            # Of equal overlaps the first target wins, in a block and among them. Strictly greater, so none at all is 0.
+            # Among equal overlaps the first target wins, within a block and across blocks (hence >, not >=).
             tile_target = start + _first_equal(iou[:, tile], tile_iou)
             best_target[tile] = torch.where(tile_iou > best_iou[tile], tile_target, best_target[tile])
             best_iou[tile] = torch.maximum(best_iou[tile], tile_iou)
         if config.low_quality:
             # Every object keeps its closest anchors, else small ones get no gradient (Faster R-CNN, 3.1.2). An object
-            # that overlaps no anchor is closest to none: torchvision lacks this guard and makes all of them positive.
+            # that overlaps no anchor keeps none; torchvision lacks this guard and makes all anchors positive.
             closest_iou = iou.amax(dim=1, keepdim=True)  # [T', 1]
             closest_iou = torch.where(closest_iou > 0, closest_iou, torch.inf)
             for tile in _tiles(len(areas), len(block), areas.device):
@@ -108,15 +108,15 @@ def _match_image(anchors: Tensor, boxes: Tensor, labels: Tensor, config: Matcher
 
 
 def _tiles(num_anchors: int, num_targets: int, device: torch.device) -> list[slice]:
-    """Anchors that are compared with ``num_targets`` at once."""
+    """Slices of the anchors, each to be compared with ``num_targets`` targets together."""
     step = rows_at_once(num_anchors, num_targets, device)
     return [slice(start, start + step) for start in range(0, num_anchors, step)]
 
 
 def _first_equal(iou: Tensor, value: Tensor) -> Tensor:
-    """The first row of each column of ``iou`` [T', N'] that is ``value`` [N'], which one is.
+    """The first row of each column of ``iou`` [T', N'] that equals ``value`` [N']; one does.
 
-    All in floats: on a CPU, argmax takes twenty times as long, and comparing to bools six times.
+    All in floats: on a CPU, argmax takes twenty times as long, and comparing into bools six times.
     """
     countdown = torch.arange(len(iou), 0, -1, dtype=iou.dtype, device=iou.device)[:, None]  # [T', 1]
     return len(iou) - iou.clone().eq_(value).mul_(countdown).amax(dim=0).long()

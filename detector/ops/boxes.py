@@ -1,7 +1,7 @@
 """Box geometry: overlaps, clipping and rescaling.
 
-Boxes are xyxy in pixels, continuous coordinates: a box [0, 0, 10, 10] covers 10×10 pixels. Dimensions that
-are not named are leading ones, and broadcast.
+Boxes are xyxy in pixels, in continuous coordinates: [0, 0, 10, 10] covers 10×10 pixels. Leading dimensions (``...``)
+broadcast.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ def box_area(boxes: Tensor) -> Tensor:
 
 
 def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """Shared area of paired boxes, [..., 4] and [..., 4] → [...]."""
-    # Side by side, not corner by corner: operations then run along the boxes, which are many, not along two numbers.
+    """Intersection area of paired boxes, [..., 4] and [..., 4] → [...]."""
+    # One tensor per side, not per corner: operations then run along the many boxes, not along two numbers.
     (left1, top1, right1, bottom1), (left2, top2, right2, bottom2) = boxes1.unbind(dim=-1), boxes2.unbind(dim=-1)
     width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(min=0)
     height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(min=0)
@@ -25,7 +25,7 @@ def intersection(boxes1: Tensor, boxes2: Tensor) -> Tensor:
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
-    """IoU of every box with every other, [..., P, 4] and [..., Q, 4] → [..., P, Q]; 0 where both have no area."""
+    """IoU of every box with every other, [..., P, 4] and [..., Q, 4] → [..., P, Q]; 0 where both are empty."""
     shared = intersection(boxes1[..., :, None, :], boxes2[..., None, :, :])
     union = box_area(boxes1)[..., :, None] + box_area(boxes2)[..., None, :] - shared
     return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
@@ -37,17 +37,17 @@ def giou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
     union = box_area(boxes1) + box_area(boxes2) - shared
     hull_sides = torch.maximum(boxes1[..., 2:], boxes2[..., 2:]) - torch.minimum(boxes1[..., :2], boxes2[..., :2])
     hull = hull_sides.clamp(min=0).prod(dim=-1)
-    eps = 1e-7  # a pair of empty boxes has neither union nor hull; the gradient there must be 0, not NaN
+    eps = 1e-7  # two empty boxes at one point have union and hull 0; their gradient must be 0, not NaN
     return shared / (union + eps) - (hull - union) / (hull + eps)
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes cut to their image, [B, D, 4] with sizes [B, 2] (height, width)."""
+    """Boxes clipped to their image, [B, D, 4] with sizes [B, 2] (height, width)."""
     limits = sizes.to(boxes.dtype).flip(-1).repeat(1, 2)[:, None, :]  # [B, 1, 4] as width, height, width, height
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
 def rescale(boxes: Tensor, sizes: Tensor, new_sizes: Tensor) -> Tensor:
-    """Boxes moved from images of ``sizes`` to the same images at ``new_sizes``, [B, D, 4] with [B, 2] each."""
+    """Boxes of images of ``sizes``, scaled to ``new_sizes``: [B, D, 4] with sizes [B, 2] (height, width)."""
     factors = (new_sizes.to(boxes.dtype) / sizes.to(boxes.dtype)).flip(-1).repeat(1, 2)
     return boxes * factors[:, None, :]

@@ -1,4 +1,4 @@
-"""How much to compute at once, where that is ours to choose and changes nothing but time and memory."""
+"""Chunk sizes for computations in which the size changes only time and memory, not the result."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 def rows_at_once(rows: int, width: int, device: torch.device) -> int:
     """How many of ``rows`` of ``width`` numbers to compute together.
 
-    On a CPU, what the caches of its threads hold: there, only the first of a chain of operations waits for memory. On a
-    GPU, enough to fill it. All where the code is being compiled: the compiler fuses the chain anyway.
+    On a CPU, as many as fit the threads' caches, so that only the first of a chain of operations waits for memory. On a
+    GPU, enough to occupy it. While compiling, all of them: the compiler fuses the chain anyway.
     """
     if torch.compiler.is_compiling():
         return rows

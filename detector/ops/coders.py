@@ -1,6 +1,6 @@
 """Box coders: what the channels of a box head mean.
 
-Boxes and anchors are xyxy in pixels. Dimensions that are not named are leading ones, and broadcast.
+Boxes and anchors are xyxy in pixels. Leading dimensions (``...``) broadcast.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from torch import Tensor
 from detector.config.parts import find_part
 from detector.config.schema import BoxCoderConfig
 
-# The largest growth of a side that a delta may ask for; keeps exp() finite. Detectron2 and torchvision have the same.
+# Upper limit of the deltas dw and dh, which keeps exp() finite; the same in Detectron2 and torchvision.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
 class BoxCoder(Protocol):
-    num_channels: int  # of each anchor
+    num_channels: int  # per anchor
 
     def encode(self, boxes: Tensor, anchors: Tensor) -> Tensor:
-        """What the channels should be for ``boxes``, [..., 4] and [..., 4] → [..., num_channels] float32."""
+        """The target channels of ``boxes``, [..., 4] and [..., 4] → [..., num_channels] float32."""
 
     def decode(self, channels: Tensor, anchors: Tensor) -> Tensor:
         """Boxes from channels, [..., num_channels] and [..., 4] → [..., 4] float32."""
 
 
 class DeltaCoder:
-    """Deltas (dx, dy, dw, dh): shifts of the centre in sides of the anchor, logarithms of how much the sides grow.
+    """Deltas (dx, dy, dw, dh): the centre's shift relative to the anchor's sides, and the log of the sides' ratios.
 
     Faster R-CNN, eq. 2, with weights of 1.
     """

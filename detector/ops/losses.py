@@ -1,8 +1,8 @@
 """Classification and box losses over all anchors, as sums.
 
-They return sums, not means: the normaliser (positives in the global batch) is known only after every rank and every
-accumulated part has spoken, so the engine divides once, at the end. Everything is float32 and of fixed shape: an anchor
-that takes no part has weight 0, it is not indexed away.
+They return sums, not means: the normaliser (positives in the global batch) is known only after all ranks and
+accumulated parts, so the engine divides once, at the end. Everything is float32 and of fixed shape: anchors that take
+no part get weight 0 and are not removed by indexing.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from detector.ops.coders import BoxCoder
 
 
 class _FocalLoss(torch.autograd.Function):
-    """The sum in :func:`focal_loss`, which keeps nothing of [B, N, K] but the logits.
+    """The sum in :func:`focal_loss`; of all [B, N, K] tensors it keeps only the logits.
 
-    Nearly every pair of anchor and class is background. So all of them are counted as background, and what is right
-    corrects this: one number an anchor. The gradient is computed from the logits again, chunk by chunk: twice a sigmoid
-    costs less than the dozen tensors of [B, N, K] that autograd would keep.
+    Nearly every (anchor, class) pair is background. So all pairs are summed as background, then the true class is
+    corrected: one value per anchor. The backward pass recomputes from the logits, chunk by chunk: a second sigmoid is
+    cheaper than the dozen [B, N, K] tensors that autograd would keep.
     """
 
     @staticmethod
@@ -36,12 +36,12 @@ class _FocalLoss(torch.autograd.Function):
         ctx.save_for_backward(logits, labels, target, is_counted)
         ctx.alpha, ctx.gamma = alpha, gamma
         sums = [
-            (_loss_if_wrong(_wide(rows), gamma).sum(dim=1) * counts).sum()
+            (_negative_loss(_wide(rows), gamma).sum(dim=1) * counts).sum()
             for rows, counts in _chunks(logits, is_counted)
         ]
         background = (1 - alpha) * torch.stack(sums).sum()
-        right = _wide(logits.gather(2, labels.clamp(min=0)[..., None])[..., 0])  # [B, N]
-        correction = alpha * _loss_if_wrong(-right, gamma) - (1 - alpha) * _loss_if_wrong(right, gamma)
+        own = _wide(logits.gather(2, labels.clamp(min=0)[..., None])[..., 0])  # [B, N], of the true class
+        correction = alpha * _negative_loss(-own, gamma) - (1 - alpha) * _negative_loss(own, gamma)
         return background + (correction * target * is_counted).sum()
 
     @staticmethod
@@ -51,33 +51,33 @@ class _FocalLoss(torch.autograd.Function):
         weight = is_counted * ((1 - ctx.alpha) * grad_loss)  # [B, N]
         gradient = torch.empty_like(logits)
         for (rows, scale), (out, _) in zip(_chunks(logits, weight), _chunks(gradient, weight), strict=True):
-            out.copy_(_slope_if_wrong(_wide(rows), ctx.gamma).mul_(scale[:, None]))
-        place = labels.clamp(min=0)[..., None]  # [B, N, 1]
-        right = _wide(logits.gather(2, place))
-        slope = _slope_if_wrong(-right, ctx.gamma) * is_counted[..., None] * (-ctx.alpha * grad_loss)
-        slope = torch.lerp(_wide(gradient.gather(2, place)), slope, target[..., None].to(slope.dtype)).to(logits.dtype)
-        return gradient.scatter_(2, place, slope), None, None, None, None, None
+            out.copy_(_negative_slope(_wide(rows), ctx.gamma).mul_(scale[:, None]))
+        index = labels.clamp(min=0)[..., None]  # [B, N, 1]
+        own = _wide(logits.gather(2, index))
+        slope = _negative_slope(-own, ctx.gamma) * is_counted[..., None] * (-ctx.alpha * grad_loss)
+        slope = torch.lerp(_wide(gradient.gather(2, index)), slope, target[..., None].to(slope.dtype)).to(logits.dtype)
+        return gradient.scatter_(2, index, slope), None, None, None, None, None
 
 
 def _chunks(values: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Views of ``values`` [B, N, K] as [rows, K] with those of ``weights`` [B, N] as [rows]."""
+    """Chunks of ``values`` [B, N, K] as views [rows, K], each with its ``weights`` [rows] of [B, N]."""
     rows, num_classes = weights.numel(), values.shape[-1]
     step = rows_at_once(rows, num_classes, values.device)
     return zip(values.view(rows, num_classes).split(step), weights.reshape(rows).split(step), strict=True)
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """float32, of half precision."""
+    """At least float32."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _loss_if_wrong(logits: Tensor, gamma: float) -> Tensor:
-    """The focal loss, without α, of classes that are not there: p^γ · -log(1 - p) with p = sigmoid(logits)."""
+def _negative_loss(logits: Tensor, gamma: float) -> Tensor:
+    """The focal loss of negatives without its factor 1 - α: p^γ · -log(1 - p), p = sigmoid(logits)."""
     return logits.sigmoid().pow_(gamma).mul_(F.softplus(logits))
 
 
-def _slope_if_wrong(logits: Tensor, gamma: float) -> Tensor:
-    """Its derivative: p^γ · (p - γ · (1 - p) · log(1 - p))."""
+def _negative_slope(logits: Tensor, gamma: float) -> Tensor:
+    """The derivative of :func:`_negative_loss`: p^γ · (p - γ · (1 - p) · log(1 - p))."""
     score = logits.sigmoid()
     slope = torch.addcmul(score, 1 - score, F.softplus(logits), value=gamma)
     return slope.mul_(score.pow_(gamma))
@@ -88,8 +88,8 @@ def focal_loss(
 ) -> Tensor:
     """Sigmoid focal loss, summed (RetinaNet, eq. 5).
 
-    ``logits`` [B, N, K]; ``labels`` [B, N] 0..K-1, or -1 where no class is true; ``quality`` [B, N] is the true class's
-    target, None for 1 everywhere. A target of q counts as a true class q times and as a false one 1 - q times.
+    ``logits`` [B, N, K]; ``labels`` [B, N] 0..K-1, or -1 for background; ``quality`` [B, N] is the target of the true
+    class, None for 1 everywhere. A target q weighs the positive loss by q and the negative loss by 1 - q.
     ``is_counted`` [B, N] is false for anchors that are neither positive nor background.
     """
     target = (labels >= 0).float() if quality is None else quality.where(labels >= 0, 0.0)
@@ -98,8 +98,8 @@ def focal_loss(
 
 def smooth_l1_loss(channels: Tensor, anchors: Tensor, boxes: Tensor, coder: BoxCoder, config: LossConfig) -> Tensor:
     """Smooth L1 between channels and encoded boxes, summed over the channels, [B, N] (Fast R-CNN, eq. 3)."""
-    wanted = coder.encode(boxes, anchors)
-    return F.smooth_l1_loss(channels.float(), wanted, beta=config.beta, reduction="none").sum(dim=-1)
+    target = coder.encode(boxes, anchors)
+    return F.smooth_l1_loss(channels.float(), target, beta=config.beta, reduction="none").sum(dim=-1)
 
 
 def l1_loss(channels: Tensor, anchors: Tensor, boxes: Tensor, coder: BoxCoder, config: LossConfig) -> Tensor:

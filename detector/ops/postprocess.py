@@ -1,8 +1,8 @@
-"""From raw predictions to final boxes: top-k before decode, class-wise NMS, padding.
+"""From raw predictions to final boxes: top-k before decoding, class-wise NMS, padding.
 
-Only the best candidates of each level are ever decoded: at 800×1344 with 80 classes that is 5,000 boxes instead of
-201,600 (a score is monotone in its logit, so the choice needs no sigmoid). All shapes are fixed by the config and the
-anchors: a candidate that is dropped keeps its place, with score 0.
+Only the best candidates of each level are decoded: at 800×1344 with 80 classes at most 5,000 boxes instead of 201,600.
+A score is monotone in its logit, so the choice needs no sigmoid. All shapes are fixed by the config and the anchors: a
+candidate that is dropped stays in the tensors with score 0.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ def select_candidates(predictions: Predictions, topk: int) -> tuple[Tensor, Tens
     logits, labels, anchors, start = [], [], [], 0
     for count in predictions.level_counts:
         level = all_logits[:, start : start + count]  # [B, count, K]
-        # Of k pairs, the anchors are among the k whose best class is best. So one pass over all logits is enough.
+        # The k best pairs lie on the k anchors with the highest best class, so one pass over all logits is enough.
         anchor = level.amax(dim=2).topk(min(topk, count), dim=1).indices  # [B, k]
         pairs = level.gather(1, anchor[..., None].expand(-1, -1, num_classes)).flatten(1)  # [B, k · K]
-        best, place = pairs.float().topk(min(topk, pairs.shape[1]), dim=1)
+        best, index = pairs.float().topk(min(topk, pairs.shape[1]), dim=1)
         logits.append(best)
-        labels.append(place % num_classes)
-        anchors.append(anchor.gather(1, place // num_classes) + start)
+        labels.append(index % num_classes)
+        anchors.append(anchor.gather(1, index // num_classes) + start)
         start += count
     return torch.cat(logits, dim=1), torch.cat(labels, dim=1), torch.cat(anchors, dim=1)
 
 
 def detect(predictions: Predictions, sizes: Tensor, coder: BoxCoder, config: PredictConfig) -> Detections:
-    """Final boxes in pixels of the padded input, clipped to ``sizes`` [B, 2] (height, width); D is ``max_detections``.
+    """Final boxes in pixels of the padded input, clipped to ``sizes`` [B, 2] (height, width).
 
-    Fewer where there are fewer candidates. It compiles and exports as one graph (``torch.compile``, ``torch.export``).
+    D is ``max_detections``, or the number of candidates if that is less. ``torch.compile`` and ``torch.export``
+    take it as one graph.
     """
     logits, labels, anchor_index = select_candidates(predictions, config.topk)
     scores = logits.sigmoid()  # [B, M]
@@ -62,20 +63,20 @@ def detect(predictions: Predictions, sizes: Tensor, coder: BoxCoder, config: Pre
 
 
 def _is_detection(boxes: Tensor, config: PredictConfig) -> Tensor:
-    """A box that clipping left without area is none."""
+    """False for boxes that clipping left without area, unless ``keep_empty``, [B, n]."""
     return (box_ops.box_area(boxes) > 0) | config.keep_empty
 
 
 def _suppress(candidates: Detections, config: PredictConfig) -> Detections:
-    """Class-wise NMS of candidates, of which those of score 0 are none."""
+    """Class-wise NMS of candidates; those of score 0 do not count."""
     scores, order = candidates.scores.sort(dim=1, descending=True, stable=True)
     labels = candidates.labels.gather(1, order)
     boxes = candidates.boxes.gather(1, order[..., None].expand(-1, -1, 4))
-    # Those that are none become one and the same box, so the first suppresses the others and few are compared.
+    # Candidates of score 0 become the same box, so the first of each class suppresses the others cheaply.
     unit = torch.arange(4, device=boxes.device) // 2  # [0, 0, 1, 1]
     apart = _move_apart(boxes.where(scores[..., None] > 0, unit).double(), labels)
-    # What is kept of the best does not depend on the rest, and the best few hundred are usually enough. A graph has no
-    # such choice and compares all.
+    # Which of the best are kept does not depend on the rest, and a few hundred usually suffice. A compiled graph cannot
+    # decide that, so it compares all.
     most, count = config.max_detections, scores.shape[1]
     compared = count if torch.compiler.is_compiling() else 4 * most
     while True:
@@ -88,37 +89,38 @@ def _suppress(candidates: Detections, config: PredictConfig) -> Detections:
 
 
 def _move_apart(boxes: Tensor, groups: Tensor) -> Tensor:
-    """Boxes [B, n, 4] such that those of different groups [B, n] do not overlap, in float64.
+    """Boxes [B, n, 4] shifted so that those of different ``groups`` [B, n] do not overlap, in float64.
 
-    They move by whole pixels, so that nothing is rounded: a thousand classes away, float32 has eighths of a pixel.
+    Shifts are whole pixels, so nothing is rounded: in float32, a thousand classes away, boxes would be rounded to
+    eighths of a pixel.
     """
-    lowest, highest = boxes.flatten(1).aminmax(dim=1)  # [B]: boxes that are not clipped may begin left of 0
+    lowest, highest = boxes.flatten(1).aminmax(dim=1)  # [B]; boxes that are not clipped may start left of 0
     return boxes + (groups * ((highest - lowest).ceil() + 1)[:, None])[..., None]
 
 
 def _survives(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Which boxes [B, n, 4], best first, no better one of their image suppresses, [B, n]."""
+    """Which boxes [B, n, 4], best first, NMS keeps, [B, n]."""
     images, count = scores.shape
-    if boxes.is_cpu and not torch.compiler.is_compiling():  # every comparison costs: none between images
+    if boxes.is_cpu and not torch.compiler.is_compiling():  # comparisons are expensive: none between images
         kept = [nms(*image, threshold) for image in zip(boxes, scores.double(), strict=True)]
-        places = torch.cat([row * count + own for row, own in enumerate(kept)])
-    else:  # every call costs: one for all images
+        indices = torch.cat([image * count + own for image, own in enumerate(kept)])
+    else:  # calls are expensive: one for all images
         image = torch.arange(images, device=boxes.device).repeat_interleave(count)
         apart = _move_apart(boxes.view(1, -1, 4), image[None])[0]
-        places = nms(apart, scores.double().flatten(), threshold)
+        indices = nms(apart, scores.double().flatten(), threshold)
     is_kept = torch.zeros(images * count, dtype=torch.bool, device=boxes.device)
-    return is_kept.index_fill(0, places, True).view(images, count)
+    return is_kept.index_fill(0, indices, True).view(images, count)
 
 
 def _first(detections: Detections, is_kept: Tensor, most: int) -> Detections:
-    """The first ``most`` of each image that are kept, [B, n], then padding."""
+    """The first ``most`` detections of each image where ``is_kept`` [B, n], then padding."""
     count = is_kept.shape[1]
     countdown = torch.arange(count, 0, -1, device=is_kept.device) * is_kept  # [B, n]
-    rank, place = countdown.topk(min(most, count), dim=1)
-    is_found = rank > 0  # [B, D]
+    rank, index = countdown.topk(min(most, count), dim=1)
+    is_detection = rank > 0  # [B, D]
     boxes, scores, labels = detections
     return Detections(
-        boxes=boxes.gather(1, place[..., None].expand(-1, -1, 4)).where(is_found[..., None], 0.0),
-        scores=scores.gather(1, place).where(is_found, 0.0),
-        labels=labels.gather(1, place).where(is_found, PADDING),
+        boxes=boxes.gather(1, index[..., None].expand(-1, -1, 4)).where(is_detection[..., None], 0.0),
+        scores=scores.gather(1, index).where(is_detection, 0.0),
+        labels=labels.gather(1, index).where(is_detection, PADDING),
     )
