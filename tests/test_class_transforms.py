@@ -1,4 +1,4 @@
-"""Squares of images for classes, and two in one: by hand, exactly, and a function of (seed, epoch, index)."""
+"""Crops for classification, and mixing: by hand, exactly, and as a function of (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def numbered(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("size", "share", "height", "width", "top", "left"),
+    ("size", "fraction", "height", "width", "top", "left"),
     [
         (8, 0.8, 10, 14, 1, 3),  # short side 8 / 0.8 = 10: (10 - 8) / 2 rows and (14 - 8) / 2 columns are cut off
         (8, 0.8, 15, 10, 3, 1),  # 7 rows too many: 3 above, 4 below
@@ -49,10 +49,10 @@ def numbered(height: int, width: int) -> np.ndarray:
     ],
 )
 def test_the_square_in_the_middle_by_hand(
-    size: int, share: float, height: int, width: int, top: int, left: int
+    size: int, fraction: float, height: int, width: int, top: int, left: int
 ) -> None:
     image = numbered(height, width)
-    found = ClassTransform(CropConfig(size=size, eval_share=share))(image, 3, 5)
+    found = ClassTransform(CropConfig(size=size, eval_share=fraction))(image, 3, 5)
     assert np.array_equal(found, image[top : top + size, left : left + size])
 
 
@@ -65,7 +65,7 @@ def test_the_square_in_the_middle_by_hand(
         (10, 11, 8, 1, 1),
     ],
 )
-def test_the_square_in_the_middle_is_a_share_of_the_short_side(
+def test_the_square_in_the_middle_is_a_fraction_of_the_short_side(
     height: int, width: int, side: int, top: int, left: int
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -216,13 +216,13 @@ def test_the_input_is_left_as_it_was() -> None:
 class Dictated:
     """A generator that draws what it is told."""
 
-    def __init__(self, share: float, center: Sequence[float] = (), coin: float = 0.0) -> None:
-        self.share, self.center, self.coin = share, center, coin
+    def __init__(self, fraction: float, center: Sequence[float] = (), coin: float = 0.0) -> None:
+        self.fraction, self.center, self.coin = fraction, center, coin
         self.alphas: tuple[float, ...] = ()
 
     def beta(self, *alphas: float) -> float:
         self.alphas = alphas
-        return self.share
+        return self.fraction
 
     def uniform(self, low: object, high: object) -> np.ndarray:
         return np.array(self.center)
@@ -232,7 +232,7 @@ class Dictated:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "first", "second", "share", "expected"),
+    ("dtype", "first", "second", "fraction", "expected"),
     [
         (np.uint8, 100, 200, 0.25, 175),  # 25 + 150
         (np.uint8, 255, 255, 0.3, 255),
@@ -241,18 +241,18 @@ class Dictated:
         (np.uint16, 60000, 65535, 0.2, 64428),  # 12000 + 52428
     ],
 )
-def test_blending_by_hand(dtype: type, first: int, second: int, share: float, expected: int) -> None:
+def test_blending_by_hand(dtype: type, first: int, second: int, fraction: float, expected: int) -> None:
     one, other = (np.full((4, 6, 5), value, dtype) for value in (first, second))
-    rng = Dictated(share)
+    rng = Dictated(fraction)
     mixed, found = mix(one, other, AugmentConfig(mixup=0.4), rng)
-    assert (mixed.dtype, mixed.shape, found) == (dtype, (4, 6, 5), share)
+    assert (mixed.dtype, mixed.shape, found) == (dtype, (4, 6, 5), fraction)
     assert (mixed == expected).all()
     assert rng.alphas == (0.4, 0.4)
     assert (one == first).all()
 
 
 @pytest.mark.parametrize(
-    ("share", "center", "window", "found"),
+    ("fraction", "center", "window", "found"),
     [
         # √(1 - 0.75) = 1/2 of 8 × 8 is 4 × 4, of 64 pixels.
         (0.75, (3, 4), (1, 5, 2, 6), 48 / 64),
@@ -264,17 +264,17 @@ def test_blending_by_hand(dtype: type, first: int, second: int, share: float, ex
     ],
 )
 def test_a_window_of_the_other_by_hand(
-    share: float, center: tuple[float, float], window: tuple[int, int, int, int], found: float
+    fraction: float, center: tuple[float, float], window: tuple[int, int, int, int], found: float
 ) -> None:
     one, other = distinct(5, np.uint16)[:8, :8], distinct(5, np.uint16)[8:, 8:]
     before = one.copy()
-    rng = Dictated(share, center)
-    mixed, own_share = mix(one, other, AugmentConfig(cutmix=1.0), rng)
+    rng = Dictated(fraction, center)
+    mixed, own_fraction = mix(one, other, AugmentConfig(cutmix=1.0), rng)
     top, bottom, left, right = window
     expected = one.copy()
     expected[top:bottom, left:right] = other[top:bottom, left:right]
     assert np.array_equal(mixed, expected)
-    assert own_share == found
+    assert own_fraction == found
     assert rng.alphas == (1.0, 1.0)
     assert np.array_equal(one, before)
 
@@ -289,7 +289,7 @@ def test_with_both_each_takes_half(coin: float, alpha: float, is_blended: bool) 
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0])
-def test_shares_are_drawn_from_beta(alpha: float) -> None:
+def test_fractions_are_drawn_from_beta(alpha: float) -> None:
     rng, pixel = np.random.default_rng(0), np.zeros((1, 1, 1), np.uint8)
     probabilities = [mix(pixel, pixel, AugmentConfig(mixup=alpha), rng)[1] for _ in range(4000)]
     assert np.mean(probabilities) == pytest.approx(0.5, abs=0.02)
@@ -330,7 +330,7 @@ def in_8_bits(sample: ClassSample) -> np.ndarray:
 
 
 @pytest.mark.parametrize("augment", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 0.8, "cutmix": 1.0}], ids=str)
-def test_pixels_and_shares_agree(grays: Path, augment: dict[str, float]) -> None:
+def test_pixels_and_probabilities_agree(grays: Path, augment: dict[str, float]) -> None:
     dataset = open_grays(grays, **augment)
     values = np.array(list(GRAYS.values()))
     kinds, partners = set(), set()
@@ -342,7 +342,7 @@ def test_pixels_and_shares_agree(grays: Path, augment: dict[str, float]) -> None
             assert sample.weights.tolist() == [1, 2, 1]
             assert sample.id == index
             pixels = in_8_bits(sample)
-            # Blended, every pixel is the mean of the grays by share; of a window, as many are of the other's.
+            # Blended, every pixel is the mean of the grays by fraction; of a window, as many are of the other's.
             assert pixels.mean() == pytest.approx(float(sample.probabilities.numpy() @ values), abs=0.51)
             of_two = (sample.probabilities > 0).sum() == 2
             if of_two:
@@ -386,7 +386,7 @@ def test_nothing_is_mixed_unasked(grays: Path, name: str) -> None:
         assert np.allclose(in_8_bits(sample), list(GRAYS.values())[index // 4])
 
 
-def test_several_labels_are_mixed_by_share(grays: Path, tmp_path: Path) -> None:
+def test_several_labels_are_mixed_by_fraction(grays: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("path,label\na/0.png,x;y\nc/0.png,\n")
     split = {"images": str(grays), "annotations": str(tmp_path / "labels.csv")}
     data = {"train": split, "crop": {"size": 16}, "augment": {"mixup": 1.0}}

@@ -82,7 +82,7 @@ def error_of(path: Path) -> str:
 @pytest.mark.parametrize("ascii_only", [True, False])
 def test_a_file_by_hand(ascii_only: bool, tmp_path: Path) -> None:
     notes = read_annotations(write(tmp_path, make_tree(), ensure_ascii=ascii_only))
-    # Labels are places in the list of categories sorted by id: 2 → 0, 5 → 1, 90 → 2.
+    # Labels are indices into the list of categories sorted by id: 2 → 0, 5 → 1, 90 → 2.
     assert notes.categories == [Category(2, "b"), Category(5, "a"), Category(90, "猫")]
     assert len(notes) == 3
     assert notes.image_ids.tolist() == [7, 3, 900000000000]
@@ -294,16 +294,16 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "image id as a fraction": (set_key("annotations", 1, "image_id", 3.5), "annotation 12: image_id 3.5 must be an"),
     "images off by one": (
         lambda tree: tree.update(images=[{**row, "id": row["id"] + 1} for row in tree["images"][:2]]),
-        "annotation 11: image_id 7 is not among the images; remove the annotation or add the image, or have detector"
-        " doctor --fix join them: all are off by one",
+        "annotation 11: image_id 7 is not among the images; remove the annotation or add the image, or let detector"
+        " doctor --fix correct them: all are off by one",
     ),
     "images off by one, perhaps": (
         lambda tree: (
             [image.update(id=place) or None for place, image in enumerate(tree["images"])]
             + [row.update(image_id=place + 1) for place, row in enumerate(tree["annotations"])]
         ),
-        "annotation 13: image_id 3 is not among the images; remove the annotation or add the image; each one less 1 is"
-        " listed: if all are off by one, correct all of them",
+        "annotation 13: image_id 3 is not among the images; remove the annotation or add the image; each id minus"
+        " 1 is listed: if all are off by one, correct all of them",
     ),
     "two classes of one name": (
         set_key("categories", 1, "name", "猫"),
@@ -327,7 +327,7 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
             annotations=[{**row, "category_id": 1 + place % 2 * 2} for place, row in enumerate(tree["annotations"])],
         ),
         "annotation 11: category_id 1 is not among the categories (0 a, 2 b); remove the annotation or add the"
-        " category, or have detector doctor --fix join them: all are off by one",
+        " category, or let detector doctor --fix correct them: all are off by one",
     ),
     "two ways to write one id": (
         lambda tree: tree["images"][1].update(id="7"),
@@ -338,7 +338,10 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "past any float": (set_key("annotations", 1, "bbox", [0, 0, 10**400, 1]), "annotation 12: bbox [0, 0, 1000"),
     "three numbers": (set_key("annotations", 1, "bbox", [1, 2, 3]), "annotation 12: bbox [1, 2, 3] must be four"),
     "text in a box": (set_key("annotations", 1, "bbox", [1, 2, "x", 4]), "annotation 12: bbox [1, 2, 'x', 4] must be"),
-    "text that is no finite number": (set_key("annotations", 1, "bbox", [1, 2, "nan", 4]), "annotation 12: bbox [1, 2"),
+    "text that is not a finite number": (
+        set_key("annotations", 1, "bbox", [1, 2, "nan", 4]),
+        "annotation 12: bbox [1, 2",
+    ),
     "box null": (set_key("annotations", 1, "bbox", None), "annotation 12: has no bbox, and no segmentation"),
     "no box": (drop_key("annotations", 1, "bbox"), "annotation 12: has no bbox, and no segmentation"),
     "infinite area": (set_key("annotations", 0, "area", INF), "annotation 11: area inf must be a finite number"),
@@ -411,7 +414,7 @@ def test_a_mistake_is_named(mistake: str, tmp_path: Path) -> None:
         {"counts": [1, 2, 3], "size": [50]},
     ],
 )
-def test_a_segmentation_that_is_none(segmentation: Any, tmp_path: Path) -> None:
+def test_what_is_not_a_segmentation(segmentation: Any, tmp_path: Path) -> None:
     tree = make_tree()
     del tree["annotations"][1]["bbox"]
     tree["annotations"][1]["segmentation"] = segmentation
@@ -452,7 +455,7 @@ def test_a_file_cut_short_names_the_line(tmp_path: Path) -> None:
         (b'{"info": {}} {}', ":1: not valid JSON: Extra data (column 14)"),
     ],
 )
-def test_a_file_that_is_no_annotations(data: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_annotations(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(data)
     assert error_of(path).startswith(message)
@@ -479,7 +482,7 @@ def test_other_classes_than_the_models_are_refused(tmp_path: Path) -> None:
             read_annotations(path, other)
 
 
-def test_classes_without_annotations_that_nothing_can_be_made_of_are_skipped(tmp_path: Path) -> None:
+def test_unknown_classes_without_annotations_are_skipped(tmp_path: Path) -> None:
     tree = make_tree()
     own = read_annotations(write(tmp_path, tree)).categories
     # Roboflow lists the data set itself as a class, which may have a class's name.
@@ -488,7 +491,7 @@ def test_classes_without_annotations_that_nothing_can_be_made_of_are_skipped(tmp
     tree["categories"][:0] = [{"id": 1, "name": "cow"}]
     notes = read_annotations(write(tmp_path, tree), own)
     assert (notes.categories, notes.labels.tolist()) == (own, [2, 1, 0])
-    said = "skipped classes without annotations: 0 b, whose name another has, 1 cow, which the model does not have"
+    said = "skipped classes without annotations: 0 b, whose name is duplicated, 1 cow, which the model does not have"
     assert notes.notice.endswith(f"; {said}")
     tree["annotations"][0]["category_id"] = 1
     with pytest.raises(DataError, match="not those of the model: 1 cow, which is not a class there"):
@@ -728,6 +731,10 @@ def test_opening_checks_what_it_can_without_decoding(tmp_path: Path) -> None:
     assert refusal(SplitConfig(annotations=notes)).startswith("data.val.images is not set; ")
     nowhere = SplitConfig(annotations=notes, images=str(tmp_path / "nowhere"))
     assert refusal(nowhere) == f"data.val.images: {tmp_path / 'nowhere'} is not a folder"
+    too_long = SplitConfig(annotations=notes, images="x" * 300)
+    assert refusal(too_long) == f"data.val.images: {'x' * 300} is not a folder"
+    too_long = SplitConfig(annotations="x" * 300, images=str(tmp_path))
+    assert "cannot be read: File name too long" in refusal(too_long)
     missing = tmp_path / "Ordner" / "ö 猫.png"
     missing.unlink()
     assert refusal(split).startswith(f"{missing}: does not exist, but {notes} names it (image 3)")
@@ -802,7 +809,7 @@ CHECK = "check data.val.images, or remove the image"
         ("in.jpg", "does not exist", "did you mean below/in.png"),
     ],
 )
-def test_an_image_that_is_none_is_refused(
+def test_a_name_without_an_image_is_refused(
     name: str, fault: str, remedy: str, allow_outside: bool, tmp_path: Path
 ) -> None:
     lay_out(tmp_path)
@@ -861,7 +868,7 @@ def test_many_names_list_the_folder_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(listed) == 6
 
 
-def test_the_file_system_is_asked_once_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_system_is_asked_once_per_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = make_tree() | {"annotations": []}
     names = [f"{folder}/{number}.png" for folder in "ab" for number in range(50)]
     tree["images"] = [{"id": row, "file_name": name, "height": 5, "width": 5} for row, name in enumerate(names)]

@@ -77,7 +77,7 @@ def test_every_kind_of_file_gives_the_same_tensors(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_what_stands_beside_the_arrays(protocol: int, tmp_path: Path) -> None:
+def test_what_a_file_has_beside_arrays(protocol: int, tmp_path: Path) -> None:
     """As in Detectron2's files: texts, numbers of Python and numpy, lists, and what a later protocol makes of them."""
     value = {
         "model": collections.OrderedDict(weight=np.arange(6, dtype=np.float32).reshape(2, 3).T),
@@ -233,7 +233,7 @@ def test_a_class_of_ours_is_not_asked_for(tmp_path: Path) -> None:
     ids=lambda array: str(array.dtype),
 )
 @pytest.mark.parametrize("is_nested", [True, False])
-def test_arrays_that_are_no_tensors_are_refused(array: np.ndarray, is_nested: bool, tmp_path: Path) -> None:
+def test_arrays_that_cannot_be_tensors_are_refused(array: np.ndarray, is_nested: bool, tmp_path: Path) -> None:
     good = {"weight": np.zeros(2, dtype=np.float32)}
     save_pickle({"model": {**good, "bad": array}} if is_nested else {**good, "bad": array}, tmp_path / "w.pkl")
     assert_refused(tmp_path / "w.pkl", f"holds an array of {array.dtype}, which is not a tensor")
@@ -260,7 +260,7 @@ def test_a_compressed_file_is_not_unpacked(method: int, name: str, tmp_path: Pat
         for entry in whole.namelist():
             bomb.writestr(entry, whole.read(entry))
     assert (tmp_path / name).stat().st_size < 100_000
-    assert_refused(tmp_path / name, "is compressed", "torch saves nothing so")
+    assert_refused(tmp_path / name, "is compressed", "torch never compresses")
 
 
 def test_one_compressed_entry_is_enough(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_a_zip_cut_off_is_refused(name: str, tmp_path: Path) -> None:
     "content",
     [b"", b'{"a": [1, 2]}', b"<html>404</html>", b"\x80", b"\x00" * 100, b"PK\x03\x04", b"PK\x05\x06" + b"\0" * 18],
 )
-def test_what_is_no_file_of_tensors(suffix: str, content: bytes, tmp_path: Path) -> None:
+def test_what_is_not_a_file_of_tensors(suffix: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
     assert_refused(path)

@@ -205,11 +205,16 @@ FAULTS: dict[str, tuple[str | bytes, list[str] | None, bool, list[str]]] = {
         ["{csv}:3: 1.png is listed twice, first in line 2; keep one row per image"],
     ),
     "empty file": ("", None, False, ["{csv}: has no rows"]),
-    "other header": ("image,kind\n1.png,glass\n", None, False, ["{csv}:1: {folder}/image does", "header would"]),
+    "other header": ("photo,kind\n1.png,glass\n", None, False, ["{csv}:1: {folder}/photo does", "header would"]),
     "one column": ("path\n1.png\n", None, False, ["{csv}:2: 1.png has no label"]),
     "other separator": ("path;label\n1.png;glass\n", None, False, ["{csv}:1: 'path;label' has no comma", "not by ';'"]),
     "another system": ("C:\\x\\deep\\2.PNG,a\n", None, False, ["2.PNG does not exist; did you mean 2.png?"]),
-    "boxes": ("1.png,5,5,45,45,red\n2.png,,,,,\n", None, True, ["{csv}: looks like a CSV file of boxes: not read yet"]),
+    "boxes": (
+        "1.png,5,5,45,45,red\n2.png,,,,,\n",
+        None,
+        True,
+        ["{csv}: looks like a CSV file of boxes, which is not supported yet"],
+    ),
     "named boxes": ("image_path,xmin,ymin,xmax,ymax,label\n", None, True, ["{csv}: looks like a CSV file of boxes"]),
     "header alone": ("path,label\n\n", None, False, ["{csv}: has no rows below its header"]),
     "missing file": (
@@ -248,6 +253,9 @@ def test_a_csv_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     message = error_of(lambda: read_csv(path, tmp_path, None, multi_label=False))
     assert message == f"{path}: cannot be read: No such file or directory"
+    for name, reason in (("x" * 300, "File name too long"), ("\0.csv", "embedded null byte")):
+        message = error_of(lambda name=name: read_csv(tmp_path / name, tmp_path, None, multi_label=False))
+        assert message.endswith(f": cannot be read: {reason}")
 
 
 # --- the data set of a config -----------------------------------------------------------------------------------------
@@ -402,7 +410,7 @@ def test_a_broken_image_comes_back_as_its_error(folders: Path) -> None:
     assert str(error) == f"{folders}/train/metal/0.png: the file is empty"
 
 
-def test_other_channels_than_a_image_has(folders: Path) -> None:
+def test_other_channels_than_an_image_has(folders: Path) -> None:
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folders / "val/metal/x.png")
     config = make_config(splits(folders), in_channels=4)
     error = open_classes(config, "val")[0, 0]

@@ -1,4 +1,4 @@
-"""Formats of annotations that are not read are named, wherever COCO JSON or class folders are expected."""
+"""Unsupported annotation formats are named, wherever COCO JSON or class folders are expected."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_format_is_named_in_train_and_doctor(name: str, tmp_path: Path, capsys
         errors = capsys.readouterr().err.strip().splitlines()
         assert len(errors) == 1
         assert f"{path}: looks like {expected}" in errors[0]
-        assert errors[0].endswith(": not read yet; convert it to COCO JSON")
+        assert errors[0].endswith(", which is not supported yet; convert it to COCO JSON")
     if given == ".":  # instead of class folders
         assert main(["doctor", "--images", str(path)]) in (1, 2)
 

@@ -360,10 +360,14 @@ def test_another_number_of_channels_is_named(kind: str, channels: int, has: int,
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_array_that_is_no_image_is_refused(array: np.ndarray, holds: str, tmp_path: Path) -> None:
+def test_an_array_that_is_not_an_image_is_refused(array: np.ndarray, holds: str, tmp_path: Path) -> None:
     path = tmp_path / "x.npy"
     np.save(path, array)
-    assert error_of(path) == f"{path}: holds {holds}; an image is [H, W, C] uint8 or uint16"
+    fault = f"{path}: holds {holds}; an image is [H, W, C] uint8 or uint16"
+    assert error_of(path) == fault
+    with pytest.raises(DataError) as caught:
+        read_size(path)
+    assert str(caught.value) == fault
 
 
 class _Trap:
@@ -413,7 +417,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_image_cut_off_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
+def test_an_image_cut_off_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
     data, path = BROKEN[kind], tmp_path / "ä image.jpg"
     path.write_bytes(data)
     assert read_image(path).shape == (64, 64, 3)
@@ -437,7 +441,7 @@ def test_a_image_cut_off_anywhere_is_refused(kind: str, tmp_path: Path) -> None:
         (bytes(5000), "is not an image"),
     ],
 )
-def test_a_file_that_is_no_image(data: bytes, message: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image(data: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "x.jpg"
     path.write_bytes(data)
     assert error_of(path).startswith(f"{path}: {message}")

@@ -1,4 +1,4 @@
-"""The reading of JSON element by element: the same as the standard library's at once, mistakes and their places too."""
+"""JSON read element by element: the same values, faults and positions as the standard library's for the whole."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TEXT = """ [
     [], {}, [[[{}]]], true, false, null, NaN, -Infinity, 123456789012345678901234567890,\t"", "\\u00e9"
   ,{"a": {"b": [{"c": "d"}, 0.1]}}]
 """
-# What stands instead of a piece of the text: JSON's own characters, and what is like them.
+# Replacements for a piece of the text: JSON's own characters, and ones like them.
 PIECES = [
     "",
     " ",
@@ -102,7 +102,7 @@ def test_lines_and_columns_count_over_blocks(tmp_path: Path, monkeypatch: pytest
         assert [(value["line"], stream.line) for value in stream.elements()] == [(1, 1), (3, 3), (3, 3), (4, 4)]
 
 
-def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text("[1]", encoding="utf-8-sig")
     assert walk(path) == [1]

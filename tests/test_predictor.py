@@ -218,7 +218,7 @@ def test_the_remedies_are_right(predictor: Predictor, image: np.ndarray) -> None
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        (([ARRAY], 30), ValueError, "score_threshold: 30 is not between 0 and 1; 30 looks like a per cent: 0.3"),
+        (([ARRAY], 30), ValueError, "score_threshold: 30 is not between 0 and 1; 30 looks like a percentage: 0.3"),
         (([ARRAY], -0.1), ValueError, "score_threshold: -0.1 is not between 0 and 1"),
         (([ARRAY], float("nan")), ValueError, "score_threshold: nan is not between 0 and 1"),
         (([ARRAY], "0.5"), TypeError, "score_threshold: '0.5' is not a number between 0 and 1"),
@@ -290,7 +290,7 @@ def test_a_prediction_draws_itself(file: Path, image: np.ndarray) -> None:
         assert (np.asarray(made(2).draw(given, score_threshold=0.95)) == plain).all()
     deep = np.zeros((30, 40, 5), dtype=np.uint16)  # what a model of five channels reads
     assert made(1).draw(deep).size == made(1).draw(deep[:, :, :1]).size == (480, 360)
-    with pytest.raises(ValueError, match="per cent"):
+    with pytest.raises(ValueError, match="percentage"):
         made(1).draw(image, 30)
     classes = ClassPrediction(np.array([0.75, 0.25]), np.array([1, 0]), ["b", "a"])
     assert (np.asarray(classes.draw(image)) != np.asarray(classes.draw(image, 0.5))).any()

@@ -1,4 +1,4 @@
-"""Training on broken images: what stands in their places, what is said, and when it stops."""
+"""Training on broken images: what replaces them, what is said, and when training stops."""
 
 from __future__ import annotations
 
@@ -42,31 +42,31 @@ class Numbers:
         return DataError(f"{key[1]}.jpg: broken") if key[1] in self.broken else key
 
 
-def test_what_stands_in_a_place_is_a_function_of_seed_epoch_and_index() -> None:
+def test_a_replacement_is_a_function_of_seed_epoch_and_index() -> None:
     data = Numbers(50, {3, 4, *range(10, 30)})
     first, again, other = Replacing(data, 0), Replacing(data, 0), Replacing(data, 1)
     assert first[0, 5] == (0, 5)  # a good one is itself
-    places = {(epoch, index): first[epoch, index] for epoch in range(4) for index in data.broken}
-    for (epoch, index), place in reversed(places.items()):  # in any order, from any instance
-        assert str(again[epoch, index]) == str(place)
-        assert isinstance(place, Replaced)
-        assert place.sample[0] == epoch == place.epoch
-        assert place.sample[1] not in data.broken
-        assert str(place.errors[0]) == f"{index}.jpg: broken"
-        assert all(int(str(error).partition(".")[0]) in data.broken for error in place.errors)
-    assert any(len(place.errors) > 1 for place in places.values())  # 22 of 50 are broken, so some needed more tries
-    assert len({place.sample[1] for place in places.values()}) > 15  # not always the same one
-    assert places[0, 3].sample != places[1, 3].sample or places[0, 4].sample != places[1, 4].sample
-    assert any(other[key].sample != place.sample for key, place in places.items())
+    replaced = {(epoch, index): first[epoch, index] for epoch in range(4) for index in data.broken}
+    for (epoch, index), one in reversed(replaced.items()):  # in any order, from any instance
+        assert str(again[epoch, index]) == str(one)
+        assert isinstance(one, Replaced)
+        assert one.sample[0] == epoch == one.epoch
+        assert one.sample[1] not in data.broken
+        assert str(one.errors[0]) == f"{index}.jpg: broken"
+        assert all(int(str(error).partition(".")[0]) in data.broken for error in one.errors)
+    assert any(len(one.errors) > 1 for one in replaced.values())  # 22 of 50 are broken, so some needed more tries
+    assert len({one.sample[1] for one in replaced.values()}) > 15  # not always the same one
+    assert replaced[0, 3].sample != replaced[1, 3].sample or replaced[0, 4].sample != replaced[1, 4].sample
+    assert any(other[key].sample != one.sample for key, one in replaced.items())
 
 
-def test_a_disk_that_is_gone_is_no_broken_image() -> None:
+def test_a_disk_that_is_gone_is_not_a_broken_image() -> None:
     sample = Replacing(Numbers(50, set(range(50))), 0)[0, 7]
     assert isinstance(sample, DataError)
-    assert str(sample).startswith(f"7.jpg: broken; and none of {TRIES} others in its place could be read")
+    assert str(sample).startswith(f"7.jpg: broken; and none of {TRIES} replacements could be read")
 
 
-def test_more_than_the_share_stops(tmp_path: Path) -> None:
+def test_more_than_the_allowed_fraction_stops(tmp_path: Path) -> None:
     said: list[str] = []
     skipped = Skipped(100, 0.02, tmp_path / "skipped.txt", said.append)
     for name in ("a", "b", "a", "b"):  # the same two again

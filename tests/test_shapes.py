@@ -19,7 +19,7 @@ from detector.data.transforms.boxes import Transform
 IMAGES = 60
 
 
-def test_a_image_is_a_function_of_seed_and_index() -> None:
+def test_an_image_is_a_function_of_seed_and_index() -> None:
     first = make_image(3, 7)
     np.random.seed(0)
     make_image(1, 1)

@@ -1,4 +1,4 @@
-"""Which images are held back: the rule itself, and that training, the doctor and ``detector split`` share it."""
+"""Which images are held back: the rule itself, and that training, the doctor and ``detector split`` follow it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ TINY += ["data.resize={short: [64], long: 64}", "train.batch_size=4", "train.ema
 Sets = list[set[int]]  # the classes of each image
 
 
-def held(names: list[str], classes: Sets, share: float = 0.2, seed: int = 0) -> set[str]:
+def held(names: list[str], classes: Sets, fraction: float = 0.2, seed: int = 0) -> set[str]:
     image = np.array([index for index, own in enumerate(classes) for _ in own], dtype=np.int64)
     label = np.array([label for own in classes for label in sorted(own)], dtype=np.int64)
-    is_val = hold_back(Path("a.json"), [name.encode() for name in names], image, label, share, seed)
+    is_val = hold_back(Path("a.json"), [name.encode() for name in names], image, label, fraction, seed)
     return {name for name, own in zip(names, is_val, strict=True) if own}
 
 
@@ -65,7 +65,7 @@ sets = st.lists(st.sets(st.integers(0, 4), max_size=3), min_size=2, max_size=14)
 
 
 @given(sets, st.floats(0.05, 0.95), st.integers(0, 20), st.randoms())
-def test_a_class_is_in_both_parts_where_it_can_be(classes: Sets, share: float, seed: int, random: Any) -> None:
+def test_a_class_is_in_both_parts_where_it_can_be(classes: Sets, fraction: float, seed: int, random: Any) -> None:
     names = [f"{index}.png" for index in range(len(classes))]
     by_name = dict(zip(names, classes, strict=True))
     with_all = {name: own | {"any"} for name, own in by_name.items()}  # type: ignore[operator]
@@ -74,7 +74,7 @@ def test_a_class_is_in_both_parts_where_it_can_be(classes: Sets, share: float, s
         return set().union(*(with_all[name] for name in part))
 
     try:
-        val = held(names, classes, share, seed)
+        val = held(names, classes, fraction, seed)
     except DataError:
         val = set()
     train = set(names) - val
@@ -82,16 +82,16 @@ def test_a_class_is_in_both_parts_where_it_can_be(classes: Sets, share: float, s
     for missing in of(set(names)) - of(val):  # no other image could be moved
         for name in train:
             assert missing not in with_all[name] or of(train - {name}) != of(train)
-    moved = {name for name in names if (name in val) != (number(name, seed) < share)}
+    moved = {name for name in names if (name in val) != (number(name, seed) < fraction)}
     assert len(moved) <= 2 * len(of(set(names))) or not val
     # Nor does it matter in which order images and classes are listed.
     shuffled = random.sample(names, len(names))
     turned = [{4 - label for label in by_name[name]} for name in shuffled]
     if val:
-        assert held(shuffled, turned, share, seed) == val
+        assert held(shuffled, turned, fraction, seed) == val
 
 
-def test_the_images_nearest_to_the_share_are_moved() -> None:
+def test_the_images_nearest_to_the_fraction_are_moved() -> None:
     names = [f"{index}.png" for index in range(40)]
     low, *_, high = sorted(range(40), key=lambda index: number(names[index]))
     outside = [index for index in range(40) if number(names[index]) >= 0.2]
@@ -112,7 +112,7 @@ def test_the_images_nearest_to_the_share_are_moved() -> None:
 @pytest.mark.parametrize("classes", [[{0}], [{0}, {1}], [set()]])
 def test_what_cannot_be_held_back_is_refused(classes: Sets) -> None:
     with pytest.raises(DataError, match=r"a\.json: of its \d images?, none can be held back .*data\.val=null"):
-        held([f"{index}.png" for index in range(len(classes))], classes, share=0.9)
+        held([f"{index}.png" for index in range(len(classes))], classes, fraction=0.9)
 
 
 # --- the same everywhere ----------------------------------------------------------------------------------------------

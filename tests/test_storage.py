@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and one process a folder."""
+"""Files that are whole or not there, and one process per folder."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def signal_wait() -> None:
 
 
 def test_a_second_process_is_refused_with_the_first_ones_id(tmp_path: Path, holder: Any) -> None:
-    said = f"{tmp_path}: process {holder.pid} on {socket.gethostname()} works in this folder"
+    said = f"{tmp_path}: process {holder.pid} on {socket.gethostname()} is using this folder"
     with pytest.raises(ConfigError, match=said), only_one(tmp_path):
         pass
     assert json.loads((tmp_path / "lock").read_text())["pid"] == holder.pid  # and the first one's is untouched

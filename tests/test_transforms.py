@@ -139,7 +139,7 @@ def test_a_fixed_size_is_kept_where_a_window_is_zoomed_into() -> None:
     assert {transform(*scene(), 0, index).image.shape for index in range(10)} == {(64, 96, 3)}
 
 
-def test_a_image_of_the_right_size_stays_as_it_is() -> None:
+def test_an_image_of_the_right_size_stays_as_it_is() -> None:
     image, boxes, labels = scene()
     found = Transform(size_of(100))(image, boxes, labels, 0, 0)
     assert np.array_equal(found.image, image)
@@ -303,7 +303,7 @@ def test_colors_change_and_boxes_do_not() -> None:
     assert np.array_equal(still.image, image)
 
 
-def test_a_image_without_boxes() -> None:
+def test_an_image_without_boxes() -> None:
     for index in range(10):
         found = TrainTransform(size_of(100), LIVELY, 0)(scene()[0], NO_BOXES, NO_LABELS, 0, index)
         assert (found.boxes.shape, found.boxes.dtype) == ((0, 4), np.float32)
@@ -428,7 +428,10 @@ def test_a_fixed_size_is_kept_whatever_is_listed() -> None:
             {"name": "RandomCrop", "height": 300, "width": 20},
             "(300, 20)",
         ),  # larger than any image: found when it is tried
-        ({"name": "Normalize"}, "makes images of float32 with 3 channels of uint8 with 3; the model normalises"),
+        (
+            {"name": "Normalize"},
+            "turns uint8 with 3 channels into float32 with 3; it must keep both (the model normalises)",
+        ),
         ({"name": "MaskDropout"}, "needs mask; only images and boxes can be given"),
         ({"name": "FDA"}, "needs fda_metadata; only"),
         ({"name": "CenterCrop3D", "size": [1, 2, 3]}, "needs a volume; only"),

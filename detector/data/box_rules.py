@@ -1,17 +1,17 @@
-"""What is wrong with an annotated box: one rule, which training applies and the doctor reports."""
+"""The one rule for invalid boxes, which training applies and the doctor reports."""
 
 from __future__ import annotations
 
 import numpy as np
 
-TOLERANCE = 1  # pixels outside that are no fault: annotation tools round
+TOLERANCE = 1  # pixels outside the image that are accepted: annotation tools round
 
 
 def check_boxes(xywh: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes [N, 4] xywh against their images' ``sizes`` [N, 2], width and height, 0 where they are not known.
+    """Check boxes [N, 4] xywh against the ``sizes`` [N, 2] of their images: width and height, 0 where unknown.
 
-    Returns them as xyxy float32, cut to the image; whether no area is left [N]; and whether they reached more than
-    ``TOLERANCE`` outside [N].
+    Returns the boxes as xyxy float32, clipped to the image; whether no area is left [N]; and whether they extended more
+    than ``TOLERANCE`` outside [N].
     """
     with np.errstate(invalid="ignore", over="ignore"):
         given = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from detector.config.schema import AugmentConfig, Config, SplitConfig
 from detector.data.formats.class_folders import Labelled, divide, read_csv, read_folders, unknown_class
 from detector.data.formats.recognition import naming_format
 from detector.data.images import read_image
-from detector.data.split import not_set, split_to_read
+from detector.data.split import images_folder, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms.classes import ClassTransform, TrainClassTransform, mix
 from detector.errors import DataError, DetectorError
@@ -32,7 +31,7 @@ class ClassSample(NamedTuple):
     size_original: tuple[int, int]  # height, width of the file
     id: int
 
-    DIVISOR = 1  # all images have the config's size, which a network was trained on: nothing is added to it
+    DIVISOR = 1  # no padding: all images have the config's size, which a network was trained on
 
     @staticmethod
     def stack_targets(samples: Sequence[ClassSample]) -> ClassTargets:
@@ -41,10 +40,10 @@ class ClassSample(NamedTuple):
 
 
 class ClassDataset(Dataset[ClassSample | DetectorError]):
-    """Labelled images, transformed; with ``augment``, now and then mixed with another.
+    """Labelled images, transformed; with ``augment``, sometimes mixed with another.
 
-    Indexed by (epoch, index): what happens to a sample depends on these and the seed alone, its partner in a mix
-    included. A broken image comes back as the error itself (see ``CocoDataset``).
+    Indexed by (epoch, index): a sample, and its partner in a mix, depend on these and the seed alone. A broken image is
+    returned as the error itself (see ``CocoDataset``).
     """
 
     is_wide = shapes = None  # all images become squares of one size
@@ -103,18 +102,18 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         return ClassDataset(some, self.transform, self.weights.numpy(), *given)
 
     def summary(self) -> str:
-        """A line of counts for the start of a run."""
+        """One line of counts for the start of a run."""
         counts = self.labelled.counts()
         names = ", ".join(category.name for category in self.categories[:10])
         names += ", …" if len(self.categories) > 10 else ""
         text = f"{len(self):,} images of {len(self.categories)} classes ({names}), {counts.min():,} to"
         text += f" {counts.max():,} each"
-        if unlabelled := int((np.diff(self.labelled.first) == 0).sum()):
+        if unlabelled := int((~self.has_targets).sum()):
             text += f"; {unlabelled:,} without a label"
         return f"{text}; {self.labelled.note}" if self.labelled.note else text
 
     def warnings(self) -> list[str]:
-        """What a sample of the files shows to be in doubt."""
+        """Doubts that a sample of the files raises."""
         return spot_check(self.file, np.arange(len(self)), self.channels, self.max_value, looks_for_turns=False)
 
     def __getitem__(self, key: tuple[int, int]) -> ClassSample | DetectorError:
@@ -127,13 +126,13 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
     def _sample(self, epoch: int, index: int) -> ClassSample:
         image, probabilities, size = self._read(epoch, index)
         if self.augment and (self.augment.mixup or self.augment.cutmix):
-            # Another stream than that of the transform, which has the first three numbers.
+            # A stream of its own: the transform's is seeded with the first three numbers.
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 1]))
             other, other_probabilities, _ = self._read(epoch, int(rng.integers(len(self))))
-            if other.dtype != image.dtype:  # 8 bits and 16: 255 becomes 65535
+            if other.dtype != image.dtype:  # 8 bits with 16: 255 becomes 65535
                 image, other = (a if a.dtype == np.uint16 else a.astype(np.uint16) * 257 for a in (image, other))
-            image, share = mix(image, other, self.augment, rng)
-            probabilities = share * probabilities + (1 - share) * other_probabilities
+            image, fraction = mix(image, other, self.augment, rng)
+            probabilities = fraction * probabilities + (1 - fraction) * other_probabilities
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         return ClassSample(pixels, probabilities, self.weights, size, index)
 
@@ -166,7 +165,7 @@ def open_classes(config: Config, name: str, categories: list[Category] | None = 
 
 
 def check_each_class(labelled: Labelled) -> None:
-    """Raises for a class that nothing can be learnt of."""
+    """Raises for a class without images."""
     if (missing := np.flatnonzero(labelled.counts() == 0)).size:
         raise DataError(
             f"{labelled.source}: has no image of class {labelled.categories[missing[0]].name!r} to train on;"
@@ -175,11 +174,7 @@ def check_each_class(labelled: Labelled) -> None:
 
 
 def _read_split(config: Config, name: str, split: SplitConfig, classes: Sequence[str] | None) -> Labelled:
-    if split.images is None:
-        raise not_set(config.data, name, "images")
-    root = Path(split.images)
-    if not os.path.isdir(root):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
-        raise DataError(f"data.{name}.images: {root} is not a folder")
+    root = images_folder(config.data, name, split)
     if split.annotations is None:
         with naming_format(root):
             return read_folders(root, classes)

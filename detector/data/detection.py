@@ -21,7 +21,7 @@ from detector.data.formats.coco_rows import odd_areas
 from detector.data.formats.recognition import naming_format
 from detector.data.images import read_annotated_image, read_size
 from detector.data.names import Names, check_names, files_below, is_url
-from detector.data.split import hold_back, not_set, split_to_read
+from detector.data.split import hold_back, images_folder, not_set, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms.boxes import Transform
 from detector.data.transforms.resize import input_sizes, padded
@@ -29,8 +29,7 @@ from detector.errors import DataError, DetectorError
 from detector.files.json_stream import show_text
 from detector.structures import IGNORE_REGION, PADDING, SIZE_DIVISOR, Category, Targets
 
-BLOCK = 1 << 16  # boxes checked at once
-OUTSIDE = "put the image into the folder, or set data.allow_outside=true if you trust the annotations"
+BLOCK = 1 << 16  # boxes checked at a time
 
 
 class Sample(NamedTuple):
@@ -42,11 +41,11 @@ class Sample(NamedTuple):
     size_original: tuple[int, int]  # height, width of the file
     id: int  # its index in the data set
 
-    DIVISOR = SIZE_DIVISOR  # unannotated, so it is no field: the sides of a batch are multiples of it
+    DIVISOR = SIZE_DIVISOR  # of the sides of a batch; unannotated, so it is not a field
 
     @staticmethod
     def stack_targets(samples: Sequence[Sample]) -> Targets:
-        """Objects, and apart from them ignore regions, each padded to the same number per image."""
+        """Objects and, separately, ignore regions, each padded to the same number per image."""
         boxes, labels, regions = [], [], []
         for sample in samples:
             is_region = sample.labels == IGNORE_REGION
@@ -56,10 +55,10 @@ class Sample(NamedTuple):
         return Targets(_pad(boxes, 0), _pad(labels, PADDING), _pad(regions, 0) if any(map(len, regions)) else None)
 
 
-def _pad(rows: list[Tensor], value: int) -> Tensor:
+def _pad(tensors: list[Tensor], value: int) -> Tensor:
     """Tensors [T_i, ...] in one [B, T, ...]; T is at least 1."""
-    one = rows[0].new_full((1, *rows[0].shape[1:]), value)
-    return pad_sequence([*rows, one], batch_first=True, padding_value=value)[:-1]
+    one = tensors[0].new_full((1, *tensors[0].shape[1:]), value)
+    return pad_sequence([*tensors, one], batch_first=True, padding_value=value)[:-1]
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class CheckedBoxes:
     boxes: Tensor  # [M, 4] float32 xyxy in the original frame
     is_kept: Tensor  # [M] bool
     is_clipped: Tensor  # [M] bool: kept, and cut by more than rounding
-    first_invalid: str | None  # where the first one stands
+    first_invalid: str | None  # the first one, in words
 
     @property
     def clipped(self) -> int:
@@ -81,10 +80,10 @@ class CheckedBoxes:
 
 
 def with_sizes(annotations: Annotations, images: Path | None, exif: str = "auto") -> Annotations:
-    """The annotations with the sizes that they do not give taken from the headers of the files.
+    """The annotations, with missing sizes read from the headers of the image files.
 
-    Raises :class:`~detector.errors.DataError` for a file that has none, or that EXIF turns by a quarter where ``exif``
-    (that of ``data``) is auto; and where the folder is not known.
+    Raises :class:`~detector.errors.DataError` for a file without a size, for one that EXIF turns by a quarter while
+    ``exif`` (``data.exif``) is auto, and where ``images`` is None.
     """
     unknown = (annotations.heights == 0).nonzero()[:, 0].tolist()
     if not unknown:
@@ -102,17 +101,17 @@ def with_sizes(annotations: Annotations, images: Path | None, exif: str = "auto"
 
 
 def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
-    """Boxes as xyxy, with those that have no area or reach outside their image refused, clipped or dropped.
+    """Boxes as xyxy; those that have no area or extend outside their image are refused, clipped or dropped.
 
-    ``error`` raises for the first of them; ``clip`` cuts boxes to the image and drops what has no area then; ``drop``
-    drops every one of them. Up to a pixel outside is not a fault (annotation tools round); that is cut without a word.
-    Of an image whose size is not known, nothing lies outside on the right or below.
+    ``error`` raises for the first of them, ``clip`` cuts them to the image and drops those without area, and ``drop``
+    drops them all. Up to a pixel outside is cut silently: annotation tools round. Where an image's size is unknown, no
+    box lies outside on the right or below.
     """
     image = annotations.image_index()
     sides = torch.stack([annotations.widths, annotations.heights], dim=1)  # [I, 2]
     boxes = torch.empty(len(image), 4)
     is_empty, is_outside = torch.empty(2, len(image), dtype=torch.bool)
-    # In blocks, or the intermediate values would be the most that a run of the whole program holds.
+    # In blocks, or the intermediate values would be the peak memory of the whole program.
     for rows in map(slice, range(0, len(image), BLOCK), range(BLOCK, len(image) + BLOCK, BLOCK)):
         checked = check_boxes(annotations.boxes_xywh[rows].numpy(), sides[image[rows]].numpy())
         boxes[rows], is_empty[rows], is_outside[rows] = map(torch.from_numpy, checked)
@@ -142,7 +141,7 @@ def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
 
 
 def scored_truth(annotations: Annotations, checked: CheckedBoxes) -> Annotations:
-    """What predictions are scored against: without the boxes that the policy drops, with those that it clips cut.
+    """What predictions are scored against: the boxes that the policy keeps, clipped.
 
     A clipped box has the area that is left of it, if that is less than annotated.
     """
@@ -150,7 +149,7 @@ def scored_truth(annotations: Annotations, checked: CheckedBoxes) -> Annotations
         return annotations
     given, areas = annotations.boxes_xywh, annotations.areas
     boxes = torch.cat([checked.boxes[:, :2], checked.boxes[:, 2:] - checked.boxes[:, :2]], dim=1).double()
-    is_cut = checked.is_clipped  # rounded ones stay as they are annotated
+    is_cut = checked.is_clipped  # boxes outside by rounding stay as annotated
     area = boxes[:, 2:].prod(dim=1)
     is_of_box = areas == given[:, 2:].prod(dim=1)
     clipped = replace(
@@ -162,7 +161,7 @@ def scored_truth(annotations: Annotations, checked: CheckedBoxes) -> Annotations
 
 
 def describe_odd_areas(annotations: Annotations) -> str:
-    """A warning where areas are not of their boxes, which puts objects among the wrong sizes; else empty."""
+    """A warning where areas do not fit their boxes, so objects count under the wrong size; else empty."""
     boxes, is_object = annotations.boxes_xywh.numpy(), ~annotations.is_crowd.numpy()
     odd = np.flatnonzero(odd_areas(boxes, annotations.areas.numpy()) & is_object)
     if not len(odd):
@@ -170,7 +169,7 @@ def describe_odd_areas(annotations: Annotations) -> str:
     first = int(odd[0])
     return (
         f"warning: {annotations.path}: area of {len(odd):,} annotations is 0 or larger than their box, so APs, APm, APl"
-        f" and their recall are of the wrong objects (first: {annotations.describe(first)}, area"
+        f" and their recall count the wrong objects (first: {annotations.describe(first)}, area"
         f" {float(annotations.areas[first]):g}, box {boxes[first].tolist()}); detector doctor --fix recomputes it"
     )
 
@@ -178,9 +177,8 @@ def describe_odd_areas(annotations: Annotations) -> str:
 class CocoDataset(Dataset[Sample | DetectorError]):
     """Images of a COCO-format data set, transformed.
 
-    Indexed by (epoch, index): what happens to a sample depends on these and the seed alone. A broken image comes back
-    as the error itself, for the process that reads the loader to raise (an exception would reach it wrapped in the
-    worker's traceback).
+    Indexed by (epoch, index): a sample depends on these and the seed alone. A broken image is returned as the error
+    itself, for the main process to raise (a worker's exception would reach it wrapped in the worker's traceback).
     """
 
     def __init__(
@@ -233,12 +231,12 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
     @property
     def is_object(self) -> Tensor:
-        """Which annotations are something to find, [M] bool: no crowds, nothing that was dropped."""
+        """Which annotations are objects to detect, [M] bool: neither crowds nor dropped."""
         return self.checked.is_kept & ~self.annotations.is_crowd
 
     @property
     def has_targets(self) -> np.ndarray:
-        """Which images have something to find, [I] bool."""
+        """Which images have objects to detect, [I] bool."""
         images = self.annotations.image_index()[self.is_object]
         return (torch.bincount(images, minlength=len(self)) > 0).numpy()
 
@@ -249,7 +247,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         return CocoDataset(part, *given)
 
     def summary(self) -> str:
-        """A line of counts for the start of a run."""
+        """Counts for the start of a run, with notices below."""
         annotations, checked = self.annotations, self.checked
         boxes = int(self.is_object.sum())
         crowds = int((checked.is_kept & annotations.is_crowd).sum())
@@ -266,7 +264,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         return "\n".join(line for line in lines if line)
 
     def warnings(self) -> list[str]:
-        """What a sample of the files shows to be in doubt."""
+        """Doubts that a sample of the files raises."""
         annotated = np.flatnonzero(self.has_targets)
         return spot_check(self.file, annotated, self.channels, self.max_value, looks_for_turns=self.exif == "auto")
 
@@ -306,14 +304,11 @@ def open_dataset(
     channels: int = 3,
     seed: int = 0,
 ) -> CocoDataset:
-    """The data set of ``data.train`` or ``data.val`` (``name``), checked as far as it can be without decoding."""
+    """The data set of ``data.train`` or ``data.val`` (``name``), checked as far as possible without decoding."""
     read_name, split = split_to_read(data, name)
-    for key in ("annotations", "images"):
-        if getattr(split, key) is None:
-            raise not_set(data, read_name, key)
-    images = Path(split.images or "")
-    if not images.is_dir():
-        raise DataError(f"data.{read_name}.images: {images} is not a folder")
+    if split.annotations is None:
+        raise not_set(data, read_name, "annotations")
+    images = images_folder(data, read_name, split)
     annotations = read_split(data, name, categories, seed)
     check_files(annotations, images, read_name, data.allow_outside)
     annotations = with_sizes(annotations, images, data.exif)
@@ -324,16 +319,16 @@ def open_dataset(
 
 
 def check_objects(dataset: CocoDataset) -> None:
-    """Raises where there is nothing to learn."""
+    """Raises where there is no object to train on."""
     if not dataset.is_object.any():
         raise DataError(
             f"{dataset.source}: has no object to train on ({dataset.summary()}); annotate some, or check that"
-            " data.train.annotations is the file that was meant"
+            " data.train.annotations names the right file"
         )
 
 
 def read_split(data: DataConfig, name: str, categories: list[Category] | None, seed: int) -> Annotations:
-    """The annotations of ``data.train`` or ``data.val``: a whole file, or its part that is (or is not) held back."""
+    """The annotations of ``data.train`` or ``data.val``: of a whole file, or of the part held back or not."""
     read_name, split = split_to_read(data, name)
     if split.annotations is None:
         raise not_set(data, read_name, "annotations")
@@ -358,7 +353,9 @@ def check_files(annotations: Annotations, images: Path, split: str, allow_outsid
     for index, is_outside, reason in check_names(names, images, allow_outside):
         name = annotations.file_name(index)
         fault = f"{reason} of data.{split}.images" if is_outside else reason
-        remedy = OUTSIDE if is_outside else f"check data.{split}.images, or remove the image from the annotations"
+        remedy = f"check data.{split}.images, or remove the image from the annotations"
+        if is_outside:
+            remedy = "put the image into the folder, or set data.allow_outside=true if you trust the annotations"
         if is_url(name):
             remedy = f"images are not downloaded: put them into data.{split}.images"
         remedy = Names(files_below(images)).hint(name, with_fix=True) or remedy

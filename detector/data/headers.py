@@ -1,7 +1,7 @@
-"""What an image's file says of itself, looked at before a decoder is let at it.
+"""Checks of an image file's header and structure, before it is decoded.
 
-The decoder is OpenCV's, and believes much: it allocates what a header claims, draws half an image where the rest of
-the file was never written, and up to its version 5.0 crashes on damaged animations in PNG files.
+OpenCV's decoder is too trusting: it allocates what a header claims, returns half an image where the rest of the file
+was never written, and up to version 5.0 crashes on damaged animations in PNG files.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from PIL import (
 
 from detector.errors import DataError
 
-# 16,384 × 16,384: 805 MB of RGB. The largest cameras take 2^27.2 pixels; what is larger is a map or a slide, of which
-# a network that looks at 800 × 1333 pixels sees nothing.
+# 16,384 × 16,384: 805 MB of RGB. The largest cameras take 2^27.2 pixels; larger images are maps or slides, in which a
+# network that sees 800 × 1333 pixels detects nothing.
 MAX_PIXELS = 2**28
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations in which width and height change places
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
     b"\xff\xd8\xff": JpegImagePlugin.JpegImageFile,
     _PNG: PngImagePlugin.PngImageFile,
@@ -47,15 +47,15 @@ _KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
 def open_header(path: Path, file: IO[bytes]) -> ImageFile.ImageFile | None:
     """The header of an image, by Pillow; None where it is damaged, or of a kind that only OpenCV knows.
 
-    The kind is what the first bytes say, whatever the name is. Raises :class:`~detector.errors.DataError` for what is
-    no image.
+    The kind is decided by the first bytes, not the name. Raises :class:`~detector.errors.DataError` for what is not an
+    image.
     """
     start = file.read(12)
     file.seek(0)
     opener = _opener(start)
     if opener is None:
         kinds = "JPEG, PNG, WebP, TIFF, GIF, BMP, JPEG 2000, PPM or PGM"
-        raise DataError(f"{path}: is not an image: it begins with {start[:8]!r}, which none of {kinds} does")
+        raise DataError(f"{path}: is not an image: it begins with {start[:8]!r}, unlike {kinds}")
     try:
         return opener(file)
     except Exception:  # damaged headers raise almost anything
@@ -63,7 +63,7 @@ def open_header(path: Path, file: IO[bytes]) -> ImageFile.ImageFile | None:
 
 
 def _opener(start: bytes) -> type[ImageFile.ImageFile] | None:
-    """What opens a file with these first 12 bytes."""
+    """The class that opens a file with these first 12 bytes."""
     if start[:4] == b"RIFF" and start[8:] == b"WEBP":
         return WebPImagePlugin.WebPImageFile
     return next((opener for known, opener in _KINDS.items() if start.startswith(known)), None)
@@ -75,19 +75,19 @@ def is_image_start(start: bytes) -> bool:
 
 
 def orientation_of(header: ImageFile.ImageFile) -> int:
-    """EXIF orientation as the decoder takes it, 1 to 8; 1 is as stored, and what does not exist is none."""
-    # Not from XMP, which the decoder does not know; and PNG would decode all pixels to look for EXIF behind them.
+    """EXIF orientation as the decoder takes it, 1 to 8; 1, as stored, for a missing or invalid one."""
+    # Not from XMP, which the decoder ignores. For PNG, Pillow would decode all pixels to look for EXIF behind them.
     if "exif" not in header.info and header.format != "TIFF":
         return 1
     try:
         value = header.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF raises almost anything, and is none
+    except Exception:  # damaged EXIF raises almost anything, and counts as missing
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def stored_size(header: ImageFile.ImageFile) -> tuple[int, int]:
-    """Width and height as they are stored; of a TIFF file, Pillow gives those of the upright image."""
+    """Width and height as stored; for a TIFF file, Pillow's ``size`` is that of the upright image."""
     if isinstance(header, TiffImagePlugin.TiffImageFile):
         return header.tag_v2[TiffImagePlugin.IMAGEWIDTH], header.tag_v2[TiffImagePlugin.IMAGELENGTH]
     return header.size
@@ -99,33 +99,33 @@ def is_ambiguous(orientation: int, width: int, height: int) -> bool:
 
 
 def may_be_deep(header: ImageFile.ImageFile) -> bool:
-    """Whether an image may have 16 bits per channel; of two rare formats, the header does not say it to Pillow."""
+    """Whether an image may have 16 bits per channel; for two rare formats, Pillow's header does not tell."""
     is_known = header.mode.startswith("I") or ";16" in str(header.tile)
     return is_known or header.format in ("JPEG2000", "PPM")
 
 
 def checked(path: Path, data: bytes, header: ImageFile.ImageFile | None = None) -> bytes:
-    """What of a file is to be decoded; ``header`` where it has been opened already.
+    """The bytes of a file to decode; ``header`` where it has been opened already.
 
     Raises :class:`~detector.errors.DataError` for what is not an image, claims more than ``MAX_PIXELS``, or is cut off.
     """
     if data.startswith(_PNG):
         return _checked_png(path, data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return data  # has at most 16,383 × 16,383 pixels, and says how many bytes it has
+        return data  # has at most 16,383 × 16,383 pixels, and its length is in the header
     header = header or open_header(path, io.BytesIO(data))
     if header is None:
-        return data  # of an odd kind, or damaged: OpenCV says so, and stops at 2^30 pixels
+        return data  # of an odd kind, or damaged: OpenCV reports it, and stops at 2^30 pixels
     check_size(path, *header.size)
-    # Where a disk was full, or a download was cut off, zeros may follow what was written, up to the length that was
-    # planned. The search begins behind the header, which may have a thumbnail with an end of its own.
+    # Where a disk was full or a download was cut off, the rest of the file may be zeros. The search begins behind the
+    # header, which may hold a thumbnail with an end of its own.
     if isinstance(header, JpegImagePlugin.JpegImageFile) and data.rfind(b"\xff\xd9", header.fp.tell()) < 0:
         raise DataError(f"{path}: is cut off: the image has no end (FFD9); restore the file")
     return data
 
 
 def _checked_png(path: Path, data: bytes) -> bytes:
-    """The image without what would move it: of an animation, the image that viewers show that know none."""
+    """The file without animation chunks: what is left is the image that viewers without animation show."""
     chunks = list(_chunks(data))
     kinds = [kind for kind, _, _ in chunks]
     if kinds[:1] == [b"IHDR"]:
@@ -139,7 +139,7 @@ def _checked_png(path: Path, data: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of each whole chunk, to the last one."""
+    """Type, start and end of each complete chunk."""
     start, kind = len(_PNG), b""
     while start + 12 <= len(data) and kind != b"IEND":
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, type, content, checksum

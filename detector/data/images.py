@@ -3,14 +3,14 @@
 An image is [H, W, C] uint8 or, of a file with 16 bits, uint16; RGB if C is 3, gray if it is 1. Nothing is converted to
 other numbers of channels: a file must have exactly as many.
 
-EXIF orientation: annotations are drawn on some frame of the image (``data.exif``). By ``auto``, where width and height
-are annotated, that frame is the one that has them, and the stored frame wins where both do; where nothing is annotated
-(inference, folders of classes), the image is read upright, as a viewer shows it. ``stored`` and ``upright`` hold
-everywhere. An orientation that does not exist is none.
+EXIF orientation: annotations are drawn either on the stored or on the upright frame of the image (``data.exif``).
+``auto`` takes the frame that has the annotated width and height, the stored one where both have; where nothing is
+annotated (inference, class folders), the image is read upright, as a viewer shows it. ``stored`` and ``upright`` hold
+everywhere. An invalid orientation is ignored.
 
-16-bit values are scaled here, and nowhere else, so that ``data.max_value`` becomes 65535, which the model takes as 255.
+16-bit values are scaled only here, so that ``data.max_value`` becomes 65535, which the model takes as 255.
 
-The kind of a file is what its content says, not its name. Of an animation, the first frame is read.
+The content of a file decides its kind, not its name. Of an animation, the first frame is read.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ IMAGE_SUFFIXES = {
     ".pgm",
     ARRAY_SUFFIX,
 }
-_TIFF = (b"II", b"MM")  # what TIFF files begin with
-# By channels. Not IMREAD_COLOR_RGB: with 16 bits, OpenCV 5.0 reads TIFF files wrongly by it.
+_TIFF = (b"II", b"MM")  # TIFF files begin with one of these
+# By channels. Not IMREAD_COLOR_RGB: OpenCV 5.0 reads 16-bit TIFF files wrongly with it.
 _FLAGS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_BGR}
 
 
 class ChannelsError(DataError):
-    """A file has another number of channels than the model reads."""
+    """A file has a different number of channels than the model reads."""
 
 
 def read_image(path: Path, channels: int = 3, exif: str = "auto", max_value: int | None = None) -> np.ndarray:
@@ -77,7 +77,7 @@ def read_annotated_image(
 
 
 def read_size(path: Path, exif: str = "auto") -> tuple[int, int]:
-    """Height and width of an image, of its header where that says so, for annotations that do not give them.
+    """Height and width of an image, from its header where possible, for annotations that do not give them.
 
     Raises :class:`~detector.errors.DataError` where EXIF turns it by a quarter and ``exif`` is auto: its boxes may be
     on either frame.
@@ -90,7 +90,7 @@ def read_size(path: Path, exif: str = "auto") -> tuple[int, int]:
                 file.seek(0)
                 data = file.read()
                 image = _read_array(path, data) if is_array else _read_image(path, checked(path, data), 0, False)
-                return image.shape[0], image.shape[1]
+                return _check_array(path, image).shape[:2]
             width, height = stored_size(header)
             if width != height and exif != "stored" and orientation_of(header) in QUARTER_TURNS:
                 if exif == "auto":
@@ -106,7 +106,7 @@ def read_size(path: Path, exif: str = "auto") -> tuple[int, int]:
 
 
 def scale_depth(image: np.ndarray, max_value: int | None) -> np.ndarray:
-    """16-bit values so that ``max_value`` becomes 65535, with larger ones cut off; 8-bit values as they are."""
+    """16-bit values scaled so that ``max_value`` becomes 65535, larger ones clipped; 8-bit values as they are."""
     return image if max_value is None or image.dtype != np.uint16 else _scaled_values(max_value)[image]
 
 
@@ -122,7 +122,7 @@ def read_peak(path: Path, channels: int) -> int:
 
 
 def depth_fault(peak: int, max_value: int | None) -> str:
-    """What is wrong with images of 16 bits whose largest value is ``peak``, and the remedy; nothing if it is 0."""
+    """What is wrong with 16-bit images whose largest value is ``peak``, and the remedy; empty if nothing is."""
     limit = max_value or 65535
     largest = f"the largest value of the 16-bit images is {peak:,}"
     if peak > limit:
@@ -134,7 +134,7 @@ def depth_fault(peak: int, max_value: int | None) -> str:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """An image's file; raises the system's error, or :class:`~detector.errors.DataError` where it is none."""
+    """Open an image file. Raises the system's error, or :class:`~detector.errors.DataError` for what is not a file."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # a pipe would hang, a device never end
         raise DataError(f"{path}: cannot be read: it is not a file")
@@ -146,7 +146,7 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def why_missing(path: Path) -> str:
-    """Why there is not a file at ``path``: "does not exist", or where its link leads."""
+    """Why there is no file at ``path``: "does not exist", or where its link leads."""
     if os.path.islink(path):  # noqa: PTH114 (Path.is_symlink raises for a name that is too long)
         return f"is a link to {os.path.realpath(path)}, which does not exist"
     return "does not exist"
@@ -167,18 +167,23 @@ def _decode(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray
         image = _read_array(path, data)
     else:
         image = _read_image(path, checked(path, data), channels, upright)
-    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or image.size == 0:
-        raise DataError(f"{path}: holds {image.dtype} {list(image.shape)}; an image is [H, W, C] uint8 or uint16")
-    image = image.reshape(*image.shape[:2], -1)
+    image = _check_array(path, image)
     if image.shape[2] != channels:
         raise ChannelsError(f"{path}: has {image.shape[2]} channels, model.in_channels asks for {channels}")
     return image
 
 
+def _check_array(path: Path, image: np.ndarray) -> np.ndarray:
+    """An array as an image [H, W, C]; raises :class:`~detector.errors.DataError` where it is not one."""
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or image.size == 0:
+        raise DataError(f"{path}: holds {image.dtype} {list(image.shape)}; an image is [H, W, C] uint8 or uint16")
+    return image.reshape(*image.shape[:2], -1)
+
+
 def _read_image(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray:
     straight = _read_straight_alpha(data) if channels >= 3 else None
     image = straight[:, :, :channels] if straight is not None else _read_with_opencv(path, data, channels, upright)
-    # A TIFF file always comes upright; of the others, OpenCV turns gray and colors only.
+    # A TIFF file always comes upright; of other files, OpenCV turns only those read as gray or RGB.
     is_turned = data[:2] in _TIFF or (upright and channels in _FLAGS)
     if is_turned == upright:
         return image
@@ -188,7 +193,7 @@ def _read_image(path: Path, data: bytes, channels: int, upright: bool) -> np.nda
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """The image upright, by its EXIF orientation (EXIF 2.32, table 6); all but 6 and 8 undo themselves."""
+    """The image upright, by its EXIF orientation (EXIF 2.32, table 6). All but 6 and 8 are their own inverse."""
     if orientation in QUARTER_TURNS:
         image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -224,12 +229,12 @@ def _read_array(path: Path, data: bytes) -> np.ndarray:
 
 
 def _read_straight_alpha(data: bytes) -> np.ndarray | None:
-    """RGBA of an 8-bit TIFF file that has it, which OpenCV would multiply colours by; None for others."""
+    """An 8-bit RGBA TIFF file, whose colours OpenCV would multiply by alpha; None for other files."""
     if data[:2] not in _TIFF:
         return None
     try:
         with TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as image:
             bits = image.tag_v2.get(258)  # BitsPerSample
             return np.asarray(image) if image.mode == "RGBA" and bits == (8, 8, 8, 8) else None
-    except Exception:  # a damaged header raises almost anything; OpenCV says what is wrong
+    except Exception:  # a damaged header raises almost anything; OpenCV reports it
         return None

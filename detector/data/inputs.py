@@ -1,4 +1,4 @@
-"""Images as Python hands them over: paths, PIL images, arrays and tensors, all made one kind of array."""
+"""Images given from Python: paths, PIL images, arrays and tensors become arrays of one kind."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Reading = tuple[int, str, int | None]  # how images are read: channels, data.exi
 
 
 def check_images(images: object, channels: int) -> Iterator[ImageInput]:
-    """Images, each of a kind that can be read; files are only looked for.
+    """The images, each checked to be of a kind that can be read; files need only exist.
 
-    A sequence is checked as a whole, at once; of another iterable each image as it is taken. Raises TypeError,
+    A sequence is checked as a whole before anything is returned, another iterable image by image. Raises TypeError,
     ValueError or :class:`~detector.errors.DataError` with the number of the image and the remedy.
     """
     is_single = isinstance(images, str | Path | Image.Image)
@@ -72,12 +72,11 @@ def _check_path(image: str | Path, name: str) -> None:
 
 
 def _array_fault(image: np.ndarray | Tensor, channels: int) -> str:
-    """What is wrong with an array or tensor and how to fix it; "" if nothing is."""
+    """What is wrong with an array or tensor and how to fix it; empty if nothing is."""
     is_tensor = isinstance(image, Tensor)
     dtype = str(image.dtype).removeprefix("torch.") if is_tensor else image.dtype.name  # in any byte order
     shape = list(image.shape)
     wanted = f"uint8 or uint16 {'tensor' if is_tensor else 'array'} {_layout(is_tensor, channels)}"
-    remedy = ""
     if 0 in shape:
         remedy = "it is empty"
     elif len(shape) != 3 or shape[0 if is_tensor else 2] != channels:
@@ -128,9 +127,9 @@ def _type_remedy(image: np.ndarray | Tensor, dtype: str, is_tensor: bool) -> str
 
 
 def as_array(image: ImageInput, channels: int = 3, exif: str = "auto", max_value: int | None = None) -> np.ndarray:
-    """An image that :func:`check_image` lets pass as [H, W, C] uint8 or uint16; RGB if ``channels`` is 3.
+    """An image that :func:`check_image` accepts as [H, W, C] uint8 or uint16; RGB if ``channels`` is 3.
 
-    ``exif`` and ``max_value`` are those of ``data``.
+    ``exif`` and ``max_value`` are ``data.exif`` and ``data.max_value``.
     """
     check_image(image, channels)
     if isinstance(image, str | Path):
@@ -142,13 +141,13 @@ def as_array(image: ImageInput, channels: int = 3, exif: str = "auto", max_value
     else:
         array = _from_pil(image, channels, exif)
         check_image(array, channels)
-    # The loader takes over what needs no resizing: a view of negative strides (BGR turned round) cannot be a tensor.
+    # An image that needs no resizing becomes a tensor as it is, which a view of negative strides (flipped BGR) cannot.
     array = np.require(array, array.dtype.newbyteorder("="), requirements=("C", "W"))
     return scale_depth(array, max_value)
 
 
 def as_shown(image: ImageInput, channels: int, exif: str, max_value: int | None) -> np.ndarray:
-    """An image to draw on, [H, W, C], read as ``as_array`` does; an array or tensor of any number of channels."""
+    """An image to draw on, [H, W, C], as ``as_array`` reads it; an array or tensor may have any number of channels."""
     if isinstance(image, np.ndarray | Tensor) and image.ndim == 3:
         channels = int(image.shape[0 if isinstance(image, Tensor) else 2])
     return as_array(image, channels, exif, max_value)
@@ -158,12 +157,12 @@ def _from_pil(image: Image.Image, channels: int, exif: str) -> np.ndarray:
     if image.mode in ("RGB", "RGBA") and ";16" in str(getattr(image, "tile", "")):
         raise ValueError("a PIL image of three channels holds 8 of its file's 16 bits; give the path of the file")
     try:
-        image.load()  # reads the file, if PIL has only opened it yet
+        image.load()  # reads the file, if PIL has only opened it
         upright = image if exif == "stored" else ImageOps.exif_transpose(image)
     except Exception as error:  # damaged files raise almost anything
         name = getattr(image, "filename", "") or "a PIL image"
         raise DataError(f"{name}: cannot be decoded: {' '.join(str(error).split())}") from None
-    is_deep = upright.mode.startswith("I")  # 16 bits a pixel, which PIL would clip to 255; in 16 or in 32 bits
+    is_deep = upright.mode.startswith("I")  # 16 bits per pixel (stored in 16 or 32), which PIL would clip to 255
     if channels in (1, 3) and not is_deep:
         upright = upright.convert({1: "L", 3: "RGB"}[channels])
     array = np.asarray(upright)
@@ -176,11 +175,11 @@ def _from_pil(image: Image.Image, channels: int, exif: str) -> np.ndarray:
 
 
 def check_threshold(value: object) -> None:
-    """Refuse a lowest score that is neither None nor a number in [0, 1], with the remedy."""
+    """Refuse a score threshold that is neither None nor a number in [0, 1], with the remedy."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"score_threshold: {value!r} is not a number between 0 and 1")
     if not 0 <= value <= 1:
-        hint = f"; {value:g} looks like a per cent: {value / 100:g}" if 1 < value <= 100 else ""
+        hint = f"; {value:g} looks like a percentage: {value / 100:g}" if 1 < value <= 100 else ""
         raise ValueError(f"score_threshold: {value:g} is not between 0 and 1{hint}")

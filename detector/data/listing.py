@@ -16,7 +16,7 @@ from detector.errors import DataError
 def walk(root: Path) -> Iterator[tuple[str, bool]]:
     """Everything below ``root`` that is not a folder: its name relative to ``root``, and whether it is a regular file.
 
-    Links are followed, to folders too, except to a folder that the link itself lies in. Raises
+    Links are followed, also to folders, except to a folder that contains the link. Raises
     :class:`~detector.errors.DataError` for a folder that cannot be searched.
     """
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
@@ -29,7 +29,7 @@ def walk(root: Path) -> Iterator[tuple[str, bool]]:
                 continue
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    # A link may lead nowhere, or to itself, which entry.is_dir() raises for.
+                    # entry.is_dir() raises for a link to itself.
                     is_link = entry.is_symlink()
                     if os.path.isdir(entry.path) if is_link else entry.is_dir():  # noqa: PTH112
                         waiting.append((f"{below}{entry.name}/", above | {own}))
@@ -41,14 +41,14 @@ def walk(root: Path) -> Iterator[tuple[str, bool]]:
 
 @dataclass
 class Listing:
-    """The images below a folder, and what else was found there."""
+    """The images below a folder, and what else is there."""
 
     files: list[str]  # relative to the folder, sorted
-    by_content: Counter[str] = field(default_factory=Counter)  # images that their suffix does not show, by suffix
-    skipped: Counter[str] = field(default_factory=Counter)  # what is not an image, by suffix
+    by_content: Counter[str] = field(default_factory=Counter)  # images without an image's suffix, by suffix
+    skipped: Counter[str] = field(default_factory=Counter)  # other files, by suffix
 
     def note(self) -> str:
-        """What the list of files does not show, in one line; empty if there is nothing to say."""
+        """One line on ``by_content`` and ``skipped``; empty if there is nothing to say."""
         parts = [("images by their content", self.by_content), ("skipped", self.skipped)]
         return "; ".join(f"{what}: {_counted(counts)}" for what, counts in parts if counts)
 
@@ -63,14 +63,14 @@ def list_images(root: Path) -> Listing:
     return sort_out(root, walk(root))
 
 
-def sort_out(root: Path, found: Iterable[tuple[str, bool]]) -> Listing:
-    """Of what ``walk`` found: files with the suffix of an image, and others whose first bytes are those of one.
+def sort_out(root: Path, entries: Iterable[tuple[str, bool]]) -> Listing:
+    """The images among the ``entries`` of ``walk``: by their suffix, or else by their first bytes.
 
-    A link with the suffix of an image is listed even where it leads nowhere. Hidden files and folders are other
-    programs': thumbnails, checkpoints of notebooks.
+    A link with the suffix of an image is listed even where it leads nowhere. Hidden files and folders belong to other
+    programs: thumbnails, checkpoints of notebooks.
     """
     listing = Listing([])
-    for name, is_file in found:
+    for name, is_file in entries:
         suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path for each of 100,000 is slow)
         if name.startswith(".") or "/." in name:
             listing.skipped["hidden"] += 1
@@ -86,7 +86,7 @@ def sort_out(root: Path, found: Iterable[tuple[str, bool]]) -> Listing:
 
 
 def _begins_as_image(path: Path, suffix: str) -> bool:
-    """Whether a file without an image's suffix is one. Cameras' raw files begin as TIFF does: it needs no suffix."""
+    """Whether a file without an image's suffix is one. TIFF counts only without any suffix: raw files begin like it."""
     try:
         with path.open("rb") as file:
             start = file.read(12)

@@ -1,4 +1,4 @@
-"""Data sets of one's own, given from Python: ``detector.train(..., data=(train, val))``."""
+"""The user's own data sets, given from Python: ``detector.train(..., data=(train, val))``."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from detector.structures import Category
 
 
 class BoxData(Protocol):
-    """Images with boxes, by index. An index always gives the same item, or a resumed run would be another one."""
+    """Images with boxes, by index. An index must always give the same item, or a resumed run would differ."""
 
-    categories: Sequence[Category]  # ids, of one's own choice, and names; a label is an index of these
+    categories: Sequence[Category]  # ids of your choice, and names; a label is an index into these
 
     def __len__(self) -> int: ...
 
@@ -34,9 +34,9 @@ OwnData = tuple[BoxData, BoxData | None]  # to train on, and to evaluate on
 
 
 class OwnDataset(CocoDataset):
-    """A :class:`BoxData` for the loop: boxes as columns, read once; each image when it is needed.
+    """A :class:`BoxData` for the training loop: boxes are read once, into columns, and each image when it is needed.
 
-    Its images have no files: their names are their indices in ``own``.
+    Images have no files: their names are their indices in ``own``.
     """
 
     def __init__(self, own: BoxData, annotations: Annotations, *settings: Any) -> None:
@@ -48,7 +48,7 @@ class OwnDataset(CocoDataset):
         return OwnDataset(self.own, self.annotations.select(indices), *given)
 
     def file(self, index: int) -> Path:
-        """What stands in messages for the file of an image."""
+        """What messages name instead of a file."""
         return Path(f"{self.source}: image {self.annotations.file_name(index)}")
 
     def warnings(self) -> list[str]:
@@ -71,10 +71,10 @@ def read_own(
     channels: int,
     categories: list[Category] | None = None,
 ) -> OwnDataset:
-    """The data set ``own`` as train or val (``name``), each item looked at once.
+    """The data set ``own`` as train or val (``name``), with each item read once.
 
-    Raises :class:`~detector.errors.DataError` for an item that is not as :class:`BoxData` says, and for other classes
-    than ``categories`` (those of train).
+    Raises :class:`~detector.errors.DataError` for an item that is not as :class:`BoxData` says, and for classes that
+    differ from ``categories`` (those of train).
     """
     source = Path(f"data given for {name}")
     known = [Category(*category) for category in own.categories]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +17,11 @@ from detector.errors import ConfigError, DataError
 def hold_back(
     source: Path, names: Sequence[bytes], image: np.ndarray, label: np.ndarray, fraction: float, seed: int
 ) -> np.ndarray:
-    """Which of I images are held back, [I] bool, by their file names; annotation m is of class label[m] in image[m].
+    """Which of I images are held back, [I] bool, by their file names; annotation m has class label[m], in image[m].
 
-    Each image is decided alone: a hash of ``seed`` and its name gives a number in [0, 1), and the image is held back
-    where that is below ``fraction``. So images that are added move no others, and each class gives about its fraction.
-    Then as few images as possible are moved, those whose numbers are nearest to ``fraction`` first:
+    Each image is decided on its own: a hash of ``seed`` and its name gives a number in [0, 1), and the image is held
+    back if that is below ``fraction``. So added images move no others, and about ``fraction`` of each class is held
+    back. Then as few images as possible are moved, those whose numbers are nearest to ``fraction`` first:
 
     - to train, one of each class that is wholly held back;
     - to val, one of each class that has none there, the rarest classes first, unless train would lose the last image
@@ -32,14 +33,14 @@ def hold_back(
     number = np.array([int.from_bytes(hashlib.sha256(b"%d %s" % (seed, name)).digest()[:8], "big") for name in names])
     number = number.astype(np.float64) / 2**64
     is_val = number < fraction
-    # Every image is also of one class that all share, so that neither part is empty.
+    # One more class that all images have, so that neither part is empty.
     everything = label.max(initial=-1) + 1
     pairs = np.unique(
         np.stack([np.append(label, np.full(len(names), everything)), np.append(image, np.arange(len(names)))]), axis=1
     )  # [2, P] class and image, sorted by class
     first = np.searchsorted(pairs[0], np.arange(everything + 2))
     members = [pairs[1, start:end] for start, end in pairwise(first) if end > start]  # images of each class
-    members.sort(key=lambda own: (len(own), number[own].min()))  # the rarest first, whatever their labels are
+    members.sort(key=lambda own: (len(own), number[own].min()))  # the rarest first, in any order of the labels
     for own in members:
         if is_val[own].all():
             is_val[own[number[own].argmax()]] = False
@@ -57,14 +58,14 @@ def hold_back(
                 break
     if not is_val.any():
         raise DataError(
-            f"{source}: of its {len(names)} image{'s' * (len(names) != 1)}, none can be held back without taking a"
-            " class's last one from training; add images, or train without evaluation (data.val=null)"
+            f"{source}: of its {len(names)} image{'s' * (len(names) != 1)}, none can be held back without taking the"
+            " last one of a class from training; add images, or train without evaluation (data.val=null)"
         )
     return is_val
 
 
 def split_to_read(data: DataConfig, name: str) -> tuple[str, SplitConfig]:
-    """Where the images of ``data.train`` or ``data.val`` (``name``) are listed: there, or val's in train.
+    """The split that lists the images of ``data.train`` or ``data.val`` (``name``); train, if val is held back.
 
     Raises :class:`~detector.errors.DetectorError` where the config has no such split, or names it twice.
     """
@@ -83,8 +84,18 @@ def split_to_read(data: DataConfig, name: str) -> tuple[str, SplitConfig]:
     return name, split
 
 
+def images_folder(data: DataConfig, name: str, split: SplitConfig) -> Path:
+    """``split.images``. Raises :class:`~detector.errors.DataError` where it is not set or not a folder."""
+    if split.images is None:
+        raise not_set(data, name, "images")
+    images = Path(split.images)
+    if not os.path.isdir(images):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+        raise DataError(f"data.{name}.images: {images} is not a folder")
+    return images
+
+
 def not_set(data: DataConfig, name: str, key: str) -> DataError:
-    """The error of a split without ``annotations`` or ``images``; of val it names every way."""
+    """The error for a split without ``annotations`` or ``images``; for val it names every remedy."""
     error = f"data.{name}.{key} is not set; give it in the config or as data.{name}.{key}="
     error += "DIR" if key == "images" else "PATH"
     if name == "val" and data.val == SplitConfig():

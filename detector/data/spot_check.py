@@ -1,4 +1,4 @@
-"""What a sample of the files shows at the start of a run that reading them one by one would never say."""
+"""Warnings at the start of a run from a sample of the files, of faults that no single file shows."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from detector.data.headers import is_ambiguous, may_be_deep, open_header, orient
 from detector.data.images import ARRAY_SUFFIX, depth_fault, open_file, read_peak
 from detector.errors import DataError
 
-HEADERS = 256  # files whose header is read, of a larger set a sample
-DECODED = 8  # 16-bit images whose values are looked at
+HEADERS = 256  # files whose header is read
+DECODED = 8  # 16-bit images that are decoded
 
 
 def spot_check(
     file: Callable[[int], Path], indices: np.ndarray, channels: int, max_value: int | None, looks_for_turns: bool
 ) -> list[str]:
-    """Warnings of EXIF orientations that leave the frame of the boxes open, and of 16-bit values that are all small."""
-    chosen = [file(int(indices[place])) for place in spread(len(indices), HEADERS)]
+    """Warnings of EXIF orientations that leave the frame of the boxes open, and of 16-bit values out of range."""
+    chosen = [file(int(index)) for index in indices[spread(len(indices), HEADERS)]]
     headers = [(path, header) for path in chosen if (header := _open(path)) is not None]
     lines = []
     turned = [path for path, header in headers if is_ambiguous(orientation_of(header), *header.size)]
@@ -44,12 +44,12 @@ def spread(count: int, number: int) -> list[int]:
 
 
 def _open(path: Path) -> ImageFile | None:
-    """The header; None for what has none, and for what reading will complain of."""
+    """The header; None for an array, and for a file that cannot be read."""
     try:
         with open_file(path) as file:
             header = open_header(path, file) if path.suffix.lower() != ARRAY_SUFFIX else None
             if header is not None:
-                orientation_of(header)  # reads on in the file, and is kept
+                orientation_of(header)  # reads EXIF while the file is open; Pillow keeps it
             return header
     except (OSError, ValueError, DataError):
         return None

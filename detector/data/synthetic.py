@@ -1,4 +1,4 @@
-"""Generated data: shapes over textured clutter, in COCO format or one folder per class, a function of (seed, index)."""
+"""Generated data: shapes on textured clutter, in COCO format or one folder per class, a function of (seed, index)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 
 SIDE = 192  # of an image, in pixels
-SMALLEST, LARGEST = 12, 150  # side of a shape's box, in pixels
-MOST_HIDDEN = 1 / 3  # of a shape, by those drawn over it
+SMALLEST, LARGEST = 12, 150  # sides of a shape's box, in pixels
+MOST_HIDDEN = 1 / 3  # of a shape's area, by shapes drawn over it
 
-# Corners on the unit circle's square [-1, 1]²; a circle has none.
+# Corners in the square [-1, 1]²; a circle has none.
 POLYGONS: dict[str, np.ndarray | None] = {
     "circle": None,
     "square": np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], dtype=np.float64),
@@ -27,7 +27,7 @@ CLASSES = list(POLYGONS)
 
 
 def write_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
-    """``folder``/images and ``folder``/annotations/{train,val}.json with so many images each."""
+    """Write ``folder``/images and ``folder``/annotations/{train,val}.json, with ``train`` and ``val`` images."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
     first = 0
@@ -57,7 +57,7 @@ def write_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
 
 
 def write_class_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
-    """``folder``/{train,val}/CLASS/ with every shape of so many images cut out, a tenth of its size around it."""
+    """Write ``folder``/{train,val}/CLASS/ with every shape of so many images cut out, with a margin of a tenth."""
     first = 0
     for split, count in (("train", train), ("val", val)):
         for name in CLASSES:
@@ -76,7 +76,7 @@ def make_image(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[int]
     """An image [SIDE, SIDE, 3] uint8 RGB, the boxes of its shapes [T, 4] xyxy in whole pixels, and their labels."""
     rng = np.random.default_rng([seed, index])
     image = _clutter(rng)
-    shown = np.zeros((0, SIDE, SIDE), dtype=bool)  # what is to be seen of each shape so far
+    shown = np.zeros((0, SIDE, SIDE), dtype=bool)  # the visible part of each shape so far
     areas, boxes, labels = [], [], []
     for _ in range(int(rng.integers(4, 15))):
         label = int(rng.integers(len(CLASSES)))
@@ -109,7 +109,7 @@ def _shape(rng: np.random.Generator, polygon: np.ndarray | None) -> np.ndarray:
     """A filled shape somewhere in the image, [SIDE, SIDE] bool; its box has sides of SMALLEST to LARGEST pixels."""
     size = rng.triangular(SMALLEST, 24, LARGEST)
     stretch = np.exp(rng.uniform(-0.25, 0.25, size=2))
-    angle = rng.uniform(-0.35, 0.35)  # radians: a square stays a square to the eye
+    angle = rng.uniform(-0.35, 0.35)  # radians: a square still looks like one
     turns = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     corners = np.stack([np.cos(turns), np.sin(turns)], axis=1) if polygon is None else polygon
     corners = corners * stretch @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -124,7 +124,7 @@ def _shape(rng: np.random.Generator, polygon: np.ndarray | None) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray) -> None:
-    """Fill ``mask`` with a vivid colour, now and then striped."""
+    """Fill ``mask`` with a vivid colour, sometimes striped."""
     hue, value = int(rng.integers(180)), int(rng.integers(140, 256))
     color = cv2.cvtColor(np.array([[[hue, 230, value]]], dtype=np.uint8), cv2.COLOR_HSV2RGB)[0, 0]
     image[mask] = color

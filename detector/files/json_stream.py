@@ -1,7 +1,7 @@
-"""JSON files of any size, and from anybody, read element by element.
+"""JSON files of any size and origin, read element by element.
 
-The standard library's scanner makes each element; only the text around it is held, so memory does not grow with the
-file. Whatever is wrong with a file ends in a :class:`~detector.errors.DataError` that names the line.
+The standard library's scanner parses each element; only the text around it is held, so memory does not grow with the
+file. Any fault in a file ends in a :class:`~detector.errors.DataError` that names the line.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 
 from detector.errors import DataError, unreadable
 
-BLOCK = 1 << 20  # bytes read at once
-LONGEST = 1 << 24  # characters of one element: no annotation comes near it, and a file without an end stops there
-# Text that is cut off can be misread up to so many characters before the cut: "-Infinit", "1.5e-", "\ud83d\ude0".
+BLOCK = 1 << 20  # bytes read at a time
+LONGEST = 1 << 24  # characters of one element: far more than any annotation, and an element without end stops there
+# Text that is cut off can be misread up to this many characters before the cut: "-Infinit", "1.5e-", "\ud83d\ude0".
 MARGIN = 32
 
 COMPRESSED = {b"\x1f\x8b": "gzip", b"PK": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
@@ -34,7 +34,7 @@ class _DuplicateKeyError(Exception):
 
 @contextmanager
 def open_json(path: Path) -> Iterator[JsonStream]:
-    """The file as a :class:`JsonStream` at its beginning; raises if it is compressed or no UTF-8."""
+    """The file as a :class:`JsonStream` at its beginning; raises if it is compressed or not UTF-8."""
     try:
         file = path.open("rb")
         head = file.peek(8)
@@ -50,14 +50,14 @@ def open_json(path: Path) -> Iterator[JsonStream]:
 
 
 class JsonStream:
-    """A JSON file at the place that was read to.
+    """A JSON file and the position in it that was read to.
 
-    ``members`` walks an object and ``elements`` a list; the value of each key is to be read, or passed by ``skip``.
+    ``members`` walks an object and ``elements`` a list; the value of each key must be read, or passed by ``skip``.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self.file = path, file
-        self.text, self.place = "", 0  # what of the file is held, and how far it was read
+        self.text, self.place = "", 0  # the part of the file in memory, and how far it was read
         self.start = 0  # where in the text the last value began
         self.lines = self.columns = 0  # before the text: line breaks, and characters since the last one
         self.at_end = False
@@ -94,7 +94,7 @@ class JsonStream:
             except ValueError as error:  # thousands of digits
                 raise self.error(f"{error}".split(";")[0]) from None
             else:
-                # A number may go on behind the text.
+                # A number may continue beyond the text.
                 if self.at_end or not isinstance(value, int | float) or end + MARGIN < len(self.text):
                     self.start, self.place = self.place, end
                     return value
@@ -106,7 +106,7 @@ class JsonStream:
             self._read()
 
     def elements(self) -> Iterator[Any]:
-        """The elements of the list that comes next."""
+        """The elements of the list that follows."""
         self._expect("[")
         if self._passes("]"):
             return
@@ -116,7 +116,7 @@ class JsonStream:
                 return
 
     def members(self) -> Iterator[str]:
-        """The keys of the object that comes next."""
+        """The keys of the object that follows."""
         self._expect("{")
         if self._passes("}"):
             return
@@ -130,7 +130,7 @@ class JsonStream:
                 return
 
     def skip(self) -> None:
-        """Pass the next value, whatever it is."""
+        """Pass the next value."""
         opening = self.peek()
         if opening == "[":
             for _ in self.elements():
@@ -142,17 +142,17 @@ class JsonStream:
             self.value()
 
     def finish(self) -> None:
-        """Raises if anything comes after what was read."""
+        """Raises if anything follows what was read."""
         if self.peek():
             raise self.error("Extra data")
 
     @property
     def line(self) -> int:
-        """The line in which the value began that was read last; to be asked before anything else is read."""
+        """The line in which the last value began; valid until anything else is read."""
         return self.lines + self.text.count("\n", 0, self.start) + 1
 
     def error(self, fault: str, at: int | None = None) -> DataError:
-        """Not valid JSON at a place of the text; without one, where it was read to."""
+        """The error of invalid JSON at a position in the text, by default where it was read to."""
         at = self.place if at is None else at
         line = self.lines + self.text.count("\n", 0, at) + 1
         column = at - self.text.rfind("\n", 0, at) + (self.columns if line == self.lines + 1 else 0)
@@ -164,7 +164,7 @@ class JsonStream:
         return is_next
 
     def _ends(self, closing: str) -> bool:
-        """Pass what follows a member: the end of all, or a comma."""
+        """Pass what follows an element: ``closing``, or a comma. Whether it was ``closing``."""
         mark = self.peek()
         if mark not in (closing, ","):
             raise self.error("Expecting ',' delimiter")
@@ -176,14 +176,14 @@ class JsonStream:
             raise self.error(fault)
 
     def _read(self) -> None:
-        """More text; what was read of the old one is dropped."""
+        """Read more text, and drop the part that was parsed."""
         dropped, self.text = self.text[: self.place], self.text[self.place :]
         breaks = dropped.count("\n")
         self.lines += breaks
         self.columns = len(dropped) - dropped.rfind("\n") - 1 + (0 if breaks else self.columns)
         self.place = 0
         try:
-            # More at a time where one element is long, or joining its parts would take the square of its length.
+            # More at a time where one element is long, or the time to join its parts would be quadratic in its length.
             data = self.file.read(max(BLOCK, len(self.text)))
         except OSError as error:
             raise _unreadable(self.path, error) from None
@@ -227,10 +227,10 @@ _short.maxstring = _short.maxlong = _short.maxother = 120
 
 
 def show(value: Any) -> str:
-    """A value as Python writes it, in one line that is not long."""
+    """A value as Python writes it, in one short line."""
     return _short.repr(value)
 
 
 def show_text(text: str) -> str:
-    """A name as it is, if it can stand so in one line of a message."""
+    """A name as it is, if it fits into one line of a message."""
     return text if text.isprintable() and len(text) <= 200 else show(text)

@@ -1,4 +1,4 @@
-"""Files of tensors from anywhere: fetched only when asked, and read without running a line of what is in them."""
+"""Files of tensors from untrusted sources, read without running any code in them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from detector.errors import WeightsError
 
-# All that a pickle of arrays needs. Whatever else a file asks for is refused by its name, and not imported.
+# All that a pickle of arrays needs. Anything else that a file asks for is refused by its name, and not imported.
 SAFE_GLOBALS = {
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),
@@ -30,9 +30,9 @@ SAFE_GLOBALS = {
 
 
 def resolve(source: str, known: dict[str, str] | None = None) -> Path | None:
-    """The file that ``source`` means, of a URL the one in torch hub's cache; None if ``source`` is nothing known.
+    """The file that ``source`` means, for a URL the one in torch hub's cache; None if ``source`` is unknown.
 
-    A source is a path, a ``file://`` or ``https://`` URL, a name out of ``known`` (names to URLs), or a name of one of
+    A source is a path, a ``file://`` or ``https://`` URL, a name in ``known`` (names to URLs), or a member of one of
     torchvision's enums such as ``ResNet50_Weights.IMAGENET1K_V1``. Raises :class:`~detector.errors.WeightsError` where
     a download fails.
     """
@@ -81,8 +81,8 @@ def read_file(path: Path) -> Any:
         reason = " ".join(str(error).split())
         if match := re.search(r"[Uu]nsupported (?:global|GLOBAL):? (?:GLOBAL )?([\w.]+)", reason):
             raise WeightsError(
-                f"{path}: holds {match[1]}, which is not a tensor and is not loaded; of a file that you trust, save the"
-                " state dict alone"
+                f"{path}: holds {match[1]}, which is not a tensor and is not loaded; if you trust the file, save"
+                " its state dict alone"
             ) from None
         raise WeightsError(f"{path}: is not a file of tensors, or is cut off ({reason[:120]})") from None
 
@@ -101,16 +101,16 @@ def _read(path: Path) -> Any:
 
 
 def _check_zip(path: Path) -> None:
-    """torch stores tensors as they are, each once: what is compressed or overlaps may grow without end."""
+    """Refuse compressed or overlapping entries, which may unpack to any size; torch stores each tensor once, as is."""
     with zipfile.ZipFile(path) as archive:
         claimed, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
         if claimed > size and all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise WeightsError(f"{path}: claims to hold {claimed:,} bytes, and has {size:,}; it is cut off, or a trap")
+            raise WeightsError(f"{path}: claims to hold {claimed:,} bytes, and has {size:,}: cut off, or malicious")
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise WeightsError(
                     f"{path}: {entry.filename} is compressed, {entry.compress_size:,} bytes for {entry.file_size:,};"
-                    " torch saves nothing so"
+                    " torch never compresses"
                 )
 
 
@@ -128,11 +128,11 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _as_tensors(value: Any, path: Path, done: dict[int, Any]) -> Any:
-    """``value`` with tensors for arrays; what stands in it several times is made once, and stands there again."""
+    """``value`` with tensors instead of arrays; an object that occurs several times is converted once."""
     if not isinstance(value, dict | np.ndarray):
         return value
     if id(value) not in done:
-        done[id(value)] = done  # not made yet
+        done[id(value)] = done  # in progress
         if isinstance(value, dict):
             done[id(value)] = {key: _as_tensors(inner, path, done) for key, inner in value.items()}
         elif value.dtype.kind in "fiub":
@@ -140,19 +140,19 @@ def _as_tensors(value: Any, path: Path, done: dict[int, Any]) -> Any:
         else:
             raise WeightsError(f"{path}: holds an array of {value.dtype}, which is not a tensor")
     if done[id(value)] is done:
-        raise ValueError("a dict stands inside itself")
+        raise ValueError("a dict contains itself")
     return done[id(value)]
 
 
 def is_state_dict(value: Any) -> bool:
-    """Names to tensors."""
+    """Whether a value is a dict of names to tensors, and not empty."""
     return isinstance(value, dict) and bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
 def check_tensor(name: Any, tensor: Tensor, path: str | Path) -> None:
-    """Refuse a tensor of a file that holds no finite, real numbers."""
+    """Refuse a tensor of a file that does not hold finite, real numbers."""
     if not isinstance(name, str):
-        raise WeightsError(f"{path}: has a tensor by the name {name!r}; names are texts")
+        raise WeightsError(f"{path}: has a tensor named {name!r}; names must be strings")
     is_dense = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
     if not is_dense or tensor.is_quantized or tensor.is_complex():
         raise WeightsError(f"{path}: {name} is not a dense tensor of numbers")
@@ -163,6 +163,6 @@ def check_tensor(name: Any, tensor: Tensor, path: str | Path) -> None:
     if not bool(tensor.isfinite().all()):
         count = int((~tensor.isfinite()).sum())
         raise WeightsError(
-            f"{path}: {name} has {count:,} of {tensor.numel():,} values that are not finite; training had diverged, or"
+            f"{path}: {name} has {count:,} of {tensor.numel():,} values that are not finite; training diverged, or"
             " the file is damaged: use an earlier one"
         )

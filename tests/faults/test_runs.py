@@ -78,7 +78,7 @@ def test_a_disk_that_fills_at_any_call_stops_in_one_line_and_the_run_continues(
                 if fit(config, run, CPU, resume=True):
                     break
             except StorageError as error:
-                assert "cannot be written: No space left on device; what was saved before stands" in str(error)
+                assert "cannot be written: No space left on device; what was saved before is intact" in str(error)
                 assert "\n" not in str(error)
             if step:
                 assert torch.load(run.last, weights_only=True)["step"] >= step

@@ -1,8 +1,7 @@
-"""Images and their classes, as training and the doctor read them: one folder per class, or a CSV file of paths and
-labels.
+"""Images with classes: one folder per class, or a CSV file of paths and labels. The one reader, also of the doctor.
 
-Strictly read, the first fault is raised; with a list for them, all are collected, and what has one is skipped or, of a
-class that is not known, kept as a further class.
+By default the first fault is raised. With a list of ``faults``, all are collected: rows at fault are skipped, and
+unknown classes become further classes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,8 @@ from detector.data.formats.recognition import BOX_CSV, unread, what_it_is
 from detector.data.listing import list_images
 from detector.data.names import Names, check_names, files_below
 from detector.data.split import hold_back
-from detector.errors import DataError, one_of
+from detector.errors import DataError, one_of, unreadable
+from detector.files.json_stream import show_text
 from detector.structures import Category
 
 # A first row is a header if it begins with one of these, else it is data.
@@ -34,7 +34,7 @@ class Fault(NamedTuple):
     check: str  # the doctor's name for its kind
     path: Path  # the CSV file, or the image or folder at fault
     words: str  # with the value and the remedy
-    line: int = 0  # of the CSV file
+    line: int = 0  # in the CSV file; 0: not of one
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.words}" if self.line else f"{self.path}: {self.words}"
@@ -44,10 +44,10 @@ class Fault(NamedTuple):
 class Labelled:
     """Images and their labels as columns: I images, M labels sorted by image. Forked workers share the arrays."""
 
-    source: Path  # the folder or CSV file that says so
+    source: Path  # the folder or CSV file of the labels
     root: Path
     categories: list[Category]
-    files: np.ndarray  # [I] names as the file system has them, in bytes, relative to root
+    files: np.ndarray  # [I] names relative to root, in the bytes of the file system
     first: np.ndarray  # [I + 1] int64; image i has labels[first[i]:first[i + 1]]
     labels: np.ndarray  # [M] int64, 0..K-1
     note: str = ""  # on how the files were found, for the summary
@@ -76,7 +76,7 @@ class Labelled:
         return np.bincount(self.labels, minlength=len(self.categories))
 
     def select(self, indices: np.ndarray) -> Labelled:
-        """Some of the images."""
+        """Some of the images, in this order."""
         labels = [self.labels_of(index) for index in indices]
         return Labelled(
             self.source,
@@ -90,9 +90,9 @@ class Labelled:
 
 
 def read_folders(root: Path, classes: Sequence[str] | None, faults: list[Fault] | None = None) -> Labelled:
-    """A folder of class folders, each searched whole; without ``classes`` their names are the classes.
+    """A folder of class folders, each searched recursively; without ``classes`` their names are the classes.
 
-    Faults are added to ``faults`` where it is given; else :class:`~detector.errors.DataError` is raised for the first
+    Faults are added to ``faults`` if it is given. Otherwise :class:`~detector.errors.DataError` is raised for the first
     one, and for links that lead nowhere.
     """
     folders = _class_folders(root)
@@ -130,7 +130,7 @@ def _class_folders(root: Path) -> list[str]:
     if not folders:
         raise DataError(f"{root}: has no class folders; put the images of each class into a folder of its name")
     for folder in folders:
-        if any("\ud800" <= character <= "\udfff" for character in folder):  # bytes that Python kept as they were
+        if any("\ud800" <= character <= "\udfff" for character in folder):  # surrogates: bytes that are not UTF-8
             raise DataError(f"{root / folder}: the folder's name is not UTF-8, and no class can have it; rename it")
     return folders
 
@@ -143,12 +143,12 @@ def read_csv(
     allow_outside: bool = False,
     faults: list[Fault] | None = None,
 ) -> Labelled:
-    """A CSV file: the path of an image (relative to ``root``), then its label, with or without a header.
+    """A CSV file with the path of an image (relative to ``root``), then its label, with or without a header.
 
-    With ``multi_label`` a row may have several, in cells of their own or separated by ``;`` in one, or none. Faults are
-    added to ``faults`` where it is given; else :class:`~detector.errors.DataError` is raised for the first one, for a
+    With ``multi_label`` a row may have none or several, in separate cells or separated by ``;`` in one. Faults are
+    added to ``faults`` if it is given. Otherwise :class:`~detector.errors.DataError` is raised for the first one, for a
     path that leads to no file and, unless ``allow_outside``, for one that leads out of ``root``. A file that is not
-    CSV, is empty, or has boxes raises it in any case.
+    CSV, is empty, or has boxes always raises it.
     """
     if what_it_is(path) == BOX_CSV:
         raise unread(path, BOX_CSV)
@@ -212,19 +212,19 @@ def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             yield from ((reader.line_num, cells) for cells in reader if cells)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: is not a CSV file in UTF-8: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        raise DataError(f"{show_text(str(path))}: {unreadable(path, error, '*.csv')}") from None
 
 
 def _header_hint(line: int) -> str:
-    """What to add to a fault of the first row, which may have been meant as a header."""
+    """The end of a message about the first row, which may have been meant as a header."""
     return f"; a header would begin with {one_of(PATH_NAMES)}" if line == 1 else ""
 
 
 def unknown_class(name: str, names: Sequence[str]) -> str:
-    """That ``name`` is not a class of ``names``, and which one may be meant."""
+    """A message that ``name`` is not among ``names``, with the one that may be meant."""
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"they are {one_of(names[:10])}{', …' if len(names) > 10 else ''}"
     return f"{name!r} is not among the {len(names)} classes; {hint}"

@@ -1,7 +1,7 @@
 """COCO annotation files as flat arrays, sorted by image, ready to train on and to score against.
 
-Everything that grows with the data is a tensor, not a Python object: forked workers share its pages (nothing touches a
-reference count), spawned ones get it through shared memory.
+Everything that grows with the data is a tensor, not a Python object: forked workers share its pages (no reference count
+is touched), spawned ones get it through shared memory.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ from detector.data.formats.coco_rows import (
 from detector.errors import DataError
 from detector.structures import Category
 
-NO_LABEL = -1  # of a class that no annotation has and the model does not know
+NO_LABEL = -1  # of a class without annotations that the model does not know
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """A COCO JSON file as columns: I images, M annotations sorted by image. Images are known by their place."""
+    """A COCO JSON file as columns: I images, M annotations sorted by image. Images are referred to by index."""
 
     path: Path
-    categories: list[Category]  # sorted by id; the label is the place
+    categories: list[Category]  # sorted by id; a label is an index into these
     image_ids: Ids  # [I] as given
     heights: Tensor  # [I] int64; 0: not given
     widths: Tensor  # [I] int64
     names: Texts  # [I] file names
-    first: Tensor  # [I + 1] int64; image i owns rows first[i]:first[i + 1] of all below
-    annotation_ids: Ids  # [M] as given, None for those without one
+    first: Tensor  # [I + 1] int64; image i has rows first[i]:first[i + 1] of all below
+    annotation_ids: Ids  # [M] as given; None where there is none
     boxes_xywh: Tensor  # [M, 4] float64, as annotated
     labels: Tensor  # [M] int64, 0..K-1
     areas: Tensor  # [M] float64
-    is_crowd: Tensor  # [M] bool; crowds, and what the file says to ignore
-    notice: str = ""  # a line that says what was read although it is written otherwise
-    dropped: int = 0  # annotations that data.invalid_boxes left out of these
+    is_crowd: Tensor  # [M] bool; iscrowd or ignore
+    notice: str = ""  # one line on what was read although it is not strict COCO
+    dropped: int = 0  # annotations that data.invalid_boxes has removed
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -76,7 +76,7 @@ class Annotations:
         )
 
     def keep(self, is_kept: Tensor) -> Annotations:
-        """The annotations of a mask [M], and all images."""
+        """All images, with the annotations of a mask [M]."""
         ends = torch.cat([is_kept.new_zeros(1, dtype=torch.int64), is_kept.cumsum(0)])
         return replace(self._of_rows(is_kept), first=ends[self.first])
 
@@ -95,7 +95,7 @@ class Annotations:
         return torch.repeat_interleave(torch.arange(len(self)), self.first.diff())
 
     def describe(self, row: int) -> str:
-        """An annotation in words: by its id, or by its place in its image."""
+        """An annotation in words: by its id, or by its number in its image."""
         own = self.annotation_ids[row]
         if own is not None:
             return f"annotation {show_id(own)}"
@@ -104,21 +104,21 @@ class Annotations:
 
 
 def read_annotations(path: str | Path, categories: list[Category] | None = None) -> Annotations:
-    """Annotations of a COCO JSON file; its classes must be among ``categories`` (of a checkpoint) where given.
+    """Annotations of a COCO JSON file; its classes must be among ``categories`` (of a checkpoint), if given.
 
-    Sizes that the file does not give are 0 (see :func:`~detector.data.detection.with_sizes`). Raises
+    Missing sizes are 0 (see :func:`~detector.data.detection.with_sizes`). Raises
     :class:`~detector.errors.DataError` that names file, line, image or annotation id, value and remedy.
     """
     rows = read_rows(Path(path), is_strict=True)
-    by_id = sorted(range(len(rows.categories)), key=lambda place: sort_key(rows.categories[place].id))
-    own = [rows.categories[place] for place in by_id]
-    label_of = {place: label for label, place in enumerate(by_id)}
+    by_id = sorted(range(len(rows.categories)), key=lambda index: sort_key(rows.categories[index].id))
+    own = [rows.categories[index] for index in by_id]
+    label_of = {index: label for label, index in enumerate(by_id)}
     if categories is None:
         categories = own
     else:
         if differences := class_differences(own, categories, rows.is_used[by_id]):
             said = (
-                f"{show_category(category)}, which is {show_category(other) if other else 'no class'} there"
+                f"{show_category(category)}, which is {show_category(other) if other else 'not a class'} there"
                 for category, other in differences
             )
             raise DataError(
@@ -126,14 +126,14 @@ def read_annotations(path: str | Path, categories: list[Category] | None = None)
                 " (classes that do not occur may be missing)"
             )
         labels = {id_key(category.id): label for label, category in enumerate(categories)}
-        label_of = {place: labels.get(id_key(category.id), NO_LABEL) for place, category in enumerate(rows.categories)}
-        unknown = (rows.categories[place] for place in by_id if label_of[place] == NO_LABEL)
+        label_of = {index: labels.get(id_key(category.id), NO_LABEL) for index, category in enumerate(rows.categories)}
+        unknown = (rows.categories[index] for index in by_id if label_of[index] == NO_LABEL)
         rows.skipped.extend(f"{show_category(category)}, which the model does not have" for category in unknown)
-    return _sort(rows, categories, np.array([label_of[place] for place in range(len(own))]))
+    return _sort(rows, categories, np.array([label_of[index] for index in range(len(own))]))
 
 
 def _sort(rows: Rows, categories: list[Category], label_of: np.ndarray) -> Annotations:
-    """The columns with the boxes sorted by image, in place: copies would be the most that a whole run holds."""
+    """The columns with the annotations sorted by image, in place: copies would set the peak memory of a whole run."""
     ids, labels = rows.annotation_ids, rows.label
     labels[:] = label_of[labels]
     order = np.argsort(rows.image, kind="stable")

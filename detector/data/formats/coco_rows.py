@@ -1,11 +1,12 @@
-"""COCO annotation files as they stand: every row in columns, what was read although written otherwise, what is wrong.
+"""COCO annotation files as they are: all rows as columns, with the faults in them.
 
-This is the one reader. Training has it raise at the first fault, the doctor has it collect them all, so what one takes,
-the other takes. While the file is read, a row lives as an object only until its numbers are in the columns, so keys
-that nobody asks for and long segmentations cost no memory.
+This is the one reader. For training it raises at the first fault, for the doctor it collects them all, so both accept
+the same files. A row is an object only until its numbers are in the columns, so unused keys and long segmentations cost
+no memory.
 
-What is unambiguous is read and counted (``Rows.notes``): numbers written as text, whole numbers written 1.0, optional
-fields that are null, annotations without an id, boxes that are a text or an object, or that only a segmentation holds.
+Deviations from COCO that are unambiguous are read and counted (``Rows.notes``): numbers written as text, integers
+written 1.0, null in optional fields, annotations without an id, and boxes given as text, as an object or only by a
+segmentation.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from detector.errors import DataError
 from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category, Id
 
-# OpenCV's own limits: it decodes no image beyond them.
+# OpenCV's limits: it decodes no larger image.
 MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
 
-# An id's code is the integer that it is, or that it plainly spells; anything else that an id can be, other texts and
-# integers past 64 bits, has a code of its own below all integers.
+# An id's code is the integer that it is or plainly spells. Other texts, and integers beyond 64 bits, have codes below
+# all integers.
 NO_ID, BAD_ID, FIRST_TEXT, FIRST_INTEGER = -(2**63), -(2**63) + 1, -(2**63) + 2, -(2**62)
 _spells_integer = re.compile(r"\s*(0|-?[1-9][0-9]{0,99})(?:\.0+)?\s*").fullmatch
 DANGLING, MALFORMED = -1, -2  # indices that lead nowhere: an id that is not listed, and a field that is not an id
 
 WITHOUT_SIZE = "image{s} without width and height"  # a note that the doctor looks into
 
-KEPT = 8  # faults of each check whose words are kept; of the others, only where they are
+KEPT = 8  # faults of each check that are kept in words; of the others, only the row is
 
 
 def show_id(value: Any) -> str:
@@ -49,7 +50,7 @@ def show_category(category: Category) -> str:
 
 
 def id_key(value: Id) -> Id:
-    """What two ways of writing one id have in common: 1 for 1, "1", " 1" and "1.0"."""
+    """The same for all ways of writing one id: 1 for 1, "1", " 1" and "1.0"."""
     return int(spelled[1]) if isinstance(value, str) and (spelled := _spells_integer(value)) else value
 
 
@@ -62,9 +63,9 @@ def sort_key(value: Id) -> tuple[bool, Id]:
 def class_differences(
     own: Sequence[Category], known: Sequence[Category], is_used: Sequence[bool] | np.ndarray
 ) -> list[tuple[Category, Category | None]]:
-    """Each class that ``known`` has not by the same id and name, and the one there that has its id, or its name.
+    """Each class that is not in ``known`` by the same id and name, and the class there with its id or else its name.
 
-    Neither the order matters, nor whether ``known`` has more, nor a class unlike all of ``known`` that is not used.
+    The order, further classes of ``known``, and unused classes unlike all of ``known`` make no difference.
     """
     by_key = {id_key(category.id): category for category in known}
     by_name = {category.name: category for category in known}
@@ -78,9 +79,9 @@ def class_differences(
 
 @dataclass(frozen=True)
 class Texts:
-    """Many strings in one run of bytes; NumPy arrays, or tensors that worker processes share."""
+    """Many strings in one array of bytes; NumPy arrays, or tensors that worker processes share."""
 
-    data: Any  # uint8, all of them
+    data: Any  # uint8, all strings in a row
     ends: Any  # [N] int64
 
     @classmethod
@@ -107,7 +108,7 @@ class Ids:
     codes: Any  # [N] int64
     is_text: Any  # [N] bool
     texts: Texts  # [T] of the codes below all integers
-    text_keys: Any  # [T] int64, the code of what each of them is another way to write; most often its own
+    text_keys: Any  # [T] int64, the code of the same id in its plainest spelling; most often its own
 
     @classmethod
     def counting(cls, count: int) -> Ids:
@@ -118,7 +119,7 @@ class Ids:
         return len(self.codes)
 
     def __getitem__(self, index: int) -> Id | None:
-        """The id; None where there is none that can be used."""
+        """The id; None where there is no valid one."""
         code = int(self.codes[index])
         if code < FIRST_TEXT:
             return None
@@ -127,7 +128,7 @@ class Ids:
 
     @property
     def keys(self) -> np.ndarray:
-        """Codes that are equal for all ways to write one id, [N] int64."""
+        """Codes that are equal for all ways of writing one id, [N] int64."""
         return keys_of(np.asarray(self.codes), np.asarray(self.text_keys))
 
     def tolist(self) -> list[Id | None]:
@@ -144,7 +145,7 @@ class Ids:
 
 
 def keys_of(codes: np.ndarray, text_keys: np.ndarray) -> np.ndarray:
-    """The keys of codes; ``text_keys`` [T] are those of the codes of texts."""
+    """The keys of codes; ``text_keys`` [T] are the keys of texts."""
     if not len(text_keys):
         return codes
     is_listed = (codes >= FIRST_TEXT) & (codes < FIRST_INTEGER)
@@ -169,38 +170,38 @@ class Faults:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a file has, in its own order: I images, M annotations. Rows at fault have values that no sound one has."""
+    """The content of a file, in its order: I images, M annotations. Rows at fault have values that no valid row has."""
 
     path: Path
     categories: list[Category]  # those with an id and a name
     image_ids: Ids  # [I]
     heights: np.ndarray  # [I] int64; 0: not given
     widths: np.ndarray  # [I] int64
-    names: Texts  # [I] empty: none that a file can have
+    names: Texts  # [I] empty: invalid or missing
     annotation_ids: Ids  # [M]
     of_image: np.ndarray  # [M] keys of ids
     of_category: np.ndarray  # [M] keys of ids
     image: np.ndarray  # [M] int64 index, DANGLING or MALFORMED
     label: np.ndarray  # [M] int64 index of the category, DANGLING or MALFORMED
-    boxes_xywh: np.ndarray  # [M, 4] float64; NaN: none that can be used
-    areas: np.ndarray  # [M] float64; the box's where none is given
+    boxes_xywh: np.ndarray  # [M, 4] float64; NaN: invalid or missing
+    areas: np.ndarray  # [M] float64; the box's where it is missing
     is_crowd: np.ndarray  # [M] bool: iscrowd or ignore
-    notes: Counter[str]  # what was read although it is written otherwise (in words), and how often
+    notes: Counter[str]  # deviations from COCO that were read (in words), and how often
     skipped: list[str]  # classes without annotations, in words
     faults: dict[str, Faults]  # by the doctor's name of the check
     text_codes: dict[str, int]
 
     def key(self, value: Id) -> int:
-        """The key of a sound id; NO_ID for one that the file does not have."""
+        """The key of a valid id; NO_ID for one that the file does not have."""
         return _key(value, self.text_codes)
 
     def id_of(self, key: int) -> Id | None:
-        """The id of a key; None for what is none."""
+        """The id of a key; None for a key without one."""
         return _id_of(key, self.image_ids.texts)
 
     @property
     def is_used(self) -> np.ndarray:
-        """Categories that annotations have, [K] bool."""
+        """Which categories have annotations, [K] bool."""
         return _counts(self.label, len(self.categories)) > 0
 
 
@@ -223,7 +224,7 @@ def _id_of(key: int, texts: Texts) -> Id | None:
 
 
 def describe_notes(path: Path, notes: Counter[str], skipped: Sequence[str] = ()) -> str:
-    """One line that says what was read so, and which classes were skipped; empty where there is nothing to say."""
+    """One line on ``Rows.notes`` and skipped classes; empty where there is nothing to say."""
     said = [
         f"{count:,} {what.format(s='' if count == 1 else 's', es='' if count == 1 else 'es')}"
         for what, count in notes.items()
@@ -235,10 +236,10 @@ def describe_notes(path: Path, notes: Counter[str], skipped: Sequence[str] = ())
 
 
 def read_rows(path: Path, is_strict: bool) -> Rows:
-    """All rows of a COCO JSON file; ``is_strict`` raises at the first one at fault.
+    """All rows of a COCO JSON file; ``is_strict`` raises at the first fault.
 
     Raises :class:`~detector.errors.DataError` that names file, line, image or annotation id, value and remedy; without
-    ``is_strict`` only for a file that is not a COCO file at all.
+    ``is_strict``, only for a file that is not a COCO file at all.
     """
     return _Reader(path, is_strict).read()
 
@@ -247,8 +248,8 @@ class _Reader:
     def __init__(self, path: Path, is_strict: bool) -> None:
         self.path, self.is_strict = path, is_strict
         self.stream: JsonStream
-        self.row: Any = None  # the one being read, for messages
-        self.table, self.count = "", 0  # its list, and its place there
+        self.row: Any = None  # the row being read, for messages
+        self.table, self.count = "", 0  # its list, and its index in it
         self.notes: Counter[str] = Counter()
         self.faults: dict[str, Faults] = {}
         self.skipped: list[str] = []
@@ -277,7 +278,7 @@ class _Reader:
                     continue
                 if self.table in seen:
                     raise stream.error(f"key {self.table!r} is duplicated")
-                if stream.peek() not in ("[", ""):  # at the end of the file the list is missed below
+                if stream.peek() not in ("[", ""):  # at the end of the file, reported below as missing
                     stream.skip()
                     continue
                 seen.add(self.table)
@@ -325,36 +326,38 @@ class _Reader:
             text_codes=self.text_codes,
         )
 
-    # --- what rows have to do with each other -------------------------------------------------------------------------
+    # --- between rows -------------------------------------------------------------------------------------------------
 
     def _join_categories(self, of_category: np.ndarray, annotation_ids: Ids) -> np.ndarray:
-        """The index of each annotation's category, [M]; a class without annotations whose name another has goes."""
+        """The index of each annotation's category, [M]. Removes unused classes that have the name of another."""
         own = self.categories
         keys = np.array([_key(category.id, self.text_codes) for category in own], dtype=np.int64)
 
-        def same_id(place: int) -> str:
-            names = ", ".join(show_text(own[other].name) for other in np.flatnonzero(keys == keys[place])[:2])
-            return f"category id {show_id(own[place].id)} is duplicated: {names}; give each its own"
+        def same_id(index: int) -> str:
+            names = ", ".join(show_text(own[other].name) for other in np.flatnonzero(keys == keys[index])[:2])
+            return f"category id {show_id(own[index].id)} is duplicated: {names}; give each its own"
 
         self.refuse("category-id-duplicate", duplicated(keys), same_id)
         label = joined(of_category, keys)
         counts = _counts(label, len(own))
         by_name: dict[str, list[int]] = {}
-        for place, category in enumerate(own):
-            by_name.setdefault(category.name, []).append(place)
-        alike = [places for places in by_name.values() if len(places) > 1]
-        kept = [[place for place in places if counts[place]] or places[:1] for places in alike]
+        for index, category in enumerate(own):
+            by_name.setdefault(category.name, []).append(index)
+        alike = [indices for indices in by_name.values() if len(indices) > 1]
+        kept = [[index for index in indices if counts[index]] or indices[:1] for indices in alike]
 
-        def same_name(place: int) -> str:
-            places = next(places for places in kept if place in places)
-            ids = " and ".join(f"id {show_id(own[one].id)} ({counts[one]:,} annotations)" for one in places)
-            name = show_text(own[place].name)
+        def same_name(index: int) -> str:
+            indices = next(indices for indices in kept if index in indices)
+            ids = " and ".join(f"id {show_id(own[one].id)} ({counts[one]:,} annotations)" for one in indices)
+            name = show_text(own[index].name)
             return f"class name {name} is duplicated: {ids}; rename one, or give the annotations of one the other's id"
 
-        self.refuse("category-name-duplicate", [place for places in kept for place in places[1:]], same_name)
-        if spare := {place for places, used in zip(alike, kept, strict=True) for place in places if place not in used}:
-            self.skipped += [f"{show_category(own[place])}, whose name another has" for place in sorted(spare)]
-            self.categories = [category for place, category in enumerate(own) if place not in spare]
+        self.refuse("category-name-duplicate", [index for indices in kept for index in indices[1:]], same_name)
+        if spare := {
+            index for indices, used in zip(alike, kept, strict=True) for index in indices if index not in used
+        }:
+            self.skipped += [f"{show_category(own[index])}, whose name is duplicated" for index in sorted(spare)]
+            self.categories = [category for index, category in enumerate(own) if index not in spare]
             keys = np.delete(keys, sorted(spare))
             label = joined(of_category, keys)
 
@@ -377,10 +380,10 @@ class _Reader:
         def image_of(row: int) -> str:
             return show_id(_id_of(int(of_image[row]), annotation_ids.texts))
 
-        def same_image(place: int) -> str:
-            places = np.flatnonzero(keys == keys[place])[:2].tolist()
-            said = " and ".join(dict.fromkeys(show(image_ids[one]) for one in places))
-            files = ", ".join(show_text(names[one]) for one in places)
+        def same_image(index: int) -> str:
+            indices = np.flatnonzero(keys == keys[index])[:2].tolist()
+            said = " and ".join(dict.fromkeys(show(image_ids[one]) for one in indices))
+            files = ", ".join(show_text(names[one]) for one in indices)
             return f"image id {said} is duplicated: {files}; give each its own"
 
         self.refuse("image-id-duplicate", duplicated(keys), same_image)
@@ -401,23 +404,23 @@ class _Reader:
         return image
 
     def refuse(
-        self, check: str, places: np.ndarray | list[int], words: Callable[[int], str], of: Ids | None = None
+        self, check: str, indices: np.ndarray | list[int], words: Callable[[int], str], of: Ids | None = None
     ) -> None:
-        """What a check of a whole list finds wrong; ``of`` are the ids of annotations that the words do not name."""
-        if not len(places):
+        """Report the faults that a check of a whole list finds; ``of``: annotation ids, if ``words`` lack them."""
+        if not len(indices):
             return
-        places = np.asarray(places)
+        indices = np.asarray(indices)
         if self.is_strict:
-            row = int(places[0])
+            row = int(indices[0])
             own = of[row] if of else None
             which = f"annotation {row + 1} of the list: " if own is None else f"annotation {show_id(own)}: "
             raise DataError(f"{self.path}: {which if of else ''}{words(row)}")
-        self.faults[check] = Faults(array("q", places.tolist()), [words(row) for row in places[:KEPT].tolist()])
+        self.faults[check] = Faults(array("q", indices.tolist()), [words(row) for row in indices[:KEPT].tolist()])
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
     def fault(self, check: str, words: str) -> None:
-        """What is wrong with the row that is being read."""
+        """Report what is wrong with the row that is being read."""
         if self.is_strict:
             raise DataError(f"{self.path}:{self.stream.line}: {self._where()}: {words}")
         self.faults.setdefault(check, Faults()).add(self.count, words)
@@ -506,7 +509,7 @@ class _Reader:
     # --- values -------------------------------------------------------------------------------------------------------
 
     def id_code(self, value: Any, check: str, what: str) -> int:
-        """The code of an id; BAD_ID for what is none."""
+        """The code of an id; BAD_ID for what is not an id."""
         if type(value) is int and FIRST_INTEGER <= value < 2**63:
             return value
         if type(value) is float and value.is_integer() and abs(value) <= 2**53:
@@ -566,7 +569,7 @@ class _Reader:
         return numbers
 
     def _area(self, area: Any, box: list[float]) -> float:
-        """An area that is not a plain number: the box's where it is missing (which pandas writes NaN)."""
+        """An area that is not a plain number: the box's where it is missing (pandas writes NaN)."""
         if area is not None and area == area:
             area = self._number(area)
             if is_number(area):
@@ -579,7 +582,7 @@ class _Reader:
     def _flag(self, value: Any, key: str) -> bool:
         if value is None or value == 0 or value == 1:  # booleans too
             return bool(value)
-        if value != value:  # how pandas writes a missing one
+        if value != value:  # NaN: pandas writes it for a missing value
             return False
         number = self._number(value)
         if number not in (0, 1):
@@ -598,7 +601,7 @@ def is_id(value: Any) -> bool:
 
 
 def _is_file_name(name: str) -> bool:
-    """JSON can escape what no file's name holds: NUL, and half of a surrogate pair."""
+    """Whether a file can have this name: JSON can escape NUL and half of a surrogate pair, which no file name holds."""
     return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
 
 
@@ -639,10 +642,10 @@ def read_box(value: Any) -> list[float] | None:
 
 
 def _encoded(segmentation: Any) -> Any:
-    """A run-length mask as pycocotools takes it; raises ValueError and its like for what is none."""
+    """A run-length mask as pycocotools takes it; raises ValueError, TypeError or KeyError for anything else."""
     from pycocotools import mask
 
-    # pycocotools divides by the height without a look: a zero would end the process.
+    # pycocotools divides by the height unchecked: zero would end the process.
     height, width = segmentation["size"]
     if not all(is_integer(side) and 0 < side <= MAX_SIDE for side in (height, width)):
         raise ValueError
@@ -656,7 +659,7 @@ def _polygons(segmentation: list[Any]) -> list[np.ndarray]:
 
 
 def plain_polygons(segmentation: list[Any]) -> list[Any]:
-    """Polygons as COCO has them, lists of numbers, without those that have no corner; what cannot be read stays."""
+    """Polygons as lists of numbers, without empty ones; what cannot be read stays."""
     polygons = segmentation if any(isinstance(polygon, list) for polygon in segmentation) else [segmentation]
     plain = []
     for polygon in polygons:
@@ -703,9 +706,9 @@ def area_of_segmentation(segmentation: Any) -> float | None:
 
 
 def odd_areas(boxes: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """Which areas [M] cannot be those of objects in their ``boxes`` [M, 4] xywh: none at all, or more than the box.
+    """Which areas [M] are impossible for their ``boxes`` [M, 4] xywh: not positive, or larger than the box.
 
-    A pixel more along each side is not a fault: tools count the pixels that a box touches.
+    One more pixel along each side is accepted: tools count the pixels that a box touches.
     """
     with np.errstate(invalid="ignore"):
         has_area = (boxes[:, 2:] > 0).all(axis=1)
@@ -713,40 +716,40 @@ def odd_areas(boxes: np.ndarray, areas: np.ndarray) -> np.ndarray:
 
 
 def duplicated(codes: np.ndarray) -> np.ndarray:
-    """Places of ids that an earlier row has already, in their order; those of no id are none."""
+    """Indices of rows whose id an earlier row has, in order; rows without an id are not among them."""
     first = np.zeros(len(codes), dtype=bool)
     first[np.unique(codes, return_index=True)[1]] = True
     return np.flatnonzero(~first & (codes > BAD_ID))
 
 
 def indices_of(known: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The first place in ``known`` of each of ``codes``; -1 where there is none."""
+    """The first index in ``known`` of each of ``codes``; -1 where there is none."""
     if not len(known):
         return np.full(len(codes), -1, dtype=np.int64)
     order = np.argsort(known, kind="stable")
-    places = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
-    return np.where((known[order[places]] == codes) & (codes > BAD_ID), order[places], -1)
+    indices = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
+    return np.where((known[order[indices]] == codes) & (codes > BAD_ID), order[indices], -1)
 
 
 def joined(used: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The first place in ``known`` of each key of ``used`` [M]; DANGLING where there is none, MALFORMED of no id."""
+    """The first index in ``known`` of each key of ``used`` [M]; DANGLING if it is not there, MALFORMED if not an id."""
     return np.where(used <= BAD_ID, MALFORMED, indices_of(known, used))
 
 
 def _shift_hint(used: np.ndarray, known: np.ndarray) -> str:
-    """What else to do where all ids are, or may be, off by one."""
+    """A further remedy where all ids are, or may be, off by one."""
     used = used[used > BAD_ID]
     if shift_between(used, known):
-        return ", or have detector doctor --fix join them: all are off by one"
+        return ", or let detector doctor --fix correct them: all are off by one"
     less, more = (np.isin(used - move, known).all() for move in (1, -1))
-    which = "less" if less else "plus"
-    return f"; each one {which} 1 is listed: if all are off by one, correct all of them" if less or more else ""
+    which = "minus" if less else "plus"
+    return f"; each id {which} 1 is listed: if all are off by one, correct all of them" if less or more else ""
 
 
 def shift_between(used: np.ndarray, known: np.ndarray) -> int:
-    """1 or -1 where the ids that are used are all of ``known`` moved by it, and none of them is among those; else 0.
+    """1 or -1 where the ``used`` ids are all of ``known`` plus it, and none of them is in ``known``; else 0.
 
-    Where some are, as of 1, 2, 3 for 0, 1, 2, it may as well be that one id is a stray one and all others are right.
+    Where some are, such as 1 and 2 of 1, 2, 3 for 0, 1, 2, one id may be a stray one and all others right.
     """
     used, known = np.unique(used), np.unique(known)
     if len(used) != len(known) or (used < FIRST_INTEGER).any() or (known < FIRST_INTEGER).any():

@@ -1,9 +1,10 @@
-"""The formats of annotations that are not read here, recognised by their content to be named in an error."""
+"""Annotation formats that are not supported, recognised by their content so that the error names them."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
+import os
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -11,11 +12,11 @@ from pathlib import Path
 
 from detector.errors import DataError
 
-PIECE = 1 << 16  # bytes of a file's beginning and end that are looked at
+PIECE = 1 << 16  # bytes read at the beginning and at the end of a file
 CORNERS = ({"xmin", "ymin", "xmax", "ymax"}, {"x1", "y1", "x2", "y2"}, {"left", "top", "right", "bottom"})
 SIZES = ({"x", "y", "width", "height"}, {"x", "y", "w", "h"}, {"left", "top", "width", "height"})
 BOX_CSV = "a CSV file of boxes"
-LISTS: dict[str, set[str]] = {  # by keys that all stand in the file
+LISTS: dict[str, set[str]] = {  # by keys that the file must all have
     "COCO results, which are detections and not annotations": {"image_id", "bbox", "score"},
     "CreateML JSON": {"image", "annotations", "coordinates"},
     "Label Studio's JSON": {"data", "annotations", "result"},
@@ -30,14 +31,14 @@ WITHOUT_BOXES = {"caption": "COCO captions, which have no boxes", "keypoints": "
 
 def what_it_is(path: Path) -> str | None:
     """The format of an annotation file or a folder of them, if it is a known one other than COCO JSON."""
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         return _folder(path)
     try:
         with path.open("rb") as file:
             head = file.read(PIECE)
             file.seek(max(len(head), path.stat().st_size - PIECE))
             text = (head + b"\n" + file.read()).decode("utf-8-sig", errors="replace").lstrip()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a NUL in it
         return None
     if text[:1] in ("{", "["):
         return _json(text)
@@ -72,19 +73,19 @@ def _xml(text: str) -> str | None:
 
 
 def _folder(folder: Path) -> str | None:
-    """By the first few files of each kind in the folder and those right below it."""
+    """The format of the first few files of each kind in a folder and the folders directly below it."""
     with contextlib.suppress(OSError):
         entries = sorted(islice(folder.iterdir(), 1000))
-        for place in (folder, *(entry for entry in entries if entry.is_dir())):
+        for parent in (folder, *(entry for entry in entries if entry.is_dir())):
             for suffix in (".yaml", ".xml", ".txt", ".json"):
-                for file in islice((file for file in place.iterdir() if file.suffix.lower() == suffix), 3):
+                for file in islice((file for file in parent.iterdir() if file.suffix.lower() == suffix), 3):
                     if what := what_it_is(file):
                         return what if suffix == ".yaml" else f"a folder of {what}"
     return None
 
 
 def _has_boxes(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first rows of a CSV file are boxes: by the names of the columns, or where there are none, by rows of
+    """Whether the first rows of a CSV file have boxes: by the names of the columns, or, without a header, by rows of
     path, x1, y1, x2, y2, class, or with the class before the box.
     """
     if not rows:
@@ -98,9 +99,9 @@ def _has_boxes(rows: Sequence[Sequence[str]]) -> bool:
 
 
 def _is_box(cells: Sequence[str]) -> bool:
-    for place in (1, 2):
+    for start in (1, 2):
         with contextlib.suppress(ValueError):
-            x1, y1, x2, y2 = (float(cell.replace(",", ".")) for cell in cells[place : place + 4])
+            x1, y1, x2, y2 = (float(cell.replace(",", ".")) for cell in cells[start : start + 4])
             if x1 < x2 and y1 < y2:
                 return True
     return False
@@ -108,7 +109,7 @@ def _is_box(cells: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def naming_format(path: Path) -> Iterator[None]:
-    """Where ``path`` is refused because it is of another format, say of which."""
+    """Where ``path`` is refused and has another format, name that format in the error."""
     try:
         yield
     except DataError as error:
@@ -118,4 +119,4 @@ def naming_format(path: Path) -> Iterator[None]:
 
 
 def unread(path: Path, what: str) -> DataError:
-    return DataError(f"{path}: looks like {what}: not read yet; convert it to COCO JSON")
+    return DataError(f"{path}: looks like {what}, which is not supported yet; convert it to COCO JSON")

@@ -1,4 +1,4 @@
-"""Training on data with broken images: others in their places (``data.on_bad_image: skip``)."""
+"""Training on data with broken images, which are replaced by others (``data.on_bad_image: skip``)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from tqdm import tqdm
 from detector.errors import DataError, DetectorError
 from detector.files.atomic import append_line
 
-TRIES = 10  # for one place; where all of them fail, the disk is gone rather than images broken
+TRIES = 10  # replacements for one image; if all of them fail, the disk is gone rather than images broken
 
 
 class Replaced(NamedTuple):
-    """A sample in the place of others that could not be read."""
+    """A sample that replaces one that could not be read."""
 
     sample: Any
     epoch: int
-    errors: list[DetectorError]
+    errors: list[DetectorError]  # of the broken image, and of replacements that were broken too
 
 
 class Replacing(Dataset[Any]):
-    """A training set in which another image, drawn from (seed, epoch, index), stands in for one that is broken.
+    """A training set in which another image, drawn from (seed, epoch, index), replaces one that is broken.
 
-    So batches stay full, and what a step is made of still depends on nothing but the data: not on workers, ranks or
-    restarts. The other image comes as it comes in its own turn of this epoch.
+    So batches stay full, and a step still depends only on the data, not on workers, ranks or restarts. The other image
+    is transformed as in its own turn of this epoch.
     """
 
     def __init__(self, data: Any, seed: int) -> None:
@@ -45,24 +45,24 @@ class Replacing(Dataset[Any]):
     def __getitem__(self, key: tuple[int, int]) -> Any:
         epoch, index = key
         sample = self.data[key]
-        if not isinstance(sample, DataError):  # an error of another kind is not an image's fault
+        if not isinstance(sample, DataError):  # another error is not the fault of an image
             return sample
         errors = [sample]
-        # Another stream than those of the transform and of mixing, which have (seed, epoch, index) and 1 behind it.
+        # A stream of its own: the transform's is seeded with (seed, epoch, index), that of mixing with a 1 behind them.
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 2]))
         for other in rng.integers(len(self), size=TRIES).tolist():
             sample = self.data[epoch, other]
             if not isinstance(sample, DataError):
                 return Replaced(sample, epoch, errors)
             errors.append(sample)
-        return DataError(f"{errors[0]}; and none of {TRIES} others in its place could be read (first: {errors[1]})")
+        return DataError(f"{errors[0]}; and none of {TRIES} replacements could be read (first: {errors[1]})")
 
 
 class Skipped:
-    """What one rank has left out: each image is named once a run, and counted once an epoch.
+    """The broken images of one rank: each is named once per run, and counted once per epoch.
 
-    Raises :class:`~detector.errors.DataError` where the broken ones are more than ``max_share`` of this rank's share of
-    an epoch.
+    ``add`` raises :class:`~detector.errors.DataError` where they exceed the fraction ``max_share`` of this rank's
+    images of an epoch.
     """
 
     def __init__(self, num_images: int, max_share: float, log: Path, say: Callable[[str], None] | None = None) -> None:
@@ -82,8 +82,8 @@ class Skipped:
             self.in_epoch.add(text)
             if text not in self.named:
                 self.named.add(text)
-                if self.log.parent.is_dir():  # a rank on another machine may not see the run's folder
-                    append_line(self.log, text)  # a line at a time: ranks share the file
+                if self.log.parent.is_dir():  # a rank on another machine may not see the run folder
+                    append_line(self.log, text)  # ranks share the file
                 self.say(f"skipped: {text} ({len(self.in_epoch)} in this epoch; data.on_bad_image)")
         if len(self.in_epoch) > self.max_share * self.num_images:
             raise DataError(

@@ -20,11 +20,11 @@ from detector.structures import SIZE_DIVISOR, Batch
 def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch.Tensor:
     """Images [C, H, W] in one [B, C, H', W'], zero right and below, both sides multiples of ``divisor``.
 
-    It is channels last, as files are decoded and as convolutions want it: whole rows are copied, nothing is transposed.
+    Channels last, as images are decoded and convolutions prefer: whole rows are copied, nothing is transposed.
     """
     sides = torch.tensor([image.shape[-2:] for image in images]).amax(dim=0)
     height, width = padded(sides, divisor).tolist()
-    if any(image.dtype == torch.uint16 for image in images):  # 8 bits among them: 255 becomes 65535
+    if any(image.dtype == torch.uint16 for image in images):  # 8 bits with 16: 255 becomes 65535
         images = [image if image.dtype == torch.uint16 else image.to(torch.uint16) * 257 for image in images]
     batch = shared_zeros([len(images), height, width, images[0].shape[0]], images[0].dtype).permute(0, 3, 1, 2)
     for row, image in enumerate(images):
@@ -33,16 +33,16 @@ def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch
 
 
 def shared_zeros(shape: list[int], dtype: torch.dtype) -> torch.Tensor:
-    """Zeros; a loader's worker takes memory that it shares with the main process, so sending them copies nothing."""
+    """Zeros; in a loader's worker, in memory shared with the main process, so that sending them copies nothing."""
     if get_worker_info() is None:
         return torch.zeros(shape, dtype=dtype)
-    # As torch's own default_collate does it. The system hands out new shared memory as zeros.
+    # As in torch's default_collate. The system returns new shared memory as zeros.
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize, device="cpu")
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def collate(samples: list[Any]) -> Batch | DetectorError:
-    """One batch of a task's samples; if one is an error, that error (see ``CocoDataset``)."""
+    """One batch of a task's samples; if any is an error, the first error (see ``CocoDataset``)."""
     for sample in samples:
         if isinstance(sample, DetectorError):
             return sample
@@ -57,10 +57,10 @@ def collate(samples: list[Any]) -> Batch | DetectorError:
 
 
 def by_shape(samples: Sequence[Any]) -> list[list[int]]:
-    """Indices of the samples that have the same shape once each is padded as it is alone.
+    """Indices of the samples, grouped by their shape when each is padded on its own.
 
-    Predictions are made in batches of these. Zeros beyond an image do not stay zeros: after a convolution's bias they
-    are features like others, and group norms count them, so what is found would depend on how far neighbours pad.
+    Predictions are made in such batches. Padding does not stay 0: after a convolution's bias it has features, and group
+    norms count it, so an image's detections would depend on the padding that others in its batch require.
     """
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
@@ -77,16 +77,16 @@ def load_batches(
     ``skipped`` is told what a :class:`~detector.data.loading.bad_images.Replacing` data set skipped, batch by batch.
     """
     for batch, replaced in load(data, batches, workers, _collate_replaced, pin_memory):
-        for place in replaced:
+        for one in replaced:
             if skipped:
-                skipped.add(place)
+                skipped.add(one)
         if isinstance(batch, DetectorError):
             raise batch
         yield batch
 
 
 def _collate_replaced(samples: list[Any]) -> tuple[Batch | DetectorError, list[Replaced]]:
-    """The batch, and what stands in it in other images' places, without the samples themselves."""
+    """The batch, and which of its samples replace others, without the samples themselves."""
     replaced = [sample for sample in samples if isinstance(sample, Replaced)]
     batch = collate([sample.sample if isinstance(sample, Replaced) else sample for sample in samples])
-    return batch, [place._replace(sample=None) for place in replaced]
+    return batch, [one._replace(sample=None) for one in replaced]

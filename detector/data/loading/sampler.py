@@ -1,7 +1,7 @@
-"""Which images make up which step: a pure function of (seed, epoch), whatever the number of ranks.
+"""Which images make up which step: a pure function of (seed, epoch), independent of the number of ranks.
 
-The global order is cut into batches of ``train.batch_size``; ranks and accumulated parts take their share of each.
-Nothing is remembered between steps, so a run continues at any step by starting there.
+The global order is cut into batches of ``train.batch_size``, and each batch into equal parts by rank and accumulation.
+There is no state between steps, so a run resumes at any step by starting there.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-Key = tuple[int, int]  # (epoch, index): what a data set is indexed by
+Key = tuple[int, int]  # (epoch, index), which indexes a data set
 
 
 def epoch_batches(is_wide: np.ndarray | None, num_images: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """Image indices of every batch of an epoch, [steps, batch_size].
 
-    Every image comes once; what is missing from the last batch is filled from the beginning of the order. With
-    ``is_wide`` [I] given, batches hold only landscape or only portrait images, but for the few made of leftovers.
+    Every image comes once; the last batch is filled up from the beginning of the order. With ``is_wide`` [I], batches
+    hold only landscape or only portrait images, except for the few made of leftovers.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(num_images)
@@ -30,7 +30,7 @@ def epoch_batches(is_wide: np.ndarray | None, num_images: int, batch_size: int, 
 
 
 class TrainBatches:
-    """This rank's parts of every batch from ``start_step`` to ``steps``: ``accumulate`` lists of keys a step."""
+    """This rank's parts of every batch from ``start_step`` to ``steps``: ``accumulate`` lists of keys per step."""
 
     def __init__(
         self,
@@ -55,10 +55,10 @@ class TrainBatches:
     def __iter__(self) -> Iterator[list[Key]]:
         batches, epoch_of_batches = np.empty((0, 0), dtype=np.int64), -1
         for step in range(self.start_step, self.steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
+            epoch, number = divmod(step, self.steps_per_epoch)
             if epoch != epoch_of_batches:
                 batches, epoch_of_batches = epoch_batches(*self.arguments, epoch), epoch
-            parts = batches[place].reshape(self.world_size, self.accumulate, -1)
+            parts = batches[number].reshape(self.world_size, self.accumulate, -1)
             for part in parts[self.rank]:
                 yield [(epoch, int(index)) for index in part]
 
@@ -66,8 +66,8 @@ class TrainBatches:
 class EvalBatches:
     """This rank's batches of a whole data set; a rank without images has none.
 
-    They go in order, or with ``shapes`` [I, 2] (height, width of each image padded on its own) shape by shape: then
-    each batch has one shape, and what is found in an image does not depend on its neighbours.
+    In order, or with ``shapes`` [I, 2] (height and width of each image padded on its own) shape by shape: then each
+    batch has one shape, and an image's predictions do not depend on the rest of its batch.
     """
 
     def __init__(

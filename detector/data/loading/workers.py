@@ -1,4 +1,4 @@
-"""The loader's processes: one that raises or is killed ends the run with the name of its image, never in a hang."""
+"""The loader's processes: one that raises or is killed ends the run with the name of its image, and never hangs it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from detector.processes import begin_child
 def load(
     data: Any, batches: Iterable[list[Key]], workers: int, collate: Callable[[list[Any]], Any], pin_memory: bool = False
 ) -> Iterator[Any]:
-    """What ``collate`` makes of the samples of each list of keys; ``data`` has samples by key and ``file(index)``.
+    """What ``collate`` returns for the samples of each list of keys; ``data`` has samples by key and ``file(index)``.
 
-    A sample that raises comes to ``collate`` as a :class:`~detector.errors.DataError`. Raises one itself for a worker
-    that was killed, within seconds.
+    The exception of a sample reaches ``collate`` as a :class:`~detector.errors.DataError`. Raises one within seconds
+    where a worker was killed.
     """
     samples = _Watched(data, workers)
     loader = DataLoader(
@@ -37,31 +37,31 @@ def load(
         collate_fn=collate,
         pin_memory=pin_memory,
         worker_init_fn=init_worker,
-        # Its own, or the loader would draw from the one that dropout draws from, once a process: not once a run.
+        # Its own: the loader would draw from the one of dropout once per process, so a resumed run would differ.
         generator=torch.Generator(),
     )
     handler = signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
     if workers and signal.getsignal(signal.SIGCHLD) is not handler:
-        # torch's handler raises a worker's death wherever the main process is, in the middle of an optimizer's step
-        # too. Without it the death is found where the next batch is waited for, at most five seconds later.
+        # torch's handler raises a worker's death wherever the main process is, even in the middle of an optimizer step.
+        # Without it, the death is noticed while waiting for the next batch, at most five seconds later.
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
     while True:
         try:
             batch = next(iterator)
         except StopIteration:
             return
-        except (RuntimeError, OSError, EOFError) as error:  # the last two: a worker died while it handed a batch over
+        except (RuntimeError, OSError, EOFError) as error:  # the last two: a worker died while sending a batch
             raise samples.explain(error) from None
         yield batch
 
 
 class _Watched(Dataset[Any]):
-    """Samples, with a note of what each worker is at; what they raise becomes a value."""
+    """Samples, with a record of the one that each worker reads; exceptions become values."""
 
     def __init__(self, data: Any, workers: int) -> None:
         self.data = data
-        # Shared, so that what a killed worker wrote last can still be read: its process id and the sample's index.
+        # Process id and sample index, in shared memory: they can still be read when the worker was killed.
         self.now = torch.zeros(workers, 2, dtype=torch.int64).share_memory_()
 
     def __getitem__(self, key: Key) -> Any:
@@ -75,11 +75,11 @@ class _Watched(Dataset[Any]):
         except Exception as error:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            place = f"{Path(frame.filename).name}:{frame.lineno}"
-            return DataError(f"{self.data.file(key[1])}: cannot be loaded: {reason} ({place})")
+            line = f"{Path(frame.filename).name}:{frame.lineno}"
+            return DataError(f"{self.data.file(key[1])}: cannot be loaded: {reason} ({line})")
 
     def explain(self, error: Exception) -> Exception:
-        """The death of a worker in words, or the error itself if none has died."""
+        """The error of a worker's death, or ``error`` itself if none has died."""
         alive = {child.pid for child in multiprocessing.active_children()}
         dead = [(pid, index) for pid, index in self.now.tolist() if pid and pid not in alive]
         if not dead:
@@ -92,7 +92,7 @@ class _Watched(Dataset[Any]):
 
 
 def _say_unless_left(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The main process says itself why it ended while a worker's thread was handing memory over to it."""
+    """No traceback where the main process ended while a worker was sending to it: the main process reports why."""
     if not issubclass(kind, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
@@ -103,5 +103,5 @@ def init_worker(worker: int) -> None:
     sys.excepthook = _say_unless_left
     # Workers are the parallelism; threads inside each of them only fight for the cores.
     cv2.setNumThreads(0)
-    # It prints lines of its own about every broken file, without the file's name; our errors have it.
+    # OpenCV logs every broken file without its name; our errors have it.
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -1,6 +1,6 @@
 """Resizing and augmentation of an image with its boxes.
 
-Every draw comes from (seed, epoch, index), so a sample is the same with any number of workers, ranks or restarts.
+Every random draw comes from (seed, epoch, index), so workers, ranks and restarts do not change a sample.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Transformed(NamedTuple):
 
 
 class Transform:
-    """Evaluation and inference: ``resize.fixed`` or the last size of ``resize.short``, nothing drawn."""
+    """Evaluation and inference: ``resize.fixed`` or the last size of ``resize.short``, nothing random."""
 
     def __init__(self, config: ResizeConfig) -> None:
         self.config = config
@@ -47,7 +47,7 @@ class Transform:
 
 
 class TrainTransform(Transform):
-    """Size and scale jitter with crop, flips, colours, and the transforms that the config lists."""
+    """Size and scale jitter with crop, flips, colours, and ``data.augment.transforms``."""
 
     def __init__(self, config: ResizeConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
         super().__init__(config)
@@ -56,7 +56,9 @@ class TrainTransform(Transform):
         self.colors = (
             load_albumentations().Compose([color_transform(augment, channels)]) if augment.photometric else None
         )
-        largest = min(config.long, 2 * max(config.short))  # a side; of longer images, the listed are tried in training
+        largest = min(
+            config.long, 2 * max(config.short)
+        )  # side; on longer images, the listed ones are first tried in training
         self.listed = listed_transforms(augment, channels, *(config.fixed or (largest, largest)))
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
@@ -68,12 +70,12 @@ class TrainTransform(Transform):
             image = apply(self.colors, image, rng)
         size = image.shape[:2]
         for transform in seeded(self.listed, rng):
-            image, boxes, rows = apply_listed(transform, image, boxes)
+            image, boxes, kept = apply_listed(transform, image, boxes)
             window = (0, 0, *image.shape[:2])
-            boxes, labels = crop_boxes(boxes, labels[rows], window, self.augment.min_visibility)
+            boxes, labels = crop_boxes(boxes, labels[kept], window, self.augment.min_visibility)
         if self.config.fixed:
             image, boxes, labels = self._resized(image, boxes, labels, *size)
-        # Rounding may put a box's edge outside by a fraction of a pixel, or its edges upon each other.
+        # Rounding may move a box's edge outside by a fraction of a pixel, or make its edges coincide.
         height, width = image.shape[:2]
         boxes = np.clip(boxes, 0, np.array([width, height, width, height], dtype=np.float32))
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
@@ -82,7 +84,7 @@ class TrainTransform(Transform):
     def _rescale_and_crop(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> Transformed:
-        """Zoomed by a drawn factor: in, a window of the image fills the target size; out, the target is smaller."""
+        """Zoomed by a random factor. In: a window of the image fills the target size. Out: the target is smaller."""
         full_height, full_width = image.shape[:2]
         height, width = input_size(full_height, full_width, self.config, int(rng.choice(self.config.short)))
         zoom = 1.0
@@ -104,7 +106,7 @@ class TrainTransform(Transform):
 
 
 def flip_boxes(boxes: np.ndarray, height: int, width: int, across: bool, down: bool) -> np.ndarray:
-    """The boxes of an image that ``flip`` has flipped."""
+    """The boxes of an image flipped by ``flip``."""
     left, top, right, bottom = boxes.T
     if across:
         left, right = width - right, width - left
@@ -116,10 +118,10 @@ def flip_boxes(boxes: np.ndarray, height: int, width: int, across: bool, down: b
 def crop_boxes(
     boxes: np.ndarray, labels: np.ndarray, window: tuple[int, int, int, int], min_visibility: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes in the frame of ``window`` (top, left, height, width), cut to it.
+    """Boxes in the frame of ``window`` (top, left, height, width), clipped to it.
 
-    One that shows nothing is gone; one that shows less than ``min_visibility`` of its area becomes an ignore region: it
-    is too little to learn the class from, and wrong to call background.
+    Boxes outside it are removed. A box with less than ``min_visibility`` of its area inside becomes an ignore region:
+    too little of the object to learn the class from, but not background.
     """
     top, left, height, width = window
     moved = boxes - np.array([left, top, left, top], dtype=np.float32)

@@ -1,6 +1,6 @@
-"""Windows of an image for its class, and two images mixed in one.
+"""Crops of an image for classification, and mixing of two images.
 
-Every draw comes from (seed, epoch, index), so a sample is the same with any number of workers, ranks or restarts.
+Every random draw comes from (seed, epoch, index), so workers, ranks and restarts do not change a sample.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NO_BOXES = np.zeros((0, 4))
 
 
 class ClassTransform:
-    """Evaluation and inference of classes: the square in the middle."""
+    """Evaluation and inference: the square in the middle."""
 
     def __init__(self, config: CropConfig) -> None:
         self.config = config
@@ -38,7 +38,7 @@ class ClassTransform:
 
 
 class TrainClassTransform(ClassTransform):
-    """A window of random size and shape, flips and colours (Szegedy et al. 2015, section 6), then what is listed."""
+    """A random crop (Szegedy et al. 2015, section 6), flips, colours, and ``data.augment.transforms``."""
 
     def __init__(self, config: CropConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
         super().__init__(config)
@@ -63,14 +63,14 @@ class TrainClassTransform(ClassTransform):
 def mix(
     image: np.ndarray, other: np.ndarray, augment: AugmentConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Two images [H, W, C] of one size in one, and the first one's share of it."""
+    """Two images [H, W, C] of one size, blended or with a window of the other, and the fraction that is ``image``."""
     is_blended = rng.random() < 0.5 if augment.mixup and augment.cutmix else augment.mixup > 0
     alpha = augment.mixup if is_blended else augment.cutmix
-    share = float(rng.beta(alpha, alpha))
+    fraction = float(rng.beta(alpha, alpha))
     if is_blended:
-        return np.rint(share * image + (1 - share) * other).astype(image.dtype), share
+        return np.rint(fraction * image + (1 - fraction) * other).astype(image.dtype), fraction
     height, width = image.shape[:2]
-    sides = np.sqrt(1 - share) * np.array([height, width]) / 2
+    sides = np.sqrt(1 - fraction) * np.array([height, width]) / 2
     center = rng.uniform(0, [height, width])
     top, left = np.rint(np.maximum(center - sides, 0)).astype(int)
     bottom, right = np.rint(np.minimum(center + sides, [height, width])).astype(int)

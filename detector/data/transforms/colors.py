@@ -1,7 +1,4 @@
-"""Colours, flips and the transforms that a config lists, for boxes and classes alike.
-
-The only module that knows albumentations.
-"""
+"""Colours, flips and ``data.augment.transforms``, for boxes and classes; the only module that uses albumentations."""
 
 from __future__ import annotations
 
@@ -22,8 +19,8 @@ from detector.errors import ConfigError, one_of
 
 
 def load_albumentations() -> Any:
-    """The library. It is slow to import, and what changes no colours and draws no windows does without it."""
-    # Without this, importing it asks a registry on the internet for its newest version.
+    """albumentations, which is slow to import and only needed for some transforms."""
+    # Otherwise its import looks up the newest version on the internet.
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     import albumentations
 
@@ -42,21 +39,21 @@ def color_transform(augment: AugmentConfig, channels: int) -> Any:
 def listed_transforms(augment: AugmentConfig, channels: int, height: int, width: int) -> Any:
     """``data.augment.transforms`` as one composition, each tried on noise of at most this size; None if there are none.
 
-    Raises ConfigError for an unknown name or argument, and for what does not work on images and boxes alone.
+    Raises ConfigError for an unknown name or argument, and for a transform that needs more than images and boxes.
     """
     if not augment.transforms:
         return None
     library = load_albumentations()
-    # Boxes come and go normalised, with their index as a fifth column; those that a transform hides are removed.
+    # Boxes are normalised, with their index as a fifth column; those that a transform hides are removed.
     boxes = library.BboxParams("albumentations", check_each_transform=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice: a more general transform, or boxes that nothing in the list moves
         compose = library.Compose([_build(library, given) for given in augment.transforms], bbox_params=boxes)
     for transform in seeded(compose, np.random.default_rng(0)):
         transform.p, probability = 1.0, transform.p
-        try:  # what takes seconds on a large image does not on a small one
+        try:  # on a small image, as a large one may take seconds
             apply_listed(transform, *_noise(min(height, 256), min(width, 256), channels))
-        except ConfigError:  # but a crop may need the large one
+        except ConfigError:  # a crop may need the large one
             apply_listed(transform, *_noise(height, width, channels))
         transform.p, transform.params = probability, {}
     return compose
@@ -83,7 +80,7 @@ def _build(library: Any, given: dict[str, JsonValue]) -> Any:
     for key in arguments:
         if key not in taken:
             raise _unfit(name, f"has no argument {key!r}", key, taken)
-    # Without it, an argument that the library's own check fails on is a warning, and the default is taken.
+    # Without ``strict``, an argument that fails the library's own check gives a warning, and the default is used.
     strict = {"strict": True} if "InitSchema" in vars(known[name]) else {}
     try:
         transform = known[name](**arguments, **strict)
@@ -105,7 +102,7 @@ def _unfit(name: str, fault: str, unknown: str = "", known: Sequence[str] | dict
 
 
 def seeded(compose: Any, rng: np.random.Generator) -> Sequence[Any]:
-    """The transforms of a composition, which draw from ``rng`` alone; none of None."""
+    """The transforms of a composition, made to draw from ``rng`` only; empty for None."""
     if compose is None:
         return ()
     compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
@@ -113,23 +110,23 @@ def seeded(compose: Any, rng: np.random.Generator) -> Sequence[Any]:
 
 
 def apply(compose: Any, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What albumentations makes of an image, drawn from ``rng``; of the same depth."""
+    """An image transformed by albumentations with draws from ``rng``, in the same depth."""
     seeded(compose, rng)
     return _run(compose, image)[0]
 
 
 def apply_listed(transform: Any, image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One of :func:`listed_transforms`: the image, the boxes that are left, uncut, and their indices."""
+    """Apply one of :func:`listed_transforms`: the image, the boxes that are left, not clipped, and their indices."""
     height, width = image.shape[:2]
     rows = np.column_stack([boxes / [width, height, width, height], np.arange(len(boxes))])
     name = type(transform).__name__
     try:
         changed, rows = _run(transform, image, bboxes=rows)
-    except Exception as error:  # whatever the library raises where an image does not suit
+    except Exception as error:  # the library may raise anything for an unsuitable image
         raise _unfit(name, str(error)) from None
     if changed.dtype != image.dtype or changed.shape[2] != image.shape[2]:
-        made = f"{changed.dtype} with {changed.shape[2]} channels of {image.dtype} with {image.shape[2]}"
-        raise _unfit(name, f"makes images of {made}; the model normalises, and takes what data has")
+        made = f"{image.dtype} with {image.shape[2]} channels into {changed.dtype} with {changed.shape[2]}"
+        raise _unfit(name, f"turns {made}; it must keep both (the model normalises)")
     rows = rows.reshape(-1, 5)
     height, width = changed.shape[:2]
     moved = (rows[:, :4] * [width, height, width, height]).astype(np.float32)
@@ -138,11 +135,11 @@ def apply_listed(transform: Any, image: np.ndarray, boxes: np.ndarray) -> tuple[
 
 
 def _run(transform: Any, image: np.ndarray, **targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # Colours are changed in 8 bits or in floats only; a float32 in [0, 1] holds 16 bits exactly.
-    is_wide = image.dtype == np.uint16
-    done = transform(image=image.astype(np.float32) / 65535 if is_wide else image, **targets)
+    # Colours can be changed only in 8 bits or in floats; a float32 in [0, 1] holds 16 bits exactly.
+    is_deep = image.dtype == np.uint16
+    done = transform(image=image.astype(np.float32) / 65535 if is_deep else image, **targets)
     changed = done["image"]
-    if is_wide:
+    if is_deep:
         changed = np.rint(changed * 65535).clip(0, 65535).astype(np.uint16)
     return changed.reshape(*changed.shape[:2], -1), done.get("bboxes")
 
@@ -156,5 +153,5 @@ def draw_flips(augment: AugmentConfig, rng: np.random.Generator) -> tuple[bool, 
 def flip(image: np.ndarray, across: bool, down: bool) -> np.ndarray:
     if not (across or down):
         return image
-    # Several times faster than copying a view of negative strides. Of one channel it drops the axis.
+    # Several times faster than copying a view of negative strides. Drops the axis of a single channel.
     return cv2.flip(image, -1 if across and down else int(across)).reshape(image.shape)

@@ -1,4 +1,4 @@
-"""The size of what the model is given: the one rule for it, as ``data.resize`` says, and resizing.
+"""The one rule for the input size (``data.resize``), and resizing.
 
 Dimension key: I images. Sizes are height, width.
 """
@@ -18,14 +18,14 @@ Sides = TypeVar("Sides", int, np.ndarray, Tensor)
 
 
 def input_sizes(sizes: np.ndarray, resize: ResizeConfig, short: int | np.ndarray | None = None) -> np.ndarray:
-    """Sizes [I, 2] of at least one pixel → those that the images are resized to, [I, 2] int64; padding comes later.
+    """Sizes [I, 2] of at least one pixel → the sizes that the images are resized to, [I, 2] int64, without padding.
 
-    ``short`` is one of ``resize.short``, or one for each image [I]; None is the last, as evaluation has it.
+    ``short`` is one of ``resize.short``, or one for each image [I]; None is the last, which evaluation uses.
     """
     if resize.fixed:
         return np.broadcast_to(np.array(resize.fixed, dtype=np.int64), sizes.shape).copy()
     short = resize.short[-1] if short is None else short
-    # Short side to ``short``, or the long one to ``long`` where it would pass that.
+    # Short side to ``short``, or long side to ``long`` where it would exceed that.
     scale = np.minimum(short / sizes.min(axis=1), resize.long / sizes.max(axis=1))
     cut = np.floor if resize.rounding == "down" else np.rint
     return np.maximum(1, cut(sizes * scale[:, None])).astype(np.int64)
@@ -38,7 +38,7 @@ def input_size(height: int, width: int, resize: ResizeConfig, short: int | None 
 
 
 def in_words(resize: ResizeConfig) -> str:
-    """``800/1333`` (short and long side, as evaluation has them), or ``480×640`` (fixed height and width)."""
+    """``800/1333`` (short and long side in evaluation), or ``480×640`` (fixed height and width)."""
     return "×".join(map(str, resize.fixed)) if resize.fixed else f"{resize.short[-1]}/{resize.long}"
 
 
@@ -48,12 +48,12 @@ def padded(sides: Sides, divisor: int = SIZE_DIVISOR) -> Sides:
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str = "area") -> np.ndarray:
-    """Bilinear when it grows; when it shrinks, by area, which does not alias, unless ``interpolation`` is bilinear."""
+    """Bilinear when enlarging; when shrinking, by area, which does not alias, unless ``interpolation`` is bilinear."""
     if image.shape[:2] == (height, width):
         return image
     shrinks = interpolation == "area" and (height < image.shape[0] or width < image.shape[1])
     flag = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    # By area, OpenCV takes up to four channels. Of one it drops the axis.
+    # By area, OpenCV takes up to four channels. It drops the axis of a single one.
     parts = [image[:, :, start : start + 4] for start in range(0, image.shape[2], 4)]
     resized = [cv2.resize(part, (width, height), interpolation=flag).reshape(height, width, -1) for part in parts]
     return np.concatenate(resized, axis=2) if len(resized) > 1 else resized[0]
