@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,19 @@ def test_what_is_shown_is_escaped_and_formatted(page_file: Path) -> None:
     assert '<td class="number">–</td>' in text
 
 
+def test_a_large_table_is_scanned_once(tmp_path: Path) -> None:
+    class Rows(list):
+        scans = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            Rows.scans += 1
+            return super().__iter__()
+
+    table = Table(["class", "AP"], Rows([[f"class {label}", 0.5] for label in range(50)]))
+    write_page(tmp_path / "page.html", "", "", [Section("Classes", [table])])
+    assert Rows.scans == 2  # for the columns with numbers, and to write the rows; once per cell is quadratic
+
+
 def test_a_chart_takes_its_colors_from_the_page(page_file: Path) -> None:
     text = page_file.read_text(encoding="utf-8")
     assert "var(--chart-1)" in text
@@ -119,7 +132,7 @@ def test_a_click_sorts_a_table(page_file: Path, open_page: Callable[..., Any]) -
     assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
 
 
-def test_a_click_enlarges_a_image(page_file: Path, open_page: Callable[..., Any]) -> None:
+def test_a_click_enlarges_an_image(page_file: Path, open_page: Callable[..., Any]) -> None:
     page = open_page(page_file)
     dialog = page.locator("dialog")
     assert not dialog.is_visible()
