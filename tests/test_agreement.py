@@ -102,7 +102,7 @@ def case_files(shared: Path, tmp_path: Path) -> Iterator[tuple[str, str, Path, P
         folder = Path(shutil.copytree(source, tmp_path / source.name))
         for path in folder.rglob("*"):
             path.chmod(0o755)
-        if source.name == "linked_images":
+        if source.name == "linked_pictures":
             (folder / "img/1.png").unlink()
             (folder / "img/1.png").symlink_to(folder / "store/1.png")
         for path in sorted([*folder.glob("*.json"), *folder.glob("*.csv")]):
@@ -116,7 +116,7 @@ def test_every_case(shared: Path, tmp_path: Path) -> None:
         pytest.skip("no cases beside this checkout")
     refused = {case: agree(task, path, images, case) for case, task, path, images in case_files(shared, tmp_path)}
     assert len(refused) > 10
-    assert not refused["linked_images/a.json"]
+    assert not refused["linked_pictures/a.json"]
     assert refused["train_without_objects/a.json"] and refused["boxes_csv_read_as_classes/boxes.csv"]
 
 

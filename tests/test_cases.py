@@ -163,7 +163,7 @@ def image_id_string_vs_int(case: Case) -> None:
     assert case.evaluate("r.json")[0]["AP"] == pytest.approx(1)
 
 
-def linked_images(case: Case) -> None:
+def linked_pictures(case: Case) -> None:
     image = case.folder / "img/1.png"
     image.unlink(missing_ok=True)
     image.symlink_to(case.folder / "store/1.png")
@@ -241,7 +241,7 @@ WALKS: list[Callable[[Case], None]] = [
     fix_empties_dataset,
     ignore_flag,
     image_id_string_vs_int,
-    linked_images,
+    linked_pictures,
     neighbours_change_predictions,
     no_val_split_for_detection,
     string_image_ids,
