@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from detector.analysis.doctor.columns import Split
-from detector.analysis.doctor.findings import Finding, found, in_words
+from detector.analysis.doctor.findings import Finding, findings_of, in_words
 from detector.data.box_rules import check_boxes
 from detector.data.formats.coco_rows import id_key, odd_areas
 
@@ -40,11 +40,11 @@ def _categories(split: Split) -> Iterator[Finding]:
     for own in dict.fromkeys(category.name for category in categories):
         alike.setdefault(re.sub(r"[\W_]+", "", own.casefold()) or own, []).append(own)
     groups = [", ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
-    yield from found("category-name-similar", name, groups, in_words)
+    yield from findings_of("category-name-similar", name, groups, in_words)
     if split.has_boxes:
         numbers = sorted({key for category in categories if isinstance(key := id_key(category.id), int)})
         gaps = [f"{low} to {high}" for low, high in pairwise(numbers) if high > low + 1]
-        yield from found("category-id-gap", name, gaps, in_words)
+        yield from findings_of("category-id-gap", name, gaps, in_words)
 
 
 def _boxes(split: Split, image_sizes: np.ndarray) -> Iterator[Finding]:

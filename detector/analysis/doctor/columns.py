@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.analysis.doctor.findings import Example, Finding, found
+from detector.analysis.doctor.findings import Example, Finding, findings_of
 from detector.data.formats.coco_rows import BAD_ID, Ids, Rows
 from detector.data.split import hold_back
 from detector.errors import DataError
@@ -119,13 +119,13 @@ class Split:
         def example(index: int) -> Example:
             return Example(self.files[index] or f"image {index + 1} of the list", detail=detail(index))
 
-        return found(check, self.name, _indices(images), example, of_all)
+        return findings_of(check, self.name, _indices(images), example, of_all)
 
     def in_annotations(
         self, check: str, rows: np.ndarray | list[int], detail: Callable[[int], str] = _nothing
     ) -> Iterator[Finding]:
         """What a check found in annotations, by row or as a mask [M]; ``detail`` describes each."""
-        return found(check, self.name, _indices(rows), lambda row: self.example_of_annotation(row, detail(row)))
+        return findings_of(check, self.name, _indices(rows), lambda row: self.example_of_annotation(row, detail(row)))
 
     def example_of_annotation(self, row: int, detail: str) -> Example:
         image = int(self.image[row])

@@ -10,7 +10,7 @@ import numpy as np
 
 from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.files import BITS, FileFacts
-from detector.analysis.doctor.findings import Example, Finding, found
+from detector.analysis.doctor.findings import Example, Finding, findings_of
 
 # Distances are numbers of differing bits, of 128. Hashes that differ in at most 15 bits have at least one of their 16
 # bytes in common (pigeonhole principle), so only those that agree in a byte are compared. ``files`` tells which
@@ -39,16 +39,16 @@ def check_duplicates(splits: Sequence[Split], facts: Sequence[Sequence[FileFacts
     within = [[*_within(split, own)] for split, own in zip(splits, facts, strict=True)]
     across = [*_across(splits[1], facts[1], splits[0], facts[0])] if len(splits) == 2 else []
     for split, pairs in zip(splits, within, strict=True):
-        yield from _found("images-identical", split.name, [pair for pair in pairs if pair.distance == IDENTICAL])
-        yield from _found("images-near", split.name, [pair for pair in pairs if pair.distance != IDENTICAL])
-    yield from _found("leak-identical", "train/val", [pair for pair in across if pair.distance == IDENTICAL])
-    yield from _found("leak-near", "train/val", [pair for pair in across if pair.distance != IDENTICAL])
+        yield from _findings("images-identical", split.name, [pair for pair in pairs if pair.distance == IDENTICAL])
+        yield from _findings("images-near", split.name, [pair for pair in pairs if pair.distance != IDENTICAL])
+    yield from _findings("leak-identical", "train/val", [pair for pair in across if pair.distance == IDENTICAL])
+    yield from _findings("leak-near", "train/val", [pair for pair in across if pair.distance != IDENTICAL])
     same = [pair for pair in sum(within, across) if pair.distance <= ALL_BUT_SAME]
     conflicts = [pair for pair in same if len({*map(tuple, pair.labels())}) > 1]
-    yield from _found("label-conflict", "/".join(split.name for split in splits), conflicts)
+    yield from _findings("label-conflict", "/".join(split.name for split in splits), conflicts)
 
 
-def _found(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
+def _findings(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
     pairs = sorted(pairs, key=lambda pair: pair.distance)
 
     def example(pair: Pair) -> Example:
@@ -63,7 +63,7 @@ def _found(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
             other_split=pair.other.name,
         )
 
-    yield from found(check, name, pairs, example)
+    yield from findings_of(check, name, pairs, example)
 
 
 def _labels(split: Split, index: int) -> list[str]:

@@ -60,7 +60,7 @@ class Finding:
         return CHECKS[self.check].remedy
 
 
-def found(
+def findings_of(
     check: str, split: str, items: Sequence[Item], example: Callable[[Item], Example], detail: str = ""
 ) -> Iterator[Finding]:
     """The finding of a check on ``items``, with the first as examples; nothing without items."""

@@ -130,7 +130,7 @@ _KINDS = {
     ("file-missing", "renamed"): "file names corrected",
     ("file-outside", "renamed"): "file names that led out of the folder corrected",
     ("annotation-id-duplicate", "renumbered"): "duplicate annotation ids renumbered",
-    ("box-outside", "cut"): "boxes cut to their image",
+    ("box-outside", "cut"): "boxes clipped to their image",
     ("image-dangling", "removed"): "removed: image not listed",
     ("category-dangling", "removed"): "removed: category not listed",
     ("box-not-finite", "removed"): "removed: box not readable",

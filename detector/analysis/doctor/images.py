@@ -10,7 +10,7 @@ from PIL import Image
 
 from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.files import FileFacts
-from detector.analysis.doctor.findings import Example, Finding, found
+from detector.analysis.doctor.findings import Example, Finding, findings_of
 from detector.data.headers import QUARTER_TURNS, is_ambiguous
 from detector.data.images import depth_fault
 from detector.data.listing import list_images
@@ -59,7 +59,7 @@ def check_unlisted(splits: Sequence[Split]) -> Iterator[Finding]:
     for root in dict.fromkeys(split.root for split in splits if split.root != split.source):
         files = [file for file in list_images(root).files if root / file not in listed]
         name = "/".join(split.name for split in splits if split.root == root)
-        yield from found("file-unlisted", name, files, Example)
+        yield from findings_of("file-unlisted", name, files, Example)
 
 
 def _extensions(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:

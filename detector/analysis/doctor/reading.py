@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from detector.analysis.doctor.columns import Split
-from detector.analysis.doctor.findings import EXAMPLES, Example, Finding, found, in_words
+from detector.analysis.doctor.findings import EXAMPLES, Example, Finding, findings_of, in_words
 from detector.data.formats.class_folders import Fault, read_csv, read_folders
 from detector.data.formats.coco_rows import WITHOUT_SIZE, Ids, Rows, describe_notes, read_rows
 
@@ -51,7 +51,7 @@ def _findings(split: Split, rows: Rows) -> Iterator[Finding]:
         for note, count in rows.notes.items()
         if count and note != WITHOUT_SIZE
     ]
-    yield from found("read-otherwise", split.name, notes, in_words)
+    yield from findings_of("read-otherwise", split.name, notes, in_words)
 
 
 def _example(split: Split, check: str, row: int, words: str) -> Example:
@@ -95,7 +95,7 @@ def read_labelled(
     )
     for check in dict.fromkeys(fault.check for fault in faults):
         own = [fault for fault in faults if fault.check == check]
-        split.faults += found(check, name, own, lambda fault: _example_of_label(fault, images))
+        split.faults += findings_of(check, name, own, lambda fault: _example_of_label(fault, images))
     return split
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from detector.analysis.doctor.columns import Split
-from detector.analysis.doctor.findings import Finding, found, in_words
+from detector.analysis.doctor.findings import Finding, findings_of, in_words
 from detector.config.schema import ResizeConfig
 from detector.data.formats.coco_rows import class_differences
 from detector.data.transforms.resize import input_sizes
@@ -83,7 +83,7 @@ def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detection
         yield from split.in_images("images-empty", split.is_empty & ~split.has_region)
         yield from split.in_images("images-ignored", split.is_empty & split.has_region)
         if split.name == "train" and not split.is_object.any():
-            yield from found("objects-none", split.name, [f"{len(split.files):,} images without one"], in_words)
+            yield from findings_of("objects-none", split.name, [f"{len(split.files):,} images without one"], in_words)
         if split.has_boxes:
             yield from _objects(split, own, max_detections)
     if len(splits) == 2:
@@ -95,23 +95,23 @@ def _objects(split: Split, own: SetFacts, max_detections: int) -> Iterator[Findi
     yield from split.in_images("images-crowded", counts > max_detections, lambda index: f"{counts[index]} objects")
     if own.fraction_under(16) > SMALL_FRACTION:
         fractions = ", ".join(f"{own.fraction_under(side):.0%} under {side} px" for side in SMALL_SIDES)
-        yield from found("objects-small", split.name, [fractions], in_words)
+        yield from findings_of("objects-small", split.name, [fractions], in_words)
 
 
 def _classes(split: Split) -> Iterator[Finding]:
     counts = split.objects_per_class
 
-    def found_in(check: str, is_faulty: np.ndarray) -> Iterator[Finding]:
+    def in_classes(check: str, is_faulty: np.ndarray) -> Iterator[Finding]:
         labels = np.flatnonzero(is_faulty).tolist()
-        return found(
+        return findings_of(
             check, split.name, [f"{split.categories[label].name}: {counts[label]:,}" for label in labels], in_words
         )
 
     must_learn = split.name == "train" and not split.has_boxes  # a folder's class, or one of data.classes
-    yield from found_in("class-unlearnt" if must_learn else "class-empty", counts == 0)
+    yield from in_classes("class-unlearnt" if must_learn else "class-empty", counts == 0)
     if split.name == "train":
-        yield from found_in("class-rare", (counts > 0) & (counts < RARE))
-        yield from found_in("class-imbalance", (counts >= RARE) & (counts * IMBALANCE < counts.max(initial=0)))
+        yield from in_classes("class-rare", (counts > 0) & (counts < RARE))
+        yield from in_classes("class-imbalance", (counts >= RARE) & (counts * IMBALANCE < counts.max(initial=0)))
 
 
 def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
@@ -125,4 +125,4 @@ def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
     else:
         known = {category.name for category in train.categories}
         said = [f"{own.name!r} only in val" for own in val.categories if own.name not in known]
-    yield from found("classes-differ", "train/val", said, in_words)
+    yield from findings_of("classes-differ", "train/val", said, in_words)
