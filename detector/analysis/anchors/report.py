@@ -96,17 +96,17 @@ def cost(config: Config, num_classes: int) -> Summary:
     return summarise(config.model, num_classes, detection.largest_input(config))
 
 
-def as_json(name: str, found: Study, summary: Summary, suggestion: Suggestion | None) -> Row:
+def as_json(name: str, study: Study, summary: Summary, suggestion: Suggestion | None) -> Row:
     """All figures, as ``--json`` prints them."""
     content: Row = {
         "config": name,
-        "annotations": str(found.split.annotations.path),
-        "anchors": found.config.model.anchors.model_dump(mode="json"),
-        "positive_threshold": found.config.model.matcher.positive,
-        "overall": found.overall(),
-        "levels": found.levels(summary),
-        **{f"by_{kind}": rows for kind, rows in found.groups()},
-        "worst": [found.describe_object(index) for index in found.worst(SHOWN_OBJECTS)],
+        "annotations": str(study.split.annotations.path),
+        "anchors": study.config.model.anchors.model_dump(mode="json"),
+        "positive_threshold": study.config.model.matcher.positive,
+        "overall": study.overall(),
+        "levels": study.levels(summary),
+        **{f"by_{kind}": rows for kind, rows in study.groups()},
+        "worst": [study.describe_object(index) for index in study.worst(SHOWN_OBJECTS)],
     }
     if suggestion:
         options = [option._asdict() | option.coverage._asdict() for option in suggestion.options]
@@ -117,21 +117,21 @@ def as_json(name: str, found: Study, summary: Summary, suggestion: Suggestion | 
 
 
 def sections(
-    found: Study, summary: Summary, suggestion: Suggestion | None, drawings: Sequence[PageImage] = ()
+    study: Study, summary: Summary, suggestion: Suggestion | None, drawings: Sequence[PageImage] = ()
 ) -> list[Section]:
     """All figures for a page or a terminal; ``drawings`` are those of :func:`gallery`."""
-    overall = found.overall()
+    overall = study.overall()
     after = suggestion.after["train"] if suggestion and suggestion.yaml else None
-    remarks = [Text(text, tone) for text, tone in _remarks(found, overall)]
-    parts = [Section("All objects", [_numbers(overall, summary), *remarks, *_charts(found, after)])]
+    remarks = [Text(text, tone) for text, tone in _remarks(study, overall)]
+    parts = [Section("All objects", [_numbers(overall, summary), *remarks, *_charts(study, after)])]
     if suggestion:
         parts.append(Section("Suggestion", list(_suggestion(suggestion))))
-    for kind, rows in found.groups():
+    for kind, rows in study.groups():
         parts.append(Section(f"By {kind}", [_table(rows, NAMES | {"group": GROUPS.get(kind, kind)})]))
-    levels = found.levels(summary)
-    note = "For the largest image; multiply-adds are the head's. An object is on the level of its best anchor."
+    levels = study.levels(summary)
+    note = "Anchors and multiply-adds (the head's) are for the largest image; an object is on its best anchor's level."
     parts.append(Section("By level", [_table(levels), Text(note)]))
-    worst = [found.describe_object(index) for index in found.worst(SHOWN_OBJECTS)]
+    worst = [study.describe_object(index) for index in study.worst(SHOWN_OBJECTS)]
     title = "Objects that no anchor covers well"
     if drawings:
         note = Text("The object in thick lines, its best anchor in thin ones, at the input size.")
@@ -173,7 +173,7 @@ def _numbers(overall: Row, summary: Summary) -> Numbers:
             ("recall", overall["recall"], "fraction at or above the positive threshold"),
             ("class-mean recall", overall["class_recall"], "what --suggest maximises"),
             ("only low-quality", overall["low_quality"], "fraction below it that low-quality matching gives anchors"),
-            ("missed", overall["missed"], "fraction that no anchor is matched to"),
+            ("missed", overall["missed"], "fraction that no anchor is assigned to"),
             ("positives per object", overall["positives"], sample),
             ("positives per image", overall["positives_per_image"], sample),
             ("anchors", summary.anchors, f"for an image of {summary.size[0]} × {summary.size[1]}"),
@@ -181,8 +181,8 @@ def _numbers(overall: Row, summary: Summary) -> Numbers:
     )
 
 
-def _remarks(found: Study, overall: Row) -> Iterator[tuple[str, Tone]]:
-    config = found.config
+def _remarks(study: Study, overall: Row) -> Iterator[tuple[str, Tone]]:
+    config = study.config
     if overall["recall"] < RECALL_WANTED:
         yield (
             (
@@ -236,13 +236,13 @@ def _values(anchors: AnchorConfig, key: str) -> str:
     return ", ".join(f"{number:.3g}" for number in (value if isinstance(value, list) else [value]))
 
 
-def _charts(found: Study, after: Study | None) -> list[Chart]:
-    studies = [("config", found)] + ([("suggested", after)] if after else [])
+def _charts(study: Study, after: Study | None) -> list[Chart]:
+    studies = [("config", study)] + ([("suggested", after)] if after else [])
     figure = new_figure()
     axes = figure.add_subplot()
     for label, own in studies:
         axes.hist(own.best.numpy(), bins=np.linspace(0, 1, 41), histtype="step", label=label, linewidth=1.5)
-    axes.axvline(found.config.model.matcher.positive, linestyle="--", linewidth=1, color=FAINT)
+    axes.axvline(study.config.model.matcher.positive, linestyle="--", linewidth=1, color=FAINT)
     axes.set_xlabel("best IoU")
     axes.set_ylabel("objects")
     axes.legend(loc="upper left")
@@ -250,7 +250,7 @@ def _charts(found: Study, after: Study | None) -> list[Chart]:
 
     figure = new_figure()
     axes = figure.add_subplot()
-    sides = (found.objects.boxes[:, 2:] - found.objects.boxes[:, :2]).numpy()
+    sides = (study.objects.boxes[:, 2:] - study.objects.boxes[:, :2]).numpy()
     drawn = np.random.default_rng(0).permutation(len(sides))[:POINTS]
     axes.scatter(*sides[drawn].T, s=4, alpha=0.4, linewidths=0, color=COLORS[5], label="objects")
     for (label, own), marker in zip(studies, "x+", strict=False):
@@ -266,25 +266,25 @@ def _charts(found: Study, after: Study | None) -> list[Chart]:
     return [best, chart(figure, "Sides of objects (a sample) and of anchors at the input size")]
 
 
-def gallery(found: Study, images: Path) -> list[PageImage]:
+def gallery(study: Study, images: Path) -> list[PageImage]:
     """The worst objects with their best anchors, at the input size; images that cannot be read are skipped."""
     drawings = []
-    for index in found.worst(SHOWN_OBJECTS):
-        about = found.describe_object(index)
+    for index in study.worst(SHOWN_OBJECTS):
+        about = study.describe_object(index)
         text = f"{about['class']} {about['width']:g} × {about['height']:g} px, best IoU {about['best_iou']:.2f}"
         try:
-            drawing = _draw_object(found, index, images, about["class"])
+            drawing = _draw_object(study, index, images, about["class"])
         except DataError:
             continue
         drawings.append(page_image(drawing, f"{text}: {about['file_name']}, annotation {about['annotation_id']}"))
     return drawings
 
 
-def _draw_object(found: Study, index: int, images: Path, name: str) -> Image.Image:
-    model, annotations, objects = found.config.model, found.split.annotations, found.objects
+def _draw_object(study: Study, index: int, images: Path, name: str) -> Image.Image:
+    model, annotations, objects = study.config.model, study.split.annotations, study.objects
     image_index, box, label = int(objects.image[index]), objects.boxes[index], int(objects.labels[index])
     original = int(annotations.heights[image_index]), int(annotations.widths[image_index])
-    data, file = found.config.data, images / annotations.file_name(image_index)
+    data, file = study.config.data, images / annotations.file_name(image_index)
     image = read_annotated_image(file, *original, model.in_channels, data.exif, data.max_value)
     height, width = objects.sizes[image_index].tolist()
     image = resize(image, height, width, data.resize.interpolation)

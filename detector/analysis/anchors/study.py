@@ -161,7 +161,7 @@ def study(config: Config, split: Split) -> Study:
         level_best,
         positives[objects.rows],
         assigned.level_positives,
-        min(count, len(boxes.sizes)),
+        count,
     )
 
 
