@@ -43,7 +43,7 @@ def boxes_in(height: int, width: int, boxes: list[list[float]], labels: list[int
     ("box", "iou"),
     [
         ([16.0, 16.0, 48.0, 48.0], 1.0),  # is an anchor
-        ([8.0, 8.0, 24.0, 24.0], 256 / 1024),  # lies in one: 16 · 16 of 32 · 32
+        ([8.0, 8.0, 24.0, 24.0], 256 / 1024),  # is inside one: 16 · 16 of 32 · 32
         ([12.0, 16.0, 44.0, 48.0], 896 / 1152),  # halfway between two: overlap 28 · 32 of 2 · 1024 - 896
         ([56.0, 0.0, 64.0, 16.0], 128 / 1024),  # beyond the last column, which is at 56: still lies in that anchor
         ([0.0, 0.0, 64.0, 64.0], 1024 / 4096),  # around one

@@ -57,7 +57,7 @@ def test_a_page_holds_all_it_needs(page_file: Path) -> None:
     assert not re.search(r"url\((?!#)", text)
 
 
-def test_what_is_shown_is_escaped_and_formatted(page_file: Path) -> None:
+def test_text_is_escaped_and_numbers_are_formatted(page_file: Path) -> None:
     text = page_file.read_text(encoding="utf-8")
     assert "<title>A &amp; B</title>" in text
     assert "&lt;script&gt;alert(1)" in text
@@ -128,7 +128,7 @@ def test_a_click_sorts_a_table(page_file: Path, open_page: Callable[..., Any]) -
     page.get_by_role("button", name="AP").click()
     assert classes() == ["aardvark", "cat", "dog <b>"]
     page.get_by_role("button", name="AP").click()
-    assert classes() == ["cat", "aardvark", "dog <b>"]  # what has no number stays last
+    assert classes() == ["cat", "aardvark", "dog <b>"]  # rows without a number stay last
     assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
 
 
@@ -146,7 +146,7 @@ def test_a_click_enlarges_an_image(page_file: Path, open_page: Callable[..., Any
 
 
 def test_letters_of_any_script_stay_text_for_the_browser() -> None:
-    """What matplotlib's own font lacks is no reason for a warning: the page is drawn by the browser's fonts."""
+    """Letters that matplotlib's font lacks give no warning: the browser has fonts for them."""
     figure = new_figure()
     figure.add_subplot().barh(["红细胞", "cat"], [1, 2])
     with warnings.catch_warnings():

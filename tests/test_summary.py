@@ -1,4 +1,4 @@
-"""What a model costs: against numbers by hand, against torchvision's published ones, and as the command prints it."""
+"""The cost of a model: against numbers by hand, torchvision's published ones, and as the command prints it."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_the_number_of_classes(name: str, overrides: dict[str, Any], classes: in
 
 
 class Timed(nn.Module):
-    """Takes so many milliseconds of a clock that is frozen otherwise, and writes down each call."""
+    """Advances a frozen clock by so many milliseconds per call, and records the call."""
 
     def __init__(self, name: str, durations: list[float], clock: list[float], calls: list[str]) -> None:
         super().__init__()
@@ -464,7 +464,7 @@ def test_the_table_says_what_was_timed(capsys: pytest.CaptureFixture[str]) -> No
         (2 * 10**12, "", "2.0 T"),
     ],
 )
-def test_numbers_as_people_say_them(number: int, unit: str, said: str) -> None:
+def test_numbers_are_abbreviated(number: int, unit: str, said: str) -> None:
     assert human(number, unit) == said
 
 
