@@ -1,4 +1,4 @@
-"""The search for anchors, and what it says of other pyramids and input sizes."""
+"""The search for anchors, and its verdicts on other pyramids and input sizes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_every_class_counts_alike() -> None:
     assert score(best, labels, MatcherConfig()) == pytest.approx(3 * (2 / 3 + 0) / 2 + (0.6 + 0.2) / 2)
 
 
-def test_anchors_that_miss_everything_are_mended(objects: InputBoxes) -> None:
+def test_anchors_that_miss_everything_are_fixed(objects: InputBoxes) -> None:
     matcher, levels = load_config("quickstart.yaml").model.matcher, [3, 4, 5]
     start = AnchorConfig(base_size=16.0)  # 128 px at least, where objects have 8 to 100
     assert coverage_of(best_ious(objects, start, levels), matcher).recall < 0.2

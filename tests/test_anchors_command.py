@@ -1,4 +1,4 @@
-"""``tools/anchors.py`` as a person types it, and its page in a browser."""
+"""``tools/anchors.py`` as a user types it, and its page in a browser."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def data(shapes: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def outputs(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what one whole call wrote: page.html, mine.yaml and printed.json."""
+    """A folder with all that one call wrote: page.html, mine.yaml and printed.json."""
     folder = tmp_path_factory.mktemp("anchors")
     with pytest.MonkeyPatch.context() as patch, (folder / "printed.json").open("w") as printed:
         patch.setattr("sys.stdout", printed)
@@ -109,7 +109,7 @@ def test_a_set_without_objects(shapes: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "empty.json").write_text(json.dumps(tree | {"annotations": []}))
     overrides = [f"data.train.annotations={tmp_path}/empty.json", *MODEL]
     assert main(["anchors", "--config", "quickstart.yaml", *overrides]) == 2
-    assert "has no objects, so there is nothing that anchors could cover" in capsys.readouterr().err
+    assert "has no objects, so there is nothing for anchors to cover" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(400, "dark"), (1600, "light")])

@@ -45,7 +45,7 @@ FOUND: Found = [
 def test_error_types_by_hand(tmp_path: Path) -> None:
     errors = {row["type"]: row for row in report_of(tmp_path, OBJECTS, FOUND).errors}
     counts = {"classification": 1, "localisation": 1, "both": 1, "duplicate": 1, "background": 2, "missed": 2}
-    assert {name: row["count"] for name, row in errors.items()} == counts  # missed: D and E, that nothing comes near
+    assert {name: row["count"] for name, row in errors.items()} == counts  # missed: D and E, which no detection is near
     # AP50 of cats: 1 of 3 found before the first false one, 34 of 101 recalls; of dogs 0.
     # Classification fixed: the dog at 0.85 comes first, 51 of 101 recalls. Localisation: C is the fourth of the cats,
     # precision 2/4 for 33 more recalls. Missed: without D and E, one of two cats is found, 51 recalls instead of 34.
@@ -79,7 +79,7 @@ RIGHT_A: tuple[int, Box, float, int] = (10, [0, 0, 100, 100], 0.8, CAT)
         ),
     ],
 )
-def test_what_is_false_costs_what_stands_behind_it(
+def test_a_false_positive_costs_the_detections_after_it(
     tmp_path: Path, name: str, objects: Truth, found: Found, cost: float
 ) -> None:
     for row in report_of(tmp_path, objects, found).errors:
@@ -115,7 +115,7 @@ def test_confusion_by_hand(tmp_path: Path) -> None:
         (10, [400, 0, 100, 100], 0.8, CAT),
         (20, [310, 310, 50, 50], 0.75, CAT),  # in the crowd
         (10, [200, 0, 100, 100], 0.7, CAT),  # the dog is taken for a cat,
-        (10, [200, 0, 100, 99], 0.6, DOG),  # and the dog on it finds nothing left
+        (10, [200, 0, 100, 99], 0.6, DOG),  # and the dog on it has no object left
         (10, [700, 700, 50, 50], 0.1, DOG),
     ]
     report = report_of(tmp_path, objects, found)
@@ -144,7 +144,7 @@ def test_size_and_crowding_by_hand(tmp_path: Path) -> None:
     ]
     report = report_of(tmp_path, objects, found, num_images=3)
     sizes = {row["size"]: row["AP"] for row in report.sizes if row["objects"] == 1}
-    # Of the largest one, the false one in the third image stands before it.
+    # The false positive in the third image has a higher score than the largest one.
     assert sizes == pytest.approx({"0²–16²": 1, "16²–32²": 0, "over 256²": 0.5})
     assert [row["AP"] for row in report.sizes if not row["objects"]] == [-1] * 3
     crowds = {row["objects_an_image"]: row for row in report.crowds}

@@ -20,7 +20,7 @@ from detector.structures import Category
 
 
 def classes(count: int) -> list[Category]:
-    """Ids that are no places, to tell them apart."""
+    """Categories with ids that differ from their labels."""
     return [Category(10 * label, f"class {label}") for label in range(count)]
 
 
@@ -48,7 +48,7 @@ def test_one_label_by_hand() -> None:
     assert metrics["confusion"] == [[2, 1, 0, 1], [0, 3, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]
     assert metrics["top1"] == pytest.approx(5 / 9)
     assert metrics["top5"] == 1  # of four classes
-    # Recall by row: 2/4, 3/3, 0/2. Class 3 has no image: there is nothing to find, and no mean takes it in.
+    # Recall by row: 2/4, 3/3, 0/2. Class 3 has no image: it has nothing to find, and is in no mean.
     assert metrics["mean_class_accuracy"] == pytest.approx((0.5 + 1 + 0) / 3)
     # Precision by column: 2 of 4, 3 of 4, 0 of 0. F1 = 2 · right / (predicted + true): 4/8, 6/7, 0/2.
     assert metrics["macro_f1"] == pytest.approx((4 / 8 + 6 / 7 + 0) / 3)
@@ -72,7 +72,7 @@ def test_equal_scores(label: int, top1: float, top5: float) -> None:
 
 
 def test_all_scores_equal() -> None:
-    # Nothing was learnt: the first class is predicted, five of ten classes are among the first five.
+    # Nothing was learned: the first class is predicted, five of ten classes are among the first five.
     metrics = single_label(np.full((10, 10), 0.1), np.arange(10), classes(10))
     assert (metrics["top1"], metrics["top5"]) == (0.1, 0.5)
     assert metrics["mean_class_accuracy"] == pytest.approx(0.1)
@@ -138,12 +138,12 @@ def test_one_label_against_a_loop(table: tuple[int, list[tuple[int, list[float]]
         ([0.9, 0.8, 0.7], [1, 1, 1], 1),
         ([0.9, 0.8, 0.7], [0, 0, 1], 1 / 3),
         ([0.9, 0.8, 0.7], [0, 0, 0], -1),
-        # Equal scores are one step: two of three at once, whichever stands first.
+        # Equal scores are one step: two of three together, in any order.
         ([0.5, 0.5, 0.5], [1, 0, 1], 2 / 3),
         ([0.5, 0.5, 0.5], [0, 1, 1], 2 / 3),
         # Step 1: 1 of 1 (half of the true ones). Step 2: 2 of 3 (the other half).
         ([0.9, 0.4, 0.4, 0.1], [1, 0, 1, 0], (1 + 2 / 3) / 2),
-        # Step 1: 0 of 2. Step 2: 2 of 4, all true ones at once.
+        # Step 1: 0 of 2. Step 2: 2 of 4, all true ones together.
         ([0.9, 0.9, 0.4, 0.4], [0, 0, 1, 1], 2 / 4),
         ([1.0], [1], 1),
         ([0.0], [1], 1),
@@ -188,7 +188,7 @@ def test_several_labels_by_hand() -> None:
     assert set(metrics) == {"mAP", "macro_f1", "per_class"}
     # Class 0, best first: image 0 (true), 1, 2 (true), 3: (1 + 2/3) / 2. Found at 0.5: images 0 and 1, one of them
     # right, of two true ones: precision 1/2, recall 1/2, F1 = 2 · 1 / (2 + 2).
-    # Class 1: image 2 (true), then 0 and 3 at once, then 1 (true): (1 + 2/4) / 2. Found: 0, 2, 3, one right of two:
+    # Class 1: image 2 (true), then 0 and 3 together, then 1 (true): (1 + 2/4) / 2. Found: 0, 2, 3, one right of two:
     # precision 1/3, recall 1/2, F1 = 2 · 1 / (3 + 2).
     # Class 2 has no image.
     expected = [

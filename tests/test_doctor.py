@@ -1,4 +1,4 @@
-"""What the doctor finds: each fault planted once in a clean set, and what is known to be wrong in real ones."""
+"""The doctor's findings: each fault planted once in a clean set, and known faults of real sets."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ Tree = dict[str, Any]
 
 
 def texture(seed: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Image.Image:
-    """Blotches of colour, another for each seed: images that a JPEG keeps and that look like no other."""
+    """Blotches of colour that a JPEG preserves, different for each seed."""
     coarse = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
 
@@ -121,8 +121,8 @@ def encode(pixels: np.ndarray) -> bytes:
     return cv2.imencode(".png", pixels.astype(np.uint16))[1].tobytes()
 
 
-def cut(path: Path, share: float) -> None:
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+def cut(path: Path, fraction: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * fraction)])
 
 
 def set_boxes(*boxes: list[Any]) -> Callable[[Tree], None]:
@@ -347,7 +347,7 @@ def test_a_missing_size_is_the_files_own_unless_exif_turns_it(data: Path) -> Non
         open_dataset(DataConfig(train=split), "train", Transform(ResizeConfig()))
 
 
-def test_a_value_is_shown_as_it_stands(data: Path) -> None:
+def test_a_value_is_shown_as_it_is(data: Path) -> None:
     edit(data / "train.json", set_boxes([5, 5, "x", 40], [5, 5, float("nan"), 40], []))
     report = examine_train(data, is_quick=True)
     assert [example.detail.split(" must")[0] for example in finding(report, "box-not-finite").examples] == [
@@ -385,7 +385,7 @@ def test_a_quarter_turned_image_may_be_annotated_upright(data: Path, orientation
     assert found["exif-turned"] == 1
 
 
-def test_a_frame_and_a_depth_that_the_config_says_are_not_in_doubt(data: Path) -> None:
+def test_a_frame_and_a_depth_given_by_the_config_are_not_in_doubt(data: Path) -> None:
     save(texture(0), data / "train" / "0.jpg", orientation=3)
     save(texture(1), data / "train" / "1.jpg", orientation=6)
     (data / "train" / "2.jpg").write_bytes(encode(np.asarray(texture(2)).astype(np.uint16) * 16))
@@ -406,12 +406,12 @@ def test_small_objects_and_crowded_images_depend_on_the_config(data: Path) -> No
     report = examine_train(data, Settings(ResizeConfig(short=[800, 32], long=1333)))
     assert counts(report) == {"objects-small": 1}
     assert np.sort(report.sets[0].sizes)[[0, 6, 12, 18]] == pytest.approx(np.sqrt([150, 156, 240, 242]), abs=1e-3)
-    assert report.sets[0].share_under(13) == 0.5
+    assert report.sets[0].fraction_under(13) == 0.5
 
 
 def test_classes_with_under_a_hundredth_are_imbalanced(data: Path) -> None:
     def add_many(tree: Tree) -> None:
-        # 12 dogs to 1,212 cats, of ever other width so that none is a duplicate.
+        # 12 dogs to 1,212 cats, each of another width so that none is a duplicate.
         for number in range(1200):
             side = 2 + number * 0.05
             tree["annotations"].append(
@@ -485,7 +485,7 @@ def test_folders_of_classes_are_examined(classes: Path) -> None:
     assert finding(report, "label-conflict").examples[0].detail == "dog and cat"
 
 
-def test_a_folder_that_is_no_class_of_the_config(classes: Path) -> None:
+def test_a_folder_that_is_not_a_class_of_the_config(classes: Path) -> None:
     report = examine([read_labelled("train", None, classes, ["cat", "hound"], multi_label=False)], Settings(), True)
     assert counts(report) == {"class-unknown": 1, "class-unlearnt": 1}
     with pytest.raises(DataError, match="no class folders"):
@@ -610,7 +610,7 @@ def test_a_jpeg_whose_end_was_never_written_is_damaged(tmp_path: Path) -> None:
         assert look_at([path], is_quick=False)[0].fault == "file-damaged", end
 
 
-def test_the_fingerprint_is_of_the_cosine_transform(tmp_path: Path) -> None:
+def test_the_hash_is_of_the_cosine_transform(tmp_path: Path) -> None:
     small = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
     path = tmp_path / "x.png"
     Image.fromarray(small).save(path)
@@ -621,7 +621,7 @@ def test_the_fingerprint_is_of_the_cosine_transform(tmp_path: Path) -> None:
     assert bits[: len(first)].tolist() == [bool(transform[at] > 0) for at in first]
 
 
-def test_images_of_one_tone_are_no_copies_of_each_other(data: Path) -> None:
+def test_images_of_one_tone_are_not_duplicates(data: Path) -> None:
     for number, tone in enumerate([(0, 0, 0), (0, 0, 0), (255, 255, 255), (9, 90, 200)]):
         save(Image.new("RGB", (WIDTH, HEIGHT), tone), data / "train" / f"{number}.jpg", quality=90 - number)
     assert counts(examine_train(data)) == {}
@@ -655,7 +655,7 @@ def test_empty_images_and_crowds_in_coco(shared: Path) -> None:
     assert report.count("error") == 0
 
 
-def test_copies_across_the_splits_of_trashnet(shared: Path) -> None:
+def test_duplicates_across_the_splits_of_trashnet(shared: Path) -> None:
     splits = [
         read_labelled(name, None, shared / "data/trashnet" / name, None, multi_label=False) for name in ("train", "val")
     ]

@@ -1,4 +1,4 @@
-"""The doctor as a person calls it: exit codes, the cleaned copy, the page, and one clear line for every mistake."""
+"""The doctor as a user calls it: exit codes, the cleaned copy, the page, and one clear line for every mistake."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_fix_corrects_the_names_of_files(data: Path, tmp_path: Path, capsys: pyt
     assert run_command("doctor", [*arguments(data), "--fix", str(out)]) == 1
     printed = capsys.readouterr().out
     assert "x.jpg: it may be any of 2 files: a/x.jpg, b/x.jpg" in printed
-    assert ": 5 (4 probably lie in the folder by another name; 1 may be any of several files there)" in printed
+    assert ": 5 (4 probably exist under another name; 1 may be any of several files)" in printed
     fixed = [image["file_name"] for image in json.loads(out.read_text())["images"]]
     meant = [f"train_0000{number}.jpg" for number in (0, 1, 2, 6)]
     assert fixed[:8] == [*meant, *names[4:]]
@@ -286,7 +286,7 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     "target", ["annotations/train.json", "images/../annotations/train.json", "annotations/val.json"]
 )
-def test_fix_writes_over_nothing(data: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fix_overwrites_nothing(data: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = (data / target).read_bytes()
     assert "exists and is not written over" in refused([*arguments(data), "--fix", f"{data}/{target}"], capsys)
     assert (data / target).read_bytes() == before
@@ -323,7 +323,7 @@ def test_a_mistake_gets_one_line(argv: list[str], words: str, capsys: pytest.Cap
         (b"\xff\xfe\x00", "is text in UTF-16; save the file as UTF-8"),
     ],
 )
-def test_what_is_no_coco_file_gets_one_line(
+def test_a_file_that_is_not_coco_gets_one_line(
     data: Path, content: bytes, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (data / "annotations/train.json").write_bytes(content)
@@ -348,17 +348,17 @@ def test_an_interrupt_ends_it(data: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert capsys.readouterr().err.strip().endswith("stopped")
 
 
-def end_at_once(*_: object, **options: object) -> None:
+def kill_itself(*_: object, **options: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_process_ends_it(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(detector.analysis.doctor.files, "look_at", end_at_once)
+    monkeypatch.setattr(detector.analysis.doctor.files, "look_at", kill_itself)
     assert run_command("doctor", arguments(data)) == 2
     said = capsys.readouterr().err
-    assert re.search(r"train_\d+\.jpg: a process that looked at this image, or at one of the next \d+, was", said)
+    assert re.search(r"train_\d+\.jpg: a process that read this image, or one of the next \d+, was", said)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

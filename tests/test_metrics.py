@@ -122,13 +122,13 @@ def test_average_over_iou_thresholds_by_hand(backend: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_what_lies_in_a_crowd_is_not_counted(backend: str, tmp_path: Path) -> None:
+def test_detections_in_a_crowd_are_not_counted(backend: str, tmp_path: Path) -> None:
     boxes = [(10, [0, 0, 50, 50], 3, 0), (10, [500, 500, 400, 400], 3, 1)]
     rows = make_rows([(10, [0, 0, 50, 50], 0.5, 3), (10, [600, 600, 50, 50], 0.9, 3), (10, [700, 700, 60, 60], 0.8, 3)])
     metrics = coco_metrics(rows, make_truth(tmp_path, boxes), backend, 100)
     assert metrics["AP"] == pytest.approx(1.0)
     assert [row["objects"] for row in metrics["per_class"]] == [1, 0]
-    # Without the crowd both are false alarms of a higher score: precision 1/3 at every recall.
+    # Without the crowd both are false positives of a higher score: precision 1/3 at every recall.
     metrics = coco_metrics(rows, make_truth(tmp_path, boxes[:1]), backend, 100)
     assert metrics["AP"] == pytest.approx(1 / 3)
 
@@ -166,7 +166,7 @@ def test_more_than_100_detections_count_where_they_are_asked_for(backend: str, t
     usual, more = (coco_metrics(rows, truth, backend, number) for number in (100, 200))
     assert [usual[name] for name in ("AR1", "AR10", "AR100")] == pytest.approx([1 / 150, 10 / 150, 100 / 150])
     assert [more[name] for name in ("AR1", "AR10", "AR100")] == pytest.approx([1 / 150, 10 / 150, 1])
-    # 67 of 101 recall points (0.00 to 0.66) are reached by 100 of 150.
+    # 67 of 101 recall points (0.00 to 0.66) are covered by 100 of 150.
     assert [usual["AP"], more["AP"]] == pytest.approx([67 / 101, 1])
     assert (usual["max_detections"], more["max_detections"]) == (100, 200)
 
@@ -261,8 +261,8 @@ def test_results_by_hand(tmp_path: Path) -> None:
     assert results_of(tmp_path, []).shape == (0, 7)
 
 
-def test_a_file_name_tells_the_image(tmp_path: Path) -> None:
-    # tools/infer.py numbers the images of a folder; 1 and 2 are no ids of the truth, or those of other images.
+def test_a_file_name_identifies_the_image(tmp_path: Path) -> None:
+    # tools/infer.py numbers the images of a folder; its ids may be unknown, or those of other images.
     entries = [entry(image_id=1, file_name="b.jpg"), entry(image_id=20, file_name="a.jpg"), entry(image_id=20)]
     assert results_of(tmp_path, entries)[:, 0].tolist() == [1, 0, 1]
 
@@ -297,7 +297,7 @@ ODD: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_results_that_look_like_something_else_are_read_with_a_warning(name: str, tmp_path: Path) -> None:
+def test_results_that_look_wrong_are_read_with_a_warning(name: str, tmp_path: Path) -> None:
     entries, expected = ODD[name]
     path = write_json(tmp_path / "results.json", entries)
     objects = [(10, [60 * n, 10, 50, 40], 3, 0) for n in range(1, 8)]
@@ -314,8 +314,8 @@ def refusal(folder: Path, entries: Any) -> str:
     return message.removeprefix(f"{folder / 'results.json'}: ")
 
 
-def test_a_file_name_that_the_truth_has_not_is_refused(tmp_path: Path) -> None:
-    # Its number would pass for the id of another image.
+def test_an_unknown_file_name_is_refused(tmp_path: Path) -> None:
+    # Its image_id is that of another image.
     said = refusal(tmp_path, [entry(), entry(image_id=20, file_name="below\\b.jpg")])
     assert said.startswith("entry 1: ")
     assert said.endswith("; did you mean b.jpg?")
@@ -350,7 +350,7 @@ def test_a_wrong_entry_is_named(wrong: Any, message: str, tmp_path: Path) -> Non
     assert refusal(tmp_path, [entry(), wrong]).startswith(f"entry 1: {message}")
 
 
-def test_a_file_that_is_no_results(tmp_path: Path) -> None:
+def test_a_file_without_results(tmp_path: Path) -> None:
     assert refusal(tmp_path, {"annotations": []}).startswith("holds a dict; ")
     truth, path = make_truth(tmp_path, []), tmp_path / "results.json"
     path.write_text(json.dumps([entry()])[:-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def test_a_page_holds_all_it_needs(page_file: Path) -> None:
     assert not re.search(r"url\((?!#)", text)
 
 
-def test_what_is_shown_is_escaped_and_formatted(page_file: Path) -> None:
+def test_text_is_escaped_and_numbers_are_formatted(page_file: Path) -> None:
     text = page_file.read_text(encoding="utf-8")
     assert "<title>A &amp; B</title>" in text
     assert "&lt;script&gt;alert(1)" in text
@@ -65,6 +65,19 @@ def test_what_is_shown_is_escaped_and_formatted(page_file: Path) -> None:
     assert "<dd>5,000<small>of val</small></dd>" in text
     assert 'data-value="1200">1,200</td>' in text
     assert '<td class="number">–</td>' in text
+
+
+def test_a_large_table_is_scanned_once(tmp_path: Path) -> None:
+    class Rows(list):
+        scans = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            Rows.scans += 1
+            return super().__iter__()
+
+    table = Table(["class", "AP"], Rows([[f"class {label}", 0.5] for label in range(50)]))
+    write_page(tmp_path / "page.html", "", "", [Section("Classes", [table])])
+    assert Rows.scans == 2  # for the columns with numbers, and to write the rows; once per cell is quadratic
 
 
 def test_a_chart_takes_its_colors_from_the_page(page_file: Path) -> None:
@@ -115,11 +128,11 @@ def test_a_click_sorts_a_table(page_file: Path, open_page: Callable[..., Any]) -
     page.get_by_role("button", name="AP").click()
     assert classes() == ["aardvark", "cat", "dog <b>"]
     page.get_by_role("button", name="AP").click()
-    assert classes() == ["cat", "aardvark", "dog <b>"]  # what has no number stays last
+    assert classes() == ["cat", "aardvark", "dog <b>"]  # rows without a number stay last
     assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "ascending"
 
 
-def test_a_click_enlarges_a_image(page_file: Path, open_page: Callable[..., Any]) -> None:
+def test_a_click_enlarges_an_image(page_file: Path, open_page: Callable[..., Any]) -> None:
     page = open_page(page_file)
     dialog = page.locator("dialog")
     assert not dialog.is_visible()
@@ -133,7 +146,7 @@ def test_a_click_enlarges_a_image(page_file: Path, open_page: Callable[..., Any]
 
 
 def test_letters_of_any_script_stay_text_for_the_browser() -> None:
-    """What matplotlib's own font lacks is no reason for a warning: the page is drawn by the browser's fonts."""
+    """Letters that matplotlib's font lacks give no warning: the browser has fonts for them."""
     figure = new_figure()
     figure.add_subplot().barh(["红细胞", "cat"], [1, 2])
     with warnings.catch_warnings():

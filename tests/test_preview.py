@@ -72,7 +72,7 @@ def test_rare_classes_are_warned_of(colors: Path) -> None:
 
 
 def test_the_anchors_of_the_first_batch_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As in test_reach: an object that is an anchor has that and its four neighbours. The crowd's anchors are left out.
+    # As in test_coverage: an object that is an anchor has that and its four neighbours; the crowd's are not drawn.
     drawn = []
     monkeypatch.setattr(detection_views, "draw_targets", lambda *arguments: drawn.append(arguments))
     anchors = {"base_size": 4.0, "ratios": [1.0], "scales": [1.0]}

@@ -1,4 +1,4 @@
-"""The pages of evaluation, inference and the data: their content, in a real browser, and the files beside them."""
+"""The pages of evaluation and of the data: their content, in a real browser, and the files beside them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def report(shapes: Path, files: Path) -> Path:
     return files / "report"
 
 
-def test_figures_stand_beside_the_page(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_written_beside_the_page(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures = json.loads((report / "report.json").read_text())
     assert set(METRICS) <= figures["metrics"].keys()
     assert figures["against"]["metrics"]["AP"] != figures["metrics"]["AP"]

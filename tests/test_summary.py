@@ -1,4 +1,4 @@
-"""What a model costs: against numbers by hand, against torchvision's published ones, and as the command prints it."""
+"""The cost of a model: against numbers by hand, torchvision's published ones, and as the command prints it."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_activations_are_those_of_real_training(head: str) -> None:
     assert summarise(config, num_classes=5, size=(64, 96)).activation_bytes == expected
 
 
-def test_a_image_too_small_for_batch_norm_has_a_summary() -> None:
+def test_an_image_too_small_for_batch_norm_has_a_summary() -> None:
     summary = summarise(make_config("resnet10", "classic"), num_classes=5, size=(32, 32))
     assert summary.levels["C5"] == Level(512, 1, 1, 32, None)
     assert summary.activation_bytes > 0
@@ -206,7 +206,7 @@ def test_a_image_too_small_for_batch_norm_has_a_summary() -> None:
 def test_a_size_that_the_model_refuses() -> None:
     # Group norm of one channel cannot normalise P5's single cell.
     config = make_config().model_copy(update={"fpn": FPNConfig(levels=[3, 4, 5], channels=1, norm="gn")})
-    with pytest.raises(ConfigError, match=r"size 32 × 32: the model takes no such image \(Expected more than"):
+    with pytest.raises(ConfigError, match=r"size 32 × 32: the model cannot take such an image \(Expected more than"):
         summarise(config, num_classes=5, size=(32, 32))
 
 
@@ -298,7 +298,7 @@ def test_the_number_of_classes(name: str, overrides: dict[str, Any], classes: in
 
 
 class Timed(nn.Module):
-    """Takes so many milliseconds of a clock that is frozen otherwise, and writes down each call."""
+    """Advances a frozen clock by so many milliseconds per call, and records the call."""
 
     def __init__(self, name: str, durations: list[float], clock: list[float], calls: list[str]) -> None:
         super().__init__()
@@ -464,7 +464,7 @@ def test_the_table_says_what_was_timed(capsys: pytest.CaptureFixture[str]) -> No
         (2 * 10**12, "", "2.0 T"),
     ],
 )
-def test_numbers_as_people_say_them(number: int, unit: str, said: str) -> None:
+def test_numbers_are_abbreviated(number: int, unit: str, said: str) -> None:
     assert human(number, unit) == said
 
 

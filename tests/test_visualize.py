@@ -45,14 +45,14 @@ def test_colors_of_neighbours_do_not_look_alike() -> None:
     assert all(0 <= channel <= 255 and isinstance(channel, int) for channel in class_color(3))
 
 
-def test_a_box_stands_where_it_belongs() -> None:
+def test_a_box_is_drawn_where_it_belongs() -> None:
     pixels = draw(plain(), [[100, 200, 300, 400]], [2], ["x"])
     assert pixels.shape == (500, 600, 3)
     for row, column in ((200, 250), (400, 200), (300, 100), (300, 300)):  # top, bottom, left, right
         assert is_color(pixels[row, column], 2)
     rows, columns = np.nonzero(is_color(pixels, 2))
     assert (columns.min(), columns.max(), rows.max()) == (100, 300, 400)
-    assert 150 < rows.min() < 200  # the label stands above
+    assert 150 < rows.min() < 200  # the label is above
     # All else is untouched: what lies in the box, and around it.
     assert (pixels[210:390, 110:290] == GRAY).all()
     assert (pixels[405:] == GRAY).all()
@@ -97,7 +97,7 @@ def test_the_best_lies_on_top() -> None:
 def label_of(text: str, label: int, row: int = 250, column: int = 300) -> tuple[int, int, np.ndarray]:
     """Height and width of a label's plate, and the brightness of its letters' pixels.
 
-    A box of one point leaves nothing else to be seen.
+    A box of one point draws nothing else.
     """
     pixels = draw(plain(), [[column, row, column, row]], [label], [text])
     rows, columns = np.nonzero(is_color(pixels, label))
@@ -114,7 +114,7 @@ def test_labels_stay_in_the_image(text: str) -> None:
     assert len(letters) > 50
     for row, column in ((0, 0), (0, 599), (499, 0), (499, 599)):
         other_height, other_width, other_letters = label_of(text, 4, row, column)
-        # The point itself may stand out of the plate by its line.
+        # The point itself may extend beyond the plate by its line.
         assert abs(other_height - height) <= 4
         assert abs(other_width - width) <= 4
         assert len(other_letters) == len(letters)
@@ -167,7 +167,7 @@ def test_images_of_any_depth_and_channels_are_shown(channels: int, shown: list[i
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
-def test_classes_stand_in_the_corner_one_under_the_other() -> None:
+def test_classes_are_listed_in_the_corner() -> None:
     image = np.random.default_rng(0).integers(0, 256, (500, 600, 3), dtype=np.uint8)
     before = image.copy()
     pixels = np.asarray(draw_lines(image, [4, 0, 9], ["cat 0.93", "dog", "an owl 0.01"]))
@@ -208,13 +208,13 @@ def test_a_confusion_by_hand() -> None:
     # From white to (8, 69, 148) by the fraction of the row: 3/4 is 255 - 0.75 · 247 = 69.75, 255 - 0.75 · 186 = 115.5
     # (to the even one) and 255 - 0.75 · 107 = 174.75; a class without images has none.
     colors = {0: (255, 255, 255), 0.25: (193, 208, 228), 0.5: (132, 162, 202), 0.75: (70, 116, 175)}
-    shares = [[0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 0]]
+    fractions = [[0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 0]]
     for row in range(3):
         for column in range(3):
             cell = pixels[margin + 72 * row :, margin + 72 * column :][:72, :72]
-            assert np.abs(cell[5, 5].astype(int) - colors[shares[row][column]]).max() <= 1
-            # A count stands in the middle, where there is one.
-            assert (np.ptp(cell[20:52, 20:52], axis=(0, 1)).max() > 50) == (shares[row][column] > 0)
+            assert np.abs(cell[5, 5].astype(int) - colors[fractions[row][column]]).max() <= 1
+            # A count is in the middle, if there is one.
+            assert (np.ptp(cell[20:52, 20:52], axis=(0, 1)).max() > 50) == (fractions[row][column] > 0)
 
 
 def test_names_and_axes_of_a_confusion() -> None:
@@ -303,7 +303,7 @@ def test_common_scripts_need_no_font_of_the_system(fonts: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_what_no_font_has_is_a_number_with_a_legend(name: str, fonts: Path) -> None:
+def test_letters_without_a_font_become_a_number_with_a_legend(name: str, fonts: Path) -> None:
     (fonts / "broken.ttf").write_bytes(b"no font")
     make_font(fonts / "other.ttf", "ж")
     assert not has_letters(name)

@@ -1,4 +1,4 @@
-"""Galleries of many images on one page: the training data, and what inference drew."""
+"""Pages with a gallery of many images: the training data, or what inference drew."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from detector.tasks import Data, Views
 def browse(path: Path, title: str, data: Data, views: Views, number: int, variants: int) -> int:
     """Write a page of samples of ``data``, each as stored and as the loader yields it in the first ``variants`` epochs.
 
-    Returns how many are shown. Raises :class:`~detector.errors.DataError` for an image that cannot be read.
+    Returns the number shown. Raises :class:`~detector.errors.DataError` for an image that cannot be read.
     """
     indices = spread(len(data), number)
     shown = within_budget(_samples(data, views, indices, variants))
-    text = f"Left as stored, beside it as the loader yields it in {variants} epochs. A click enlarges."
+    text = f"Left: as stored; then as the loader yields it in {variants} epochs. Click to enlarge."
     section = Section(f"{len(shown)} of {len(data):,} images", [Text(text), Gallery(shown, column=420)])
     write_page(path, title, f"{data.source}: {data.summary()}", [section])
     return len(shown)
@@ -41,9 +41,9 @@ def _samples(data: Data, views: Views, indices: Sequence[int], variants: int) ->
 
 
 def show_drawings(path: Path, title: str, folder: Path, number: int) -> int:
-    """Write a page of at most ``number`` of the JPEG files in ``folder``, evenly spread; returns how many."""
+    """Write a page of at most ``number`` of the JPEG files in ``folder``, evenly spread; returns the number shown."""
     files = sorted(folder.rglob("*.jpg"))
-    shown = within_budget(_drawings(files[place] for place in spread(len(files), number))) if files else []
+    shown = within_budget(_drawings(files[index] for index in spread(len(files), number))) if files else []
     lead = f"{len(shown):,} of {len(files):,} images in {folder}."
     write_page(path, title, lead, [Section("Images", [Gallery(shown)])])
     return len(shown)

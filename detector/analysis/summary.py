@@ -1,7 +1,7 @@
-"""What a model costs before it is trained: parameters, multiply-adds, memory, the size of every level, and time.
+"""The cost of a model, without training it: parameters, multiply-adds, memory, the size of each level, and time.
 
 All but the time is counted on PyTorch's meta device, where tensors have shapes and no values: it takes a second for a
-network of any size. Everything is for one image.
+network of any size. All figures are for one image.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Level(NamedTuple):
     height: int
     width: int
     stride: int
-    anchors: int | None  # None where there is no detection head, or the level is none of the pyramid's
+    anchors: int | None  # None without a detection head, and for a stage
 
 
 class Summary(NamedTuple):
@@ -46,9 +46,9 @@ class Summary(NamedTuple):
     classes: int
     parameters: int
     trainable_parameters: int
-    macs: int  # multiply-adds of convolutions and matrix products, as it predicts
-    activation_bytes: int  # what the forward pass of training keeps for the backward pass, in float32
-    levels: dict[str, Level]  # by name: C2, or BACKBONE.C2 of several side by side; P3
+    macs: int  # multiply-adds of convolutions and matrix products in inference
+    activation_bytes: int  # what a training step keeps for the backward pass, in float32
+    levels: dict[str, Level]  # by name: C2 (BACKBONE.C2 with several backbones), P3
 
     @property
     def anchors(self) -> int:
@@ -56,7 +56,7 @@ class Summary(NamedTuple):
 
 
 class Latency(NamedTuple):
-    """Of ``Model.forward`` in milliseconds: the median of some runs, and their quartiles."""
+    """The time of ``Model.forward`` in milliseconds: median and quartiles of some runs."""
 
     median: float
     low: float
@@ -66,7 +66,7 @@ class Latency(NamedTuple):
 def summarise(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> Summary:
     """The cost of the config's model for an image of ``size`` (height, width).
 
-    Raises :class:`~detector.errors.ConfigError` for names that are not known and for a size that the model refuses.
+    Raises :class:`~detector.errors.ConfigError` for unknown names and for a size that the model refuses.
     """
     model = build_on_meta(config, num_classes)
     images = torch.empty(1, config.in_channels, *size, dtype=torch.uint8, device="meta")
@@ -76,7 +76,7 @@ def summarise(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> S
         activation_bytes = count_activations(model, images, sizes)
     except (AssertionError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"size {size[0]} × {size[1]}: the model takes no such image ({reason})") from None
+        raise ConfigError(f"size {size[0]} × {size[1]}: the model cannot take such an image ({reason})") from None
     return Summary(
         in_channels=config.in_channels,
         size=size,
@@ -90,13 +90,13 @@ def summarise(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> S
 
 
 def build_on_meta(config: ModelConfig, num_classes: int) -> Model:
-    """The model without its weights."""
+    """The model with shapes but no weights."""
     try:
         with torch.device("meta"):
             return build_model(config, num_classes)
     except (ConfigError, RuntimeError):
-        # Some networks compute their widths with tensors, which have no values there: RegNet, and of timm's those that
-        # it then reports as without features. What is really wrong is wrong here, too.
+        # RegNet and some of timm's networks compute their widths with tensors, which have no values on the meta device.
+        # A mistake in the config fails here again.
         return build_model(config, num_classes).to("meta")
 
 
@@ -104,7 +104,7 @@ def _trace(model: Model, config: ModelConfig, images: Tensor, sizes: Tensor) -> 
     """Multiply-adds of a prediction, and the shapes of all levels."""
     model.eval()
     backbones = _named_backbones(model, config)
-    inputs: dict[str, Tensor] = {}  # of each backbone: those side by side are given a padded image
+    inputs: dict[str, Tensor] = {}  # of each backbone: a fused pyramid pads the image
     pyramid: list[Tensor] = []
 
     def note_input(name: str, _body: nn.Module, arguments: tuple[Tensor]) -> None:
@@ -136,36 +136,35 @@ def _trace(model: Model, config: ModelConfig, images: Tensor, sizes: Tensor) -> 
 
 
 def head_macs(config: ModelConfig, summary: Summary) -> dict[str, int]:
-    """Multiply-adds of a detection head on each level of the pyramid, by name."""
+    """Multiply-adds of the detection head on each level of the pyramid, by name."""
     levels = {name: level for name, level in summary.levels.items() if level.anchors is not None}
     head = build_on_meta(config, summary.classes).head
     features = [torch.empty(1, level.channels, level.height, level.width, device="meta") for level in levels.values()]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         head(features)
-    # The levels share the subnets, so each costs as much as it has anchors.
+    # The levels share the subnets, so the cost of each is proportional to its anchors.
     macs, anchors = counter.get_total_flops() // 2, summary.anchors
     return {name: macs * level.anchors // anchors for name, level in levels.items() if level.anchors is not None}
 
 
 def _named_backbones(model: Model, config: ModelConfig) -> dict[str, Backbone]:
-    """By their names in the config; with their place in the list where it has a name twice; one alone has no name."""
+    """The backbones by name; duplicate names get an index, and a single backbone has the empty name."""
     if not isinstance(model.pyramid, FusedPyramid):
         return {"": model.pyramid.backbone}
     names = [branch.name for branch in config.backbones]
-    unique = [f"{name}[{place}]" if names.count(name) > 1 else name for place, name in enumerate(names)]
+    unique = [f"{name}[{index}]" if names.count(name) > 1 else name for index, name in enumerate(names)]
     return {name: branch.backbone for name, branch in zip(unique, model.pyramid.branches, strict=True)}
 
 
 def count_activations(model: Model, images: Tensor, sizes: Tensor) -> int:
-    """Bytes that autograd keeps of a training step's forward pass, parameters and buffers apart; on the meta device."""
+    """Bytes that a training step keeps for the backward pass, without parameters and buffers; on the meta device."""
     model.train()
     for module in model.modules():
-        # Batch norm refuses to train on one value a channel, as C5 of a small image has; without data it keeps the
-        # same as it predicts.
+        # Batch norm refuses to train on one value per channel, as in C5 of a small image. Eval mode keeps the same.
         if isinstance(module, _BatchNorm):
             module.eval()
     own = {tensor.untyped_storage()._cdata for tensor in chain(model.parameters(), model.buffers())}
-    # By address, as nothing on the meta device has data to be told by; held, so that no address is given out again.
+    # By address of the storage, since meta tensors have no data pointer; held, so that no address is used twice.
     kept: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -181,25 +180,25 @@ def count_activations(model: Model, images: Tensor, sizes: Tensor) -> int:
 def measure_latencies(
     models: Sequence[Model], images: Sequence[Tensor], device: torch.device, runs: int
 ) -> list[Latency]:
-    """The time that each model takes for its image [1, C, H, W] uint8, on ``device``.
+    """The time of each model on its image [1, C, H, W] uint8, on ``device``.
 
-    The models take turns, so that what else the machine does meets all of them alike.
+    The models take turns, so that other load on the machine affects all of them alike.
     """
     batches = [(image.to(device), torch.tensor([image.shape[-2:]], device=device)) for image in images]
     models = [model.to(device).eval() for model in models]
     times = torch.empty(WARM_UP_RUNS + runs, len(models), dtype=torch.float64)  # milliseconds
     for row in times:
-        for place, (model, batch) in enumerate(zip(models, batches, strict=True)):
+        for index, (model, batch) in enumerate(zip(models, batches, strict=True)):
             _finish(device)
             start = time.perf_counter()
             model(*batch)
             _finish(device)
-            row[place] = (time.perf_counter() - start) * 1000
+            row[index] = (time.perf_counter() - start) * 1000
     low, median, high = times[WARM_UP_RUNS:].quantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=0).tolist()
     return [Latency(*of_model) for of_model in zip(median, low, high, strict=True)]
 
 
 def _finish(device: torch.device) -> None:
-    """Wait for what a GPU was given to do; a CPU does it at once."""
+    """Wait for a GPU's queue; a CPU has none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What a classifier takes for what, as plain figures.
+"""What a classifier gets right and wrong, as plain figures.
 
 Dimension key: I images, K classes.
 """
@@ -19,9 +19,9 @@ class ClassReport:
     """All figures of one set of scores against one truth."""
 
     metrics: dict[str, Any]  # of class_metrics
-    confusion: np.ndarray | None  # [K, K] true by predicted class; None where images have several
+    confusion: np.ndarray | None  # [K, K] true by predicted class; None with several labels per image
     mistakes: list[dict[str, Any]]  # image, truth, prediction, score; the most confident first
-    is_right: np.ndarray  # [I] bool; of images with several classes: all of them, and no other
+    is_right: np.ndarray  # [I] bool; with several labels: exactly the true ones are predicted
 
     def figures(self) -> dict[str, Any]:
         """What report.json holds."""
@@ -29,16 +29,16 @@ class ClassReport:
 
 
 def class_report(rows: np.ndarray, truth: Labelled, metrics: dict[str, Any]) -> ClassReport:
-    """All figures of the rows of a tally; whether images have several classes, ``metrics`` say."""
+    """All figures of a tally's ``rows``; ``metrics`` without ``confusion`` are those of several labels per image."""
     columns = by_image(rows)
     is_right = np.ones(len(columns), dtype=bool)
     if "confusion" in metrics:
         label, score, rank = columns.T
-        image = np.flatnonzero(rank)  # a mistake is an image under another class
+        image = np.flatnonzero(rank)
         label, score = label[image].astype(np.int64), score[image]
         confidence, confusion = score, np.array(metrics["confusion"])
     else:
-        image, label = np.nonzero((columns >= 0.5) != truth.is_true())  # a class of an image, wrongly there or not
+        image, label = np.nonzero((columns >= 0.5) != truth.is_true())  # each wrong class of an image is a mistake
         score = columns[image, label]
         confidence, confusion = np.abs(score - 0.5), None
     is_right[image] = False
@@ -48,10 +48,12 @@ def class_report(rows: np.ndarray, truth: Labelled, metrics: dict[str, Any]) -> 
         {
             "image": int(index),
             "file": str(truth.file(index).relative_to(truth.root)),
-            "true": ", ".join(names[own] for own in truth.labels_of(index)),
-            "predicted": names[found] if confusion is not None or value >= 0.5 else f"not {names[found]}",
+            "true": ", ".join(names[true] for true in truth.labels_of(index)),
+            "predicted": names[predicted] if confusion is not None or value >= 0.5 else f"not {names[predicted]}",
             "score": value,
         }
-        for index, found, value in zip(image[order].tolist(), label[order].tolist(), score[order].tolist(), strict=True)
+        for index, predicted, value in zip(
+            image[order].tolist(), label[order].tolist(), score[order].tolist(), strict=True
+        )
     ]
     return ClassReport(metrics, confusion, mistakes, is_right)

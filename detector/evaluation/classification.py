@@ -1,6 +1,6 @@
-"""Metrics of classification, for one label an image and for several.
+"""Classification metrics, for one label per image and for several.
 
-Dimension key: I images, K classes. Where there is nothing to score (a class without images), -1 stands.
+Dimension key: I images, B images of a batch, K classes. A figure with nothing to score (a class without images) is -1.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from detector.structures import Category
 
 
 def by_image(rows: np.ndarray) -> np.ndarray:
-    """Columns [I, C] in the images' order, of rows [I, 1 + C] with the image's index first."""
+    """``rows`` [I, 1 + C] with the image's index in column 0, as [I, C] sorted by it."""
     columns = np.empty((len(rows), rows.shape[1] - 1))
     columns[rows[:, 0].astype(np.int64)] = rows[:, 1:]
     return columns
 
 
 def single_label_tally(indices: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Tally:
-    """Of images with one label each: ``indices`` [B], ``scores`` [B, K], ``labels`` [B].
+    """The tally of images with one label each: ``indices`` [B], ``scores`` [B, K], ``labels`` [B].
 
-    Rows [B, 4]: image, predicted class (of the highest score, the first of equal ones), its score, and the rank of the
-    true class, 0 where it is predicted. Sums [K, K]: the confusion matrix, true by predicted class.
+    Rows [B, 4]: image, predicted class (the first of those with the highest score), its score, and the rank of the true
+    class, 0 where it is predicted. Sums [K, K]: the confusion matrix, true by predicted class.
     """
     num_classes = scores.shape[1]
     predicted = scores.argmax(axis=1)
@@ -39,7 +39,7 @@ def single_label_tally(indices: np.ndarray, scores: np.ndarray, labels: np.ndarr
 def single_label_metrics(tally: Tally, categories: Sequence[Category]) -> dict[str, Any]:
     """``top1``, ``top5``, ``mean_class_accuracy``, ``macro_f1``, ``per_class`` and ``confusion``.
 
-    ``confusion`` is a list of K rows: images of a class by what they were taken for.
+    ``confusion`` [K][K] counts images by true and predicted class.
     """
     rank, confusion = tally.rows[:, 3], tally.sums
     per_class = _per_class(np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1), categories)
@@ -54,9 +54,11 @@ def single_label_metrics(tally: Tally, categories: Sequence[Category]) -> dict[s
 
 
 def multi_label_metrics(scores: np.ndarray, is_true: np.ndarray, categories: Sequence[Category]) -> dict[str, Any]:
-    """``mAP``, ``macro_f1`` and ``per_class``, the latter two at a score of 0.5; ``scores``, ``is_true`` [I, K]."""
-    is_found = scores >= 0.5
-    per_class = _per_class((is_found & is_true).sum(axis=0), is_found.sum(axis=0), is_true.sum(axis=0), categories)
+    """``mAP``, ``macro_f1`` and ``per_class`` of ``scores`` and ``is_true`` [I, K]; all but AP at a score of 0.5."""
+    is_predicted = scores >= 0.5
+    per_class = _per_class(
+        (is_predicted & is_true).sum(axis=0), is_predicted.sum(axis=0), is_true.sum(axis=0), categories
+    )
     for label, row in enumerate(per_class):
         row["AP"] = average_precision(scores[:, label], is_true[:, label])
     return {
@@ -67,20 +69,20 @@ def multi_label_metrics(scores: np.ndarray, is_true: np.ndarray, categories: Seq
 
 
 def average_precision(scores: np.ndarray, is_true: np.ndarray) -> float:
-    """Precision averaged over the true ones: Σ (R_n - R_{n-1}) P_n over the distinct scores, best first."""
+    """Σ (R_n - R_{n-1}) P_n over the distinct scores, highest first; -1 where nothing is true."""
     if not is_true.any():
         return -1.0
     order = np.argsort(-scores, kind="stable")
-    found = np.cumsum(is_true[order])
+    right = np.cumsum(is_true[order])
     is_last = np.append(np.diff(scores[order]) != 0, True)  # equal scores are one step
-    found, taken = found[is_last], np.flatnonzero(is_last) + 1
-    return float(np.sum(np.diff(found, prepend=0) / is_true.sum() * found / taken))
+    right, predicted = right[is_last], np.flatnonzero(is_last) + 1
+    return float(np.sum(np.diff(right, prepend=0) / is_true.sum() * right / predicted))
 
 
 def _per_class(
     right: np.ndarray, predicted: np.ndarray, true: np.ndarray, categories: Sequence[Category]
 ) -> list[dict[str, Any]]:
-    """Precision is 0 for a class that was never predicted."""
+    """Figures of each class; the precision of one that was never predicted is 0."""
     recall = np.where(true > 0, right / np.maximum(true, 1), -1.0)
     precision = np.where(true > 0, right / np.maximum(predicted, 1), -1.0)
     f1 = np.where(true > 0, 2 * right / np.maximum(predicted + true, 1), -1.0)

@@ -1,4 +1,4 @@
-"""COCO box metrics by hotcoco (fast) or pycocotools (the reference): one function, two interchangeable backends."""
+"""COCO box metrics by either of two backends, hotcoco (fast) or pycocotools (the reference); COCO results files."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from detector.errors import DataError
 from detector.files.json_stream import is_number, open_json, show
 from detector.ops.boxes import pairwise_iou
 
-# s, m, l: objects under 32² pixels, under 96², and over.
+# s, m, l: objects of under 32², 32² to 96², and over 96² pixels.
+OTHER_TRUTH = "evaluate on the annotations that these results belong to"
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
 def coco_metrics(rows: np.ndarray, truth: Annotations, backend: str, max_detections: int) -> dict[str, Any]:
-    """The twelve ``METRICS``, ``max_detections``, ``dropped`` (annotations that are no truth) and ``per_class``.
+    """The twelve ``METRICS``, ``max_detections``, ``dropped`` (annotations that do not count) and ``per_class``.
 
-    ``rows`` [R, 7]: place of the image, left, top, width, height, score, label. AR1 and AR10 count the best 1 and 10
-    detections an image, all others the best ``max_detections`` (100 in COCO's protocol; AR100 keeps its name with
-    another number). -1 stands where there is no truth to find, as pycocotools has it; without detections the rest is 0.
+    ``rows`` [R, 7] are detections: image index, left, top, width, height, score, label. AR1 and AR10 count the best 1
+    and 10 detections per image, all others the best ``max_detections`` (100 in COCO's protocol; AR100 keeps its name
+    with another number). A figure without objects to find is -1, as in pycocotools; without detections the rest is 0.
     """
     limits = [1, min(10, max_detections), max_detections]
-    precision, recall = _accumulate(
-        rows, truth, backend, limits
-    )  # [IoU, recall, K, area, limit], [IoU, K, area, limit]
+    # [IoU, recall, K, area, limit] and [IoU, K, area, limit]
+    precision, recall = _accumulate(rows, truth, backend, limits)
     values = [
         precision[:, :, :, 0, 2],
         precision[0, :, :, 0, 2],
@@ -42,7 +42,7 @@ def coco_metrics(rows: np.ndarray, truth: Annotations, backend: str, max_detecti
         *(recall[:, :, 0, limit] for limit in (0, 1, 2)),
         *(recall[:, :, area, 2] for area in (1, 2, 3)),
     ]
-    metrics: dict[str, Any] = {name: _mean(value) for name, value in zip(METRICS, values, strict=True)}
+    metrics: dict[str, Any] = {name: mean_of_known(value) for name, value in zip(METRICS, values, strict=True)}
     metrics["max_detections"] = max_detections
     metrics["dropped"] = truth.dropped
     metrics["per_class"] = [
@@ -50,24 +50,25 @@ def coco_metrics(rows: np.ndarray, truth: Annotations, backend: str, max_detecti
             "id": category.id,
             "name": category.name,
             "objects": int(((truth.labels == label) & ~truth.is_crowd).sum()),
-            "AP": _mean(precision[:, :, label, 0, 2]),
-            "AP50": _mean(precision[0, :, label, 0, 2]),
-            "AR": _mean(recall[:, label, 0, 2]),
+            "AP": mean_of_known(precision[:, :, label, 0, 2]),
+            "AP50": mean_of_known(precision[0, :, label, 0, 2]),
+            "AR": mean_of_known(recall[:, label, 0, 2]),
         }
         for label, category in enumerate(truth.categories)
     ]
     return metrics
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_known(values: np.ndarray) -> float:
+    """The mean of the values that are not -1, nothing to score; -1 without any."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0
 
 
 def _accumulate(rows: np.ndarray, truth: Annotations, backend: str, limits: list[int]) -> tuple[np.ndarray, np.ndarray]:
     if len(rows) == 0:
-        # pycocotools raises IndexError on no detections at all. One that scores nothing gives the same numbers: a box
-        # outside every image matches no truth.
+        # pycocotools raises IndexError without detections. A box outside every image matches nothing, so it gives the
+        # numbers of no detections.
         rows = np.array([[0, -10, -10, 1, 1, 0, 0]], dtype=np.float64)
     evaluation = load_evaluation(rows, truth, backend, limits)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -79,8 +80,8 @@ def _accumulate(rows: np.ndarray, truth: Annotations, backend: str, limits: list
 def load_evaluation(rows: np.ndarray, truth: Annotations, backend: str, limits: list[int]) -> Any:
     """The backend's ``COCOeval`` of ``rows`` [R, 7] before it evaluates.
 
-    It knows detection r as number r + 1, annotation m of ``truth`` as number m + 1, classes by their labels and images
-    by their ``image_numbers``.
+    Its ids: r + 1 for detection r, m + 1 for annotation m of ``truth``, labels for classes, ``image_numbers`` for
+    images.
     """
     if backend == "hotcoco":
         from hotcoco import COCO, COCOeval
@@ -101,9 +102,9 @@ def load_evaluation(rows: np.ndarray, truth: Annotations, backend: str, limits: 
 
 
 def image_numbers(truth: Annotations) -> np.ndarray:
-    """What the backends know the images by, [I]: their places in the order of their ids.
+    """The backends' ids of the images, [I]: ranks by the data set's own ids.
 
-    Where scores are equal, pycocotools counts in the order of the ids; so do we, whatever they are.
+    pycocotools breaks ties between equal scores by image id; ranks keep that order for ids of any type.
     """
     ids = truth.image_ids.tolist()
     numbers = np.empty(len(ids), dtype=np.int64)
@@ -112,7 +113,7 @@ def image_numbers(truth: Annotations) -> np.ndarray:
 
 
 def _as_dict(truth: Annotations, numbers: np.ndarray) -> dict[str, Any]:
-    of_image = numbers[truth.image_index().numpy()].tolist()
+    images = numbers[truth.image_index().numpy()].tolist()
     columns = (truth.labels, truth.boxes_xywh, truth.areas, truth.is_crowd)
     return {
         "images": [
@@ -122,7 +123,7 @@ def _as_dict(truth: Annotations, numbers: np.ndarray) -> dict[str, Any]:
             )
         ],
         "categories": [{"id": label, "name": category.name} for label, category in enumerate(truth.categories)],
-        # Own consecutive ids: pycocotools takes id 0 for "unmatched".
+        # Ids begin at 1: pycocotools takes 0 for "unmatched".
         "annotations": [
             {
                 "id": number,
@@ -133,7 +134,7 @@ def _as_dict(truth: Annotations, numbers: np.ndarray) -> dict[str, Any]:
                 "iscrowd": int(crowd),
             }
             for number, (image, label, box, area, crowd) in enumerate(
-                zip(of_image, *(column.tolist() for column in columns), strict=True), start=1
+                zip(images, *(column.tolist() for column in columns), strict=True), start=1
             )
         ],
     }
@@ -143,43 +144,43 @@ class Results(NamedTuple):
     """A COCO results file."""
 
     rows: np.ndarray  # [R, 7] as coco_metrics takes them
-    warnings: list[str]  # what makes it look like something else than COCO's results, with the evidence
+    warnings: list[str]  # what was read leniently, and what suggests another format than COCO's
 
 
 def read_results(path: str | Path, truth: Annotations) -> Results:
-    """The detections of a COCO results file, and what is odd about them.
+    """The detections of a COCO results file, and warnings about them.
 
-    Ids and numbers may be written as text; a class may stand by its name, an image by that of its file. Raises
-    :class:`~detector.errors.DataError` with the entry that is wrong.
+    Ids and numbers may be text; a class may be given by its name, an image by that of its file. Raises
+    :class:`~detector.errors.DataError` with the first wrong entry.
     """
     path = Path(path)
-    # Predictions of tools/infer.py number the images of a folder; their file names tell which ones they are.
+    # tools/infer.py numbers the images of a folder itself; its file names identify them.
     index_of_name = {PurePosixPath(truth.file_name(index)).as_posix(): index for index in range(len(truth))}
     index_of = {id_key(image_id): index for index, image_id in enumerate(truth.image_ids.tolist())}
     label_of = {id_key(category.id): label for label, category in enumerate(truth.categories)}
     label_of_name = _unique_names(truth)
     rows = array("d")
-    names, place_of_file = Names(index_of_name), {}  # by what an image_id says
+    names, index_of_file = Names(index_of_name), {}  # the latter by image_id
     by_name = by_file = as_text = 0
     with open_json(path) as stream:
         if stream.peek() != "[":
             kind = "dict" if stream.peek() == "{" else type(stream.value()).__name__
             raise DataError(f"{path}: holds a {kind}; COCO results are a list of detections")
-        for place, entry in enumerate(stream.elements()):
-            where = f"{path}: entry {place}"
+        for number, entry in enumerate(stream.elements()):
+            where = f"{path}: entry {number}"
             if not isinstance(entry, dict):
                 raise DataError(f"{where}: needs image_id, category_id, bbox and score; it is {show(entry)}")
             image_id, category_id, given, score = (
                 entry.get(key) for key in ("image_id", "category_id", "bbox", "score")
             )
             image_id, category_id = _whole(image_id), _whole(category_id)
-            box, number = read_box(given), score if is_number(score) else number_of_text(score)
-            if not (is_id(image_id) and is_id(category_id)) or box is None or number is None:
+            box, own_score = read_box(given), score if is_number(score) else number_of_text(score)
+            if not (is_id(image_id) and is_id(category_id)) or box is None or own_score is None:
                 raise DataError(
                     f"{where}: needs image_id and category_id as integers or text, bbox and score as finite numbers; it"
                     f" is {show(entry)}"
                 )
-            as_text += number is not score or box != given
+            as_text += own_score is not score or box != given
             if box[2] < 0 or box[3] < 0:
                 raise DataError(
                     f"{where}: bbox {show(given)} has a negative width or height; they are left, top, width, height"
@@ -189,33 +190,31 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
                 name = PurePosixPath(name).as_posix() if isinstance(name, str) else name
                 if not isinstance(name, str) or name not in index_of_name:
                     hint = names.hint(name) if isinstance(name, str) else ""
-                    remedy = hint or "evaluate on its own truth"
+                    remedy = hint or OTHER_TRUTH
                     raise DataError(f"{where}: file_name {show(name)} is not in {truth.path}; {remedy}")
                 index = index_of_name[name]
             else:
                 index = index_of.get(id_key(image_id), -1)
             if index < 0 and isinstance(id_key(image_id), str):
-                if image_id not in place_of_file:
+                if image_id not in index_of_file:
                     meant = names.meant(image_id)
                     is_one = len(meant) == 1 and is_certain(image_id, meant[0])
-                    place_of_file[image_id] = index_of_name[meant[0]] if is_one else -1
-                index = place_of_file[image_id]
+                    index_of_file[image_id] = index_of_name[meant[0]] if is_one else -1
+                index = index_of_file[image_id]
                 by_file += 1
             if index < 0:
                 hint = names.hint(image_id) if isinstance(id_key(image_id), str) else ""
-                remedy = hint or "evaluate on its own truth"
+                remedy = hint or OTHER_TRUTH
                 raise DataError(f"{where}: image_id {show(image_id)} is not in {truth.path}; {remedy}")
             label = label_of.get(id_key(category_id), -1)
             if label < 0 and category_id in label_of_name:
                 label = label_of_name[category_id]
                 by_name += 1
             if label < 0:
-                raise DataError(
-                    f"{where}: category_id {show(category_id)} is not in {truth.path}; evaluate on its own truth"
-                )
-            rows.extend((index, *box, number, label))
+                raise DataError(f"{where}: category_id {show(category_id)} is not in {truth.path}; {OTHER_TRUTH}")
+            rows.extend((index, *box, own_score, label))
         stream.finish()
-    found = np.asarray(rows).reshape(-1, 7)
+    detections = np.asarray(rows).reshape(-1, 7)
     said = []
     if as_text:
         said.append(f"numbers of {as_text:,} detections are written as text, or in an object, and were read")
@@ -223,22 +222,22 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
         said.append(f"image_id of {by_file:,} detections is the name of a file, and was read as that image")
     if by_name:
         said.append(f"category_id of {by_name:,} detections is the name of a class, and was read as that class")
-    return Results(found, [f"{path}: {words}" for words in [*said, *_oddities(found, truth)]])
+    return Results(detections, [f"{path}: {words}" for words in [*said, *_oddities(detections, truth)]])
 
 
 def _whole(value: Any) -> Any:
-    """An integer that is written 1.0; anything else as it is."""
+    """1.0 as the integer 1; anything else as it is."""
     return int(value) if type(value) is float and value.is_integer() and abs(value) <= 2**53 else value
 
 
 def _unique_names(truth: Annotations) -> dict[Any, int]:
-    """The label of each class name that only one class has."""
+    """The label of each class name that is unique."""
     names = [category.name for category in truth.categories]
     return {name: label for label, name in enumerate(names) if names.count(name) == 1}
 
 
 def _mean_best_overlap(index: np.ndarray, boxes: np.ndarray, truth: Annotations) -> tuple[float, float]:
-    """The mean IoU of some of the boxes with the nearest object, read as left, top, width, height, and as corners."""
+    """Mean best IoU of up to 200 boxes with objects, read as left, top, width, height, and read as corners."""
     sides = torch.from_numpy(boxes)
     both = torch.stack([torch.cat([sides[:, :2], sides[:, :2] + sides[:, 2:]], dim=1), sides])  # [2, R, 4]
     best = []
@@ -253,13 +252,13 @@ def _mean_best_overlap(index: np.ndarray, boxes: np.ndarray, truth: Annotations)
 
 
 def _oddities(rows: np.ndarray, truth: Annotations) -> Iterator[str]:
-    """What makes detections look like something else than COCO's, with the evidence."""
+    """What suggests another format than COCO's, with the evidence."""
     if not len(rows):
         return
     index, boxes, scores = rows[:, 0].astype(np.int64), rows[:, 1:5], rows[:, 5]
     sides = np.stack([truth.widths.numpy(), truth.heights.numpy()], axis=1)[index]  # [R, 2]
     is_known = (sides > 0).all(axis=1)
-    # Up to a twentieth outside is a detector that does not clip.
+    # A detector that does not clip its boxes may reach a twentieth outside.
     is_beyond = is_known & (boxes[:, :2] + boxes[:, 2:] > 1.05 * sides + 1).any(axis=1)
     if is_beyond.sum() > 0.1 * max(1, is_known.sum()):
         row = int(np.flatnonzero(is_beyond)[0])

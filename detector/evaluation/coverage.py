@@ -1,7 +1,7 @@
 """How well anchors cover the objects of a data set, known before anything is trained.
 
 Dimension key: I images, M boxes of all images, L levels, A anchors per cell. Everything is at the input sizes of the
-config: resized, and each image padded by itself (in a batch it may be padded further). Augmentation is left out.
+config: resized, and each image padded by itself (in a batch it may be padded further). Nothing is augmented.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from detector.ops.assignment import assign as assign_targets
 from detector.ops.coders import build_box_coder
 from detector.structures import IGNORE_REGION, Category, Targets
 
-FEW = 10  # examples of a class
-RECALL_WANTED = 0.95  # under this, much of the data teaches little
-CHUNK = 50_000  # objects compared with all shapes at once
+FEW = 10  # examples of a class; with fewer it is hardly learned
+RECALL_WANTED = 0.95  # below this, many objects give the loss few or poor positives
+CHUNK = 50_000  # objects per block
 
 
 @dataclass(frozen=True)
 class InputBoxes:
-    """Boxes as the model is given them, sorted by image; crowds are among them."""
+    """Boxes as the model gets them, sorted by image, crowds included."""
 
     boxes: Tensor  # [M, 4] float32 xyxy in pixels of the input
     labels: Tensor  # [M] int64: 0..K-1 or IGNORE_REGION
     image: Tensor  # [M] int64, the image of each
-    rows: Tensor  # [M] int64, where each stands in the annotations
+    rows: Tensor  # [M] int64, the row of each in the annotations
     sizes: Tensor  # [I, 2] int64 height, width of the images
-    padded: Tensor  # [I, 2] int64, the same with the padding
+    padded: Tensor  # [I, 2] int64, the same with padding
     first: Tensor  # [I + 1] int64; image i has boxes first[i]:first[i + 1]
 
     @property
@@ -48,7 +48,7 @@ class InputBoxes:
         return self._keep(self.is_object)
 
     def sample(self, count: int, seed: int) -> InputBoxes:
-        """At most ``count`` of the images, drawn by ``seed``, with all their boxes; all images stay numbered."""
+        """The boxes of at most ``count`` images, drawn by ``seed``; image indices stay the same."""
         num_images = len(self.sizes)
         if count >= num_images:
             return self
@@ -66,14 +66,14 @@ class InputBoxes:
 
 
 def input_boxes(annotations: Annotations, checked: CheckedBoxes, resize: ResizeConfig, seed: int) -> InputBoxes:
-    """The boxes of a split at its input sizes; of several ``resize.short``, one is drawn for each image."""
+    """The boxes of a split at its input sizes; with several ``resize.short``, one is drawn per image."""
     originals = torch.stack([annotations.heights, annotations.widths], dim=1)  # [I, 2]
     shorts = np.random.default_rng(seed).choice(resize.short, len(annotations))
     sizes = torch.from_numpy(input_sizes(originals.numpy(), resize, shorts))
     factors = (sizes.double() / originals).float().flip(1).repeat(1, 2)  # [I, 4], rounded as the transform rounds
     image = annotations.image_index()
     labels = torch.where(annotations.is_crowd, IGNORE_REGION, annotations.labels)
-    everything = InputBoxes(
+    all_boxes = InputBoxes(
         boxes=checked.boxes * factors[image],
         labels=labels,
         image=image,
@@ -82,34 +82,33 @@ def input_boxes(annotations: Annotations, checked: CheckedBoxes, resize: ResizeC
         padded=padded(sizes),
         first=annotations.first,
     )
-    return everything._keep(checked.is_kept)
+    return all_boxes._keep(checked.is_kept)
 
 
-class Places(NamedTuple):
-    """Objects, and how far from each the nearest cell of every level is: all that its best IoU depends on."""
+class NearestCells(NamedTuple):
+    """Size of each object, and its distance to the nearest cell of each level: all that its best IoU depends on."""
 
     sides: Tensor  # [M, 2] width, height
-    distances: Tensor  # [M, L, 2] of the centres, along x and y
+    distances: Tensor  # [M, L, 2] between the centres, along x and y
 
 
-def places(boxes: Tensor, padded: Tensor, config: AnchorConfig, levels: Sequence[int]) -> Places:
-    """``boxes`` [M, 4] among the cells of their padded images, ``padded`` [M, 2] height, width; in float64."""
+def nearest_cells(boxes: Tensor, sizes: Tensor, config: AnchorConfig, levels: Sequence[int]) -> NearestCells:
+    """The nearest cells of ``boxes`` [M, 4] in padded images of ``sizes`` [M, 2] height, width; in float64."""
     boxes = boxes.double()
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2  # [M, 2] x, y
-    images = padded.flip(1)  # [M, 2] width, height
+    images = sizes.flip(1)  # [M, 2] width, height
     distances = []
     for level in levels:
         cells = -(-images // 2**level)  # level_sizes of every image
         strides = torch.full_like(cells, 2**level) if config.strides == "exact" else images // cells
-        # The further an anchor's centre from the object's, along either axis, the less they overlap, whatever the
-        # anchor's shape: only the nearest cell counts.
+        # For any anchor shape, IoU falls as the centres move apart along either axis: only the nearest cell counts.
         nearest = (centers / strides - config.offset).round().clamp(min=0).minimum(cells - 1.0)
         distances.append(((nearest + config.offset) * strides - centers).abs())
-    return Places(boxes[:, 2:] - boxes[:, :2], torch.stack(distances, dim=1))
+    return NearestCells(boxes[:, 2:] - boxes[:, :2], torch.stack(distances, dim=1))
 
 
 def anchor_shapes(config: AnchorConfig, levels: Sequence[int]) -> Tensor:
-    """Width and height of every anchor of a cell, [L, A, 2] float64."""
+    """Width and height of the anchors in a cell of each level, [L, A, 2] float64."""
     per_level = []
     for level in levels:
         shape = config.at_level(level)
@@ -118,34 +117,34 @@ def anchor_shapes(config: AnchorConfig, levels: Sequence[int]) -> Tensor:
     return torch.stack(per_level)
 
 
-def shape_ious(objects: Places, shapes: Tensor) -> Tensor:
-    """IoU of every object with the nearest anchor of every shape, [M, L, A]: the highest that this shape gives it."""
+def shape_ious(objects: NearestCells, shapes: Tensor) -> Tensor:
+    """IoU of each object with the nearest anchor of each shape: the best that the shape can give, [M, L, A]."""
     sides = objects.sides[:, None, None, :]  # [M, 1, 1, 2]
-    # Two intervals whose centres are d apart share (a + b) / 2 - d, and never more than the shorter one.
-    shared = torch.minimum((sides + shapes) / 2 - objects.distances[:, :, None, :], torch.minimum(sides, shapes))
-    shared = shared.clamp_(min=0).prod(dim=-1)
-    union = sides.prod(dim=-1) + shapes.prod(dim=-1) - shared
-    return shared / union
+    # Intervals of lengths a and b with centres d apart overlap by (a + b) / 2 - d, at most by the shorter one.
+    overlap = torch.minimum((sides + shapes) / 2 - objects.distances[:, :, None, :], torch.minimum(sides, shapes))
+    overlap = overlap.clamp_(min=0).prod(dim=-1)
+    union = sides.prod(dim=-1) + shapes.prod(dim=-1) - overlap
+    return overlap / union
 
 
 def level_ious(objects: InputBoxes, config: AnchorConfig, levels: Sequence[int]) -> Tensor:
-    """The best IoU that each object gets from the anchors of each level, [M, L]; equal to comparing it with all."""
+    """The best IoU of each object over all anchors of each level, [M, L], found without comparing it with all."""
     shapes = anchor_shapes(config, levels)
     padded = objects.padded[objects.image]
     chunks = [
-        shape_ious(places(boxes, size, config, levels), shapes).amax(dim=2)
-        for boxes, size in zip(objects.boxes.split(CHUNK), padded.split(CHUNK), strict=True)
+        shape_ious(nearest_cells(boxes, sizes, config, levels), shapes).amax(dim=2)
+        for boxes, sizes in zip(objects.boxes.split(CHUNK), padded.split(CHUNK), strict=True)
     ]
     return torch.cat(chunks) if len(objects.boxes) else torch.zeros(0, len(levels), dtype=torch.float64)
 
 
 class Coverage(NamedTuple):
-    """Of a set of objects."""
+    """How well anchors cover a set of objects."""
 
     objects: int
-    mean_iou: float  # of the best that each gets
-    recall: float  # fraction that gets the matcher's positive threshold
-    low_quality: float  # fraction under it, which only low-quality matching gives an anchor
+    mean_iou: float  # mean best IoU
+    recall: float  # fraction at the matcher's positive threshold or above
+    low_quality: float  # fraction below it that low-quality matching gives an anchor
 
     @property
     def missed(self) -> float:
@@ -154,17 +153,17 @@ class Coverage(NamedTuple):
 
 
 def coverage_of(best: Tensor, matcher: MatcherConfig) -> Coverage:
-    """``best`` [M] is the best IoU of each object."""
+    """The coverage of objects by their best IoUs, ``best`` [M]."""
     if not len(best):
         return Coverage(0, 0.0, 0.0, 0.0)
     is_covered = best >= matcher.positive
     is_saved = ~is_covered & (best > 0) & matcher.low_quality
-    shares = (best.mean(), is_covered.double().mean(), is_saved.double().mean())
-    return Coverage(len(best), *(float(share) for share in shares))
+    figures = (best.mean(), is_covered.double().mean(), is_saved.double().mean())
+    return Coverage(len(best), *map(float, figures))
 
 
 def rare_classes(categories: Sequence[Category], counts: Sequence[int], what: str) -> list[str]:
-    """A warning where classes have too few examples to be learned."""
+    """A warning that names the classes with too few examples to learn; none without such a class."""
     rare = [f"{category.name} {count}" for category, count in zip(categories, counts, strict=True) if count < FEW]
     if not rare:
         return []
@@ -173,29 +172,29 @@ def rare_classes(categories: Sequence[Category], counts: Sequence[int], what: st
 
 
 class Assigned(NamedTuple):
-    """What the matcher gives to the boxes of some images."""
+    """How many anchors the matcher assigns to the boxes of some images."""
 
-    positives: Tensor  # [M] int64, anchors of each box; crowds have none
-    level_positives: list[int]  # of all boxes, by level
+    positives: Tensor  # [M] int64, per box; 0 for crowds
+    level_positives: list[int]  # per level
     images: int
 
 
 def assign(boxes: InputBoxes, config: ModelConfig) -> Assigned:
-    """Match the anchors of every image that has boxes, as the loss does."""
+    """Assign the anchors of every image that has boxes, as the loss does."""
     anchors_of, coder = Anchors(config.anchors, config.fpn.levels), build_box_coder(config.box_coder)
     positives = torch.zeros(len(boxes.boxes), dtype=torch.int64)
     level_positives = torch.zeros(len(config.fpn.levels), dtype=torch.int64)
-    owners = boxes.image.unique()
-    # Images of one size share their anchors; only one size's are held at a time.
-    for size in boxes.padded[owners].unique(dim=0).tolist():
+    images = boxes.image.unique()
+    # Images of the same size share their anchors; those of one size are held at a time.
+    for size in boxes.padded[images].unique(dim=0).tolist():
         anchors, counts = anchors_of(level_sizes(*size, config.fpn.levels))
         level_of = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-        is_same = (boxes.padded[owners] == torch.tensor(size)).all(dim=1)
-        for index in owners[is_same].tolist():
+        is_same = (boxes.padded[images] == torch.tensor(size)).all(dim=1)
+        for index in images[is_same].tolist():
             own = slice(int(boxes.first[index]), int(boxes.first[index + 1]))
-            targets = Targets(boxes.boxes[None, own], boxes.labels[None, own])  # a region's label is no object's
+            targets = Targets(boxes.boxes[None, own], boxes.labels[None, own])  # an ignore region has a label below 0
             match = assign_targets(anchors, counts, targets, None, coder, config.matcher).target[0]
             is_positive = match >= 0
             positives[own] = torch.bincount(match[is_positive], minlength=own.stop - own.start)
             level_positives += torch.bincount(level_of[is_positive], minlength=len(counts))
-    return Assigned(positives, level_positives.tolist(), len(owners))
+    return Assigned(positives, level_positives.tolist(), len(images))

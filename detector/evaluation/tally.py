@@ -1,4 +1,4 @@
-"""What evaluation keeps of predictions, and how that of batches and ranks becomes one."""
+"""What evaluation keeps of predictions, and how the tallies of batches and ranks are merged."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 
 
 class Tally(NamedTuple):
-    """Of some images: rows that follow one another, and counts that add up."""
+    """The predictions on some images: rows to concatenate, and counts to add."""
 
-    rows: np.ndarray  # [R, C] float64: of images or detections, the index of the image first
-    sums: np.ndarray | None = None  # int64 of any one shape; None for a task that counts from its rows
+    rows: np.ndarray  # [R, C] float64, one per image or detection; column 0 is the image's index
+    sums: np.ndarray | None = None  # int64, of one shape per task; None for a task that only has rows
 
 
 def merge(tallies: Iterable[Tally]) -> Tally:
-    """One tally of all. Sums are added as they come: of many batches, no two are held at once."""
+    """One tally of all. Sums are added one by one, so that those of many batches are never in memory together."""
     rows, sums = [], None
     for tally in tallies:
         if tally.rows.shape[1]:  # a rank without images has no columns

@@ -1,4 +1,4 @@
-"""The page of a detection report: what its figures look like."""
+"""The page of a detection report."""
 
 from __future__ import annotations
 
@@ -30,20 +30,21 @@ from detector.reports.pages import (
     chart,
     new_figure,
     page_image,
+    shortened,
     within_budget,
 )
 
 WORST = 24  # images drawn
-LISTED = 300  # images in a table of the page; images.csv has all
-HIGHLIGHTED = len(COLORS)  # classes with a line of their own colour
-FAINT = 150  # classes with a line at all
+LISTED = 300  # images in the page's table; images.csv has all
+HIGHLIGHTED = len(COLORS)  # classes with a line in a colour of their own
+LINES = 150  # classes with a line at all
 GREEN, RED, ORANGE = (40, 190, 110), (235, 40, 50), (255, 150, 0)  # right, false, missed
 
 
 def detection_report(
     scored: Scored, truth: Annotations, config: Config, images: Path | None, against: Scored | None = None
 ) -> Report:
-    """The report of detections on ``truth``; with ``images``, the folder of the images, the worst are drawn."""
+    """The report of detections on ``truth``; the worst images are drawn if their folder ``images`` is given."""
     report = box_report(scored.rows, truth, scored.metrics)
     other = box_report(against.rows, truth, against.metrics) if against else None
     names = [truth.file_name(index) for index in range(len(truth))]
@@ -80,7 +81,7 @@ def _score(report: BoxReport) -> list[Block]:
     metrics, images = report.metrics, report.images
     notes = {"AP": "IoU 0.50 to 0.95", "AP50": "IoU 0.50", "AP75": "IoU 0.75", "APs": "under 32²", "APm": "32² to 96²"}
     notes |= {"APl": "over 96²", "ARs": "under 32²", "ARm": "32² to 96²", "ARl": "over 96²"}
-    notes |= {"AR1": "best 1 an image", "AR10": "best 10", "AR100": f"best {metrics['max_detections']}"}
+    notes |= {"AR1": "best 1 per image", "AR10": "best 10", "AR100": f"best {metrics['max_detections']}"}
     totals = {name: int(values.sum()) for name, values in images.items()}
     return [
         Numbers([(name, known(metrics[name]), notes[name]) for name in METRICS]),
@@ -105,21 +106,21 @@ def _class_table(report: BoxReport) -> Table:
         for row in report.classes
     ]
     columns = ["class", "AP", "AP50", "AR", "best F1", "best threshold", "objects", "found", "missed", "false"]
-    caption = f"Found, missed and false at score {report.threshold:.3f} and IoU 0.5. A click on a head sorts."
+    caption = f"Found, missed and false at score {report.threshold:.3f} and IoU 0.5. Click a column head to sort."
     return Table(columns, rows, caption)
 
 
 def _by_objects(report: BoxReport) -> list[int]:
-    """The classes that have objects, those with the most first."""
+    """The labels of classes with objects, the most frequent first."""
     objects = np.array([row["objects"] for row in report.classes])
-    return [int(place) for place in np.argsort(-objects, kind="stable") if objects[place]]
+    return [int(label) for label in np.argsort(-objects, kind="stable") if objects[label]]
 
 
 def _curves(report: BoxReport) -> list[Block]:
     labels = _by_objects(report)
     if not labels:
         return [Text("There is no object to find.")]
-    most = "the classes with the most objects in colour" if len(labels) > HIGHLIGHTED else "by class"
+    coloured = "the classes with the most objects in colour" if len(labels) > HIGHLIGHTED else "by class"
     recall = np.linspace(0, 1, report.precision.shape[1])
     blocks: list[Block] = []
 
@@ -136,13 +137,13 @@ def _curves(report: BoxReport) -> list[Block]:
     blocks.append(chart(figure, "Precision by recall, averaged over the classes; the area under a line is its AP."))
 
     precision = {label: report.precision[0, :, label].clip(0) for label in labels}
-    caption = f"Precision by recall at IoU 0.5, {most}."
+    caption = f"Precision by recall at IoU 0.5, {coloured}."
     blocks.append(_class_chart(report, recall, precision, None, ("recall", "precision"), caption))
 
     thresholds = np.arange(0, STEPS + 1, 10) / STEPS
     f1 = {label: report.f1_curves[label, ::10] for label in labels}
     mean = np.mean(list(f1.values()), axis=0)
-    caption = f"F1 by score threshold at IoU 0.5, {most}; the mean of all is best at {report.threshold:.3f}."
+    caption = f"F1 by score threshold at IoU 0.5, {coloured}; the mean of all is best at {report.threshold:.3f}."
     blocks.append(_class_chart(report, thresholds, f1, mean, ("score threshold", "F1"), caption))
     return blocks
 
@@ -158,10 +159,10 @@ def _class_chart(
     figure = new_figure()
     axes = figure.add_subplot(xlabel=axis_names[0], ylabel=axis_names[1], xlim=(0, 1), ylim=(0, 1.02))
     labels = list(lines)
-    for label in labels[HIGHLIGHTED:FAINT]:
+    for label in labels[HIGHLIGHTED:LINES]:
         axes.plot(x, lines[label], color=INK, alpha=0.12, linewidth=0.6)
     for label in labels[:HIGHLIGHTED]:
-        axes.plot(x, lines[label], label=_short(report.classes[label]["name"]))
+        axes.plot(x, lines[label], label=shortened(report.classes[label]["name"]))
     if mean is not None:
         axes.plot(x, mean, color=INK, linewidth=2, label="mean of all")
     axes.legend(fontsize=8)
@@ -171,16 +172,16 @@ def _class_chart(
 def _confusion(report: BoxReport) -> list[Block]:
     names = [row["name"] for row in report.classes]
     text = (
-        f"At score {report.threshold:.3f} and IoU 0.5. A row is a true class, a column what it was taken for; the last"
-        " row holds detections on no object, the last column objects that were not found. A detection takes the object"
-        " that it overlaps best, whatever its class; those in crowd regions are left out."
+        f"At score {report.threshold:.3f} and IoU 0.5: rows are true classes, columns predicted ones; the last row"
+        " holds detections on no object, the last column objects that were not found. A detection takes the object that"
+        " it overlaps best, whatever its class; those in crowd regions are not counted."
     )
     return [Text(text), *confusion_blocks(report.confusion, [*names, "background"])]
 
 
 def _errors(report: BoxReport) -> list[Block]:
     figure = new_figure()
-    axes = figure.add_subplot(xlabel="AP50 that would be gained without them")
+    axes = figure.add_subplot(xlabel="AP50 gained if fixed")
     types = [row["type"] for row in report.errors][::-1]
     axes.barh(types, [row["AP50_lost"] for row in report.errors][::-1])
     axes.locator_params(axis="x", nbins=5)
@@ -188,11 +189,11 @@ def _errors(report: BoxReport) -> list[Block]:
     rows = [[row["type"], row["AP50_lost"], row["count"], row["what"]] for row in report.errors]
     return [
         Text(
-            "After TIDE (Bolya et al. 2020): AP50 if all errors of one type were fixed and the others stayed. Counted"
-            " are the detections of any score: AP looks at all of them."
+            "After TIDE (Bolya et al. 2020): the AP50 gained if all errors of one type were fixed and no others."
+            " Detections of any score count, as for AP."
         ),
         chart(figure, "What each type of error costs."),
-        Table(["type", "AP50 lost", "detections", "what it is"], rows),
+        Table(["type", "AP50 lost", "detections", "meaning"], rows),
     ]
 
 
@@ -209,7 +210,7 @@ def _sizes(report: BoxReport) -> list[Block]:
         Table(
             ["objects per image", "images", "objects", "AP", "AP50", "missed", "false"],
             by_crowd,
-            f"Missed and false at score {report.threshold:.3f}. AP is that of the images with so many objects alone.",
+            f"Missed and false at score {report.threshold:.3f}. AP is that of the images in the row.",
         ),
     ]
 
@@ -226,8 +227,8 @@ def _bars(names: Sequence[str], values: Sequence[float | None], axis_name: str, 
 def _calibration(report: BoxReport) -> list[Block]:
     bins = [row for row in report.calibration["bins"] if row["detections"]]
     figure = new_figure()
-    axes = figure.add_subplot(xlabel="score", ylabel="fraction that is right", xlim=(0, 1), ylim=(0, 1.02))
-    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--", label="a score that says its chance")
+    axes = figure.add_subplot(xlabel="score", ylabel="fraction right", xlim=(0, 1), ylim=(0, 1.02))
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle="--", label="perfect calibration")
     axes.plot([b["mean_score"] for b in bins], [b["share_right"] for b in bins], marker="o", color=COLORS[0])
     axes.legend(fontsize=8)
     rows = [
@@ -237,12 +238,13 @@ def _calibration(report: BoxReport) -> list[Block]:
     return [
         Numbers(
             [
-                ("ECE", report.calibration["ece"], "mean gap, by detections"),
+                ("ECE", report.calibration["ece"], "mean gap over detections"),
                 ("MCE", report.calibration["mce"], "largest gap"),
             ]
         ),
         chart(
-            figure, "How often a detection of a score is right (IoU 0.5): under the dashed line it promises too much."
+            figure,
+            "Fraction of detections that are right (IoU 0.5) by score; below the dashed line they are overconfident.",
         ),
         Table(["score", "detections", "mean score", "fraction right"], rows, is_wide=False),
     ]
@@ -254,7 +256,7 @@ def _calibration(report: BoxReport) -> list[Block]:
 def _image_rows(
     report: BoxReport, other: BoxReport | None, truth: Annotations, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """A row an image, those with the most errors first."""
+    """One row per image, those with the most errors first."""
     columns = {name: values.tolist() for name, values in report.images.items()}
     errors = report.images["missed"] + report.images["false"]
     other_errors = (other.images["missed"] + other.images["false"]).tolist() if other else None
@@ -279,7 +281,7 @@ def _worst(
 ) -> list[Block]:
     listed = [row for row in image_rows if row["errors"]][:LISTED]
     if not listed:
-        return [Text("Every object is found, and nothing else.", "good")]
+        return [Text("Every object is found, and there is no false positive.", "good")]
     columns = ["file_name", "errors", "missed", "false", "found", "objects"]
     caption = f"At score {report.threshold:.3f} and IoU 0.5."
     if len(listed) < sum(row["errors"] > 0 for row in image_rows):
@@ -289,8 +291,8 @@ def _worst(
         return [Text("No images: the folder of the images was not given (--images)."), table]
     drawn = within_budget(_draw_worst(report, rows, truth, config, images, islice(listed, WORST)))
     legend = (
-        "Left the truth, right the detections. Thin green: found, and right. Orange: missed. Red: false positives with"
-        " class, score and type of error. A click enlarges; the arrow keys go on."
+        "Left the truth, right the detections. Thin green: found, or right. Orange: missed. Red: false positives with"
+        " class, score and error type. Click to enlarge; the arrow keys go to the next."
     )
     return [Text(legend), Gallery(drawn, column=420), table]
 
@@ -303,9 +305,9 @@ def _draw_worst(
     folder: Path,
     listed: Iterator[dict[str, Any]],
 ) -> Iterator[PageImage]:
-    place_of = {image_id: index for index, image_id in enumerate(truth.image_ids.tolist())}
+    index_of = {image_id: index for index, image_id in enumerate(truth.image_ids.tolist())}
     for row in listed:
-        index = place_of[row["image_id"]]
+        index = index_of[row["image_id"]]
         size = int(truth.heights[index]), int(truth.widths[index])
         data, channels = config.data, config.model.in_channels
         image = read_annotated_image(folder / row["file_name"], *size, channels, data.exif, data.max_value)
@@ -319,16 +321,16 @@ def _draw_worst(
         colors = [ORANGE if missed else GREEN for missed in is_missed]
         left = draw_boxes(image, _xyxy(boxes), labels.tolist(), texts, colors)
 
-        found = np.flatnonzero((rows[:, 0] == index) & report.is_shown)
-        found = found[np.argsort(-rows[found, 5], kind="stable")]
-        is_false = report.is_false[found]
+        shown = np.flatnonzero((rows[:, 0] == index) & report.is_shown)
+        shown = shown[np.argsort(-rows[shown, 5], kind="stable")]
+        is_false = report.is_false[shown]
         texts = []
-        for detection, false in zip(rows[found], is_false, strict=True):
+        for detection, false in zip(rows[shown], is_false, strict=True):
             label = int(detection[6])
             kind = false_type(detection[1:5], label, boxes, labels) if false else ""
             texts.append(f"{truth.categories[label].name} {detection[5]:.2f} {kind}" if false else "")
         colors = [RED if false else GREEN for false in is_false]
-        right = draw_boxes(image, _xyxy(rows[found, 1:5]), rows[found, 6].astype(int).tolist(), texts, colors)
+        right = draw_boxes(image, _xyxy(rows[shown, 1:5]), rows[shown, 6].astype(int).tolist(), texts, colors)
         caption = f"{row['file_name']}: {row['missed']} of {row['objects']} missed, {row['false']} false"
         yield page_image(contact_sheet([left, right], 2, gap=8), caption, long_side=1200, quality=78)
 
@@ -355,8 +357,8 @@ def _comparison(
     better = sum(row["difference"] < 0 for row in changed)
     images = [[row["file_name"], row["errors"], row["errors_against"], row["difference"]] for row in changed[:LISTED]]
     text = (
-        f"This is {name}; the other is {other_name}. Each at its own best threshold, {totals[0]:,} errors are left here"
-        f" and {totals[1]:,} there; {better:,} images have fewer errors here, {len(changed) - better:,} have more."
+        f"This is {name}; the other is {other_name}. Each at its own best threshold, this one makes {totals[0]:,}"
+        f" errors and the other {totals[1]:,}; {better:,} images have fewer here, {len(changed) - better:,} more."
     )
     blocks: list[Block] = [
         Text(text),
@@ -386,7 +388,7 @@ def _total_errors(report: BoxReport) -> int:
 
 
 def _curve_rows(report: BoxReport) -> list[dict[str, Any]]:
-    """F1 by threshold in hundredths, and precision by recall at IoU 0.5: both have 101 points."""
+    """F1 by threshold in hundredths, and precision by recall at IoU 0.5: 101 points each."""
     return [
         {
             "class": row["name"],
@@ -398,7 +400,3 @@ def _curve_rows(report: BoxReport) -> list[dict[str, Any]]:
         if row["objects"]
         for point in range(101)
     ]
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}…"

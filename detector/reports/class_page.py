@@ -1,4 +1,4 @@
-"""The page of a classification report: what its figures look like."""
+"""The page of a classification report."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from detector.reports import Report, Scored, confusion_blocks, difference, known
 from detector.reports.drawing import as_rgb
 from detector.reports.pages import Block, Gallery, Numbers, PageImage, Section, Table, Text, page_image, within_budget
 
-DRAWN = 60  # mistakes with their image
+DRAWN = 60  # mistakes shown as images
 LISTED = 300  # mistakes in the page's table; mistakes.csv has all
-COLUMNS = ("precision", "recall", "f1", "AP")  # of a class, those that the metrics have
+COLUMNS = ("precision", "recall", "f1", "AP")  # figures of a class, if the metrics have them
 
 
 def classification_report(
     scored: Scored, truth: Labelled, config: Config, images: Path | None, against: Scored | None = None
 ) -> Report:
-    """The report of scores on ``truth``, with the most confident mistakes; ``images`` None: of the truth's folder."""
+    """The report of scores on ``truth``, with the most confident mistakes; ``images`` defaults to its folder."""
     report = class_report(scored.rows, truth, scored.metrics)
     other = class_report(against.rows, truth, against.metrics) if against else None
     sections = [Section("Score", _score(report)), Section("Classes", [_class_table(report)])]
@@ -60,15 +60,15 @@ def _class_table(report: ClassReport) -> Table:
     rows = [
         [row["name"], row["images"], *(known(row[name]) for name in columns)] for row in report.metrics["per_class"]
     ]
-    return Table(["class", "images", *columns], rows, "A click on a head sorts.")
+    return Table(["class", "images", *columns], rows, "Click a column head to sort.")
 
 
 def _mistakes(report: ClassReport, config: Config, images: Path) -> list[Block]:
     if not report.mistakes:
-        return [Text("There is none.", "good")]
+        return [Text("There are no mistakes.", "good")]
     drawn = within_budget(_draw(islice(report.mistakes, DRAWN), config, images))
     rows = [[row[name] for name in ("file", "true", "predicted", "score")] for row in report.mistakes[:LISTED]]
-    caption = f"The {LISTED} first; mistakes.csv has all {len(report.mistakes):,}." if len(rows) == LISTED else ""
+    caption = f"The first {LISTED}; mistakes.csv has all {len(report.mistakes):,}." if len(rows) == LISTED else ""
     return [Gallery(drawn, column=180), Table(["file", "true", "predicted", "score"], rows, caption)]
 
 
@@ -108,7 +108,7 @@ def _comparison(name: str, report: ClassReport, other_name: str, other: ClassRep
         ),
     ]
     if images:
-        blocks.append(Table(["file", "true", "right"], images, f"Images that differ, at most {LISTED} of a kind."))
+        blocks.append(Table(["file", "true", "right"], images, f"Images that differ, at most {LISTED} of each kind."))
     return blocks
 
 

@@ -1,4 +1,4 @@
-"""Boxes and classes drawn on images, and the image of a confusion matrix."""
+"""Boxes and classes drawn on images, and a confusion matrix as an image."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from detector.reports.fonts import draw_letters, has_letters
+from detector.reports.pages import shortened
 
 Color = tuple[int, int, int]
 
 LEGEND = 8  # classes in a legend, at most
-SMALLEST = 480  # long side of a drawing; smaller images are enlarged, or no letter on them could be read
+SMALLEST = 480  # long side of a drawing; smaller images are enlarged, so that text on them can be read
 
 
 def class_color(label: int) -> Color:
-    """RGB of a class: hues a golden angle apart, so that neighbours do not look alike. Under 0 is not a class: gray."""
+    """RGB of a class: hues a golden angle apart, so that neighbours do not look alike; gray for a label below 0."""
     if label < 0:
         return 128, 128, 128
     red, green, blue = colorsys.hsv_to_rgb((label * 0.61803398875 + 0.05) % 1, 0.75, 0.95)
@@ -26,7 +27,7 @@ def class_color(label: int) -> Color:
 
 
 def score_texts(names: Sequence[str], scores: Sequence[float] | np.ndarray) -> list[str]:
-    """``"circle 0.93"`` of each."""
+    """Name and score of each: ``"circle 0.93"``."""
     return [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]
 
 
@@ -37,17 +38,17 @@ def draw_boxes(
     texts: Sequence[str],
     colors: Sequence[Color] | None = None,
 ) -> Image.Image:
-    """``image`` [H, W, C] with boxes [D, 4] xyxy and their texts, best first; lines and letters grow with it.
+    """``image`` [H, W, C] with boxes [D, 4] xyxy and their texts, best first; lines and text scale with its size.
 
-    ``colors`` are those of the classes unless given; a box without a text is a thin line. A text that no font here has
-    the letters of is the number of its label instead, which a legend below explains.
+    ``colors`` default to those of the classes; a box without a text gets a thin line. Words that no installed font can
+    draw are replaced by the number of the label, which a legend below explains.
     """
     canvas, factor = _canvas(image)
     draw = ImageDraw.Draw(canvas)
     line, size = max(2, round(max(canvas.size) / 350)), max(11, round(max(canvas.size) / 55))
     colors = colors if colors is not None else [class_color(label) for label in labels]
     texts, legend = _legible(texts, labels)
-    # The best last, so that it lies on top.
+    # The best last, so that it is on top.
     for box, color, text in reversed(list(zip(boxes * factor, colors, texts, strict=True))):
         left, top, right, bottom = (round(float(side)) for side in box)
         width = line if text else max(1, line // 2)
@@ -65,12 +66,12 @@ def draw_targets(
     anchors: np.ndarray,
     anchor_labels: Sequence[int],
 ) -> Image.Image:
-    """``image`` [H, W, C] with boxes [T, 4] in strong lines, and [P, 4] anchors in thin ones of their objects' colours.
+    """``image`` [H, W, C] with boxes [T, 4] in thick lines, and anchors [P, 4] in thin ones of their objects' colours.
 
-    A label under 0 is not a class: a region that is left out, in gray.
+    A label below 0 is an ignore region, in gray.
     """
     canvas, factor = _canvas(image)
-    draw = ImageDraw.Draw(canvas, "RGBA")  # lines that let the image through
+    draw = ImageDraw.Draw(canvas, "RGBA")  # so that lines can be translucent
     line, size = max(2, round(max(canvas.size) / 200)), max(11, round(max(canvas.size) / 40))
     texts, legend = _legible(texts, labels)
     for anchor, label in zip(anchors * factor, anchor_labels, strict=True):
@@ -83,7 +84,7 @@ def draw_targets(
 
 
 def draw_lines(image: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> Image.Image:
-    """``image`` [H, W, C] with a text a class in its corner, one under the other."""
+    """``image`` [H, W, C] with one text per class in its top left corner, one below the other."""
     canvas, _ = _canvas(image)
     draw = ImageDraw.Draw(canvas)
     size, top = max(11, round(max(canvas.size) / 30)), 0
@@ -99,19 +100,19 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
     side = max(6, min(72, 1200 // num_classes))  # of a cell, in pixels
     size = max(9, min(18, side // 3))
     has_names, has_counts = side >= 12, side >= 30
-    names, legend = _legible([name if len(name) <= 24 else f"{name[:23]}…" for name in names], range(num_classes))
+    names, legend = _legible([shortened(name, 24) for name in names], range(num_classes))
     plates = [_dark(name, size) for name in names] if has_names else []
     wide = max((plate.width for plate in plates), default=0) + 12
     margin = wide + 28  # left and on top: the axis's title, then the names
-    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    cells = np.rint(255 + (np.array([8, 69, 148]) - 255) * share[:, :, None]).astype(np.uint8)
+    fraction = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    cells = np.rint(255 + (np.array([8, 69, 148]) - 255) * fraction[:, :, None]).astype(np.uint8)
     cells = cells.repeat(side, axis=0).repeat(side, axis=1)
     cells[::side], cells[:, ::side] = 225, 225  # a line between cells
     canvas = Image.new("RGB", (margin + num_classes * side + 16,) * 2, "white")
     canvas.paste(Image.fromarray(cells), (margin, margin))
     draw = ImageDraw.Draw(canvas)
     for row, column in np.argwhere(confusion) if has_counts else []:
-        ink = "white" if share[row, column] > 0.5 else "black"
+        ink = "white" if fraction[row, column] > 0.5 else "black"
         center = (margin + (column + 0.5) * side, margin + (row + 0.5) * side)
         count = draw_letters(str(confusion[row, column]), size)
         draw.bitmap((round(center[0] - count.width / 2), round(center[1] - count.height / 2)), count, fill=ink)
@@ -120,8 +121,8 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
         title = title.rotate(90, expand=True) if is_upright else title
         center = (14, middle) if is_upright else (middle, 14)
         canvas.paste(title, (center[0] - title.width // 2, center[1] - title.height // 2))
-    for place, plate in enumerate(plates):
-        center = margin + place * side + side // 2
+    for label, plate in enumerate(plates):
+        center = margin + label * side + side // 2
         canvas.paste(plate, (margin - 6 - plate.width, center - plate.height // 2))
         upright = plate.rotate(90, expand=True)
         canvas.paste(upright, (center - upright.width // 2, margin - 6 - upright.height))
@@ -129,18 +130,18 @@ def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:
 
 
 def contact_sheet(images: Sequence[Image.Image], columns: int, gap: int = 0) -> Image.Image:
-    """Images side by side, row by row, each fitted to the size of the first; ``gap`` pixels of white between."""
+    """Images in rows of ``columns``, each fitted to the size of the first, with ``gap`` white pixels between."""
     width, height = (side + gap for side in images[0].size)
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white" if gap else "black")
-    for place, image in enumerate(images):
-        row, column = divmod(place, columns)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
         sheet.paste(ImageOps.pad(image, images[0].size, color="white"), (column * width, row * height))
     return sheet
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """``image`` [H, W, C] as it is shown, [H, W, 3] uint8: the first three channels, or the first one in gray."""
+    """``image`` [H, W, C] for display, [H, W, 3] uint8: the first three channels, or the first one as gray."""
     if image.dtype == np.uint16:
         image = (image >> 8).astype(np.uint8)
     image = image[:, :, :3] if image.shape[2] >= 3 else image[:, :, :1].repeat(3, axis=2)
@@ -148,7 +149,7 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _canvas(image: np.ndarray) -> tuple[Image.Image, float]:
-    """``image`` [H, W, C] in 8-bit RGB, enlarged where it is small, and the factor."""
+    """``image`` [H, W, C] in 8-bit RGB, enlarged if it is small, and the factor."""
     canvas = Image.fromarray(as_rgb(image))
     factor = max(1.0, SMALLEST / max(canvas.size))
     if factor > 1:
@@ -157,12 +158,12 @@ def _canvas(image: np.ndarray) -> tuple[Image.Image, float]:
 
 
 def _dark(text: str, size: int) -> Image.Image:
-    """``text`` in black on white, as high as any text of this size."""
+    """``text`` in black on white, with the height of a line of this size."""
     return ImageOps.invert(draw_letters(text, size, is_tight=False)).convert("RGB")
 
 
 def _legible(texts: Sequence[str], labels: Sequence[int]) -> tuple[list[str], dict[int, str]]:
-    """The texts with the label's number for words that no font here has the letters of, and these words by label."""
+    """The texts with words that no installed font can draw replaced by the label's number, and these words by label."""
     shown, legend = [], {}
     for text, label in zip(texts, labels, strict=True):
         if not has_letters(text):
@@ -175,7 +176,7 @@ def _legible(texts: Sequence[str], labels: Sequence[int]) -> tuple[list[str], di
 
 
 def _with_legend(canvas: Image.Image, legend: dict[int, str], size: int) -> Image.Image:
-    """``canvas`` above a strip that says which class a number stands for, in the escapes that JSON files have."""
+    """``canvas`` above a strip that names the class of each number, in JSON's escapes."""
     if not legend:
         return canvas
     texts = [f"#{label} = {json.dumps(word)[1:-1]}" for label, word in sorted(legend.items())]
@@ -191,7 +192,7 @@ def _with_legend(canvas: Image.Image, legend: dict[int, str], size: int) -> Imag
 
 
 def _draw_label(draw: ImageDraw.ImageDraw, text: str, left: int, top: int, color: Color, size: int) -> None:
-    """``text`` on a plate of ``color`` above the point, or below it where the image ends."""
+    """Draw ``text`` on a plate of ``color`` above the point, or below it if there is no room."""
     letters = draw_letters(text, size)
     width, height, _ = _plate_size(letters)
     left = max(0, min(left, draw.im.size[0] - width))
@@ -205,7 +206,7 @@ def _plate_size(letters: Image.Image) -> tuple[int, int, int]:
 
 
 def _draw_plate(draw: ImageDraw.ImageDraw, letters: Image.Image, left: int, top: int, color: Color) -> int:
-    """``letters`` on a plate of ``color`` with this corner; returns where the plate ends."""
+    """Draw ``letters`` on a plate of ``color`` with this corner; returns the bottom of the plate."""
     width, height, margin = _plate_size(letters)
     draw.rectangle((left, top, left + width, top + height), fill=color)
     is_dark = np.dot(color, (0.299, 0.587, 0.114)) < 140

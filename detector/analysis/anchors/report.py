@@ -1,4 +1,4 @@
-"""What ``tools/anchors.py`` shows: rows of figures as JSON, and as tables, charts and images of a page."""
+"""What ``tools/anchors.py`` shows: figures as JSON, and as tables, charts and images of a page."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.boxes import pairwise_iou
 from detector.reports.drawing import draw_targets
 from detector.reports.pages import (
+    COLORS,
+    FAINT,
     Block,
     Chart,
     Gallery,
@@ -41,29 +43,29 @@ from detector.tasks import detection
 SHOWN_OBJECTS = 12  # in the gallery
 POINTS = 800  # in the chart of sides
 
-GROUPS = {"size": "√ area", "ratio": "height:width"}  # what the names of a kind of groups mean
+GROUPS = {"size": "√ area", "ratio": "height:width"}  # heads of the columns with group names
 
-# The keys of JSON and what a person reads.
+# Column heads by the keys of JSON.
 NAMES = {
     "group": "",
     "objects": "objects",
     "mean_iou": "mean best IoU",
     "recall": "recall",
-    "class_recall": "mean by class",
+    "class_recall": "class-mean recall",
     "low_quality": "only low-quality",
     "missed": "missed",
-    "positives": "positives an object",
-    "without_positive": "without any",
+    "positives": "positives per object",
+    "without_positive": "without positives",
     "split": "split",
     "anchors_are": "anchors",
     "level": "level",
     "stride": "stride",
     "sizes": "anchor sizes, px",
     "anchors": "anchors",
-    "anchors_share": "share",
-    "macs_share": "share of multiply-adds",
-    "objects_share": "closest objects",
-    "positives_share": "positives",
+    "anchors_share": "of anchors",
+    "macs_share": "of multiply-adds",
+    "objects_share": "of objects",
+    "positives_share": "of positives",
     "name": "change",
     "macs": "multiply-adds",
     "verdict": "verdict",
@@ -73,12 +75,12 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Suggestion:
-    """The config's anchors, and those that were found; of each split that there is."""
+    """The coverage of each split by the config's anchors and by the suggested ones, and other options."""
 
     before: dict[str, Study]  # by split
     after: dict[str, Study]
     options: list[Option]
-    yaml: str  # empty where nothing better was found
+    yaml: str  # the suggested config; empty where no better anchors were found
 
     def rows(self) -> list[Row]:
         kept = ("objects", "mean_iou", "recall", "class_recall", "low_quality", "missed", "positives")
@@ -90,21 +92,21 @@ class Suggestion:
 
 
 def cost(config: Config, num_classes: int) -> Summary:
-    """Of the model, for the largest image."""
+    """The cost of the model for the largest image."""
     return summarise(config.model, num_classes, detection.largest_input(config))
 
 
-def as_json(name: str, found: Study, summary: Summary, suggestion: Suggestion | None) -> Row:
-    """Everything that is counted; what ``--json`` prints."""
+def as_json(name: str, study: Study, summary: Summary, suggestion: Suggestion | None) -> Row:
+    """All figures, as ``--json`` prints them."""
     content: Row = {
         "config": name,
-        "annotations": str(found.split.annotations.path),
-        "anchors": found.config.model.anchors.model_dump(mode="json"),
-        "positive_threshold": found.config.model.matcher.positive,
-        "overall": found.overall(),
-        "levels": found.levels(summary),
-        **{f"by_{kind}": rows for kind, rows in found.groups()},
-        "worst": [found.describe_object(place) for place in found.worst(SHOWN_OBJECTS)],
+        "annotations": str(study.split.annotations.path),
+        "anchors": study.config.model.anchors.model_dump(mode="json"),
+        "positive_threshold": study.config.model.matcher.positive,
+        "overall": study.overall(),
+        "levels": study.levels(summary),
+        **{f"by_{kind}": rows for kind, rows in study.groups()},
+        "worst": [study.describe_object(index) for index in study.worst(SHOWN_OBJECTS)],
     }
     if suggestion:
         options = [option._asdict() | option.coverage._asdict() for option in suggestion.options]
@@ -115,24 +117,24 @@ def as_json(name: str, found: Study, summary: Summary, suggestion: Suggestion | 
 
 
 def sections(
-    found: Study, summary: Summary, suggestion: Suggestion | None, drawings: Sequence[PageImage] = ()
+    study: Study, summary: Summary, suggestion: Suggestion | None, drawings: Sequence[PageImage] = ()
 ) -> list[Section]:
-    """The same for a page or a terminal; ``drawings`` of :func:`gallery`."""
-    everything = found.overall()
+    """All figures for a page or a terminal; ``drawings`` are those of :func:`gallery`."""
+    overall = study.overall()
     after = suggestion.after["train"] if suggestion and suggestion.yaml else None
-    remarks = [Text(text, tone) for text, tone in _remarks(found, everything)]
-    parts = [Section("All objects", [_numbers(everything, summary), *remarks, *_charts(found, after)])]
+    remarks = [Text(text, tone) for text, tone in _remarks(study, overall)]
+    parts = [Section("All objects", [_numbers(overall, summary), *remarks, *_charts(study, after)])]
     if suggestion:
         parts.append(Section("Suggestion", list(_suggestion(suggestion))))
-    for kind, rows in found.groups():
+    for kind, rows in study.groups():
         parts.append(Section(f"By {kind}", [_table(rows, NAMES | {"group": GROUPS.get(kind, kind)})]))
-    levels = found.levels(summary)
-    note = "Anchors and multiply-adds (of the head on this level, in the whole model's) are for the largest image."
+    levels = study.levels(summary)
+    note = "Anchors and multiply-adds (the head's) are for the largest image; an object is on its best anchor's level."
     parts.append(Section("By level", [_table(levels), Text(note)]))
-    worst = [found.describe_object(place) for place in found.worst(SHOWN_OBJECTS)]
+    worst = [study.describe_object(index) for index in study.worst(SHOWN_OBJECTS)]
     title = "Objects that no anchor covers well"
     if drawings:
-        note = Text("The object in strong lines, its closest anchor in thin ones, at the input size.")
+        note = Text("The object in thick lines, its best anchor in thin ones, at the input size.")
         parts.append(Section(title, [note, Gallery(drawings)]))
     elif worst:
         columns = [key.replace("_", " ") for key in worst[0]]
@@ -142,7 +144,7 @@ def sections(
 
 
 def as_text(parts: Sequence[Section]) -> str:
-    """Sections for a terminal; charts and images are a page's."""
+    """Sections as text for a terminal, without charts and images."""
     lines = []
     for part in parts:
         lines.append(f"\n{part.title}")
@@ -161,39 +163,39 @@ def _number_line(label: str, value: Any, note: str = "") -> str:
     return f"  {label:<24}{shown}" + (f"  ({note})" if note else "")
 
 
-def _numbers(everything: Row, summary: Summary) -> Numbers:
-    images, matched = everything["images"], everything["matched_images"]
+def _numbers(overall: Row, summary: Summary) -> Numbers:
+    images, matched = overall["images"], overall["matched_images"]
     sample = "" if matched == images else f"of {matched:,} sampled images"
     return Numbers(
         [
-            ("objects", everything["objects"], f"{everything['objects_per_image']:.1f} an image, {images:,} images"),
-            ("mean best IoU", everything["mean_iou"]),
-            ("recall", everything["recall"], "fraction at the positive threshold"),
-            ("recall, by class", everything["class_recall"], "mean over classes, what --suggest goes for"),
-            ("only low-quality", everything["low_quality"], "fraction under it that keeps its closest anchors"),
-            ("missed", everything["missed"], "fraction that no anchor is matched to"),
-            ("positives an object", everything["positives"], sample),
-            ("positives an image", everything["positives_per_image"], sample),
-            ("anchors", summary.anchors, f"of an image of {summary.size[0]} × {summary.size[1]}"),
+            ("objects", overall["objects"], f"{overall['objects_per_image']:.1f} per image, {images:,} images"),
+            ("mean best IoU", overall["mean_iou"]),
+            ("recall", overall["recall"], "fraction at or above the positive threshold"),
+            ("class-mean recall", overall["class_recall"], "what --suggest maximises"),
+            ("only low-quality", overall["low_quality"], "fraction below it that low-quality matching gives anchors"),
+            ("missed", overall["missed"], "fraction that no anchor is assigned to"),
+            ("positives per object", overall["positives"], sample),
+            ("positives per image", overall["positives_per_image"], sample),
+            ("anchors", summary.anchors, f"for an image of {summary.size[0]} × {summary.size[1]}"),
         ]
     )
 
 
-def _remarks(found: Study, everything: Row) -> Iterator[tuple[str, Tone]]:
-    config = found.config
-    if everything["recall"] < RECALL_WANTED:
+def _remarks(study: Study, overall: Row) -> Iterator[tuple[str, Tone]]:
+    config = study.config
+    if overall["recall"] < RECALL_WANTED:
         yield (
             (
-                f"{1 - everything['recall']:.1%} of the objects get no anchor at IoU {config.model.matcher.positive:g}:"
-                " --suggest looks for anchors that fit them."
+                f"{1 - overall['recall']:.1%} of the objects get no anchor at IoU {config.model.matcher.positive:g}:"
+                " --suggest searches for anchors that fit them."
             ),
             "warning",
         )
     if config.data.augment.scale_jitter:
         low, high = config.data.augment.scale_jitter
-        yield f"data.augment.scale_jitter, {low:g} to {high:g} times these sizes, is not counted.", ""
+        yield f"data.augment.scale_jitter, {low:g} to {high:g} times these sizes, is not taken into account.", ""
     if len(config.data.resize.short) > 1 and not config.data.resize.fixed:
-        yield "Of the several data.resize.short, one is drawn for each image, as in training.", ""
+        yield "One of the several data.resize.short is drawn per image, as in training.", ""
 
 
 def _table(rows: Sequence[Row], names: dict[str, str] = NAMES) -> Table:
@@ -207,7 +209,7 @@ def _suggestion(suggestion: Suggestion) -> Iterator[Block]:
         rows = [[key, _values(before, key), _values(after, key)] for key in ("base_size", "scales", "ratios")]
         yield Table(["model.anchors", "config", "suggested"], rows)
     else:
-        yield Text("No other anchors were found that reach more of the objects: the config's fit.", "good")
+        yield Text("No better anchors were found: the config's fit.", "good")
     base = suggestion.options[0]
     rows = [
         {
@@ -223,10 +225,10 @@ def _suggestion(suggestion: Suggestion) -> Iterator[Block]:
         for option in suggestion.options
     ]
     yield Text(
-        "Other pyramids and input sizes, each with anchors searched for it. The verdict counts the training objects"
-        " that are covered, and nothing else: finer features may help beyond that."
+        "Other pyramids and input sizes, each with anchors searched for it. The verdict only counts the covered objects"
+        " of the training data: finer features may help beyond that."
     )
-    yield _table(rows, NAMES | {"anchors_share": "to the first"})
+    yield _table(rows, NAMES | {"anchors_share": "vs first"})
 
 
 def _values(anchors: AnchorConfig, key: str) -> str:
@@ -234,13 +236,13 @@ def _values(anchors: AnchorConfig, key: str) -> str:
     return ", ".join(f"{number:.3g}" for number in (value if isinstance(value, list) else [value]))
 
 
-def _charts(found: Study, after: Study | None) -> list[Chart]:
-    studies = [("config", found)] + ([("suggested", after)] if after else [])
+def _charts(study: Study, after: Study | None) -> list[Chart]:
+    studies = [("config", study)] + ([("suggested", after)] if after else [])
     figure = new_figure()
     axes = figure.add_subplot()
     for label, own in studies:
         axes.hist(own.best.numpy(), bins=np.linspace(0, 1, 41), histtype="step", label=label, linewidth=1.5)
-    axes.axvline(found.config.model.matcher.positive, linestyle="--", linewidth=1, color="#040506")
+    axes.axvline(study.config.model.matcher.positive, linestyle="--", linewidth=1, color=FAINT)
     axes.set_xlabel("best IoU")
     axes.set_ylabel("objects")
     axes.legend(loc="upper left")
@@ -248,9 +250,9 @@ def _charts(found: Study, after: Study | None) -> list[Chart]:
 
     figure = new_figure()
     axes = figure.add_subplot()
-    sides = (found.objects.boxes[:, 2:] - found.objects.boxes[:, :2]).numpy()
+    sides = (study.objects.boxes[:, 2:] - study.objects.boxes[:, :2]).numpy()
     drawn = np.random.default_rng(0).permutation(len(sides))[:POINTS]
-    axes.scatter(*sides[drawn].T, s=4, alpha=0.4, linewidths=0, color="#060606", label="objects")
+    axes.scatter(*sides[drawn].T, s=4, alpha=0.4, linewidths=0, color=COLORS[5], label="objects")
     for (label, own), marker in zip(studies, "x+", strict=False):
         shapes = anchor_shapes(own.config.model.anchors, own.config.model.fpn.levels).reshape(-1, 2)
         axes.scatter(*shapes.numpy().T, s=22, marker=marker, linewidths=1, label=label)
@@ -264,38 +266,38 @@ def _charts(found: Study, after: Study | None) -> list[Chart]:
     return [best, chart(figure, "Sides of objects (a sample) and of anchors at the input size")]
 
 
-def gallery(found: Study, images: Path) -> list[PageImage]:
-    """The worst objects with their closest anchors, at the input size; an image that cannot be read is left out."""
+def gallery(study: Study, images: Path) -> list[PageImage]:
+    """The worst objects with their best anchors, at the input size; images that cannot be read are skipped."""
     drawings = []
-    for place in found.worst(SHOWN_OBJECTS):
-        about = found.describe_object(place)
+    for index in study.worst(SHOWN_OBJECTS):
+        about = study.describe_object(index)
         text = f"{about['class']} {about['width']:g} × {about['height']:g} px, best IoU {about['best_iou']:.2f}"
         try:
-            drawing = _draw_object(found, place, images, about["class"])
+            drawing = _draw_object(study, index, images, about["class"])
         except DataError:
             continue
         drawings.append(page_image(drawing, f"{text}: {about['file_name']}, annotation {about['annotation_id']}"))
     return drawings
 
 
-def _draw_object(found: Study, place: int, images: Path, name: str) -> Image.Image:
-    model, annotations, objects = found.config.model, found.split.annotations, found.objects
-    index, box, label = int(objects.image[place]), objects.boxes[place], int(objects.labels[place])
-    original = int(annotations.heights[index]), int(annotations.widths[index])
-    data, file = found.config.data, images / annotations.file_name(index)
+def _draw_object(study: Study, index: int, images: Path, name: str) -> Image.Image:
+    model, annotations, objects = study.config.model, study.split.annotations, study.objects
+    image_index, box, label = int(objects.image[index]), objects.boxes[index], int(objects.labels[index])
+    original = int(annotations.heights[image_index]), int(annotations.widths[image_index])
+    data, file = study.config.data, images / annotations.file_name(image_index)
     image = read_annotated_image(file, *original, model.in_channels, data.exif, data.max_value)
-    height, width = objects.sizes[index].tolist()
-    image = resize(image, height, width, found.config.data.resize.interpolation)
+    height, width = objects.sizes[image_index].tolist()
+    image = resize(image, height, width, data.resize.interpolation)
     anchors, _ = Anchors(model.anchors, model.fpn.levels)(
-        level_sizes(*objects.padded[index].tolist(), model.fpn.levels)
+        level_sizes(*objects.padded[image_index].tolist(), model.fpn.levels)
     )
-    closest = anchors[pairwise_iou(box[None], anchors)[0].argmax()]
-    # A window of twice what both cover.
-    low, high = torch.minimum(box[:2], closest[:2]), torch.maximum(box[2:], closest[2:])
+    best = anchors[pairwise_iou(box[None], anchors)[0].argmax()]
+    # A window around both, with a margin of half their longer side.
+    low, high = torch.minimum(box[:2], best[:2]), torch.maximum(box[2:], best[2:])
     margin = (high - low).max() / 2
     left, top = (low - margin).clamp(min=0).floor().int().tolist()
     right, bottom = (high + margin).ceil().int().tolist()
     corner = torch.tensor([left, top, left, top])
     window = image[top:bottom, left:right]
-    own, others = ((part - corner)[None].numpy() for part in (box, closest))
+    own, others = ((part - corner)[None].numpy() for part in (box, best))
     return draw_targets(window, own, [label], [name], others, [label])

@@ -1,8 +1,8 @@
 """Anchors that fit a data set: a search over base size, scales and ratios at the same number of anchors per cell.
 
-The search goes for recall first; the mean best IoU of the objects gives it a slope to follow, which recall, a
-staircase, has not. Both are means over classes, as AP is: a class of few small objects counts as much as one of many.
-It begins from the config's own anchors, and no figure ends below theirs.
+The search maximises recall first. Recall is a step function, so the mean best IoU gives it a slope to follow. Both are
+means over classes, as AP is: a class with few objects counts as much as one with many. The search starts from the
+config's own anchors, and no figure may fall below theirs.
 """
 
 from __future__ import annotations
@@ -17,18 +17,26 @@ import torch
 from detector.analysis.summary import summarise
 from detector.config.schema import AnchorConfig, Config, MatcherConfig, ResizeConfig
 from detector.data.detection import Annotations, CheckedBoxes
-from detector.evaluation.coverage import Coverage, InputBoxes, Places, coverage_of, input_boxes, level_ious, places
+from detector.evaluation.coverage import (
+    Coverage,
+    InputBoxes,
+    NearestCells,
+    coverage_of,
+    input_boxes,
+    level_ious,
+    nearest_cells,
+)
 from detector.structures import SIZE_DIVISOR
 from detector.tasks import detection
 
-# Of recall and mean best IoU, as means over classes. Recall of all objects brings nothing, but must not fall.
+# Of class-mean recall, class-mean best IoU and recall of all objects, which gains nothing but must not fall.
 WEIGHTS = (3, 1, 0)
-SHORTFALL_WEIGHT = 10  # of what any of them falls below the config's own anchors
-SEARCHED = 4000  # objects that the search looks at
+SHORTFALL_WEIGHT = 10  # of the amount by which any of them is below that of the config's anchors
+SEARCHED = 4000  # objects that the search samples
 GENERATIONS, FEWER_GENERATIONS = 50, 15
-POPULATION = 8  # candidates a generation for every value that is searched
+POPULATION = 8  # candidates per generation and searched value
 
-# What a change must bring, or may cost, in recall to be worth its price.
+# Recall that a costlier change must gain, and that a cheaper one may lose, to pay.
 WORTH, FREE = 0.01, 0.002
 
 _BASE_SIZES = (0.5, 16.0)  # in strides
@@ -38,7 +46,7 @@ _RATIOS = (1 / 8, 8.0)
 
 @dataclass(frozen=True)
 class Split:
-    """The annotations of a split, at any input size."""
+    """The annotations of a split, to be taken at any input size."""
 
     annotations: Annotations
     checked: CheckedBoxes
@@ -49,23 +57,23 @@ class Split:
 
 
 class Option(NamedTuple):
-    """Another pyramid or input size, with anchors that were searched for it."""
+    """A pyramid and input size, with anchors that were searched for it."""
 
     name: str
-    keys: str  # what the config would say
+    keys: str  # config overrides that give it
     coverage: Coverage  # of the training objects
-    anchors: int  # of the largest image
-    macs: int
+    anchors: int  # for the largest image
+    macs: int  # the same
     verdict: str  # "pays", or why not
 
 
 def score(best: torch.Tensor, labels: torch.Tensor, matcher: MatcherConfig) -> float:
-    """What is searched for, of the best IoU and the class of each object, [M] each."""
+    """What the search maximises, from the best IoU and the class of each object, [M] each."""
     return float(_figures(best.numpy(), _class_weights(labels), matcher.positive) @ WEIGHTS)
 
 
 def _figures(best: np.ndarray, weights: np.ndarray, threshold: float) -> np.ndarray:
-    """Recall and mean best IoU with each object by its weight, and recall of all alike."""
+    """Weighted recall, weighted mean best IoU, and unweighted recall."""
     is_covered = best >= threshold
     return np.array([weights @ is_covered, weights @ best, is_covered.mean()])
 
@@ -80,12 +88,12 @@ def search(
 ) -> AnchorConfig:
     """The anchors that cover ``objects`` best, or ``config`` itself where nothing better is found.
 
-    Differential evolution (Storn & Price 1997) on a seeded sample of the objects; the outcome is rounded to what a
-    person would write, and compared on all of them.
+    Differential evolution (Storn & Price 1997) on a seeded sample of the objects; the result is rounded to three digits
+    and compared with ``config`` on all objects.
     """
     from scipy.optimize import differential_evolution
 
-    sample, labels = _sampled_places(objects, config, levels, seed)
+    sample, labels = _sample(objects, config, levels, seed)
     weights = _class_weights(labels)  # [M]
     num_scales, num_ratios = len(config.scales), len(config.ratios)
     base_bounds, gap_bounds, ratio_bounds = np.log(_BASE_SIZES), np.log((1.0, _LARGEST_GAP)), np.log(_RATIOS)
@@ -103,9 +111,9 @@ def search(
         anchor_width, anchor_height = (
             (strides * side.ravel()).astype(np.float32) for side in (sizes / root, sizes * root)
         )  # [L, A]
-        # As reach.shape_ious, in float32 and without an axis of two: this runs a few thousand times.
-        shared = _overlap(width, anchor_width, x) * _overlap(height, anchor_height, y)  # [M, L, A]
-        iou = shared / (width * height + anchor_width * anchor_height - shared)
+        # coverage.shape_ious in float32, with width and height apart: this runs a few thousand times.
+        overlap = _overlap(width, anchor_width, x) * _overlap(height, anchor_height, y)  # [M, L, A]
+        iou = overlap / (width * height + anchor_width * anchor_height - overlap)
         best = iou.reshape(len(iou), -1).max(axis=1)
         return _figures(best, weights, matcher.positive)
 
@@ -115,7 +123,7 @@ def search(
         own = figures(values)
         return float(-own @ WEIGHTS + SHORTFALL_WEIGHT * (floor - own).clip(0).sum())
 
-    found = differential_evolution(
+    result = differential_evolution(
         loss,
         bounds,
         x0=start.clip(*bounds.T),
@@ -125,7 +133,7 @@ def search(
         polish=False,
         rng=np.random.default_rng(seed),
     )
-    base, gaps, ratios = np.split(found.x, [1, num_scales])
+    base, gaps, ratios = np.split(result.x, [1, num_scales])
     suggestion = config.model_copy(
         update={
             "base_size": _rounded(np.exp(base[0])),
@@ -135,28 +143,29 @@ def search(
         }
     )
     before, after = (best_ious(objects, anchors, levels) for anchors in (config, suggestion))
-    loses_objects = coverage_of(after, matcher).recall < coverage_of(before, matcher).recall
+    loses_recall = coverage_of(after, matcher).recall < coverage_of(before, matcher).recall
     gains = score(after, objects.labels, matcher) - score(before, objects.labels, matcher)
-    return suggestion if gains > 0 and not loses_objects else config
+    return suggestion if gains > 0 and not loses_recall else config
 
 
 def _overlap(side: np.ndarray, anchor_side: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """What two intervals share whose centres are ``distance`` apart."""
+    """The overlap of two intervals with centres ``distance`` apart."""
     return np.minimum((side + anchor_side) / 2 - distance, np.minimum(side, anchor_side)).clip(0)
 
 
-def _sampled_places(
+def _sample(
     objects: InputBoxes, config: AnchorConfig, levels: Sequence[int], seed: int
-) -> tuple[Places, torch.Tensor]:
+) -> tuple[NearestCells, torch.Tensor]:
     count = len(objects.boxes)
     drawn = torch.arange(count)
     if count > SEARCHED:
         drawn = torch.from_numpy(np.random.default_rng(seed).choice(count, SEARCHED, replace=False))
-    return places(objects.boxes[drawn], objects.padded[objects.image[drawn]], config, levels), objects.labels[drawn]
+    cells = nearest_cells(objects.boxes[drawn], objects.padded[objects.image[drawn]], config, levels)
+    return cells, objects.labels[drawn]
 
 
 def _class_weights(labels: torch.Tensor) -> np.ndarray:
-    """What each object counts, [M]: every class that there is alike, as in AP; they sum to 1."""
+    """Weights of the objects, [M], that sum to 1 and give every class that has objects the same total, as AP does."""
     counts = torch.bincount(labels)
     return (1 / (counts[labels] * (counts > 0).sum())).numpy()
 
@@ -174,7 +183,7 @@ def best_ious(objects: InputBoxes, config: AnchorConfig, levels: Sequence[int]) 
 def options(train: Split, config: Config, suggestion: AnchorConfig, num_classes: int) -> list[Option]:
     """The config with the suggested anchors, then with one more or fewer levels and with other input sizes."""
     model, matcher = config.model, config.model.matcher
-    found: list[Option] = []
+    compared: list[Option] = []
     for name, keys, levels, resize in _changes(config):
         objects = train.at(resize).objects()
         anchors = suggestion
@@ -186,13 +195,13 @@ def options(train: Split, config: Config, suggestion: AnchorConfig, num_classes:
         data = config.data.model_copy(update={"resize": resize})
         size = detection.largest_input(config.model_copy(update={"data": data}))
         cost = summarise(changed, num_classes, size)
-        verdict = judge(found[0].coverage.recall, coverage.recall, found[0].macs, cost.macs) if found else ""
-        found.append(Option(name, keys, coverage, cost.anchors, cost.macs, verdict))
-    return found
+        verdict = judge(compared[0].coverage.recall, coverage.recall, compared[0].macs, cost.macs) if compared else ""
+        compared.append(Option(name, keys, coverage, cost.anchors, cost.macs, verdict))
+    return compared
 
 
 def judge(recall_before: float, recall: float, macs_before: int, macs: int) -> str:
-    """Whether a change pays: for what it adds in multiply-adds, or takes away in recall."""
+    """Whether a change pays: one that adds multiply-adds by its gain in recall, another by losing hardly any."""
     gain = recall - recall_before
     if macs > macs_before:
         return "pays" if gain >= WORTH else f"does not pay: under {WORTH:.0%} more objects covered"
@@ -200,7 +209,7 @@ def judge(recall_before: float, recall: float, macs_before: int, macs: int) -> s
 
 
 def _changes(config: Config) -> list[tuple[str, str, list[int], ResizeConfig]]:
-    """Name, keys of the config, pyramid levels and input sizes of everything that is compared."""
+    """Name, config overrides, pyramid levels and input sizes of each option."""
     levels, resize = config.model.fpn.levels, config.data.resize
     changes = [("as configured", "", levels, resize)]
     if levels[0] > 2:
@@ -213,7 +222,7 @@ def _changes(config: Config) -> list[tuple[str, str, list[int], ResizeConfig]]:
         names = " and ".join(f"P{level}" for level in levels[-dropped:])
         changes.append((f"without {names}", _override("model.fpn.levels", fewer), fewer, resize))
     for factor in (0.75, 1.5):
-        # What ``fixed`` overrules has no effect.
+        # With ``fixed``, ``short`` and ``long`` have no effect.
         own = {"fixed": resize.fixed} if resize.fixed else {"short": resize.short, "long": resize.long}
         update = {
             key: [_multiple(side * factor) for side in value] if isinstance(value, list) else _multiple(value * factor)
@@ -226,7 +235,7 @@ def _changes(config: Config) -> list[tuple[str, str, list[int], ResizeConfig]]:
 
 
 def _override(key: str, value: object) -> str:
-    """As the command line takes it, without spaces to quote."""
+    """An override for the command line, without spaces that would need quotes."""
     return f"{key}={value}".replace(" ", "")
 
 

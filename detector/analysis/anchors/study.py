@@ -1,4 +1,4 @@
-"""The objects of a split counted by how the config's anchors cover them: by size, ratio, class and level."""
+"""How well the config's anchors cover the objects of a split: overall, and by size, ratio, class and level."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from detector.evaluation.coverage import InputBoxes, assign, coverage_of, level_
 
 Row = dict[str, Any]  # figures by the keys of JSON
 
-COMPARISONS = 2e8  # anchors times boxes that the matcher is given; of a larger set, a sample of images is matched
+COMPARISONS = 2e8  # anchors times boxes that are matched at most; of a larger set, a sample of the images is matched
 
 SIZES = [8, 16, 32, 64, 128, 256]  # pixels: square root of the area
 RATIOS = [1 / 4, 1 / 2, 1 / 2**0.5, 2**0.5, 2, 4]  # height / width
@@ -27,13 +27,13 @@ RATIOS = [1 / 4, 1 / 2, 1 / 2**0.5, 2**0.5, 2, 4]  # height / width
 
 @dataclass(frozen=True)
 class Study:
-    """The objects of a split, and what the config's anchors are to them; M objects, crowds apart."""
+    """The M objects of a split without its crowds, and how the config's anchors cover them."""
 
     config: Config
     split: Split
     objects: InputBoxes
-    level_best: Tensor  # [M, L] the best IoU that an object gets on each level
-    positives: Tensor  # [M] float64 anchors that the matcher gives it; NaN where its image is not in the sample
+    level_best: Tensor  # [M, L] best IoU of each object on each level
+    positives: Tensor  # [M] float64, anchors that the matcher assigns; NaN where the image is not in the sample
     level_positives: list[int]
     matched_images: int
 
@@ -41,10 +41,10 @@ class Study:
     def best(self) -> Tensor:
         return self.level_best.amax(dim=1)
 
-    def row(self, is_of: Tensor) -> Row:
-        """Figures of some of the objects, [M] bool."""
-        coverage = coverage_of(self.best[is_of], self.config.model.matcher)
-        positives = self.positives[is_of]
+    def row(self, is_member: Tensor) -> Row:
+        """The figures of a subset of the objects, ``is_member`` [M]."""
+        coverage = coverage_of(self.best[is_member], self.config.model.matcher)
+        positives = self.positives[is_member]
         positives = positives[~positives.isnan()]
         return {
             **coverage._asdict(),
@@ -66,7 +66,7 @@ class Study:
         }
 
     def groups(self) -> Iterator[tuple[str, list[Row]]]:
-        """By size, ratio and class; a group without objects is left out."""
+        """Rows by size, ratio and class; groups without objects are skipped."""
         width, height = (self.objects.boxes[:, 2:] - self.objects.boxes[:, :2]).unbind(dim=1)
         sides = [f"{side:g} px" for side in SIZES]
         yield (
@@ -81,20 +81,20 @@ class Study:
         return self._rows(self.objects.labels, [category.name for category in self.split.annotations.categories])
 
     def _rows(self, group_of: Tensor, names: Sequence[str]) -> list[Row]:
-        rows = [{"group": name, **self.row(group_of == place)} for place, name in enumerate(names)]
+        rows = [{"group": name, **self.row(group_of == index)} for index, name in enumerate(names)]
         return [row for row in rows if row["objects"]]
 
     def levels(self, summary: Summary) -> list[Row]:
-        """By level: what it costs, and the objects whose closest anchor it has."""
+        """Rows by level: its cost, and the objects with their best anchor on it."""
         config = self.config.model
         macs = head_macs(config, summary)
-        closest = self.level_best.argmax(dim=1)
+        best_level = self.level_best.argmax(dim=1)
         rows = []
-        for place, level in enumerate(config.fpn.levels):
+        for index, level in enumerate(config.fpn.levels):
             name = f"P{level}"
             shape = config.anchors.at_level(level)
             anchors = summary.levels[name].anchors or 0
-            own = self.row(closest == place)
+            own = self.row(best_level == index)
             rows.append(
                 {
                     "level": name,
@@ -106,47 +106,47 @@ class Study:
                     "objects": own["objects"],
                     "objects_share": own["objects"] / max(1, len(self.objects.boxes)),
                     "recall": own["recall"],
-                    "positives_share": self.level_positives[place] / max(1, sum(self.level_positives)),
+                    "positives_share": self.level_positives[index] / max(1, sum(self.level_positives)),
                 }
             )
         return rows
 
     def worst(self, count: int) -> list[int]:
-        """Objects under the matcher's threshold, the worst first; at most two of an image."""
+        """Indices of objects below the matcher's threshold, the worst first; at most two per image."""
         best = self.best
         order = best.argsort(stable=True)
         chosen: list[int] = []
-        of_image: dict[int, int] = {}
-        for place in order[best[order] < self.config.model.matcher.positive].tolist():
-            image = int(self.objects.image[place])
-            of_image[image] = of_image.get(image, 0) + 1
-            if of_image[image] <= 2:
-                chosen.append(place)
+        count_of_image: dict[int, int] = {}
+        for index in order[best[order] < self.config.model.matcher.positive].tolist():
+            image = int(self.objects.image[index])
+            count_of_image[image] = count_of_image.get(image, 0) + 1
+            if count_of_image[image] <= 2:
+                chosen.append(index)
             if len(chosen) == count:
                 break
         return chosen
 
-    def describe_object(self, place: int) -> Row:
+    def describe_object(self, index: int) -> Row:
         annotations, objects = self.split.annotations, self.objects
-        image, row = int(objects.image[place]), int(objects.rows[place])
-        left, top, right, bottom = objects.boxes[place].tolist()
+        image, row = int(objects.image[index]), int(objects.rows[index])
+        left, top, right, bottom = objects.boxes[index].tolist()
         return {
             "file_name": annotations.file_name(image),
             "annotation_id": annotations.annotation_ids[row],
-            "class": annotations.categories[int(objects.labels[place])].name,
+            "class": annotations.categories[int(objects.labels[index])].name,
             "width": round(right - left, 1),
             "height": round(bottom - top, 1),
-            "best_iou": round(float(self.best[place]), 3),
+            "best_iou": round(float(self.best[index]), 3),
         }
 
 
 def study(config: Config, split: Split) -> Study:
-    """Count how the config's anchors cover a split; raises DataError where it has no objects."""
+    """Measure how the config's anchors cover a split; raises DataError where it has no objects."""
     model = config.model
     boxes = split.at(config.data.resize)
     objects = boxes.objects()
     if not len(objects.boxes):
-        raise DataError(f"{split.annotations.path}: has no objects, so there is nothing that anchors could cover")
+        raise DataError(f"{split.annotations.path}: has no objects, so there is nothing for anchors to cover")
     comparisons = _comparisons(boxes, config)
     count = max(1, int(len(boxes.sizes) * COMPARISONS / comparisons)) if comparisons > COMPARISONS else len(boxes.sizes)
     sampled = boxes.sample(count, config.seed)
@@ -161,18 +161,18 @@ def study(config: Config, split: Split) -> Study:
         level_best,
         positives[objects.rows],
         assigned.level_positives,
-        min(count, len(boxes.sizes)),
+        count,
     )
 
 
 def _comparisons(boxes: InputBoxes, config: Config) -> float:
-    """Anchors times boxes of all images, about."""
+    """Roughly the number of anchors times boxes, over all images."""
     cells = sum(4.0**-level for level in config.model.fpn.levels)
     areas = boxes.padded[boxes.image].double().prod(dim=1)
     return float(areas.sum()) * cells * config.model.anchors.per_cell
 
 
 def _bins(edges: Sequence[str]) -> list[str]:
-    """Names of what lies between edges."""
+    """Names of the ranges that ``edges`` bound."""
     between = [f"{low} – {high}" for low, high in pairwise(edges)]
     return [f"under {edges[0]}", *between, f"{edges[-1]} and over"]

@@ -1,7 +1,7 @@
 """What is wrong with a data set: findings as plain data, a table and a page of them, and a cleaned copy.
 
-Read it as data flowing: ``reading`` or ``folders`` makes a :class:`~detector.analysis.doctor.columns.Split` of whatever
-is there, however broken; ``files`` looks at the images; ``annotations``, ``images``, ``copies`` and ``sets`` return
-findings; ``examination`` calls them all; ``fixing`` fixes what can be fixed without a judgement; ``table`` and
-``page`` show the report.
+The data flow: ``reading`` makes a :class:`~detector.analysis.doctor.columns.Split` of a data set, however broken;
+``files`` examines the image files; ``annotations``, ``images``, ``duplicates`` and ``sets`` return findings;
+``examination`` calls them all; ``fixing`` (with ``names``) fixes what needs no judgement; ``table`` and ``page`` show
+the report.
 """

@@ -1,4 +1,4 @@
-"""What can be found in the annotation file alone: ids, categories and boxes."""
+"""Checks of the annotations: ids, categories and boxes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from detector.analysis.doctor.columns import Split
-from detector.analysis.doctor.findings import Finding, found, in_words
+from detector.analysis.doctor.findings import Finding, findings_of, in_words
 from detector.data.box_rules import check_boxes
 from detector.data.formats.coco_rows import id_key, odd_areas
 
@@ -20,7 +20,7 @@ EXTREME_RATIO = 10.0
 
 
 def check_annotations(split: Split, image_sizes: np.ndarray) -> Iterator[Finding]:
-    """Findings of one split, those of reading it included; ``image_sizes`` [I, 2] width and height, 0: not known."""
+    """Findings in one split, those of reading it included; ``image_sizes`` [I, 2] width and height, 0 where unknown."""
     yield from split.faults
     yield from _ids(split)
     yield from _categories(split)
@@ -40,11 +40,11 @@ def _categories(split: Split) -> Iterator[Finding]:
     for own in dict.fromkeys(category.name for category in categories):
         alike.setdefault(re.sub(r"[\W_]+", "", own.casefold()) or own, []).append(own)
     groups = [", ".join(map(repr, names)) for names in alike.values() if len(names) > 1]
-    yield from found("category-name-similar", name, groups, in_words)
+    yield from findings_of("category-name-similar", name, groups, in_words)
     if split.has_boxes:
         numbers = sorted({key for category in categories if isinstance(key := id_key(category.id), int)})
         gaps = [f"{low} to {high}" for low, high in pairwise(numbers) if high > low + 1]
-        yield from found("category-id-gap", name, gaps, in_words)
+        yield from findings_of("category-id-gap", name, gaps, in_words)
 
 
 def _boxes(split: Split, image_sizes: np.ndarray) -> Iterator[Finding]:
@@ -84,19 +84,19 @@ def _boxes(split: Split, image_sizes: np.ndarray) -> Iterator[Finding]:
 
 
 def sizes_of_annotations(split: Split, image_sizes: np.ndarray) -> np.ndarray:
-    """Width and height of each annotation's image, infinite where they are not known, [M, 2] float64."""
+    """Width and height of each annotation's image, infinite where unknown, [M, 2] float64."""
     sizes = np.vstack([image_sizes, [[0, 0]]]).astype(np.float64)
     sizes[(sizes == 0).any(axis=1)] = np.inf
-    return sizes[np.maximum(split.image, -1)]  # the last row for those of no image
+    return sizes[np.maximum(split.image, -1)]  # the last row for annotations without an image
 
 
 def is_outside(split: Split, size: np.ndarray) -> np.ndarray:
-    """Boxes with an area that reach more than the tolerance outside images of ``size`` [M, 2], [M] bool."""
+    """Boxes with an area that extend outside images of ``size`` [M, 2] by more than the tolerance, [M] bool."""
     return has_area(split, size) & check_boxes(split.boxes, size)[2]
 
 
 def has_area(split: Split, size: np.ndarray) -> np.ndarray:
-    """Boxes of finite numbers with an area, cut to images of ``size`` [M, 2] too, unless they lie outside, [M] bool."""
+    """Finite boxes with an area, also after clipping to images of ``size`` [M, 2] unless wholly outside, [M] bool."""
     _, is_empty, is_outside = check_boxes(split.boxes, size)
     with np.errstate(invalid="ignore"):
         has_sides = np.isfinite(split.boxes).all(axis=1) & (split.boxes[:, 2:] > 0).all(axis=1)
@@ -106,9 +106,9 @@ def has_area(split: Split, size: np.ndarray) -> np.ndarray:
 def duplicate_boxes(split: Split) -> np.ndarray:
     """Pairs of annotations of the same image and class with IoU over 0.95, [P, 2]; the earlier one is first.
 
-    Boxes are sorted by image, class and left side; each is compared with those that follow, one further at each turn,
-    as long as the left sides are near enough for such an IoU. So the work grows with the pairs there are, not with the
-    square of an image's boxes.
+    Boxes are sorted by image, class and left side. Each is compared with those that follow, one step further per turn,
+    while the left sides are near enough for such an IoU. So the cost grows with the number of near pairs, not with the
+    square of the boxes per image.
     """
     rows = np.flatnonzero(split.is_object)
     left = split.boxes[rows, 0]
@@ -117,8 +117,8 @@ def duplicate_boxes(split: Split) -> np.ndarray:
     group = split.image[rows] * max(1, len(split.categories)) + split.label[rows]
     corners = np.concatenate([split.boxes[rows, :2], split.boxes[rows, :2] + split.boxes[rows, 2:]], axis=1)
     area = split.boxes[rows, 2:].prod(axis=1)
-    # The overlap is at most first's right side less second's left, and at least 0.95 of first's width.
-    reach = corners[:, 0] + (1 - DUPLICATE_IOU) * split.boxes[rows, 2]
+    # The overlap is at most first's right side minus second's left, and must be at least 0.95 of first's width.
+    last_left = corners[:, 0] + (1 - DUPLICATE_IOU) * split.boxes[rows, 2]
     pairs = [np.empty((0, 2), dtype=np.int64)]
     first = np.arange(len(rows))
     shift = 0
@@ -126,12 +126,12 @@ def duplicate_boxes(split: Split) -> np.ndarray:
         shift += 1
         first = first[first + shift < len(rows)]
         second = first + shift
-        is_near = (group[first] == group[second]) & (corners[second, 0] <= reach[first])
+        is_near = (group[first] == group[second]) & (corners[second, 0] <= last_left[first])
         first, second = first[is_near], second[is_near]
         overlap = np.minimum(corners[first, 2:], corners[second, 2:]) - np.maximum(
             corners[first, :2], corners[second, :2]
         )
-        shared = overlap.clip(min=0).prod(axis=1)
-        is_same = shared > DUPLICATE_IOU * (area[first] + area[second] - shared)
+        intersection = overlap.clip(min=0).prod(axis=1)
+        is_same = intersection > DUPLICATE_IOU * (area[first] + area[second] - intersection)
         pairs.append(np.stack([rows[first[is_same]], rows[second[is_same]]], axis=1))
     return np.sort(np.concatenate(pairs), axis=1)

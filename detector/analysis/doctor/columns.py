@@ -1,4 +1,4 @@
-"""One split as columns, whatever is wrong with it."""
+"""A split as columns, however broken it is."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from detector.analysis.doctor.findings import Example, Finding, found
+from detector.analysis.doctor.findings import Example, Finding, findings_of
 from detector.data.formats.coco_rows import BAD_ID, Ids, Rows
 from detector.data.split import hold_back
 from detector.errors import DataError
 from detector.structures import Category
 
 
-def _nothing(place: int) -> str:
+def _nothing(index: int) -> str:
     return ""
 
 
-def _places(places: np.ndarray | list[int]) -> list[int]:
-    """Of a mask those that are true."""
-    array = np.asarray(places)
+def _indices(chosen: np.ndarray | list[int]) -> list[int]:
+    """Indices as they are, or those of the true values of a mask."""
+    array = np.asarray(chosen)
     return (np.flatnonzero(array) if array.dtype == bool else array).tolist()
 
 
@@ -33,16 +33,16 @@ _OF_ANNOTATIONS = ("image", "label", "boxes", "areas", "is_crowd")  # one row pe
 
 @dataclass
 class Split:
-    """I images, M annotations, K classes. Images and annotations stand in the file's own order, none left out.
+    """I images, M annotations, K classes. Images and annotations are in the file's order, none skipped.
 
-    What cannot be used has a value that no sound one has: a negative index, a size of 0, a box of NaN, no name.
+    Unusable values are marked: a negative index, a size of 0, a box of NaN, an empty name.
     """
 
     name: str  # train or val
     source: Path  # the annotation file, or the folder of class folders
     root: Path  # the folder that file names are relative to
     has_boxes: bool  # else each annotation is the class of a whole image
-    categories: list[Category]  # [K] those with an id and a name
+    categories: list[Category]  # [K], those with an id and a name
     files: list[str]  # [I]
     image_ids: Ids  # [I]
     sizes: np.ndarray  # [I, 2] int64, width and height as annotated
@@ -52,8 +52,8 @@ class Split:
     boxes: np.ndarray  # [M, 4] float64 xywh
     areas: np.ndarray  # [M] float64
     is_crowd: np.ndarray  # [M] bool: crowds, and what the file says to ignore
-    notice: str = ""  # a line that says what was read although it is written otherwise
-    rows: Rows | None = None  # of a COCO file, what it was read to
+    notice: str = ""  # a line that names what was read leniently
+    rows: Rows | None = None  # of a COCO file, as the reader returned it
     faults: list[Finding] = field(default_factory=list)  # found by reading
 
     @cached_property
@@ -71,11 +71,11 @@ class Split:
 
     @cached_property
     def is_object(self) -> np.ndarray:
-        """Sound annotations that are no crowds, [M] bool."""
+        """Sound annotations that are not crowds, [M] bool."""
         return self.is_sound & ~self.is_crowd
 
     @cached_property
-    def objects_an_image(self) -> np.ndarray:
+    def objects_per_image(self) -> np.ndarray:
         """[I] int64."""
         return np.bincount(self.image[self.is_object], minlength=len(self.files))
 
@@ -87,20 +87,20 @@ class Split:
     @cached_property
     def is_empty(self) -> np.ndarray:
         """Images without objects, [I] bool."""
-        return self.is_entry & (self.objects_an_image == 0)
+        return self.is_entry & (self.objects_per_image == 0)
 
     @cached_property
     def is_used(self) -> np.ndarray:
-        """Classes of which something is annotated, [K] bool."""
+        """Classes with annotations, [K] bool."""
         return np.bincount(self.label[self.label >= 0], minlength=len(self.categories)) > 0
 
     @cached_property
-    def objects_a_class(self) -> np.ndarray:
+    def objects_per_class(self) -> np.ndarray:
         """[K] int64."""
         return np.bincount(self.label[self.is_object], minlength=len(self.categories))
 
     def select(self, name: str, is_chosen: np.ndarray) -> Split:
-        """The images of a mask [I] and what is annotated in them, without faults and what belongs to no image."""
+        """The images of a mask [I] and their annotations, without faults and annotations of no image."""
         is_kept = (self.image >= 0) & is_chosen[self.image]
         own: dict[str, Any] = {key: getattr(self, key)[is_kept] for key in _OF_ANNOTATIONS}
         own["image"] = np.cumsum(is_chosen)[own["image"]] - 1
@@ -114,18 +114,18 @@ class Split:
     def in_images(
         self, check: str, images: np.ndarray | list[int], detail: Callable[[int], str] = _nothing, of_all: str = ""
     ) -> Iterator[Finding]:
-        """What a check found in images, by index or as a mask [I]; ``detail`` says more of each, ``of_all`` of all."""
+        """What a check found in images, by index or as a mask [I]; ``detail`` describes each, ``of_all`` them all."""
 
         def example(index: int) -> Example:
             return Example(self.files[index] or f"image {index + 1} of the list", detail=detail(index))
 
-        return found(check, self.name, _places(images), example, of_all)
+        return findings_of(check, self.name, _indices(images), example, of_all)
 
     def in_annotations(
         self, check: str, rows: np.ndarray | list[int], detail: Callable[[int], str] = _nothing
     ) -> Iterator[Finding]:
-        """What a check found in annotations, by row or as a mask [M]; ``detail`` says more of each."""
-        return found(check, self.name, _places(rows), lambda row: self.example_of_annotation(row, detail(row)))
+        """What a check found in annotations, by row or as a mask [M]; ``detail`` describes each."""
+        return findings_of(check, self.name, _indices(rows), lambda row: self.example_of_annotation(row, detail(row)))
 
     def example_of_annotation(self, row: int, detail: str) -> Example:
         image = int(self.image[row])
@@ -134,8 +134,8 @@ class Split:
         file = self.files[image] if image >= 0 else ""
         return Example(file, self.annotation_ids[row], box, detail, row=row)
 
-    def places_at_fault(self, check: str) -> set[int]:
-        """Rows of the file that fail a check of reading it."""
+    def rows_at_fault(self, check: str) -> set[int]:
+        """Rows of the file that fail one of the reader's checks."""
         faults = self.rows.faults.get(check) if self.rows else None
         return set(faults.rows) if faults else set()
 
@@ -145,7 +145,7 @@ class Split:
 
 
 def hold_back_val(split: Split, fraction: float, seed: int) -> list[Split]:
-    """Train and val as ``data.val_share`` makes them; or the split as it is, with a finding, where that cannot be."""
+    """Train and val as ``data.val_share`` splits them; where that is impossible, the split itself with a finding."""
     is_known = (split.image >= 0) & (split.label >= 0)
     names = [os.fsencode(file) for file in split.files]
     try:

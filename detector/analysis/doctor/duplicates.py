@@ -1,4 +1,4 @@
-"""Images that are duplicated: byte for byte, or looking alike; within a split and across."""
+"""Duplicate images, byte for byte or similar to the eye, within a split and across."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import numpy as np
 
 from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.files import BITS, FileFacts
-from detector.analysis.doctor.findings import Example, Finding, found
+from detector.analysis.doctor.findings import Example, Finding, findings_of
 
-# Of 128 bits. Two images that differ in at most 15 agree in one of 16 bytes at least (pigeonholes), so only those
-# that share a byte in its place need to be compared. See ``files`` for what distances copies and others have.
+# Distances are numbers of differing bits, of 128. Hashes that differ in at most 15 bits have at least one of their 16
+# bytes in common (pigeonhole principle), so only those that agree in a byte are compared. ``files`` tells which
+# distances copies and unrelated images have.
 NEAR = 15
 ALL_BUT_SAME = 2
-IDENTICAL = -1  # the distance of the same bytes
-_BLOCK = 2**20  # distances at once
+IDENTICAL = -1  # the distance of files with the same bytes
+_BLOCK = 2**20  # distances computed together
 
 
 class Pair(NamedTuple):
-    """An image, the one that it repeats, and how many bits they differ in."""
+    """An image, the one that it duplicates, and the number of bits in which they differ."""
 
     split: Split
     index: int
@@ -33,21 +34,21 @@ class Pair(NamedTuple):
         return _labels(self.split, self.index), _labels(self.other, self.other_index)
 
 
-def check_copies(splits: Sequence[Split], facts: Sequence[Sequence[FileFacts]]) -> Iterator[Finding]:
-    """Copies within each split, and of train in val."""
+def check_duplicates(splits: Sequence[Split], facts: Sequence[Sequence[FileFacts]]) -> Iterator[Finding]:
+    """Duplicates within each split, and those of train in val."""
     within = [[*_within(split, own)] for split, own in zip(splits, facts, strict=True)]
     across = [*_across(splits[1], facts[1], splits[0], facts[0])] if len(splits) == 2 else []
     for split, pairs in zip(splits, within, strict=True):
-        yield from _found("images-identical", split.name, [pair for pair in pairs if pair.distance == IDENTICAL])
-        yield from _found("images-near", split.name, [pair for pair in pairs if pair.distance != IDENTICAL])
-    yield from _found("leak-identical", "train/val", [pair for pair in across if pair.distance == IDENTICAL])
-    yield from _found("leak-near", "train/val", [pair for pair in across if pair.distance != IDENTICAL])
+        yield from _findings("images-identical", split.name, [pair for pair in pairs if pair.distance == IDENTICAL])
+        yield from _findings("images-near", split.name, [pair for pair in pairs if pair.distance != IDENTICAL])
+    yield from _findings("leak-identical", "train/val", [pair for pair in across if pair.distance == IDENTICAL])
+    yield from _findings("leak-near", "train/val", [pair for pair in across if pair.distance != IDENTICAL])
     same = [pair for pair in sum(within, across) if pair.distance <= ALL_BUT_SAME]
     conflicts = [pair for pair in same if len({*map(tuple, pair.labels())}) > 1]
-    yield from _found("label-conflict", "/".join(split.name for split in splits), conflicts)
+    yield from _findings("label-conflict", "/".join(split.name for split in splits), conflicts)
 
 
-def _found(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
+def _findings(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
     pairs = sorted(pairs, key=lambda pair: pair.distance)
 
     def example(pair: Pair) -> Example:
@@ -62,11 +63,11 @@ def _found(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
             other_split=pair.other.name,
         )
 
-    yield from found(check, name, pairs, example)
+    yield from findings_of(check, name, pairs, example)
 
 
 def _labels(split: Split, index: int) -> list[str]:
-    """Names of the classes of a labelled image, sorted."""
+    """Sorted class names of a labelled image; none with boxes."""
     if split.has_boxes:
         return []
     low, high = np.searchsorted(split.image, [index, index + 1])
@@ -74,26 +75,26 @@ def _labels(split: Split, index: int) -> list[str]:
 
 
 def _within(split: Split, facts: Sequence[FileFacts]) -> Iterator[Pair]:
-    """Images that repeat an earlier one."""
+    """Images that duplicate an earlier one."""
     first_of: dict[bytes, int] = {}
     alone = []
     for index, own in enumerate(facts):
         first = first_of.setdefault(own.digest, index) if own.digest else index
         if first == index:
             alone.append(index)
-        elif split.files[first] != split.files[index]:  # a file listed twice is said elsewhere
+        elif split.files[first] != split.files[index]:  # a file that is listed twice is another finding
             yield Pair(split, index, split, first, IDENTICAL)
-    rows = [index for index in alone if facts[index].perceptual_hash]
-    prints = _as_bytes(facts[index].perceptual_hash for index in rows)
-    nearest, distance = find_nearest(prints, prints, earlier_only=True)
-    for place in np.flatnonzero(distance <= NEAR):
-        yield Pair(split, rows[place], split, rows[nearest[place]], int(distance[place]))
+    hashed = [index for index in alone if facts[index].perceptual_hash]
+    hashes = _as_bytes(facts[index].perceptual_hash for index in hashed)
+    nearest, distance = find_nearest(hashes, hashes, earlier_only=True)
+    for row in np.flatnonzero(distance <= NEAR):
+        yield Pair(split, hashed[row], split, hashed[nearest[row]], int(distance[row]))
 
 
 def _across(
     val: Split, val_facts: Sequence[FileFacts], train: Split, train_facts: Sequence[FileFacts]
 ) -> Iterator[Pair]:
-    """Images of val that repeat one of train; where only headers were read, those that are the same file."""
+    """Images of val that duplicate one of train; where only headers were read, those that are the same file."""
 
     def identity(split: Split, index: int, own: FileFacts) -> bytes:
         return own.digest or os.fsencode(split.path(index).absolute())
@@ -101,34 +102,34 @@ def _across(
     first_of: dict[bytes, int] = {}
     for index, own in enumerate(train_facts):
         first_of.setdefault(identity(train, index, own), index)
-    rows = []
+    queries = []
     for index, own in enumerate(val_facts):
         if (first := first_of.get(identity(val, index, own))) is not None:
             yield Pair(val, index, train, first, IDENTICAL)
         elif own.perceptual_hash:
-            rows.append(index)
+            queries.append(index)
     keys = [index for index, own in enumerate(train_facts) if own.perceptual_hash]
     nearest, distance = find_nearest(
-        _as_bytes(val_facts[index].perceptual_hash for index in rows),
+        _as_bytes(val_facts[index].perceptual_hash for index in queries),
         _as_bytes(train_facts[key].perceptual_hash for key in keys),
     )
-    for place in np.flatnonzero(distance <= NEAR):
-        yield Pair(val, rows[place], train, keys[nearest[place]], int(distance[place]))
+    for row in np.flatnonzero(distance <= NEAR):
+        yield Pair(val, queries[row], train, keys[nearest[row]], int(distance[row]))
 
 
-def _as_bytes(prints: Iterable[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(prints), dtype=np.uint8).reshape(-1, BITS // 8)
+def _as_bytes(hashes: Iterable[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(hashes), dtype=np.uint8).reshape(-1, BITS // 8)
 
 
 def find_nearest(queries: np.ndarray, keys: np.ndarray, earlier_only: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The key [Q] of the least Hamming distance to each query, and that distance, exact up to ``NEAR``.
+    """The index [Q] of the key nearest to each query in Hamming distance, and that distance, exact up to ``NEAR``.
 
-    Fingerprints are [Q, 16] and [N, 16] uint8. With ``earlier_only``, both are the same ones, and only the keys before
-    the query count. What has no near key has the distance BITS + 1.
+    Hashes are [Q, 16] and [N, 16] uint8. With ``earlier_only``, queries and keys are the same, and only keys before the
+    query count. A query without a near key may have the distance BITS + 1.
     """
     best = np.full(len(queries), BITS + 1, dtype=np.int64)
     where = np.zeros(len(queries), dtype=np.int64)
-    wide_queries, wide_keys = (np.ascontiguousarray(prints).view(np.uint64) for prints in (queries, keys))
+    wide_queries, wide_keys = (np.ascontiguousarray(hashes).view(np.uint64) for hashes in (queries, keys))
     for band in range(BITS // 8):
         query_order, query_ends = _buckets(queries[:, band])
         key_order, key_ends = _buckets(keys[:, band])
@@ -153,6 +154,6 @@ def find_nearest(queries: np.ndarray, keys: np.ndarray, earlier_only: bool = Fal
 
 
 def _buckets(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The order that sorts bytes, and where each of the 256 begins."""
+    """The order that sorts bytes, and where each of the 256 values begins in it."""
     order = np.argsort(values, kind="stable")
     return order, np.searchsorted(values[order], np.arange(257))

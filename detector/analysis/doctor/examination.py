@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from detector.analysis.doctor.annotations import check_annotations
 from detector.analysis.doctor.columns import Split
-from detector.analysis.doctor.duplicates import check_copies
+from detector.analysis.doctor.duplicates import check_duplicates
 from detector.analysis.doctor.files import FileFacts, look_at_files
 from detector.analysis.doctor.findings import SEVERITIES, Finding, Severity, sort_findings
 from detector.analysis.doctor.images import check_images, check_unlisted, image_sizes
@@ -18,7 +18,7 @@ from detector.data.names import leads_out
 
 @dataclass(frozen=True)
 class Settings:
-    """What of a config bears on the data."""
+    """The values of a config that affect the checks."""
 
     resize: ResizeConfig = field(default_factory=ResizeConfig)
     in_channels: int = 3
@@ -30,7 +30,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Report:
-    """What was found, and what there is."""
+    """The splits, their files and figures, and all findings."""
 
     splits: Sequence[Split]
     files: Sequence[Sequence[FileFacts]]  # of each split
@@ -42,6 +42,11 @@ class Report:
     def count(self, severity: Severity) -> int:
         """Findings of one severity."""
         return sum(finding.severity == severity for finding in self.findings)
+
+    @property
+    def things(self) -> str:
+        """What the images are annotated with."""
+        return "objects" if self.splits[0].has_boxes else "labels"
 
     @property
     def verdict(self) -> str:
@@ -58,7 +63,7 @@ def examine(splits: Sequence[Split], settings: Settings, is_quick: bool) -> Repo
 
 
 def _look_at_files(split: Split, settings: Settings, is_quick: bool) -> list[FileFacts]:
-    """What each file is; those that names lead out of the folder to are not opened."""
+    """The facts of each file; names that lead out of the folder are not followed."""
     is_outside = [not settings.allow_outside and leads_out(file) for file in split.files]
     inside = [split.path(index) for index, is_out in enumerate(is_outside) if not is_out]
     facts = iter(look_at_files(inside, is_quick, split.name, settings.in_channels))
@@ -72,5 +77,5 @@ def _findings(
         yield from check_annotations(split, image_sizes(split, own))
         yield from check_images(split, own, settings.in_channels, settings.exif, settings.max_value)
     yield from check_unlisted(splits)
-    yield from check_copies(splits, files)
+    yield from check_duplicates(splits, files)
     yield from check_sets(splits, sets, settings.max_detections)

@@ -1,8 +1,8 @@
-"""Looking at image files: what the header says, whether they decode, and a perceptual hash of what they show.
+"""Facts of image files: what the header says, whether they can be decoded, and a perceptual hash of their content.
 
-The hash is the signs of the 128 lowest frequencies of a 32×32 gray copy (after Zauner 2010, with twice the usual bits):
-re-encoded or halved copies differ in at most 12 of them, unrelated photographs in 32 or more (measured on the small
-real sets that tests use).
+The hash is the signs of the 128 lowest frequencies of a 32×32 gray copy (after Zauner 2010, with twice the usual bits).
+Re-encoded or halved copies differ in at most 12 bits, unrelated photographs in 32 or more (measured on the small real
+sets that the tests use).
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from detector.processes import begin_child
 
 BITS = 128
 _SIDE = 32
-_MOST = 128  # files a task of the pool
-# What OpenCV decodes to gray exactly where it does so to colours, and always to as many channels as it is asked for.
+_MOST = 128  # files per task of the pool
+# Formats and modes that OpenCV decodes to gray exactly if it decodes them to colours, with any number of channels.
 _PLAIN_FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "PPM"}
 _PLAIN_MODES = {"1", "L", "P", "LA", "PA", "RGB", "RGBA", "CMYK", "I;16"}
 
-# Frequencies by their sum, without the mean, and the cosines that find them (DCT-II).
+# Frequencies by their sum, without the mean, and the cosines that compute them (DCT-II).
 _LOWEST = 16
 _FREQUENCIES = sorted(((i, j) for i in range(_LOWEST) for j in range(_LOWEST) if i + j), key=lambda at: (sum(at), at))
-_PLACES = np.array([i * _LOWEST + j for i, j in _FREQUENCIES[:BITS]])
+_POSITIONS = np.array([i * _LOWEST + j for i, j in _FREQUENCIES[:BITS]])
 _COSINES = np.cos(np.pi / _SIDE * np.arange(_LOWEST)[:, None] * (np.arange(_SIDE) + 0.5)).astype(np.float32)
-_NOTHING = np.zeros((_SIDE, _SIDE), dtype=np.uint8)  # seen
+_NOTHING = np.zeros((_SIDE, _SIDE), dtype=np.uint8)  # the content of a file that is not decoded
 
 
 class FileFacts(NamedTuple):
-    """What a file is; ``fault`` names the check that it fails, and ``reason`` why."""
+    """Facts of a file; ``fault`` names the check that it fails, and ``reason`` says why."""
 
     fault: str = ""  # file-outside, file-missing, file-unreadable, file-damaged, file-channels
     reason: str = ""
@@ -56,21 +56,21 @@ class FileFacts(NamedTuple):
     orientation: int = 1  # EXIF
     peak: int = 0  # the largest value of an image of 16 bits, where it was decoded
     digest: bytes = b""  # of the file's bytes; empty if only the header was read
-    perceptual_hash: bytes = b""  # 16 bytes; empty also where nothing is to be seen
+    perceptual_hash: bytes = b""  # 16 bytes; empty also for an image of a single tone
 
 
 def look_at_files(paths: Sequence[Path], is_quick: bool, title: str, in_channels: int = 3) -> list[FileFacts]:
     """The facts of each file, on all cores; ``is_quick`` reads the headers only.
 
-    Raises :class:`~detector.errors.DataError` where one of the processes is killed.
+    Raises :class:`~detector.errors.DataError` if one of the processes is killed.
     """
     look = partial(look_at, is_quick=is_quick, in_channels=in_channels)
     cores = os.cpu_count() or 1
-    # Large tasks cost less to hand over; of a small set, every core gets several, or one would wait for another.
+    # Large tasks cost less to hand over; but each core gets several, so that none waits long for another.
     size = min(_MOST, max(1, len(paths) // (8 * cores)))
     chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
     facts: list[FileFacts] = []
-    # Processes: of a small image, most of the time goes to what holds the interpreter.
+    # Processes, not threads: with small images, most of the time is spent holding the interpreter lock.
     pool = ProcessPoolExecutor(max(1, min(cores, len(chunks))), multiprocessing.get_context("fork"), initializer=_begin)
     try:
         with tqdm(total=len(paths), desc=title, unit=" files", disable=None, leave=False) as bar:
@@ -79,7 +79,7 @@ def look_at_files(paths: Sequence[Path], is_quick: bool, title: str, in_channels
                 bar.update(len(part))
     except BrokenProcessPool:
         raise DataError(
-            f"{paths[len(facts)]}: a process that looked at this image, or at one of the next"
+            f"{paths[len(facts)]}: a process that read this image, or one of the next"
             f" {size * cores}, was killed; if the system was out of memory, one of them may be very large"
         ) from None
     finally:
@@ -88,21 +88,21 @@ def look_at_files(paths: Sequence[Path], is_quick: bool, title: str, in_channels
 
 
 def _begin() -> None:
-    """What each process does first."""
+    """Set up a process of the pool."""
     begin_child()
     cv2.setNumThreads(0)
-    gc.freeze()  # collections need not walk over what the parent has, which would copy its pages
+    gc.freeze()  # garbage collection need not visit the parent's objects, which would copy their pages
 
 
 def look_at(paths: Sequence[Path], is_quick: bool, in_channels: int = 3) -> list[FileFacts]:
-    """The facts of some files, in this process; nothing that is wrong with them raises."""
-    looked = [_look_at_file(path, is_quick, in_channels) for path in paths]
-    prints = perceptual_hashes(np.stack([small for _, small in looked]))
-    return [facts._replace(perceptual_hash=own) for (facts, _), own in zip(looked, prints, strict=True)]
+    """The facts of some files, in this process; no fault of theirs raises."""
+    pairs = [_look_at_file(path, is_quick, in_channels) for path in paths]
+    hashes = perceptual_hashes(np.stack([small for _, small in pairs]))
+    return [facts._replace(perceptual_hash=own) for (facts, _), own in zip(pairs, hashes, strict=True)]
 
 
 def _look_at_file(path: Path, is_quick: bool, in_channels: int) -> tuple[FileFacts, np.ndarray]:
-    """The facts of one file, and what there is to see: [32, 32] uint8."""
+    """The facts of one file, and its content in gray, [32, 32] uint8."""
     try:
         with open_file(path) as file:
             data = b"" if is_quick else file.read()
@@ -133,13 +133,13 @@ def _look_at_file(path: Path, is_quick: bool, in_channels: int) -> tuple[FileFac
         if header and may_be_deep(header):  # colours without alpha, whose values are always large
             facts = facts._replace(peak=_peak(_decode(path, sound, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR)))
     except DataError as error:
-        # What training reads may still be nothing in gray.
+        # Training may still read what cannot be decoded to gray.
         return facts._replace(fault="file-damaged", reason=_reason(path, error)) if is_plain else facts, _NOTHING
     return facts, cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
 
 
 def _as_training(path: Path, facts: FileFacts, in_channels: int) -> FileFacts:
-    """The facts with what training would refuse the file for."""
+    """The facts, with the fault for which training would refuse the file."""
     try:
         read_image(path, in_channels)
     except ChannelsError as error:
@@ -163,11 +163,11 @@ def _read_facts(path: Path, header: ImageFile) -> FileFacts:
 
 
 def _decode_facts(path: Path, file: IO[bytes], in_channels: int) -> FileFacts:
-    """Of what Pillow does not read, such as TIFF with three channels of 16 bits, OpenCV may know more."""
+    """Facts by OpenCV of what Pillow does not read, such as TIFF with three channels of 16 bits."""
     try:
         pixels = _decode(path, file.read(), cv2.IMREAD_UNCHANGED)
     except DataError:
-        pixels = read_image(path, in_channels)  # some damaged files can be decoded only so
+        pixels = read_image(path, in_channels)  # only this decodes some damaged files
     channels = pixels.shape[2] if pixels.ndim == 3 else 1
     mode = f"{pixels.dtype}, {channels} channels"
     return FileFacts("", "", "", mode, pixels.shape[1], pixels.shape[0], peak=_peak(pixels))
@@ -188,9 +188,9 @@ def _read_array(file: IO[bytes]) -> FileFacts:
 
 
 def _decode_gray(path: Path, data: bytes, short_side: int) -> np.ndarray:
-    """The image in gray, as small as a JPEG decoder can make it with 32 pixels left.
+    """The image in gray, reduced by a JPEG's decoder as far as 32 pixels remain.
 
-    All of the file is read all the same, so that a missing end is noticed: only the transform is of fewer pixels.
+    The whole file is still read, so a missing end is noticed: only the inverse transform is of fewer pixels.
     """
     flag = cv2.IMREAD_GRAYSCALE
     for factor, reduced in (
@@ -213,8 +213,8 @@ def _decode(path: Path, data: bytes, flag: int) -> np.ndarray:
 
 
 def perceptual_hashes(small: np.ndarray) -> list[bytes]:
-    """16 bytes for each gray image of [N, 32, 32] uint8; none for one of a single tone, which looks like all such."""
-    frequencies = (_COSINES @ small.astype(np.float32) @ _COSINES.T).reshape(len(small), -1)[:, _PLACES]
+    """16 bytes for each gray image of [N, 32, 32] uint8; empty for a single tone, as all such look alike."""
+    frequencies = (_COSINES @ small.astype(np.float32) @ _COSINES.T).reshape(len(small), -1)[:, _POSITIONS]
     has_tones = small.max(axis=(1, 2)) - small.min(axis=(1, 2)) >= 4
     bits = np.packbits(frequencies > 0, axis=1)
     return [own.tobytes() if seen else b"" for own, seen in zip(bits, has_tones, strict=True)]

@@ -1,22 +1,23 @@
 """A cleaned copy of COCO annotations, and a list of every change.
 
-Only what needs no judgement is changed; everything else stays for a person to decide. First what loses nothing:
+Only what needs no judgement is changed; a person decides on the rest. First the changes that lose nothing:
 
-- written as COCO has it: numbers and whole numbers that stand as text or with a point, boxes that are one text or an
-  object, polygons of texts, areas that are missing; polygons without a corner are dropped;
+- written as COCO specifies: numbers that are text, integers with a decimal point, boxes that are one text or an object,
+  polygons of texts, missing areas; polygons without a corner are dropped;
 - joined: ids of images and categories that are written both as text and as integers, or as text in several ways, or
-  that are all off by one, none of them being listed;
-- renamed: images whose file is there by another name, as ``names`` has it;
+  that are all off by one, with none of them listed;
+- renamed: images whose file exists under another name (see ``names``);
 - numbered: annotations without an id, or with one that an earlier annotation has;
 - taken from the segmentation: boxes that are missing, not four finite numbers or without area;
 - recomputed: areas that are 0 or larger than their box, from the segmentation or else the box;
-- width and height: taken from the file where they are missing, or wrong and the boxes say so: all of them fit the
-  file, and there are none, or one reaches outside the annotated size, or one side is right (a scaled copy has neither),
-  or both are within two pixels. Not where EXIF turns the image by a quarter: the boxes may be on either frame.
+- width and height: taken from the file where they are missing, or wrong by the evidence of the boxes: all boxes fit
+  the file, and either there are none, or one extends outside the annotated size, or one side is right (a scaled copy
+  shows neither), or both are within two pixels. Not where EXIF turns the image by 90°, as the boxes may be on either
+  frame.
 
-Then what cannot be kept:
+Then the changes that lose something:
 
-- cut to the image: boxes that reach outside; not where the image's size is in doubt;
+- clipped to the image: boxes that extend outside; not where the image's size is in doubt;
 - removed: annotations of images or categories that are not listed, boxes that are not four finite numbers, without
   area or wholly outside, and boxes equal to an earlier one (same image, class, box and segmentation).
 """
@@ -60,12 +61,12 @@ from detector.data.headers import QUARTER_TURNS
 from detector.errors import ConfigError
 from detector.files.atomic import atomic_write, make_folder
 
-ROUNDING = 2  # pixels that both sides may differ by in an image that was not scaled
-MOST_LOST = 0.01  # of the annotations, without --allow-loss
+ROUNDING = 2  # pixels by which both sides may differ in an image that was not scaled
+MOST_LOST = 0.01  # fraction of the annotations, without --allow-loss
 
 
 def fix_targets(splits: Sequence[Split], out: Path) -> list[tuple[Split, Path]]:
-    """Where the copy of each split goes: val beside train, as ``OUT.val.json``. Nothing that exists is written over."""
+    """The path of each split's copy: that of val is beside that of train, as ``OUT.val.json``. None may exist."""
     if not splits[0].has_boxes:
         raise ConfigError("command line: --fix fixes COCO annotations; labelled images have none")
     targets = [(splits[0], out), *((split, out.with_suffix(f".val{out.suffix}")) for split in splits[1:])]
@@ -82,20 +83,20 @@ def changes_path(target: Path) -> Path:
 
 @dataclass
 class Fix:
-    """A cleaned tree, every change, and what it would lose."""
+    """A cleaned tree, every change, and the annotations that it loses."""
 
     tree: dict[str, Any]
     annotations: int = 0  # before
     changes: list[dict[str, Any]] = field(default_factory=list)
-    lost: Counter[str] = field(default_factory=Counter)  # annotations of each class that are removed, but for copies
-    lost_classes: list[str] = field(default_factory=list)  # of which nothing would be left
+    lost: Counter[str] = field(default_factory=Counter)  # removed annotations of each class, without duplicates
+    lost_classes: list[str] = field(default_factory=list)  # classes without any annotation left
 
     @property
     def loses_much(self) -> bool:
         return bool(self.lost_classes) or self.lost.total() > MOST_LOST * self.annotations
 
     def summary(self) -> str:
-        """What is changed, counted by kind."""
+        """The changes, counted by kind."""
         if not self.changes:
             return "no changes"
         counts = Counter(_KINDS[change["check"], change["change"]] for change in self.changes)
@@ -107,7 +108,7 @@ class Fix:
         return text + (f", all of {', '.join(self.lost_classes)}" if self.lost_classes else "")
 
 
-# What is changed, by the doctor's name of the check and the change, as the summary counts it.
+# Words of the summary by check and change.
 _KINDS = {
     ("read-otherwise", "box"): "boxes written as four numbers",
     ("read-otherwise", "polygons"): "segmentations written as lists of numbers",
@@ -129,7 +130,7 @@ _KINDS = {
     ("file-missing", "renamed"): "file names corrected",
     ("file-outside", "renamed"): "file names that led out of the folder corrected",
     ("annotation-id-duplicate", "renumbered"): "duplicate annotation ids renumbered",
-    ("box-outside", "cut"): "boxes cut to their image",
+    ("box-outside", "cut"): "boxes clipped to their image",
     ("image-dangling", "removed"): "removed: image not listed",
     ("category-dangling", "removed"): "removed: category not listed",
     ("box-not-finite", "removed"): "removed: box not readable",
@@ -140,7 +141,7 @@ _KINDS = {
 
 
 def write_fix(fix: Fix, target: Path) -> None:
-    """The cleaned copy and ``target``.changes.jsonl."""
+    """Write the cleaned copy and ``target``.changes.jsonl."""
     make_folder(target.parent)
     with atomic_write(changes_path(target)) as file:
         file.writelines(f"{json.dumps(change, ensure_ascii=False)}\n" for change in fix.changes)
@@ -149,7 +150,7 @@ def write_fix(fix: Fix, target: Path) -> None:
 
 
 def fix_split(split: Split, facts: Sequence[FileFacts]) -> Fix:
-    """The file that ``split`` was read from, cleaned; nothing is written."""
+    """Clean the file that ``split`` was read from, in memory."""
     return fix_tree(read_json(split.source), split, facts)
 
 
@@ -169,9 +170,9 @@ def fix_tree(tree: dict[str, Any], split: Split, facts: Sequence[FileFacts]) -> 
 
 
 def _fix_sizes(split: Split, facts: Sequence[FileFacts], fix: Fix) -> tuple[np.ndarray, np.ndarray]:
-    """Corrects ids, widths and heights of images; returns the sizes, and which of them are still in doubt."""
+    """Correct ids, widths and heights of images; return the sizes [I, 2], and which are still in doubt [I]."""
     sizes, is_doubtful = split.sizes.copy(), np.zeros(len(split.files), dtype=bool)
-    malformed = split.places_at_fault("size-malformed")
+    malformed = split.rows_at_fault("size-malformed")
     low, high = _extents(split)
     for index, own in enumerate(facts):
         image = fix.tree["images"][index]
@@ -193,14 +194,14 @@ def _fix_sizes(split: Split, facts: Sequence[FileFacts], fix: Fix) -> tuple[np.n
         if own.width == 0 or any((annotated == frame).all() for frame in frames):
             continue
         is_inside = (low[index] >= -TOLERANCE).all() and (high[index] <= stored + TOLERANCE).all()
-        is_shown = (
+        is_proved = (
             (annotated == 0).any()
             or np.isinf(high[index]).all()  # no boxes
             or (high[index] > annotated + TOLERANCE).any()
             or (annotated == stored).any()
             or (np.abs(annotated - stored) <= ROUNDING).all()
         )
-        if not (is_inside and is_shown) or (is_quarter and own.width != own.height):
+        if not (is_inside and is_proved) or (is_quarter and own.width != own.height):
             is_doubtful[index] = True
             continue
         sizes[index] = stored
@@ -211,7 +212,7 @@ def _fix_sizes(split: Split, facts: Sequence[FileFacts], fix: Fix) -> tuple[np.n
 
 
 def _extents(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of the box around all boxes of each image, [I, 2] both; infinite, and swapped, without any."""
+    """The corners of the box around all boxes of each image, [I, 2] each; inf and -inf without any."""
     low, high = np.full((len(split.files), 2), np.inf), np.full((len(split.files), 2), -np.inf)
     rows = np.flatnonzero(split.is_sound)
     np.minimum.at(low, split.image[rows], split.boxes[rows, :2])
@@ -220,7 +221,7 @@ def _extents(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Annotations:
-    """The annotations of a tree, step by step; the columns of ``split`` follow."""
+    """Cleans the annotations of a tree, and the columns of ``split`` with them."""
 
     def __init__(self, split: Split, fix: Fix) -> None:
         assert split.rows is not None
@@ -229,11 +230,11 @@ class _Annotations:
         self.image, self.label = split.image.copy(), split.label.copy()
         self.boxes, self.areas = split.boxes.copy(), split.areas.copy()
         self.is_kept = np.ones(len(self.rows), dtype=bool)
-        self.is_copy = np.zeros(len(self.rows), dtype=bool)  # removed, as an equal one is there
-        # Whose image, or class, shares its id with another: which of them is meant is for a person to say.
+        self.is_duplicate = np.zeros(len(self.rows), dtype=bool)  # removed, as an equal one is kept
+        # Annotations whose image or class shares its id with another: a person must tell which is meant.
         category_keys = np.array([self.read.key(category.id) for category in split.categories], dtype=np.int64)
-        self.has_image_of_many = _of_many(split.image_ids.keys, split.image)
-        self.has_class_of_many = _of_many(category_keys, split.label)
+        self.is_image_ambiguous = _is_ambiguous(split.image_ids.keys, split.image)
+        self.is_class_ambiguous = _is_ambiguous(category_keys, split.label)
 
     def run(self, sizes: np.ndarray, is_doubtful: np.ndarray) -> None:
         self.fix.annotations = len(self.rows)
@@ -269,10 +270,10 @@ class _Annotations:
     def _own_rows(self) -> Iterator[int]:
         return (index for index, row in enumerate(self.rows) if isinstance(row, dict))
 
-    # --- what loses nothing -------------------------------------------------------------------------------------------
+    # --- changes that lose nothing ------------------------------------------------------------------------------------
 
     def _write_plainly(self, index: int) -> None:
-        """Numbers written as text or with a point, boxes as one text or an object, polygons of text or of nothing."""
+        """Rewrite numbers as text or with a point, boxes as one text or an object, polygons of texts or of nothing."""
         row = self.rows[index]
         box = row.get("bbox")
         if not is_box(box) and (numbers := read_box(box)):
@@ -304,13 +305,13 @@ class _Annotations:
                 row[key] = int(value)
 
     def _write_ids_alike(self) -> None:
-        """Ids that are written both as text and as integers, or as text in several ways, as integers.
+        """Rewrite ids as integers where some are text and some integers, or where text is written in several ways.
 
-        Not where another entry of the list has the same id but for its type: the type is all that tells them apart.
+        Not if two entries of the list have the same id but for its type: only the type tells them apart.
         """
-        for key, table, place, is_ambiguous in (
-            ("image_id", "images", self.image, self.has_image_of_many),
-            ("category_id", "categories", self.label, self.has_class_of_many),
+        for key, table, entry, is_ambiguous in (
+            ("image_id", "images", self.image, self.is_image_ambiguous),
+            ("category_id", "categories", self.label, self.is_class_ambiguous),
         ):
             listed = [row for row in self.fix.tree[table] if isinstance(row, dict)]
             given = [row.get("id") for row in listed]
@@ -329,19 +330,19 @@ class _Annotations:
                     self.fix.changes.append(change | {"before": before, "after": after})
             for index in self._own_rows():
                 before = self.rows[index].get(key)
-                after = id_key(before) if isinstance(before, str) and place[index] >= 0 else before
+                after = id_key(before) if isinstance(before, str) and entry[index] >= 0 else before
                 if after != before and not is_ambiguous[index]:
                     self.note("read-otherwise", "joined", index, before, after)
                     self.rows[index][key] = after
 
-    def _join(self, key: str, place: np.ndarray, used: np.ndarray, ids: Sequence[Any]) -> np.ndarray:
-        """Joins ids that are all off by one to ``ids``, those listed; returns where each annotation's stands there."""
+    def _join(self, key: str, entry: np.ndarray, used: np.ndarray, ids: Sequence[Any]) -> np.ndarray:
+        """Correct ids that are all off by one from the listed ``ids``; return the index in ``ids`` per annotation."""
         known = np.array([NO_ID if own is None else self.read.key(own) for own in ids], dtype=np.int64)
         is_id = used > BAD_ID
-        shift = shift_between(used[is_id], known) if (place == DANGLING).any() else 0
+        shift = shift_between(used[is_id], known) if (entry == DANGLING).any() else 0
         if not shift:
-            return place
-        joined = place.copy()
+            return entry
+        joined = entry.copy()
         joined[is_id] = indices_of(known, used[is_id] - shift)
         check = "image-dangling" if key == "image_id" else "category-dangling"
         for index in np.flatnonzero(is_id).tolist():
@@ -351,7 +352,7 @@ class _Annotations:
         return joined
 
     def _take_box(self, index: int) -> None:
-        """The box of the segmentation where there is none, or none that can be used."""
+        """Take the box from the segmentation where it is missing or unusable."""
         row, box = self.rows[index], self.boxes[index]
         is_finite = bool(np.isfinite(box).all())
         if is_box(row.get("bbox")) and (box[2:] > 0).all():
@@ -365,7 +366,7 @@ class _Annotations:
         row["bbox"], self.boxes[index] = taken, taken
 
     def _compute_areas(self) -> None:
-        """Areas that are missing or cannot be, from the segmentation or else the box."""
+        """Compute areas that are missing or impossible, from the segmentation or else the box."""
         is_sound = np.isfinite(self.boxes).all(axis=1) & (self.boxes[:, 2:] > 0).all(axis=1)
         is_odd = odd_areas(self.boxes, self.areas)
         for index in self._own_rows():
@@ -380,13 +381,13 @@ class _Annotations:
             self.note(*(("read-otherwise", "area") if is_missing else ("area-odd", "recomputed")), index, area, after)
             row["area"] = after
 
-    # --- what cannot be kept ------------------------------------------------------------------------------------------
+    # --- changes that lose something ----------------------------------------------------------------------------------
 
-    def _remove(self, check: str, places: np.ndarray) -> None:
-        for index in places[self.is_kept[places]].tolist():
+    def _remove(self, check: str, indices: np.ndarray) -> None:
+        for index in indices[self.is_kept[indices]].tolist():
             if isinstance(self.rows[index], dict):
                 self.is_kept[index] = False
-                self.is_copy[index] = check == "box-duplicate"
+                self.is_duplicate[index] = check == "box-duplicate"
                 self.note(check, "removed", index, self.rows[index], None)
 
     def _remove_and_cut(self, sizes: np.ndarray, is_doubtful: np.ndarray) -> None:
@@ -396,9 +397,9 @@ class _Annotations:
         self._remove("category-dangling", np.flatnonzero(self.label == DANGLING))
         self._remove("box-not-finite", np.flatnonzero(~is_finite & (self.image >= 0)))
         self._remove("box-no-area", np.flatnonzero(is_finite & ~has_area(split, sizes_of_annotations(split, sizes))))
-        is_clear = ~self.has_image_of_many & ~self.has_class_of_many
-        places = np.flatnonzero(split.is_object & self.is_kept & is_clear)
-        self._remove("box-duplicate", _repeated_boxes(split, self.rows, places))
+        is_clear = ~self.is_image_ambiguous & ~self.is_class_ambiguous
+        clear = np.flatnonzero(split.is_object & self.is_kept & is_clear)
+        self._remove("box-duplicate", _repeated_boxes(split, self.rows, clear))
 
         doubt = np.append(is_doubtful, True)[np.maximum(self.image, -1)]
         limits = sizes_of_annotations(split, sizes)
@@ -417,7 +418,7 @@ class _Annotations:
             row["bbox"], self.boxes[index] = box, box
 
     def _number(self) -> None:
-        """An id for annotations without one, or with one that an earlier annotation has."""
+        """Give an id to annotations without one, or with one that an earlier annotation has."""
         kept = np.flatnonzero(self.is_kept)
         keys = self.split.annotation_ids.keys
         next_id = int(keys.max(initial=0)) + 1
@@ -434,48 +435,47 @@ class _Annotations:
             next_id += 1
 
     def _count_loss(self) -> None:
-        """What is removed of each class, but for boxes that an equal one stands for."""
+        """Count the removed annotations of each class, without duplicates."""
         kept = Counter(map(self._class_of, np.flatnonzero(self.is_kept).tolist()))
-        self.fix.lost = Counter(map(self._class_of, np.flatnonzero(~self.is_kept & ~self.is_copy).tolist()))
+        self.fix.lost = Counter(map(self._class_of, np.flatnonzero(~self.is_kept & ~self.is_duplicate).tolist()))
         self.fix.lost_classes = [name for name in self.fix.lost if not kept[name]]
 
     def _class_of(self, index: int) -> str:
         label = int(self.label[index])
-        return self.split.categories[label].name if label >= 0 else self._unknown_class(index)
-
-    def _unknown_class(self, index: int) -> str:
+        if label >= 0:
+            return self.split.categories[label].name
         return f"category_id {self.read.id_of(self.read.of_category[index])!r}"
 
 
-def _repeated_boxes(split: Split, rows: list[Any], places: np.ndarray) -> np.ndarray:
-    """Those of ``places`` whose image, class, box and segmentation an earlier one has."""
-    keys = np.column_stack([split.image[places], split.label[places], split.boxes[places]])
+def _repeated_boxes(split: Split, rows: list[Any], indices: np.ndarray) -> np.ndarray:
+    """Those of ``indices`` whose image, class, box and segmentation equal those of an earlier one."""
+    keys = np.column_stack([split.image[indices], split.label[indices], split.boxes[indices]])
     _, group, counts = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     seen: dict[int, list[Any]] = {}
     again = []
-    for place, number in zip(places.tolist(), group.reshape(-1).tolist(), strict=True):
+    for index, number in zip(indices.tolist(), group.reshape(-1).tolist(), strict=True):
         if counts[number] > 1:
             earlier = seen.setdefault(number, [])
-            if rows[place].get("segmentation") in earlier:
-                again.append(place)
+            if rows[index].get("segmentation") in earlier:
+                again.append(index)
             else:
-                earlier.append(rows[place].get("segmentation"))
+                earlier.append(rows[index].get("segmentation"))
     return np.array(again, dtype=np.int64)
 
 
-def _of_many(keys: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Which of ``place`` [M] lead to an entry whose id, by its key [N], another entry has too, [M] bool."""
+def _is_ambiguous(keys: np.ndarray, entry: np.ndarray) -> np.ndarray:
+    """Whether the id of each annotation's ``entry`` [M], by the entries' ``keys`` [N], is that of another too, [M]."""
     is_shared = np.append(np.isin(keys, keys[duplicated(keys)]), False)
-    return is_shared[np.maximum(place, -1)]
+    return is_shared[np.maximum(entry, -1)]
 
 
 def _is_float_id(value: Any) -> bool:
-    """Whether an id is an integer that is written 1.0."""
+    """Whether an id is an integer written as 1.0."""
     return type(value) is float and value.is_integer()
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN: numbers that are none become text."""
+    """The value with NaN and infinities as text, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list):

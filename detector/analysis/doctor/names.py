@@ -12,9 +12,9 @@ from detector.data.names import Names, files_below, is_certain
 
 
 def fix_names(tree: dict[str, Any], split: Split, facts: Sequence[FileFacts]) -> list[dict[str, Any]]:
-    """Give images whose names lead nowhere, or out of the folder, the name of the file that is meant, in place.
+    """Give images whose names have no file or lead out of the folder the name of the file that is meant, in place.
 
-    Only where that is one file, no folder speaks against it, and no other image has it; returns every change.
+    Only if that is a single file, its folders do not contradict it, and no other image has it; returns every change.
     """
     names = Names(files_below(split.root))
     meant = {

@@ -31,14 +31,15 @@ from detector.reports.pages import (
     chart,
     new_figure,
     page_image,
+    shortened,
     write_page,
 )
 
 _IMAGES = 4  # of each finding
 _LONG_SIDE = 560
 _BARS = 30  # classes in a chart; the table has all
-_SMALLEST_SHARE = 12  # a box with a longer side under this part of the image's is shown on a part cut out
-_LEAST_CUT = 96  # pixels of the image around a tiny box
+_SMALLEST_PART = 12  # a box is cut out if its longer side is under a twelfth of the image's
+_LEAST_CUT = 96  # pixels, the side of the smallest cut-out
 _TONES: dict[str, Tone] = {"error": "error", "warning": "warning", "note": ""}
 
 
@@ -56,17 +57,12 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def _numbers(report: Report) -> Numbers:
-    things = _things(report)
     items: list[tuple[str, Value] | tuple[str, Value, str]] = []
     for own in report.sets:
-        items.append((f"{own.name} images", own.images, f"{own.empty:,} without {things}"))
-        items.append((f"{own.name} {things}", own.objects, f"{len(own.classes):,} classes"))
+        items.append((f"{own.name} images", own.images, f"{own.empty:,} without {report.things}"))
+        items.append((f"{own.name} {report.things}", own.objects, f"{len(own.classes):,} classes"))
     items += [("errors", report.count("error")), ("warnings", report.count("warning")), ("notes", report.count("note"))]
     return Numbers(items)
-
-
-def _things(report: Report) -> str:
-    return "objects" if report.splits[0].has_boxes else "labels"
 
 
 def _findings(report: Report) -> Iterator[Block]:
@@ -85,7 +81,7 @@ def _findings(report: Report) -> Iterator[Block]:
 
 
 def _examples(report: Report) -> Iterator[Block]:
-    """Each finding with images where there are any, else its examples as text."""
+    """Each finding with images of its examples, or else with text."""
     for finding in report.findings:
         if not finding.examples:
             continue
@@ -98,7 +94,7 @@ def _examples(report: Report) -> Iterator[Block]:
 
 
 def _image(report: Report, finding: Finding, example: Example) -> PageImage | None:
-    """The example drawn; None where it has no image that can be read."""
+    """The example drawn; None without an image that can be read."""
     splits = {split.name: split for split in report.splits}
     split = splits[example.split or finding.split.split("/")[0]]
     try:
@@ -121,13 +117,13 @@ def _draw_pair(split: Split, example: Example, other: Split, settings: Settings)
 
 
 def _fitted(image: np.ndarray) -> np.ndarray:
-    """At most as large as it is shown, for speed."""
+    """Subsampled to about twice the size that is shown, for speed."""
     step = max(1, max(image.shape[:2]) // (2 * _LONG_SIDE))
     return image[::step, ::step]
 
 
 def _draw_one(split: Split, example: Example, settings: Settings) -> Image.Image:
-    """The image with the box of the example, or with all that it has."""
+    """The image with the box of the example, or else with all of its boxes."""
     path, frame = split.root / example.file, (settings.exif, settings.max_value)
     index = split.files.index(example.file) if example.file in split.files else None
     if index is None or not split.has_boxes:
@@ -136,7 +132,7 @@ def _draw_one(split: Split, example: Example, settings: Settings) -> Image.Image
     try:
         image = read_annotated_image(path, height, width, 3, *frame)
     except DataError:
-        image = read_image(path, 3, *frame)  # of another size than annotated: shown as it is
+        image = read_image(path, 3, *frame)  # not of the annotated size: shown as it is
     rows = np.array([example.row]) if example.row is not None else np.flatnonzero(split.image == index)
     rows = rows[np.isfinite(split.boxes[rows]).all(axis=1)]
     boxes = split.boxes[rows].copy()
@@ -148,10 +144,10 @@ def _draw_one(split: Split, example: Example, settings: Settings) -> Image.Image
 
 
 def _cut_around(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The part around a small box, in which it can be seen."""
+    """The surroundings of a small box, so that it can be seen; another image as it is."""
     height, width = image.shape[:2]
     side = max(_LEAST_CUT, int(3 * (boxes[0, 2:] - boxes[0, :2]).max()))
-    if side * _SMALLEST_SHARE > 3 * max(height, width):
+    if side * _SMALLEST_PART > 3 * max(height, width):
         return image, boxes
     middle = (boxes[0, :2] + boxes[0, 2:]) / 2
     left, top = (
@@ -160,11 +156,11 @@ def _cut_around(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.nd
     return image[top : top + side, left : left + side], boxes - [left, top, left, top]
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- classes and sizes ------------------------------------------------------------------------------------------------
 
 
 def _classes(report: Report) -> Iterator[Block]:
-    things = _things(report)
+    things = report.things
     names = list(dict.fromkeys(name for own in report.sets for name, _, _ in own.classes))
     by_name = [{name: (objects, images) for name, objects, images in own.classes} for own in report.sets]
     columns = ["class"]
@@ -184,19 +180,19 @@ def _class_chart(
 ) -> Chart:
     figure = new_figure(4.6, max(1.8, 0.4 + 0.2 * len(names)))
     axes = figure.add_subplot()
-    places = np.arange(len(names))
+    rows = np.arange(len(names))
     thickness = 0.8 / len(sets)
     for number, (own, counts) in enumerate(zip(sets, by_name, strict=True)):
-        shares = [100 * counts.get(name, (0, 0))[0] / max(1, own.objects) for name in names]
-        axes.barh(places + (number - (len(sets) - 1) / 2) * thickness, shares, thickness, label=own.name)
-    axes.set_yticks(places, [name if len(name) <= 18 else f"{name[:17]}…" for name in names])
+        percentages = [100 * counts.get(name, (0, 0))[0] / max(1, own.objects) for name in names]
+        axes.barh(rows + (number - (len(sets) - 1) / 2) * thickness, percentages, thickness, label=own.name)
+    axes.set_yticks(rows, [shortened(name) for name in names])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel(f"% of the split's {things}")
     if len(sets) > 1:
         figure.legend(loc="outside upper right", ncols=len(sets))  # bars may fill the axes
     which = f"The {len(names)} most frequent of {total} classes" if len(names) < total else "All classes"
-    return chart(figure, f"{which}: each one's fraction of the split's {things}")
+    return chart(figure, f"{which}: each as a fraction of the split's {things}")
 
 
 def _sizes(report: Report) -> Iterator[Block]:
@@ -204,11 +200,12 @@ def _sizes(report: Report) -> Iterator[Block]:
     if with_sizes:
         at = f"{in_words(report.settings.resize)} px"
         yield Text(
-            f"Sizes of objects are square roots of their areas once the image is resized to {at}; anchors of the"
+            f"The size of an object is the square root of its area once the image is resized to {at}; anchors of the"
             " usual pyramid begin at 32 px."
         )
         rows: list[list[Value]] = [
-            [own.name, *(100 * own.share_under(side) for side in SMALL_SIDES), *_quantiles(own)] for own in with_sizes
+            [own.name, *(100 * own.fraction_under(side) for side in SMALL_SIDES), *_quantiles(own)]
+            for own in with_sizes
         ]
         columns = [
             "split",
@@ -222,7 +219,7 @@ def _sizes(report: Report) -> Iterator[Block]:
         yield _count_chart(report.sets)
     rows = [[own.name, size, count] for own in report.sets for size, count in own.image_sizes]
     if rows:
-        yield Table(["split", "image size", "images"], rows, caption="The commonest sizes of images")
+        yield Table(["split", "image size", "images"], rows, caption="The most common image sizes")
 
 
 def _quantiles(own: SetFacts) -> list[Value]:
@@ -247,12 +244,12 @@ def _size_chart(sets: Sequence[SetFacts], at: str) -> Chart:
 def _count_chart(sets: Sequence[SetFacts]) -> Chart:
     figure = new_figure()
     axes = figure.add_subplot()
-    most = max((max(own.objects_an_image, default=0) for own in sets), default=0)
+    most = max((max(own.objects_per_image, default=0) for own in sets), default=0)
     edges = np.arange(0, most + 2) if most <= 40 else np.unique(np.linspace(0, most + 1, 40).astype(int))
     for own in sets:
-        counts, _ = np.histogram(own.objects_an_image, edges)
+        counts, _ = np.histogram(own.objects_per_image, edges)
         axes.stairs(100 * counts / max(1, own.images), edges, label=own.name, linewidth=1.8)
     axes.set_xlabel("objects per image")
     axes.set_ylabel("% of images")
     axes.legend()
-    return chart(figure, "Objects an image")
+    return chart(figure, "Objects per image")

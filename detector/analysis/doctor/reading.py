@@ -1,4 +1,4 @@
-"""Data sets as the doctor sees them: read as training reads them, with every fault as a finding."""
+"""Data sets as the doctor reads them: by training's readers, with every fault as a finding."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from detector.analysis.doctor.columns import Split
-from detector.analysis.doctor.findings import EXAMPLES, Example, Finding, found, in_words
+from detector.analysis.doctor.findings import EXAMPLES, Example, Finding, findings_of, in_words
 from detector.data.formats.class_folders import Fault, read_csv, read_folders
 from detector.data.formats.coco_rows import WITHOUT_SIZE, Ids, Rows, describe_notes, read_rows
 
 
 def read_coco(name: str, path: Path, root: Path) -> Split:
-    """The split of a COCO JSON file; only a file that is none raises :class:`~detector.errors.DataError`."""
+    """The split of a COCO JSON file; only a file of another kind raises :class:`~detector.errors.DataError`."""
     rows = read_rows(path, is_strict=False)
     split = Split(
         name=name,
@@ -45,13 +45,13 @@ def _findings(split: Split, rows: Rows) -> Iterator[Finding]:
     for check, faults in rows.faults.items():
         examples = [_example(split, check, row, words) for row, words in zip(faults.rows, faults.words, strict=False)]
         yield Finding(check, split.name, len(faults.rows), examples[:EXAMPLES])
-    # Images without a size are looked at with their files.
+    # Images without a size are checked with their files.
     notes = [
         note.format(s="s", es="es") + f": {count:,}"
         for note, count in rows.notes.items()
         if count and note != WITHOUT_SIZE
     ]
-    yield from found("read-otherwise", split.name, notes, in_words)
+    yield from findings_of("read-otherwise", split.name, notes, in_words)
 
 
 def _example(split: Split, check: str, row: int, words: str) -> Example:
@@ -62,7 +62,7 @@ def _example(split: Split, check: str, row: int, words: str) -> Example:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The tree of a file that ``read_coco`` has taken."""
+    """The tree of a file that ``read_coco`` has read."""
     return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
@@ -75,7 +75,7 @@ def read_labelled(
         labelled = read_folders(images, classes, faults)
     else:
         labelled = read_csv(annotations, images, classes, multi_label, faults=faults)
-    number, count = len(labelled), len(labelled.labels)
+    num_images, num_labels = len(labelled), len(labelled.labels)
     split = Split(
         name=name,
         source=labelled.source,
@@ -83,19 +83,19 @@ def read_labelled(
         has_boxes=False,
         categories=labelled.categories,
         files=[os.fsdecode(file) for file in labelled.files],
-        image_ids=Ids.counting(number),
-        sizes=np.zeros((number, 2), dtype=np.int64),
-        annotation_ids=Ids.counting(count),
+        image_ids=Ids.counting(num_images),
+        sizes=np.zeros((num_images, 2), dtype=np.int64),
+        annotation_ids=Ids.counting(num_labels),
         image=labelled.image_index(),
         label=labelled.labels,
-        boxes=np.zeros((count, 4)),
-        areas=np.zeros(count),
-        is_crowd=np.zeros(count, dtype=bool),
+        boxes=np.zeros((num_labels, 4)),
+        areas=np.zeros(num_labels),
+        is_crowd=np.zeros(num_labels, dtype=bool),
         notice=f"{labelled.source}: {labelled.note}" if labelled.note else "",
     )
     for check in dict.fromkeys(fault.check for fault in faults):
         own = [fault for fault in faults if fault.check == check]
-        split.faults += found(check, name, own, lambda fault: _example_of_label(fault, images))
+        split.faults += findings_of(check, name, own, lambda fault: _example_of_label(fault, images))
     return split
 
 

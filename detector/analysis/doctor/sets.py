@@ -1,4 +1,4 @@
-"""What a split holds as a whole: classes, sizes of objects, objects per image."""
+"""Figures and checks of whole splits: classes, object sizes, objects per image."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from detector.analysis.doctor.columns import Split
-from detector.analysis.doctor.findings import Finding, found, in_words
+from detector.analysis.doctor.findings import Finding, findings_of, in_words
 from detector.config.schema import ResizeConfig
 from detector.data.formats.coco_rows import class_differences
 from detector.data.transforms.resize import input_sizes
 
-RARE = 10  # objects; with fewer, a class is not learnt
-IMBALANCE = 100
+RARE = 10  # objects of a class; with fewer it is hardly learned
+IMBALANCE = 100  # times the objects of a class
 SMALL_SIDES = (8, 16, 32)  # pixels at the input size; P3's cells are 8 pixels wide and its smallest anchors usually 32
-SMALL_SHARE = 0.25
+SMALL_FRACTION = 0.25
 
 
 @dataclass(frozen=True)
 class SetFacts:
-    """The numbers of one split. Sizes are square roots of areas, in pixels at the input size."""
+    """The figures of one split. Object sizes are square roots of areas, in pixels at the input size."""
 
     name: str
     source: str
@@ -30,22 +30,22 @@ class SetFacts:
     objects: int
     crowds: int
     classes: list[tuple[str, int, int]]  # name, objects, images with one
-    objects_an_image: list[int]  # of each image
+    objects_per_image: list[int]
     sizes: np.ndarray  # of each object, float32; empty for labelled images
-    image_sizes: list[tuple[str, int]]  # the commonest, and how many have it
+    image_sizes: list[tuple[str, int]]  # the most common, with the number of images
 
-    def share_under(self, side: float) -> float:
+    def fraction_under(self, side: float) -> float:
         return float((self.sizes < side).mean()) if len(self.sizes) else 0.0
 
 
 def describe(split: Split, image_sizes: np.ndarray, resize: ResizeConfig) -> SetFacts:
-    """``image_sizes`` [I, 2] are width and height."""
+    """The figures of a split; ``image_sizes`` [I, 2] are width and height."""
     rows = np.flatnonzero(split.is_object)
     pairs = np.unique(np.stack([split.label[rows], split.image[rows]], axis=1), axis=0)
-    images_a_class = np.bincount(pairs[:, 0], minlength=len(split.categories))
+    images_per_class = np.bincount(pairs[:, 0], minlength=len(split.categories))
     known = image_sizes[(image_sizes > 0).all(axis=1)]
     sizes, counts = np.unique(known, axis=0, return_counts=True)
-    commonest = np.argsort(-counts, kind="stable")[:10]
+    most_common = np.argsort(-counts, kind="stable")[:10]
     return SetFacts(
         name=split.name,
         source=str(split.source),
@@ -55,16 +55,18 @@ def describe(split: Split, image_sizes: np.ndarray, resize: ResizeConfig) -> Set
         crowds=int((split.is_sound & split.is_crowd).sum()),
         classes=[
             (category.name, int(objects), int(images))
-            for category, objects, images in zip(split.categories, split.objects_a_class, images_a_class, strict=True)
+            for category, objects, images in zip(
+                split.categories, split.objects_per_class, images_per_class, strict=True
+            )
         ],
-        objects_an_image=split.objects_an_image.tolist(),
+        objects_per_image=split.objects_per_image.tolist(),
         sizes=object_sizes(split, image_sizes, resize) if split.has_boxes else np.empty(0, dtype=np.float32),
-        image_sizes=[(f"{sizes[place, 0]}×{sizes[place, 1]}", int(counts[place])) for place in commonest],
+        image_sizes=[(f"{sizes[index, 0]}×{sizes[index, 1]}", int(counts[index])) for index in most_common],
     )
 
 
 def object_sizes(split: Split, image_sizes: np.ndarray, resize: ResizeConfig) -> np.ndarray:
-    """The square root of each object's area once its image is resized, without those of unknown images, float32."""
+    """The square root of each object's area once its image is resized; only in images of known size; float32."""
     is_known = (image_sizes > 0).all(axis=1)
     factors = np.zeros(image_sizes.shape)  # [I, 2] width, height
     known = image_sizes[is_known]
@@ -75,13 +77,13 @@ def object_sizes(split: Split, image_sizes: np.ndarray, resize: ResizeConfig) ->
 
 
 def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detections: int) -> Iterator[Finding]:
-    """Findings of each split, and of the classes of both."""
+    """Findings in each split, and differences between the classes of both."""
     for split, own in zip(splits, facts, strict=True):
         yield from _classes(split)
         yield from split.in_images("images-empty", split.is_empty & ~split.has_region)
         yield from split.in_images("images-ignored", split.is_empty & split.has_region)
         if split.name == "train" and not split.is_object.any():
-            yield from found("objects-none", split.name, [f"{len(split.files):,} images without one"], in_words)
+            yield from findings_of("objects-none", split.name, [f"{len(split.files):,} images without one"], in_words)
         if split.has_boxes:
             yield from _objects(split, own, max_detections)
     if len(splits) == 2:
@@ -89,31 +91,31 @@ def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detection
 
 
 def _objects(split: Split, own: SetFacts, max_detections: int) -> Iterator[Finding]:
-    counts = split.objects_an_image
+    counts = split.objects_per_image
     yield from split.in_images("images-crowded", counts > max_detections, lambda index: f"{counts[index]} objects")
-    if own.share_under(16) > SMALL_SHARE:
-        shares = ", ".join(f"{own.share_under(side):.0%} under {side} px" for side in SMALL_SIDES)
-        yield from found("objects-small", split.name, [shares], in_words)
+    if own.fraction_under(16) > SMALL_FRACTION:
+        fractions = ", ".join(f"{own.fraction_under(side):.0%} under {side} px" for side in SMALL_SIDES)
+        yield from findings_of("objects-small", split.name, [fractions], in_words)
 
 
 def _classes(split: Split) -> Iterator[Finding]:
-    counts = split.objects_a_class
+    counts = split.objects_per_class
 
-    def found_in(check: str, is_faulty: np.ndarray) -> Iterator[Finding]:
+    def in_classes(check: str, is_faulty: np.ndarray) -> Iterator[Finding]:
         labels = np.flatnonzero(is_faulty).tolist()
-        return found(
+        return findings_of(
             check, split.name, [f"{split.categories[label].name}: {counts[label]:,}" for label in labels], in_words
         )
 
     must_learn = split.name == "train" and not split.has_boxes  # a folder's class, or one of data.classes
-    yield from found_in("class-unlearnt" if must_learn else "class-empty", counts == 0)
+    yield from in_classes("class-unlearnt" if must_learn else "class-empty", counts == 0)
     if split.name == "train":
-        yield from found_in("class-rare", (counts > 0) & (counts < RARE))
-        yield from found_in("class-imbalance", (counts >= RARE) & (counts * IMBALANCE < counts.max(initial=0)))
+        yield from in_classes("class-rare", (counts > 0) & (counts < RARE))
+        yield from in_classes("class-imbalance", (counts >= RARE) & (counts * IMBALANCE < counts.max(initial=0)))
 
 
 def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
-    """By id and name; of labelled images by name. Val may lack some, or list others that nothing is annotated as."""
+    """Compare by id and name, labelled images by name. Val may lack classes, or list others without annotations."""
     if train.has_boxes:
         differences = class_differences(val.categories, train.categories, val.is_used)
         said = [
@@ -123,4 +125,4 @@ def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
     else:
         known = {category.name for category in train.categories}
         said = [f"{own.name!r} only in val" for own in val.categories if own.name not in known]
-    yield from found("classes-differ", "train/val", said, in_words)
+    yield from findings_of("classes-differ", "train/val", said, in_words)

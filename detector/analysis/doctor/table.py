@@ -12,11 +12,11 @@ from detector.analysis.doctor.sets import SMALL_SIDES, SetFacts
 from detector.data.transforms.resize import in_words
 
 SHOWN = 3  # examples of each finding
-NOT_LOOKED_FOR = "--quick read headers only: damaged images and copies were not looked for"
+NOT_LOOKED_FOR = "--quick read headers only: damaged and duplicate images were not looked for"
 
 
 def format_report(report: Report) -> str:
-    """What there is, what was found, and the verdict."""
+    """Figures, findings and the verdict as text."""
     lines = [line for own in report.sets for line in _describe(own, report)]
     for finding in report.findings:
         lines += ["", *_format_finding(finding)]
@@ -27,22 +27,22 @@ def format_report(report: Report) -> str:
 
 
 def _describe(own: SetFacts, report: Report) -> list[str]:
-    things = "objects" if report.splits[0].has_boxes else "labels"
     lines = [f"{own.name}: {own.source}"]
     crowds = f", {own.crowds:,} ignore regions" if own.crowds else ""
     lines.append(
-        f"  {own.images:,} images ({own.empty:,} without {things}), {own.objects:,} {things} of {len(own.classes)}"
-        f" classes{crowds}"
+        f"  {own.images:,} images ({own.empty:,} without {report.things}), {own.objects:,} {report.things} of"
+        f" {len(own.classes)} classes{crowds}"
     )
     if own.objects and own.images:
         ordered = sorted(own.classes, key=lambda one: -one[1])
         shown = ordered if len(ordered) <= 6 else [*ordered[:3], ("…", -1, 0), *ordered[-3:]]
         lines.append("  " + ", ".join(name if count < 0 else f"{name} {count:,}" for name, count, _ in shown))
     if len(own.sizes):
-        shares = ", ".join(f"{own.share_under(side):.0%} under {side} px" for side in SMALL_SIDES)
+        fractions = ", ".join(f"{own.fraction_under(side):.0%} under {side} px" for side in SMALL_SIDES)
         lines.append(
-            f"  objects per image: median {np.median(own.objects_an_image):.0f}, at most {max(own.objects_an_image):,};"
-            f" size at {in_words(report.settings.resize)}: median {np.median(own.sizes):.0f} px, {shares}"
+            f"  objects per image: median {np.median(own.objects_per_image):.0f}, at most"
+            f" {max(own.objects_per_image):,}; size at {in_words(report.settings.resize)}: median"
+            f" {np.median(own.sizes):.0f} px, {fractions}"
         )
     return lines
 
@@ -98,7 +98,7 @@ def as_object(report: Report) -> dict[str, Any]:
 
 
 def _example_object(example: Example) -> dict[str, Any]:
-    """Only what is known; JSON has no NaN, so numbers that are none become text."""
+    """The fields that are known; JSON has no NaN, so NaN and infinities become text."""
     known = {
         "split": example.split,
         "file": example.file,
@@ -122,14 +122,16 @@ def _set_object(own: SetFacts) -> dict[str, Any]:
         "crowds": own.crowds,
         "classes": [{"name": name, "objects": objects, "images": images} for name, objects, images in own.classes],
         "objects_an_image": {
-            "median": float(np.median(own.objects_an_image)) if own.images else 0.0,
-            "max": max(own.objects_an_image, default=0),
+            "median": float(np.median(own.objects_per_image)) if own.images else 0.0,
+            "max": max(own.objects_per_image, default=0),
         },
         "object_size": {
             f"p{round(100 * quantile)}": round(float(np.quantile(own.sizes, quantile)), 2) for quantile in quantiles
         }
         if len(own.sizes)
         else {},
-        "share_under": {str(side): round(own.share_under(side), 4) for side in SMALL_SIDES} if len(own.sizes) else {},
+        "share_under": {str(side): round(own.fraction_under(side), 4) for side in SMALL_SIDES}
+        if len(own.sizes)
+        else {},
         "image_sizes": [{"size": size, "images": count} for size, count in own.image_sizes],
     }

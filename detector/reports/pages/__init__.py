@@ -1,7 +1,7 @@
 """Self-contained HTML pages: sections of numbers, tables, charts and images in one file that opens from disk.
 
-A page asks the network for nothing (its own policy forbids it), holds its images inside, follows the reader's light
-or dark scheme, and is read on a telephone as on a wide screen. Tables sort and images enlarge on a click.
+A page makes no network requests (its own policy forbids them), embeds its images, follows the reader's light or dark
+scheme, and fits a phone as well as a wide screen. Tables sort and images enlarge on a click.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import io
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,12 +19,12 @@ from PIL import Image
 
 from detector.files.atomic import atomic_write, make_folder
 
-if TYPE_CHECKING:  # imported where a page is written: inference writes none
+if TYPE_CHECKING:  # imported where a page is written; inference does not need them
     from jinja2 import Environment
     from markupsafe import Markup
     from matplotlib.figure import Figure
 
-# Of a page's images together, in characters as they stand in it: so a page stays under 8 MB.
+# Characters of all images of a page in base64, which keeps a page under 8 MB.
 IMAGES_BUDGET = 6_000_000
 
 Tone = Literal["", "good", "warning", "error"]
@@ -50,26 +50,26 @@ class Numbers:
 
 @dataclass(frozen=True)
 class Table:
-    """Columns by name and rows of values; sorted on a click, numbers as numbers."""
+    """Named columns and rows of values; a click sorts, numbers as numbers."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Value]]
     caption: str = ""
     digits: int = 3  # of floats
-    tones: Sequence[Tone] = ()  # of each row; none: all plain
+    tones: Sequence[Tone] = ()  # of the rows; all plain if empty
     is_wide: bool = True  # over the whole page, or beside other blocks
     kind: str = field(default="table", init=False)
 
-    @property
+    @cached_property
     def is_number(self) -> list[bool]:
-        """Which columns hold numbers, or nothing."""
+        """Whether each column holds only numbers and None."""
         return [
             all(value is None or isinstance(value, int | float) for value in column)
             for column in zip(*self.rows, strict=True)
         ] or [False] * len(self.columns)
 
     def as_text(self) -> str:
-        """The same for a terminal."""
+        """The table for a terminal."""
         lines = [list(self.columns), *([_shown(value, self.digits) for value in row] for row in self.rows)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = [str.rjust if is_number else str.ljust for is_number in self.is_number]
@@ -104,7 +104,7 @@ class Gallery:
     """Images side by side; a click enlarges one."""
 
     images: Sequence[PageImage]
-    column: int = 240  # least width of an image in the page, in pixels
+    column: int = 240  # minimum width of an image on the page, in pixels
     kind: str = field(default="gallery", init=False)
 
 
@@ -118,7 +118,7 @@ class Section:
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
-    """Write the page whole, or not at all; raises :class:`~detector.errors.StorageError` where it cannot be written."""
+    """Write the page atomically; raises :class:`~detector.errors.StorageError` where it cannot be written."""
     text = _environment().get_template("page.html").render(title=title, lead=lead, sections=sections)
     make_folder(path.parent)
     with atomic_write(path) as file:
@@ -126,7 +126,7 @@ def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -
 
 
 def page_image(image: Image.Image, caption: str, long_side: int = 800, quality: int = 80) -> PageImage:
-    """``image`` as a JPEG inside the page, its long side at most ``long_side`` pixels."""
+    """``image`` as an embedded JPEG with a long side of at most ``long_side`` pixels."""
     image = image.convert("RGB")
     image.thumbnail((long_side, long_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -135,8 +135,13 @@ def page_image(image: Image.Image, caption: str, long_side: int = 800, quality: 
     return PageImage(f"data:image/jpeg;base64,{data}", caption, *image.size)
 
 
+def shortened(name: str, length: int = 18) -> str:
+    """``name`` cut to ``length`` characters, for the labels of a chart."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
+
+
 def within_budget(images: Iterable[PageImage], budget: int = IMAGES_BUDGET) -> list[PageImage]:
-    """The first images that fit the budget together; those after them are not even made."""
+    """The first images that fit the budget together; the iterator stops there."""
     kept: list[PageImage] = []
     for one in images:
         budget -= len(one.data)
@@ -146,7 +151,7 @@ def within_budget(images: Iterable[PageImage], budget: int = IMAGES_BUDGET) -> l
     return kept
 
 
-# Colours that a figure is drawn in, and what the page's style sheet puts in their place in either scheme.
+# Colours of figures, and the style sheet's variables that replace them in either scheme.
 INK, FAINT = "#010203", "#040506"
 COLORS = ("#010101", "#020202", "#030303", "#040404", "#050505", "#060606")  # of a figure's lines and bars, in order
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--line)"} | {
@@ -180,12 +185,12 @@ def new_figure(width: float = 4.0, height: float = 3.0) -> Figure:
 
 
 def chart(figure: Figure, caption: str, is_wide: bool = False) -> Chart:
-    """A figure of :func:`new_figure` as SVG; ``caption`` also tells it to those who cannot see it."""
+    """A figure of :func:`new_figure` as SVG; ``caption`` is also its label for screen readers."""
     from markupsafe import Markup
 
     buffer = io.StringIO()
     with warnings.catch_warnings():
-        # Letters that matplotlib's own font lacks: they stay text, and the browser has fonts for them.
+        # Letters that matplotlib's font lacks stay text, and the browser has fonts for them.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -210,7 +215,7 @@ def _environment() -> Environment:
 
 
 def _shown(value: Value, digits: int = 3) -> str:
-    """A value as the page writes it."""
+    """A value as text."""
     if value is None:
         return "–"
     if isinstance(value, float):

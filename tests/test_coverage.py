@@ -1,4 +1,4 @@
-"""Best IoUs against tables computed by hand and against all anchors; the matcher's gifts; input sizes."""
+"""Best IoUs against tables by hand and against all anchors; what the matcher assigns; input sizes."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def boxes_in(height: int, width: int, boxes: list[list[float]], labels: list[int
     ("box", "iou"),
     [
         ([16.0, 16.0, 48.0, 48.0], 1.0),  # is an anchor
-        ([8.0, 8.0, 24.0, 24.0], 256 / 1024),  # lies in one: 16 · 16 of 32 · 32
-        ([12.0, 16.0, 44.0, 48.0], 896 / 1152),  # halfway between two: they share 28 · 32 of 2 · 1024 - 896
+        ([8.0, 8.0, 24.0, 24.0], 256 / 1024),  # is inside one: 16 · 16 of 32 · 32
+        ([12.0, 16.0, 44.0, 48.0], 896 / 1152),  # halfway between two: overlap 28 · 32 of 2 · 1024 - 896
         ([56.0, 0.0, 64.0, 16.0], 128 / 1024),  # beyond the last column, which is at 56: still lies in that anchor
         ([0.0, 0.0, 64.0, 64.0], 1024 / 4096),  # around one
     ],
@@ -81,7 +81,7 @@ def test_no_objects_have_no_ious() -> None:
     assert level_ious(boxes_in(64, 64, []), ONE_SHAPE, [3, 4]).shape == (0, 2)
 
 
-def test_shares_of_the_reached() -> None:
+def test_coverage_by_hand() -> None:
     best = torch.tensor([0.6, 0.5, 0.3, 0.0])
     found = coverage_of(best, MatcherConfig())
     assert (found.objects, found.recall, found.low_quality, found.missed) == (4, 0.5, 0.25, 0.25)
@@ -91,10 +91,10 @@ def test_shares_of_the_reached() -> None:
     assert coverage_of(best[:0], MatcherConfig()).missed == 0.0
 
 
-def test_the_matcher_s_positives_are_counted() -> None:
+def test_positives_are_counted() -> None:
     # An object that is an anchor has that, and its four neighbours: 24 · 32 of 2 · 1024 - 768 is IoU 0.6. Those over
-    # the corner share 24 · 24, which is 0.39, and those two cells away 16 · 32, which is 0.33. The second object is too
-    # small for IoU 0.5 and keeps its closest anchors: it lies in nine, equally. A crowd has none.
+    # the corner overlap by 24 · 24, IoU 0.39, and those two cells away by 16 · 32, IoU 0.33. The second object is too
+    # small for IoU 0.5 and keeps its best anchors: it lies in nine, equally. A crowd has none.
     config = Config(model={"anchors": ONE_SHAPE, "fpn": {"levels": [3]}}).model
     own = [[16.0, 16.0, 48.0, 48.0], [92.0, 92.0, 100.0, 100.0], [0.0, 96.0, 32.0, 128.0]]
     found = assign(boxes_in(128, 128, own, [0, 1, IGNORE_REGION]), config)
@@ -107,8 +107,8 @@ def annotations_file(tmp_path: Path) -> Path:
     images = [{"id": 7 + i, "file_name": f"{i}.jpg", "width": 100, "height": 50} for i in range(3)]
     boxes = [(7, [10, 20, 50, 25], 0), (7, [0, 0, 10, 10], 1), (9, [0, 0, 100, 50], 0)]
     rows = [
-        {"id": place, "image_id": image, "category_id": 1, "bbox": box, "iscrowd": crowd}
-        for place, (image, box, crowd) in enumerate(boxes)
+        {"id": row, "image_id": image, "category_id": 1, "bbox": box, "iscrowd": crowd}
+        for row, (image, box, crowd) in enumerate(boxes)
     ]
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"images": images, "annotations": rows, "categories": [{"id": 1, "name": "cat"}]}))
@@ -140,7 +140,7 @@ def test_boxes_at_the_input_size(annotations_file: Path) -> None:
     ],
     ids=["one short", "several, down", "fixed"],
 )
-def test_all_that_speak_of_the_input_size_agree(resize: ResizeConfig, tmp_path: Path) -> None:
+def test_everything_that_computes_the_input_size_agrees(resize: ResizeConfig, tmp_path: Path) -> None:
     files = [(30, 100), (101, 55), (33, 34)]  # height, width
     box = [3, 5, 20, 11]  # x, y, width, height
     tree = {
@@ -172,7 +172,7 @@ def test_all_that_speak_of_the_input_size_agree(resize: ResizeConfig, tmp_path: 
         assert len(drawn) == (1 if resize.fixed else len(resize.short))
 
 
-def test_some_of_the_annotations(annotations_file: Path) -> None:
+def test_selected_annotations(annotations_file: Path) -> None:
     annotations = read_annotations(annotations_file)
     some = annotations.select([2, 0, 2])
     assert [some.file_name(index) for index in range(3)] == ["2.jpg", "0.jpg", "2.jpg"]
