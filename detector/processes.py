@@ -1,8 +1,9 @@
-"""Processes that end together: signals in the main one, and children that never outlive their parent."""
+"""A command's process: its signals and its output, and children that never outlive it."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import select
@@ -16,17 +17,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# Rounds that a thread of OpenMP's (GNU's, which torch's wheels for Linux hold) waits actively for its next work, before
-# it sleeps. docs/BENCHMARKS.md has what other numbers cost; a person's own choice stands in one of WAIT_POLICIES.
+from detector.errors import StorageError
+
+# Rounds for which a thread of GNU's OpenMP (in torch's wheels for Linux) spins before it sleeps. docs/BENCHMARKS.md has
+# what other numbers cost; any variable of WAIT_POLICIES that is set takes precedence.
 SPIN_COUNT = 2_000
 WAIT_POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LOOK_SECONDS = 0.5
+# What writing to a full or failing disk raises.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def prepare_command() -> None:
-    """Set up a command's process and those that it starts, before torch and OpenCV are loaded and read it."""
+    """Set the environment that torch and OpenCV read when they are loaded, here and in child processes."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     if not any(name in os.environ for name in WAIT_POLICIES):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
@@ -34,33 +39,46 @@ def prepare_command() -> None:
 
 
 def be_quiet() -> None:
-    """What Pillow finds odd in a TIFF file is no business of who reads a million of them."""
+    """Silence Pillow's warnings about odd TIFF files, of which a data set may have thousands."""
     warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 @contextlib.contextmanager
-def ends_with_its_pipe() -> Iterator[None]:
-    """Exit quietly, with the code that a shell has for it, when nobody reads the output any more (``| head``)."""
+def ends_with_its_output() -> Iterator[None]:
+    """Exit when stdout cannot be written: quietly if its reader is gone (``| head``), else with one line."""
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # here, for at Python's end it can only be complained about
+            sys.stdout.flush()  # here: an error at interpreter exit can no longer be handled
     except BrokenPipeError:
-        nowhere, asked = os.open(os.devnull, os.O_WRONLY), select.poll()
+        poll = select.poll()
         for stream in (sys.stdout, sys.stderr):
-            asked.register(stream.fileno(), 0)  # what is told unasked: that the other end is closed
-        broken = asked.poll(0)
+            poll.register(stream.fileno(), 0)  # POLLERR and POLLHUP are always reported
+        broken = poll.poll(0)
         if not broken:
-            raise  # another pipe's
-        for descriptor, _ in broken:
-            os.dup2(nowhere, descriptor)  # what a stream still holds goes there at Python's end
+            raise  # another pipe
+        _discard(*(descriptor for descriptor, _ in broken))
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        if error.filename is not None or error.errno not in _DISK_ERRORS:
+            raise
+        with contextlib.suppress(OSError):  # stderr may be the same file
+            print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        _discard(sys.stdout.fileno())
+        raise SystemExit(StorageError.exit_code) from None
+
+
+def _discard(*descriptors: int) -> None:
+    """Send what their streams still hold, which Python flushes at exit, nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
 
 
 @contextlib.contextmanager
 def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
-    """Call ``handler`` for the first Ctrl-C or SIGTERM; the second one ends the process at once, whatever it waits for.
+    """Call ``handler`` for the first Ctrl-C or SIGTERM; the second ends the process, whatever it waits for.
 
     Outside the main thread, where Python takes no handlers, signals stay as they are.
     """
@@ -70,7 +88,7 @@ def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
 
     def first(number: int, frame: FrameType | None) -> None:
         for known in STOP_SIGNALS:
-            signal.signal(known, signal.SIG_DFL)  # the system's own way: a handler would wait for a hanging read
+            signal.signal(known, signal.SIG_DFL)  # a Python handler would wait for a hanging read
         handler(number, frame)
 
     previous = {number: signal.signal(number, first) for number in STOP_SIGNALS}
@@ -87,7 +105,7 @@ def interrupt(number: int, _frame: FrameType | None) -> None:
 
 
 def begin_child() -> None:
-    """What a forked process does first: it leaves Ctrl-C to its parent, whose death it does not outlive."""
+    """The first call of a forked process: it leaves Ctrl-C to its parent and ends with it."""
     # Ctrl-C, and torchrun when it stops, signal the whole process group. The main process decides when its children end
     # (it finishes a step and saves first), so they leave the group; it ends them by SIGTERM.
     os.setpgrp()
@@ -97,10 +115,10 @@ def begin_child() -> None:
 
 
 def end_with_parent(pid: int | None = None) -> None:
-    """End this process when its parent is gone, whatever that died of: at once if forked, else in half a second.
+    """End this process when its parent is gone, whatever that died of: immediately if forked, else in half a second.
 
-    ``pid`` is the parent's where it was not ``multiprocessing`` that started this process. A thread waits, so that it
-    ends also where the main one hangs in a pipe that nobody reads any more.
+    ``pid`` is the parent's where ``multiprocessing`` did not start this process. A thread watches, as the main one may
+    hang in a pipe that has no reader.
     """
     parent = multiprocessing.parent_process()
 
@@ -115,13 +133,13 @@ def end_with_parent(pid: int | None = None) -> None:
 
 
 def child_command(module: str, *arguments: str) -> list[str]:
-    """``python -m MODULE ARGUMENTS`` for ``subprocess``, as a process that ends with this one."""
+    """``python -m MODULE ARGUMENTS`` for ``subprocess``: a process that ends with this one."""
     code = f"from detector.processes import end_with_parent; end_with_parent({os.getpid()}); import runpy;"
     code += f" runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
     return [sys.executable, "-c", code, *arguments]
 
 
 def child_environment() -> dict[str, str]:
-    """This process's, in which another one finds the package that is running, also where it is not installed."""
+    """The environment in which a child process finds this package, installed or not."""
     path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return os.environ | {"PYTHONPATH": os.pathsep.join(path)}
