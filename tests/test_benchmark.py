@@ -325,7 +325,7 @@ def test_a_step_of_training_is_torchvisions() -> None:
 def test_detections_from_files_are_torchvisions(tmp_path: Path) -> None:
     case = infer.cases(LIGHT)[0]
     _, own, _ = check(case, tmp_path)
-    assert len(own) == infer.IMAGES
+    assert len(own) == infer.PHOTOS
     assert all(len(scores) > 10 for _, scores, _ in own)
 
 

@@ -194,7 +194,7 @@ def compare_weights(own: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
         if tensor.shape != own[name].shape:
             raise WeightsError(
                 f"{path}: {name} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model;"
-                " the architecture or the class count differs"
+                " it is of another architecture or class count"
             )
         if own[name].is_floating_point() and not tensor.is_floating_point():
             raise WeightsError(f"{path}: {name} is of {tensor.dtype} in the checkpoint, {own[name].dtype} in the model")

@@ -65,12 +65,12 @@ def make_inputs(height: int, width: int, batch: int, objects: int, device: str) 
     rng = np.random.default_rng(0)
     generator = torch.Generator().manual_seed(0)
     predictions = make_predictions(height, width, batch, generator, mean=-4.6, spread=1.0)
-    boxes = torch.from_numpy(random_boxes(rng, objects, height, width))
-    labels = torch.from_numpy(rng.integers(CLASSES, size=objects))
+    boxes = torch.from_numpy(random_boxes(rng, objects, height, width)).to(device)
+    labels = torch.from_numpy(rng.integers(CLASSES, size=objects)).to(device)
     logits, deltas = (part.to(device).requires_grad_() for part in predictions[:2])
     targets = Targets(boxes.expand(batch, -1, -1).contiguous(), labels.expand(batch, -1).contiguous())
     moved = Predictions(logits, deltas, predictions.anchors.to(device), predictions.level_counts)
-    return Inputs(moved, Targets(*(tensor.to(device) for tensor in targets)))
+    return Inputs(moved, targets)
 
 
 def make_predictions(
