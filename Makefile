@@ -16,13 +16,13 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# pdoc warns of each NamedTuple: annotations of its generated constructor are text that it cannot look up.
+# -W ignore: pdoc warns of each NamedTuple, whose generated constructor has annotations that it cannot resolve.
 docs: $(VENV)/installed
 	$(BIN)/python -W ignore -m pdoc --docformat restructuredtext --no-show-source --output-directory build/docs \
 	  detector '!detector\.commands' '!detector\.dev(\.|$$)'
 	@echo "build/docs/index.html"
 
-# Everything is installed by this one rule; it runs again when the dependencies change.
+# Installs everything; runs again when the dependencies change.
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,docs]'

@@ -1,13 +1,13 @@
 """RetinaNet-style detection on feature pyramids: train, evaluate and infer on COCO-format data.
 
-Most programs need only :func:`train`, :func:`evaluate` and :func:`load`; :func:`open_model` gives a model to whoever
-writes the rest. The other names of ``__all__`` are the parts that people take alone. They, and what they need, are
-imported when they are first used, so that ``import detector`` stays cheap.
+Most programs need only :func:`train`, :func:`evaluate` and :func:`load`; :func:`open_model` gives the model alone. The
+other names of ``__all__`` are parts that are useful on their own. Each is imported when it is first used, so that
+``import detector`` stays cheap.
 
-**Stable** is what this page lists, and with it :class:`detector.inference.predictor.Predictor` and its predictions, the
-classes of :mod:`detector.errors`, commands with their options and exit codes, config keys, and the files of a run:
-CHANGELOG.md announces a change, and what was written before is still read. The modules below are for those who take
-or swap parts: their docstrings are meant to be read, but names may move from one version to the next.
+**Stable** are the names on this page, :class:`detector.inference.predictor.Predictor` and its predictions, the classes
+of :mod:`detector.errors`, commands with their options and exit codes, config keys, and the files of a run. CHANGELOG.md
+announces a change to them, and files of earlier versions are still read. The modules below are for those who reuse or
+replace parts: their names may move from one version to the next.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Name → the module that has it.
+# Name → the module that defines it.
 _PARTS = {
     "Config": "config.schema",
     "load_config": "config.loader",
@@ -58,22 +58,22 @@ __all__ = ["evaluate", "load", "train", *_PARTS]
 
 
 def __getattr__(name: str) -> Any:
-    """A name of ``__all__``, out of the module that has it."""
+    """A name of ``__all__``, from the module that defines it."""
     if name not in _PARTS:
         raise AttributeError(f"module 'detector' has no attribute {name!r}")
     return getattr(importlib.import_module(f"detector.{_PARTS[name]}"), name)
 
 
 def load(checkpoint: str | Path, device: str | None = None, allow_code: bool = False) -> Predictor:
-    """A ready :class:`~detector.inference.predictor.Predictor` of a checkpoint (``runs/x/best.pt``) or a run::
+    """A ready :class:`detector.inference.predictor.Predictor` of a checkpoint (``runs/x/best.pt``) or a run::
 
         predictor = detector.load("runs/mine")
         print(predictor.predict(["a.jpg"], score_threshold=0.5)[0].boxes)  # [D, 4] xyxy in pixels
 
     ``device`` defaults to the first GPU, else the CPU. ``allow_code``: parts that the checkpoint names as
-    ``package.module:name`` may run. Raises :class:`~detector.errors.WeightsError` for a file that is missing or is no
-    checkpoint. Nothing else of the process changes: no environment, signals, warnings, threads or random numbers.
-    Random weights give denormals, which ``torch.set_flush_denormal(True)`` makes fast on a CPU, as the commands do.
+    ``package.module:name`` may run. Raises :class:`detector.errors.WeightsError` for a file that is missing or is not
+    a checkpoint. The process is left alone: its environment, signals, warnings, threads and random numbers. Random
+    weights give denormals, which are slow on a CPU; the commands call ``torch.set_flush_denormal(True)``.
     """
     from detector.inference.predictor import Predictor
 
@@ -94,12 +94,12 @@ def train(
 
         run = detector.train("mine.yaml", ["train.epochs=3"], name="shorter")
 
-    ``config`` is a YAML file or the name of one of the package's, ``overrides`` are ``key=value``, ``name`` is the
-    config's unless it is given. ``data`` is (train, val) or (train, None), each a :class:`~detector.data.own.BoxData`,
+    ``config`` is a YAML file or the name of one of the package's, ``overrides`` are ``key=value``, and ``name``
+    defaults to the config's. ``data`` is (train, val) or (train, None), each a :class:`detector.data.own.BoxData`,
     instead of the files that the config names. ``allow_code``: parts that the config names as ``package.module:name``
-    may run. Under ``torchrun`` each process makes the same call. Raises :class:`~detector.errors.DetectorError` for
-    all that a person can fix, and KeyboardInterrupt after Ctrl-C or SIGTERM, when all is saved and the same call with
-    ``resume=True`` continues.
+    may run. Under ``torchrun`` each process makes the same call. Raises :class:`detector.errors.DetectorError` for
+    everything that a user can fix, and KeyboardInterrupt after Ctrl-C or SIGTERM: everything is saved then, and the
+    same call with ``resume=True`` continues.
     """
     from detector.config.loader import load_config
     from detector.training import distributed
@@ -129,10 +129,10 @@ def evaluate(
         metrics = detector.evaluate("runs/mine", annotations="test.json", images="images/")
         print(metrics["AP"], metrics["per_class"][0]["AP50"])
 
-    Without ``annotations`` and ``images`` it is scored on the data that it was evaluated on in training; for a
-    classifier, ``images`` alone is a folder with one folder per class. ``overrides`` are ``key=value``, and
+    Without ``annotations`` and ``images`` it is scored on its own validation data. For a classifier, ``images`` alone
+    is a folder with one folder per class. ``overrides`` are ``key=value``, and
     ``allow_code`` is as for :func:`load`. Under ``torchrun`` each process makes the same call, and the first one gets
-    the metrics. Raises :class:`~detector.errors.DetectorError` for all that a person can fix.
+    the metrics. Raises :class:`detector.errors.DetectorError` for everything that a user can fix.
     """
     import torch
 

@@ -13,22 +13,22 @@ from collections.abc import Sequence
 import detector
 from detector.commands import Warnings, check_overrides
 from detector.errors import DetectorError
-from detector.processes import ends_with_its_pipe, handled, interrupt, prepare_command
+from detector.processes import ends_with_its_output, handled, interrupt, prepare_command
 
 COMMANDS = {
-    "quickstart": "generate a set of shapes, train on it, evaluate, and draw what was found",
+    "quickstart": "generate images of shapes, train on them, evaluate, and draw the detections",
     "train": "train a model from a config",
     "doctor": "say what is wrong with a data set, and write a cleaned copy",
-    "split": "divide a COCO file into one to train on and one to evaluate on",
+    "split": "split a COCO file into one to train on and one to evaluate on",
     "evaluate": "score a checkpoint, or a COCO results file",
     "browse": "show the training data as it is stored and as it is augmented",
     "infer": "find objects in a folder of images, or classify them",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
     "anchors": "show how well anchors cover the objects of a data set, and suggest better ones",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
-    "benchmark": "measure time and memory beside torchvision",
+    "benchmark": "measure time and memory against torchvision",
     "env": "show versions, GPUs and settings of this machine, for a bug report",
-    "stress": "kill, soak and overload tiny runs, and say whether they lost anything",
+    "stress": "kill, soak and overload tiny runs, and check that nothing is lost",
 }
 
 
@@ -52,14 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
         print(f"error: {arguments[0]}: no such command; {hint}", file=sys.stderr)
         return 2
-    with ends_with_its_pipe():
-        parser.parse_args(arguments)  # --help and --version end here, and so does all else
+    with ends_with_its_output():
+        parser.parse_args(arguments)  # exits: --help, --version, or a usage error
     raise AssertionError("a command is required")
 
 
 def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
-    """Parse and run the command of ``detector.commands.NAME``; errors that a person can fix become one line each."""
-    with ends_with_its_pipe():
+    """Parse and run the command of ``detector.commands.NAME``; errors that a user can fix become one line each."""
+    with ends_with_its_output():
         return _run_command(name, argv, prog)
 
 
@@ -77,7 +77,7 @@ def _run_command(name: str, argv: Sequence[str] | None, prog: str | None) -> int
         return error.exit_code
     except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
-        return 128 + (error.args or (signal.SIGINT,))[0]  # 130 and 143, as a shell has them
+        return 128 + (error.args or (signal.SIGINT,))[0]  # 130 or 143, as in a shell
 
 
 def build_parser(name: str, prog: str | None = None) -> argparse.ArgumentParser:
@@ -88,7 +88,7 @@ def build_parser(name: str, prog: str | None = None) -> argparse.ArgumentParser:
     )
     command.add_arguments(parser)
     parser.add_argument(
-        "--quiet", action="store_true", help="no progress and notices; results, warnings and errors stay"
+        "--quiet", action="store_true", help="print results, warnings and errors only, no progress and notices"
     )
     return parser
 

@@ -1,8 +1,9 @@
-"""Processes that end together: signals in the main one, and children that never outlive their parent."""
+"""A command's process: its signals and its output, and children that never outlive it."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import select
@@ -16,17 +17,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# How many rounds an idle OpenMP thread spins before it sleeps (GNU's OpenMP, which torch's Linux wheels contain).
-# docs/BENCHMARKS.md measures other values. Users choose their own by setting one of WAIT_POLICIES.
+from detector.errors import StorageError
+
+# Rounds for which a thread of GNU's OpenMP (in torch's wheels for Linux) spins before it sleeps. docs/BENCHMARKS.md has
+# what other numbers cost; any variable of WAIT_POLICIES that is set takes precedence.
 SPIN_COUNT = 2_000
 WAIT_POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.5
+# What writing to a full or failing disk raises.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def prepare_command() -> None:
-    """Set the environment of a command and its children, before torch and OpenCV are imported and read it."""
+    """Set the environment that torch and OpenCV read when they are loaded, here and in child processes."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     if not any(name in os.environ for name in WAIT_POLICIES):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
@@ -39,23 +44,36 @@ def silence_tiff_warnings() -> None:
 
 
 @contextlib.contextmanager
-def ends_with_its_pipe() -> Iterator[None]:
-    """Exit quietly, with a shell's code for SIGPIPE, when nobody reads the output any more (``| head``)."""
+def ends_with_its_output() -> Iterator[None]:
+    """Exit when stdout cannot be written: quietly if its reader is gone (``| head``), else with one line."""
     try:
         try:
             yield
         finally:
-            sys.stdout.flush()  # here, because an error at interpreter exit could not be handled
+            sys.stdout.flush()  # here: an error at interpreter exit can no longer be handled
     except BrokenPipeError:
-        devnull, poll = os.open(os.devnull, os.O_WRONLY), select.poll()
+        poll = select.poll()
         for stream in (sys.stdout, sys.stderr):
-            poll.register(stream.fileno(), 0)  # POLLERR, the closed other end, is always reported
+            poll.register(stream.fileno(), 0)  # POLLERR and POLLHUP are always reported
         broken = poll.poll(0)
         if not broken:
-            raise  # another pipe broke
-        for descriptor, _ in broken:
-            os.dup2(devnull, descriptor)  # takes what the stream still buffers at interpreter exit
+            raise  # another pipe
+        _discard(*(descriptor for descriptor, _ in broken))
         raise SystemExit(128 + signal.SIGPIPE) from None
+    except OSError as error:
+        if error.filename is not None or error.errno not in _DISK_ERRORS:
+            raise
+        with contextlib.suppress(OSError):  # stderr may be the same file
+            print(f"error: the output cannot be written: {error.strerror}", file=sys.stderr)
+        _discard(sys.stdout.fileno())
+        raise SystemExit(StorageError.exit_code) from None
+
+
+def _discard(*descriptors: int) -> None:
+    """Send what their streams still hold, which Python flushes at exit, nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
 
 
 @contextlib.contextmanager

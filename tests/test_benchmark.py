@@ -325,13 +325,13 @@ def test_a_step_of_training_is_torchvisions() -> None:
 def test_detections_from_files_are_torchvisions(tmp_path: Path) -> None:
     case = infer.cases(LIGHT)[0]
     _, own, _ = check(case, tmp_path)
-    assert len(own) == infer.IMAGES
+    assert len(own) == infer.PHOTOS
     assert all(len(scores) > 10 for _, scores, _ in own)
 
 
 def test_photos_of_the_right_size_are_asked_for(tmp_path: Path) -> None:
     generate.write_annotations(tmp_path / generate.TRAIN, [(480, 640), (500, 333)] * 3, boxes=1)
-    with pytest.raises(BenchmarkError, match="has not 4 images of 640 px"):
+    with pytest.raises(BenchmarkError, match="has fewer than 4 images of 640 px"):
         infer.find_photos(tmp_path, 640)
 
 
@@ -353,7 +353,7 @@ def test_a_launch_ends_with_the_first_line(tmp_path: Path) -> None:
     launch()
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["run1", "run2"]
     launch.command = [sys.executable, "-c", "raise SystemExit(2)"]
-    with pytest.raises(BenchmarkError, match="did not do a step"):
+    with pytest.raises(BenchmarkError, match="did not finish a step"):
         launch()
 
 

@@ -1,4 +1,4 @@
-"""The commands as a person types them: results, and one clear line for every mistake."""
+"""The commands as a user types them: results, and one clear line for every mistake."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from detector.structures import Category
 from detector.training import fitting
 from detector.training.run_folder import RunFolder
 
-REPORT_BEST = fitting.report_best  # before ``short_runs`` takes it away
+REPORT_BEST = fitting.report_best  # before ``short_runs`` replaces it
 FAST = [
     "model.backbone.name=resnet10",
     "model.fpn={levels: [3, 4, 5], channels: 16}",
@@ -49,7 +49,7 @@ def data_overrides(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of one step: weights of no use, files of the real kind."""
+    """A run of one step: useless weights, real files."""
     path = tmp_path_factory.mktemp("runs") / "run"
     config = load_config("quickstart.yaml", [*FAST, *data_overrides(shapes)])
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(shapes: Path, tmp_path: Path) -> Path:
-    """A copy of the generated set, to be spoilt."""
+    """A copy of the generated data set, to be damaged."""
     return Path(shutil.copytree(shapes, tmp_path / "data"))
 
 
@@ -68,6 +68,12 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
     tree = json.loads(path.read_text())
     change(tree)
     path.write_text(json.dumps(tree))
+
+
+def add_class(tree: dict, number: int, name: str) -> None:
+    """A class that has an annotation: one without is allowed."""
+    tree["categories"].append({"id": number, "name": name})
+    tree["annotations"][0]["category_id"] = number
 
 
 def cut(path: Path, keep: float) -> None:
@@ -113,11 +119,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["train_00000.jpg", "500"],
     ),
     "val of other classes": (
-        lambda data: edit(
-            data / "annotations/val.json", lambda tree: tree["categories"].append({"id": 9, "name": "x"})
-        ),
+        lambda data: edit(data / "annotations/val.json", lambda tree: add_class(tree, 9, "x")),
         [],
-        ["val.json", "9 x, which is not a class there"],
+        ["val.json", "9 x, which is no"],
     ),
 }
 
@@ -143,7 +147,7 @@ def test_training_on_a_mistake(mistake: str, data: Path, tmp_path: Path, capsys:
         assert words in errors[0]
 
 
-def test_several_config_errors_are_said_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_config_errors_are_reported_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("train:\n  epochs: none\n  batch: 4\nsed: 1\n")
     assert main(["train", "--config", str(path)]) == 2
@@ -167,7 +171,7 @@ def test_both_backends_agree_on_a_models_detections(run: Path, capsys: pytest.Ca
         arguments = ["--checkpoint", str(run / "best.pt"), "--json", "--device", "cpu", f"eval.backend={backend}"]
         assert run_command("evaluate", [*arguments, "model.predict.max_detections=300"]) == 0
         printed.append(json.loads(capsys.readouterr().out))
-    assert printed[0]["AR100"] > 0  # hundreds of detections of nothing find something
+    assert printed[0]["AR100"] > 0  # among hundreds of random detections some are right
     assert printed[0] == pytest.approx(printed[1], abs=1e-6)
     assert printed[0]["max_detections"] == 300
 
@@ -175,16 +179,16 @@ def test_both_backends_agree_on_a_models_detections(run: Path, capsys: pytest.Ca
 def test_evaluate_refuses_another_class_count(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit(data / "annotations/val.json", lambda tree: tree["categories"].append({"id": 7, "name": "seven"}))
+    edit(data / "annotations/val.json", lambda tree: add_class(tree, 7, "seven"))
     given = ["--annotations", str(data / "annotations/val.json"), "--images", str(data / "images")]
     assert run_command("evaluate", ["--checkpoint", str(run / "best.pt"), *given, "--device", "cpu"]) == 2
     error = capsys.readouterr().err.strip()
-    assert "7 seven, which is not a class there" in error
+    assert "7 seven, which is no" in error
     assert "\n" not in error
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", "half"])
-def test_evaluate_refuses_what_is_no_checkpoint(
+def test_evaluate_refuses_what_is_not_a_checkpoint(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | str
 ) -> None:
     path = tmp_path / "bad.pt"
@@ -229,7 +233,7 @@ def test_infer_writes_results_drawings_and_errors(
     drawn = {path.relative_to(output / "images").as_posix() for path in (output / "images").rglob("*.jpg")}
     assert drawn == {names[1], names[2], "deep/größe.png.jpg"}
 
-    assert run_command("infer", [*arguments, "--device", "cpu"]) == 2  # nothing done is written over
+    assert run_command("infer", [*arguments, "--device", "cpu"]) == 2  # results are not overwritten
     assert "choose another --output" in capsys.readouterr().err
 
 
@@ -254,7 +258,7 @@ def test_infer_uses_the_ids_of_a_data_set(
     run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = json.loads((shapes / "annotations/val.json").read_text())
-    left_out = tree["images"].pop()
+    skipped = tree["images"].pop()
     ids = {image["file_name"]: f"frame {image['id']}" for image in tree["images"]}
     for image in tree["images"]:
         image["id"] = ids[image["file_name"]]
@@ -263,7 +267,7 @@ def test_infer_uses_the_ids_of_a_data_set(
     arguments = ["--checkpoint", str(run / "best.pt"), "--input", str(shapes / "images" / "val_*.jpg")]
     arguments += ["--output", str(output), "--annotations", str(truth), "--no-images", "--workers", "0"]
     assert run_command("infer", [*arguments, "--device", "cpu"]) == 0
-    assert f"1 images are not in {truth}, and skipped: {left_out['file_name']}" in capsys.readouterr().err
+    assert f"1 images are skipped, as {truth} does not list them: {skipped['file_name']}" in capsys.readouterr().err
     rows = json.loads((output / "predictions.json").read_text())
     assert rows and all(row["image_id"] == ids[row["file_name"]] for row in rows)
     truth.write_text(json.dumps(tree | {"images": [{**tree["images"][0], "file_name": "x.jpg"}], "annotations": []}))
@@ -316,7 +320,7 @@ def test_a_report_against_the_same_classes_in_another_order(
 ) -> None:
     content = read_checkpoint(run / "best.pt")
     classes, order = content["categories"], [2, 0, 3, 1]
-    content["categories"] = [{"id": f"of_{classes[place]['id']}", "name": classes[place]["name"]} for place in order]
+    content["categories"] = [{"id": f"of_{classes[label]['id']}", "name": classes[label]["name"]} for label in order]
     for name in ("head.cls_output.weight", "head.cls_output.bias"):
         rows = content["model"][name].unflatten(0, (-1, 4))  # [anchors, classes, ...]
         content["model"][name] = rows[:, order].flatten(0, 1)
@@ -348,6 +352,16 @@ def test_a_command_ends_quietly_when_its_output_pipe_closes(typed: str, unbuffer
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
+@pytest.mark.parametrize(("typed", "unbuffered"), [("--version", ""), ("train --help", ""), ("env", ""), ("env", "1")])
+def test_a_command_whose_output_is_full_says_so(typed: str, unbuffered: str) -> None:
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "detector", *typed.split()]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment, text=True)
+    said = "error: the output cannot be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (74, said)
+
+
 # What is typed in a folder with a run "x", a run "half" that has only its last.pt, and a folder "sub"; what is said.
 SLIPS = {
     "trian": "trian: no such command; did you mean train?",
@@ -367,7 +381,7 @@ SLIPS = {
     "evaluate --checkpoint runs/x runs/half": "runs/half: is one file too many; quote a pattern",
     "evaluate --checkpoint sub/mine.yaml": "sub/mine.yaml: is a config, not a checkpoint; give one, as runs/NAME/",
     "evaluate --checkpoint sub": "sub: is a folder without best.pt and last.pt; give a run's folder or a checkpoint",
-    "evaluate --checkpoint runs/x/bset.pt": "no name of torchvision's weights; did you mean runs/x/best.pt?",
+    "evaluate --checkpoint runs/x/bset.pt": "a name of torchvision's weights; did you mean runs/x/best.pt?",
     "evaluate --checkpoint runs/x/best.pt --report r --against sub": "sub: is a folder without best.pt and last.pt",
     "evaluate --checkpoint runs/x/best.pt data.val.annotations=sub": "sub: is a folder; give a file, as sub/truth.json",
     "evaluate --annotations sub/truth.json --results sub": "sub: is a folder; give a file, as sub/truth.json",
@@ -377,7 +391,7 @@ SLIPS = {
 
 
 @pytest.mark.parametrize("typed", SLIPS)
-def test_a_slip_of_the_hand_is_understood(
+def test_a_slip_gets_a_hint(
     typed: str, run: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -404,17 +418,17 @@ def test_a_runs_folder_is_accepted_wherever_a_checkpoint_is(
     assert main(["evaluate", "--checkpoint", str(half), "--json", "--device", "cpu"]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)["AP"] == pytest.approx(json.loads((run / "results.json").read_text())["AP"])
-    assert f"{half}: is a folder, of which last.pt is taken" in printed.err
+    assert f"{half}: is a folder; using last.pt" in printed.err
     start = load_config("quickstart.yaml", [*FAST, *data_overrides(shapes), f"model.weights={run}"])
     assert fitting.fit(start, RunFolder(tmp_path / "next"), torch.device("cpu"))
     said = capsys.readouterr().err
-    assert f"{run}: is a folder, of which best.pt is taken" in said
+    assert f"{run}: is a folder; using best.pt" in said
     assert "the class layer by name: 4 of 4 classes" in said
     image = next((shapes / "images").glob("val_*.jpg"))
     same = [detector.load(source, "cpu").predict([image])[0] for source in (run, run / "best.pt")]
     np.testing.assert_array_equal(same[0].boxes, same[1].boxes)
     assert main(["import_weights", str(run), str(tmp_path / "x.pth"), "--to", "torchvision"]) == 2
-    assert "torchvision's is detection on one of" in capsys.readouterr().err  # the folder was opened
+    assert "torchvision has detection on one of" in capsys.readouterr().err  # the folder was opened
 
 
 def test_quiet_leaves_results_warnings_and_errors(
@@ -453,7 +467,7 @@ def test_version_and_environment(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_types_are_shipped() -> None:
-    """hatchling ships all that is in the package's folder, unless git ignores it."""
+    """hatchling ships everything in the package's folder, unless git ignores it."""
     package = Path(detector.__file__).parent
     assert (package / "py.typed").is_file()
     ignored = (package.parent / ".gitignore").read_text().split()

@@ -304,7 +304,7 @@ def test_fix_overwrites_nothing(data: Path, target: str, capsys: pytest.CaptureF
         (["--config", "quickstart.yaml", "data.trian.images=x"], "did you mean 'train'?"),
         (["--config", "quickstart.yaml", "--images", "."], "either --config or"),
         (["--config", "retinanet_r18_fpn.yaml", "data.train.images=null"], "data.train.images is not set"),
-        (["--images", ".", "--allow-loss"], "give --fix OUT too"),
+        (["--images", ".", "--allow-loss"], "has no effect without --fix OUT"),
         (["--images", ".", "data.resize.long=5"], "need --config"),
         (["--images", "docs", "--fix", "x.json"], "no class folders"),
     ],

@@ -1,4 +1,4 @@
-"""What is found in an image: the same alone, in any batch, on any rank, and whatever precision the model trained in."""
+"""Predictions of an image are the same alone, in any batch, on any rank, and after training in any precision."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def is_same(one: detection.Prediction, other: detection.Prediction) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if load_config(name).task == "detection"])
-def test_an_image_is_found_to_hold_the_same_alone_and_in_any_company(name: str) -> None:
+def test_predictions_of_an_image_do_not_depend_on_its_batch(name: str) -> None:
     """Classifiers' images have one size, so nothing pads them."""
     config = load_config(name, ["data.resize={short: [64], long: 128}"])
     if "convnext" not in name:
@@ -72,7 +72,7 @@ def test_an_image_is_found_to_hold_the_same_alone_and_in_any_company(name: str) 
     assert float(np.ptp(alone.scores)) > 0.05
     assert is_same(predictor.predict_samples(samples)[0], alone)
 
-    # Beside the high one in one batch it is padded more: the weights show what that does.
+    # In a batch with the high one it is padded more, which changes these weights' predictions.
     batch = collate(samples[:2])
     with torch.inference_mode():
         detections = detection.predict(model(batch.images, batch.sizes), batch, config.model)
@@ -132,7 +132,7 @@ def test_evaluation_and_inference_compute_in_the_precision_of_predict(config: Co
     predictor = Predictor(make_model(config), own, CATEGORIES, CPU)
     found = predictor.predict([data.file(index) for index in range(len(data))])
     np.testing.assert_allclose(rows[:, 5], np.concatenate([each.scores for each in found]), rtol=0, atol=1e-5)
-    # That of bf16 has 8 bits: its scores are others.
+    # bf16 has 8 bits: its scores differ.
     assert (np.abs(rows[:, 5] - evaluated(config, 8)[:, 5]).max() > 1e-4) == (precision == "bf16")
 
 
@@ -141,7 +141,7 @@ def test_a_checkpoint_trained_in_half_precision_evaluates_on_a_cpu(
 ) -> None:
     path, truth = tmp_path / "half.pt", Path(config.data.val.annotations)
     save_checkpoint(path, config, CATEGORIES, {"model": make_model(config).state_dict()})
-    # What it finds, a pixel aside, is true: its scores are not 0.
+    # The truth is its own detections, moved by a pixel, so that AP is not 0.
     tree = json.loads(truth.read_text())
     images, classes = ([row["id"] for row in tree[table]] for table in ("images", "categories"))
     tree["annotations"] = [
@@ -175,7 +175,7 @@ def test_a_checkpoint_trained_in_half_precision_evaluates_on_a_cpu(
     assert error.strip().splitlines()[-1].endswith("model.predict.precision: cpu cannot compute in fp16; use fp32")
 
 
-def test_a_precision_that_the_device_has_not_is_refused() -> None:
+def test_a_precision_that_the_device_lacks_is_refused() -> None:
     check_precision("bf16", CPU, "train.precision")
     with pytest.raises(ConfigError, match=r"train\.precision: meta cannot compute in bf16; use fp32"):
         check_precision("bf16", torch.device("meta"), "train.precision")

@@ -197,10 +197,10 @@ def test_a_checkpoint_cut_off_anywhere_is_refused(whole: Path, tmp_path: Path) -
         path.write_bytes(data[:length])
         with pytest.raises(WeightsError, match=r"last\.pt: ") as caught:
             read_progress(path, tmp_path / "best.pt")
-        assert str(caught.value).endswith("; there is no best.pt either, begin another run with --name")
+        assert str(caught.value).endswith("; there is no best.pt either; start another run with --name")
     path.with_name("best.pt").touch()
     with pytest.raises(
-        WeightsError, match=r"begin another run from the best epoch's weights with --init-from .*best\.pt"
+        WeightsError, match=r"start another run from the best epoch's weights with --init-from .*best\.pt"
     ):
         read_progress(path, tmp_path / "best.pt")
 

@@ -277,7 +277,7 @@ def test_a_tensor_too_many(package: str, place: str, tmp_path: Path, capsys: pyt
         "head": TENSORS[package][2] + "_scale",
         "elsewhere": "roi_heads.mask.weight",
     }[place]
-    said = "has no place" if place == "backbone" else "has no place in the model (1 tensors like this)"
+    said = "is unexpected" if place == "backbone" else "is unexpected (1 such tensors)"
     assert_state_refused({**state_of(package), name: torch.zeros(1)}, tmp_path, capsys, f"{name} {said}")
 
 
@@ -354,7 +354,7 @@ def test_an_output_that_is_there(foreign: Path, tmp_path: Path, capsys: pytest.C
 def test_what_does_not_go_together(foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more in (["--from", "torchvision"], ["--config", "quickstart.yaml"], ["model.predict.topk=5"]):
         arguments = [str(foreign), str(tmp_path / "x.pth"), "--to", "torchvision", *more]
-        assert_refused(arguments, tmp_path, capsys, "--to takes a checkpoint as it is")
+        assert_refused(arguments, tmp_path, capsys, "--to has no --from")
 
 
 def test_overrides_that_are_wrong(foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -417,11 +417,19 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path, Path], object], list[str]]] = {
     "half a .pth": ("x.pth", lambda path, target: write_half(path), []),
     "half a .pkl": ("x.pkl", lambda path, target: write_half(path), ["cut off"]),
     "half a .safetensors": ("x.safetensors", lambda path, target: write_half(path), ["cut off"]),
-    "nothing": ("x.pth", lambda path, target: path.write_bytes(b""), ["no file of tensors"]),
-    "nothing in a .pkl": ("x.pkl", lambda path, target: path.write_bytes(b""), ["no file of tensors"]),
-    "nothing in a .safetensors": ("x.safetensors", lambda path, target: path.write_bytes(b""), ["no file of tensors"]),
+    "nothing": ("x.pth", lambda path, target: path.write_bytes(b""), ["is not a file of tensors"]),
+    "nothing in a .pkl": ("x.pkl", lambda path, target: path.write_bytes(b""), ["is not a file of tensors"]),
+    "nothing in a .safetensors": (
+        "x.safetensors",
+        lambda path, target: path.write_bytes(b""),
+        ["is not a file of tensors"],
+    ),
     "JSON": ("x.json", lambda path, target: path.write_text(json.dumps({"a": 1})), ["a JSON file, not a checkpoint"]),
-    "JSON in a .pkl": ("x.pkl", lambda path, target: path.write_text(json.dumps({"a": 1})), ["no file of tensors"]),
+    "JSON in a .pkl": (
+        "x.pkl",
+        lambda path, target: path.write_text(json.dumps({"a": 1})),
+        ["is not a file of tensors"],
+    ),
     "a folder": ("x.pth", lambda path, target: path.mkdir(), ["is a folder without best.pt"]),
     "no file": ("x.pth", lambda path, target: None, ["is not a file"]),
     "numbers only": (

@@ -933,7 +933,7 @@ def test_what_torchvision_cannot_hold_is_refused(key: str) -> None:
 @pytest.mark.parametrize(
     ("model", "task", "said"),
     [
-        ({"head": {"name": "pooled"}}, "classification", "is classification on resnet50; torchvision's is detection"),
+        ({"head": {"name": "pooled"}}, "classification", "is classification on resnet50; torchvision has detection"),
         ({"backbone": {"name": "resnet10"}}, "detection", "is detection on resnet10; .* on one of resnet18, resnet34,"),
         ({"pyramid": {"branches": ["resnet18", "resnet34"]}}, "detection", r"is detection on resnet18 \+ resnet34; "),
     ],

@@ -1,4 +1,4 @@
-"""The one door to a model: what may be named, a config as it begins, old checkpoints, and parts of one's own."""
+"""Opening a model: sources, a config's initial model, old checkpoints, and the user's own parts."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_checkpoint_a_run_and_a_folder_with_one_run(
         assert same_weights(model, state) and not model.training
         assert config.model.predict.max_detections == 7
         assert categories == [Category(3, "cat"), Category(8, "dog")]
-    assert f"runs: is a folder, of which {Path('one/last.pt')} is taken" in capsys.readouterr().err
+    assert f"runs: is a folder; using {Path('one/last.pt')}" in capsys.readouterr().err
 
     shutil.copytree(tmp_path / "runs/one", tmp_path / "runs/two")
     names = f"{tmp_path / 'runs/one'}, {tmp_path / 'runs/two'}"
@@ -73,13 +73,13 @@ def test_a_checkpoint_a_run_and_a_folder_with_one_run(
         open_model(tmp_path / "runs")
     with pytest.raises(WeightsError, match=r"empty: is a folder without best\.pt and last\.pt"):
         open_model(tmp_path / "runs/empty")
-    with pytest.raises(ConfigError, match="has classes of its own"):
+    with pytest.raises(ConfigError, match="has its own classes"):
         open_model(checkpoint, classes=["a", "b"])
 
 
-def test_a_config_begins_as_training_does(checkpoint: Path) -> None:
+def test_a_config_is_initialised_as_in_training(checkpoint: Path) -> None:
     config = load_config("quickstart.yaml", TINY)
-    with pytest.raises(ConfigError, match=r"quickstart\.yaml: does not say which classes there are; give classes"):
+    with pytest.raises(ConfigError, match=r"quickstart\.yaml: has no classes; give classes"):
         open_model("quickstart.yaml", TINY)
     torch.manual_seed(0)
     expected = build_model(config.model, 3).state_dict()
@@ -104,7 +104,7 @@ def test_a_summary_of_a_checkpoint_has_its_classes(checkpoint: Path, capsys: pyt
 
 # --- a checkpoint of the version before the redesign ------------------------------------------------------------------
 
-# As it wrote the config of a run, when there were no norm_bias, exif and max_value yet.
+# The config of a run as it was written before norm_bias, exif and max_value existed.
 OLD_CONFIG = json.loads("""
 {"task": "detection", "seed": 0, "data": {"train": {"annotations": "t.json", "images": "i"}, "val": {"annotations":
 "t.json", "images": "i"}, "invalid_boxes": "error", "allow_outside": false, "on_bad_image": "error", "max_bad_share":
@@ -159,7 +159,7 @@ def test_a_checkpoint_of_an_older_version_predicts_as_it_did(tmp_path: Path) -> 
     torch.save(content, tmp_path / "old.pt")
     image = (np.arange(48 * 64 * 3).reshape(48, 64, 3) * 7 % 256).astype(np.uint8)
     (found,) = detector.load(tmp_path / "old.pt", "cpu").predict([image])
-    # What that version found.
+    # That version's results.
     np.testing.assert_allclose(
         found.boxes, [[35.473, 14.205, 64, 48], [36.933, 0, 64, 32.757], [28.815, 32.338, 62.16, 48]], atol=0.01
     )
@@ -167,7 +167,7 @@ def test_a_checkpoint_of_an_older_version_predicts_as_it_did(tmp_path: Path) -> 
     assert found.category_ids.tolist() == [3, 3, 3]
 
 
-# --- parts of one's own -----------------------------------------------------------------------------------------------
+# --- the user's own parts ---------------------------------------------------------------------------------------------
 
 
 class OwnHead(RetinaHead):
@@ -212,7 +212,7 @@ CODE = [
 
 @pytest.fixture
 def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the module own_parts, which leaves a file where it is imported."""
+    """A folder with the module own_parts, which writes a file when it is imported."""
     folder = tmp_path / "code"
     folder.mkdir()
     lines = ["import torch", "from pathlib import Path", "from torch import Tensor, nn"]
@@ -227,7 +227,7 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_code_runs_with_leave_only(
+def test_code_runs_only_with_allow_code(
     own_parts: Path, shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "mine.yaml"
@@ -274,7 +274,7 @@ def test_names_that_are_code() -> None:
             find_part("model.head.name", name, {})
 
 
-def test_modules_in_the_place_of_a_configs_parts() -> None:
+def test_modules_instead_of_a_configs_parts() -> None:
     config = ModelConfig(**{"backbone": {"name": "resnet10"}, "fpn": {"levels": [3, 4], "channels": 8}})
     images, sizes = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]])
     head = OwnHead(config, (3, 4), 8, 5)

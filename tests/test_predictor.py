@@ -34,7 +34,7 @@ NAMES = ["circle", "square", "triangle", "cross"]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A detector with random weights: what it finds is nonsense, and the same each time."""
+    """A detector with random weights: its results are nonsense, but reproducible."""
     torch.manual_seed(0)
     given = [*SMALL, "data.resize={short: [64], long: 64}", "model.predict.score_threshold=0.0"]
     config = load_config("quickstart.yaml", given)

@@ -181,7 +181,7 @@ def refuse_halves(precision: str, device: torch.device, key: str) -> None:
     ("flags", "message"),
     [
         (["--overfit", "0"], "--overfit 0: must be at least 1"),
-        (["--overfit", "2", "--resume"], "--overfit begins again each time; leave --resume out"),
+        (["--overfit", "2", "--resume"], "--overfit starts afresh each time; remove --resume"),
         (["--overfit", "13"], "train.json has 12 images to learn from"),
         (["--overfit", "2", "train.compile=true"], "train.compile: there is no C++ compiler here"),
         (["--overfit", "2", "train.precision=bf16"], "train.precision: bf16 is not for here"),

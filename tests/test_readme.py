@@ -1,7 +1,7 @@
 """The README's lines as a newcomer types them: every command parses, every key exists, and what can run here runs.
 
-What runs is made small: ``SMALL`` is added to a command that trains, ``--workers 0`` to ``infer``, and what the README
-names lies in a folder of generated data. A run that a line makes is removed before it.
+Commands are made small: ``SMALL`` is added to those that train, ``--workers 0`` to ``infer``, and the files that the
+README names are in a folder of generated data. A run that a line creates is removed before it.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ class Line(NamedTuple):
     @property
     def command(self) -> list[str]:
         """What follows ``detector``; empty for what is not one of its commands, such as make."""
-        for place, word in enumerate(self.words):
+        for index, word in enumerate(self.words):
             if Path(word).name == "detector":
-                return self.words[place + 1 :]
+                return self.words[index + 1 :]
             if word.startswith("tools/"):
-                return [Path(word).stem, *self.words[place + 1 :]]
+                return [Path(word).stem, *self.words[index + 1 :]]
         return []
 
 
@@ -88,7 +88,7 @@ SMALL = [
 ]
 DETECTS = [*SMALL, "model.fpn={levels: [3, 4, 5], channels: 16}", "data.resize={short: [64], long: 64}"]
 CLASSIFIES = [*SMALL, "model.fpn={levels: [3, 4, 5], channels: 16, norm: bn}", "data.crop={size: 32}"]
-# A detector's pyramid, that a classifier can begin from.
+# A detector's pyramid, from which a classifier can start.
 CLASSIFIES_AS_DETECTOR = [*SMALL, "model.fpn={levels: [3, 4, 5], channels: 16}", "data.crop={size: 32}"]
 
 
@@ -153,7 +153,7 @@ def test_the_files_that_are_named_exist() -> None:
 
 @pytest.fixture(scope="module")
 def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with all that the README's lines name, and runs of one step."""
+    """A folder with everything that the README's lines name, and runs of one step."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(shapes / "images", folder / "images")
     for name, split in (("train", "train"), ("val", "val"), ("a", "val")):
@@ -161,7 +161,7 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
     truth = json.loads((folder / "a.json").read_text())["annotations"]
     row = {key: truth[0][key] for key in ("image_id", "category_id", "bbox")} | {"score": 0.9}
     (folder / "results.json").write_text(json.dumps([row]))
-    shutil.copy(next((folder / "images").glob("val_*")), folder / "a.jpg")
+    shutil.copy(min((folder / "images").glob("val_*")), folder / "a.jpg")
     for name in ("train", "val"):
         shutil.copytree(colors / name, folder / name)
         shutil.copytree(colors / name, folder / "classes" / name)
@@ -186,7 +186,7 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def world(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The template again; checkpoints, which are only ever replaced, are linked: they are most of its 360 MB."""
+    """A copy of the template; checkpoints, which are replaced but never changed, are links: they are most of 360 MB."""
     folder = tmp_path / "world"
     shutil.copytree(
         template, folder, copy_function=lambda a, b: os.link(a, b) if Path(a).suffix == ".pt" else shutil.copy2(a, b)
@@ -214,7 +214,7 @@ def shortened(line: Line) -> list[str]:
     return [name, *arguments, *added]
 
 
-# Exit codes that are right although they are not 0: findings, and what two steps do not learn.
+# Allowed exit codes other than 0: findings, and images that two steps do not overfit.
 FOUND = {"doctor": (0, 1), "train --overfit": (0, 1)}
 
 

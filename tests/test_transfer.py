@@ -1,4 +1,4 @@
-"""Starting from another run's checkpoint: what is loaded bit for bit, by class name or not, and all of it said."""
+"""Starting from another run's checkpoint: what is loaded, by class name or not, and that everything is reported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATH = Path("some/best.pt")
 DETECTOR = {
     "backbone": {"name": "resnet10"},
     "fpn": {"levels": [3, 4, 5], "channels": 16},
-    "anchors": {"ratios": [0.5, 1.0, 2.0], "scales": [1.0]},  # three a cell
+    "anchors": {"ratios": [0.5, 1.0, 2.0], "scales": [1.0]},  # three per cell
     "head": {"num_convs": 1},
 }
 POOLED = {**{key: DETECTOR[key] for key in ("backbone", "fpn")}, "head": {"name": "pooled", "fuse": "mean"}}
@@ -42,7 +42,7 @@ def make_config(model: dict[str, Any], **sections: Any) -> Config:
 
 
 def make_model(model: dict[str, Any], num_classes: int, seed: int) -> Model:
-    """With weights that all differ, those that begin at 0 or 1 included."""
+    """A model whose weights all differ, those initialised to 0 or 1 included."""
     torch.manual_seed(seed)
     built = build_model(make_config(model).model, num_classes)
     with torch.no_grad():
@@ -52,7 +52,7 @@ def make_model(model: dict[str, Any], num_classes: int, seed: int) -> Model:
 
 
 def categories(*names: str) -> list[Category]:
-    return [Category(10 * place + 1, name) for place, name in enumerate(names)]
+    return [Category(10 * label + 1, name) for label, name in enumerate(names)]
 
 
 def content_of(model: dict[str, Any], classes: list[Category], weights: Model, ema: Model | None = None) -> dict:
@@ -70,7 +70,7 @@ def state_of(model: Model) -> dict[str, Tensor]:
 
 
 def assert_all_is_said(outcome: Transfer, model: Model, content: dict[str, Any]) -> None:
-    """Every tensor of the model and of the checkpoint stands in the report, once."""
+    """Every tensor of the model and of the checkpoint is in the report, once."""
     lines = re.findall(r"(?m)^(loaded|by class|random|unexpected) +(\S+?)(?:: (.+))?$", outcome.report())
     assert len(lines) == len(outcome.report().splitlines())
     said: dict[str, list[str]] = {"loaded": [], "by class": [], "random": [], "unexpected": []}
@@ -97,7 +97,7 @@ def test_detector_to_classifier_and_back() -> None:
     pyramid = [name for name in first.state_dict() if name.startswith("pyramid.")]
     assert len(pyramid) > 60
     assert outcome.loaded == pyramid
-    assert outcome.begun == {f"head.classifier.{name}": "not in the checkpoint" for name in ("weight", "bias")}
+    assert outcome.random == {f"head.classifier.{name}": "not in the checkpoint" for name in ("weight", "bias")}
     assert {name.split(".")[1] for name in outcome.unexpected} == {"cls_tower", "box_tower", "cls_output", "box_output"}
     for name, tensor in second.state_dict().items():
         assert torch.equal(tensor, (first.state_dict() if name in pyramid else before)[name]), name
@@ -119,7 +119,7 @@ def test_a_classic_classifier_gives_its_backbone_to_a_detector() -> None:
     assert_all_is_said(outcome, second, content)
     assert all(name.startswith("pyramid.backbone.") for name in outcome.loaded)
     assert len(outcome.loaded) == len(content["model"]) - 2
-    assert {name.rpartition(".")[0].split(".")[1] for name in outcome.begun} >= {"fpn", "cls_output", "box_output"}
+    assert {name.rpartition(".")[0].split(".")[1] for name in outcome.random} >= {"fpn", "cls_output", "box_output"}
     assert outcome.unexpected == ["head.bias", "head.weight"]
 
 
@@ -130,7 +130,7 @@ def test_levels_that_both_have_are_loaded() -> None:
     outcome = transfer(model, categories("ant"), content, PATH)
     assert_all_is_said(outcome, model, content)
     assert any(name.startswith("pyramid.fpn.") for name in outcome.loaded)
-    assert any(name.startswith("pyramid.fpn.") for name in outcome.begun)
+    assert any(name.startswith("pyramid.fpn.") for name in outcome.random)
     assert not any(name.startswith("pyramid.") for name in outcome.unexpected)
 
 
@@ -144,7 +144,7 @@ def test_average_weights_are_preferred() -> None:
 # --- classes by name --------------------------------------------------------------------------------------------------
 
 OLD, NEW = categories("ant", "bee", "cow"), categories("cow", "doe", "ant", "elk")
-KEPT = {0: 2, 2: 0}  # the places of cow and ant, new: old
+KEPT = {0: 2, 2: 0}  # the labels of cow and ant, new: old
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_rows_of_classes_are_found_by_name(kind: dict[str, Any], layer: str, gro
     assert_all_is_said(outcome, second, content)
     names = [f"head.{layer}{part}" for part in ("weight", "bias")]
     assert outcome.by_class == dict.fromkeys(names, "2 of 4 classes (cow, ant)")
-    assert outcome.begun == {}
+    assert outcome.random == {}
     assert outcome.unexpected == []
     assert "the class layer by name: 2 of 4 classes (cow, ant)" in outcome.summary()
     for name, tensor in second.state_dict().items():
@@ -166,12 +166,12 @@ def test_rows_of_classes_are_found_by_name(kind: dict[str, Any], layer: str, gro
             continue
         # Rows are grouped by anchor: row = anchor · classes + class.
         for anchor in range(groups):
-            for place in range(4):
-                own = tensor[anchor * 4 + place]
-                if place in KEPT:
-                    assert torch.equal(own, first.state_dict()[name][anchor * 3 + KEPT[place]])
+            for label in range(4):
+                own = tensor[anchor * 4 + label]
+                if label in KEPT:
+                    assert torch.equal(own, first.state_dict()[name][anchor * 3 + KEPT[label]])
                 else:
-                    assert torch.equal(own, before[name][anchor * 4 + place])
+                    assert torch.equal(own, before[name][anchor * 4 + label])
 
 
 @pytest.mark.parametrize("kind", [DETECTOR, POOLED, CLASSIC], ids=["detector", "pooled", "classic"])
@@ -181,32 +181,32 @@ def test_the_same_classes_give_the_same_model(kind: dict[str, Any]) -> None:
     for name, tensor in second.state_dict().items():
         assert torch.equal(tensor, first.state_dict()[name]), name
     assert set(outcome.by_class.values()) == {"3 of 3 classes (ant, bee, cow)"}
-    # Ids are the data set's own and say nothing: other ids, the same names.
+    # Ids do not matter: other ids, the same names.
     renumbered = [Category(500 + category.id, category.name) for category in OLD]
     third = make_model(kind, 3, seed=3)
     transfer(third, renumbered, content_of(kind, OLD, first), PATH)
     assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in third.state_dict().items())
 
 
-def test_classes_of_other_names_begin_at_random() -> None:
+def test_classes_of_other_names_are_randomly_initialised() -> None:
     first, second = make_model(POOLED, 3, seed=1), make_model(POOLED, 3, seed=2)
     before, content = state_of(second), content_of(POOLED, OLD, first)
     outcome = transfer(second, categories("Ant", "doe", "elk"), content, PATH)
     assert_all_is_said(outcome, second, content)
-    assert outcome.begun == {f"head.classifier.{part}": "no class has the same name" for part in ("weight", "bias")}
-    assert all(torch.equal(second.state_dict()[name], before[name]) for name in outcome.begun)
+    assert outcome.random == {f"head.classifier.{part}": "no class has the same name" for part in ("weight", "bias")}
+    assert all(torch.equal(second.state_dict()[name], before[name]) for name in outcome.random)
 
 
-def test_another_number_of_anchors_begins_at_random() -> None:
+def test_another_number_of_anchors_is_randomly_initialised() -> None:
     fewer = {**DETECTOR, "anchors": {"ratios": [1.0], "scales": [1.0]}}
     first, second = make_model(DETECTOR, 3, seed=1), make_model(fewer, 3, seed=2)
     before, content = state_of(second), content_of(DETECTOR, OLD, first)
     outcome = transfer(second, OLD, content, PATH)
     assert_all_is_said(outcome, second, content)
-    assert outcome.begun["head.box_output.bias"] == "is [12] in the checkpoint, [4] here"
-    # Nine rows of classes are no three groups of three here, where a cell has one anchor.
+    assert outcome.random["head.box_output.bias"] == "is [12] in the checkpoint, [4] here"
+    # Nine class rows do not fit here, where a cell has one anchor.
     for name in ("head.cls_output.weight", "head.cls_output.bias"):
-        assert name in outcome.begun
+        assert name in outcome.random
         assert torch.equal(second.state_dict()[name], before[name])
 
 
@@ -227,15 +227,15 @@ def test_a_part_of_the_head_is_taken_whole_or_not_at_all(change: dict[str, Any],
     before, content = state_of(second), content_of(DETECTOR, OLD, first)
     outcome = transfer(second, OLD, content, PATH)
     assert_all_is_said(outcome, second, content)
-    assert {name.split(".")[1] for name in outcome.begun if name.startswith("head.")} == is_random
+    assert {name.split(".")[1] for name in outcome.random if name.startswith("head.")} == is_random
     for name, tensor in second.state_dict().items():
         if name.startswith("head.") and name.split(".")[1] in is_random:
             assert torch.equal(tensor, before[name]), name
-    # The line says one thing of a part.
+    # The summary names each part once.
     said = outcome.summary()
     assert ("class layer by name" in said) == ("head.cls_output.*" not in said)
     assert said.count("head.cls_output") <= 1
-    counts = [int(count) for count in re.findall(r"(?:^|; )(\d+) (?:of|begin)", said)]
+    counts = [int(count) for count in re.findall(r"(?:^|; )(\d+) (?:of|are)", said)]
     assert sum(counts) + len(outcome.by_class) == len(second.state_dict())
 
 
@@ -286,7 +286,7 @@ def test_two_branches_are_not_one() -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A detector's, on resnet10, of images that are normalised by a deviation of its own."""
+    """A detector's, on resnet10, with its own normalise.std."""
     path = tmp_path / "best.pt"
     config = make_config({**DETECTOR, "normalise": {"std": [1.0, 2.0, 4.0]}})
     save_checkpoint(path, config, categories("ant"), {"model": make_model(DETECTOR, 1, 1).state_dict(), "ema": None})
@@ -296,7 +296,7 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("section", "is_refused"),
     [
-        ({}, False),  # it asks for nothing: what is random is said, and trains
+        ({}, False),  # random tensors are reported, and train
         ({"norm": "frozen_bn"}, True),
         ({"freeze_at": 2}, True),
         ({"weights": "IMAGENET1K_V1"}, True),
@@ -306,7 +306,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def test_a_backbone_that_counts_on_weights_does_not_stay_random(
     section: dict[str, Any], is_refused: bool, checkpoint: Path
 ) -> None:
-    # resnet18 has two blocks a stage where resnet10 has one.
+    # resnet18 has two blocks per stage, resnet10 has one.
     config = make_config({**POOLED, "weights": str(checkpoint), "backbone": {"name": "resnet18", **section}})
     model = build_model(config.model, 1)
     if not is_refused:
@@ -323,7 +323,7 @@ def test_a_backbone_that_counts_on_weights_does_not_stay_random(
 
 
 @pytest.mark.parametrize("section", [{"norm": "frozen_bn"}, {"freeze_at": 5}, {"weights": "IMAGENET1K_V1"}], ids=str)
-def test_a_backbone_that_is_all_there_may_be_frozen(section: dict[str, Any], checkpoint: Path) -> None:
+def test_a_complete_backbone_may_be_frozen(section: dict[str, Any], checkpoint: Path) -> None:
     # The weights that the config names are not even looked for.
     config = make_config({**POOLED, "weights": str(checkpoint), "backbone": {"name": "resnet10", **section}})
     start = open_start(config)
@@ -337,7 +337,7 @@ def test_a_backbone_that_is_all_there_may_be_frozen(section: dict[str, Any], che
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in own.items())
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(make_model(POOLED, 1, 1).state_dict(), path)
     config = make_config({**POOLED, "weights": str(path)})
@@ -376,17 +376,15 @@ def test_freezing_what_is_random_is_refused(
     assert not torch.equal(*(content["pyramid.backbone.body.layer4.0.conv1.weight"] for content in (saved, before)))
 
 
-def test_a_checkpoint_is_no_backbones_weights(tmp_path: Path, colors: Path, checkpoint: Path) -> None:
+def test_a_checkpoint_is_refused_as_backbone_weights(tmp_path: Path, colors: Path, checkpoint: Path) -> None:
     config = of_colors(colors, {**POOLED, "backbone": {"name": "resnet10", "weights": str(checkpoint)}})
     run = RunFolder(tmp_path / "run")
-    with pytest.raises(
-        WeightsError, match=f"{checkpoint}: is a checkpoint of training; start from it with --init-from"
-    ):
+    with pytest.raises(WeightsError, match=f"{checkpoint}: is a training checkpoint; start from it with --init-from"):
         fit(config, run, CPU)
     assert not run.path.exists()
 
 
-def test_what_was_transferred_stands_in_the_runs_folder(
+def test_the_report_is_in_the_runs_folder(
     tmp_path: Path, colors: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = {**POOLED, "weights": str(checkpoint)}
@@ -396,15 +394,15 @@ def test_what_was_transferred_stands_in_the_runs_folder(
     assert len(report) == len(set(report)) > 80
     assert "loaded     pyramid.backbone.body.conv1.weight" in report
     assert "random     head.classifier.weight: not in the checkpoint" in report
-    assert "unexpected  head.cls_output.bias" in report
+    assert "unexpected head.cls_output.bias" in report
 
-    # Null is the normalisation of what it starts from, and stands in its own checkpoint.
+    # A null normalisation is the start checkpoint's, and is saved in the run's own.
     said = "normalised by mean 123.675, 116.28, 103.53 and std 1, 2, 4 of values 0..255: the checkpoint's\n"
     assert said in capsys.readouterr().err
     assert checkpoint_config(read_checkpoint(run.last), run.last).model.std == [1.0, 2.0, 4.0]
     assert detector.load(run.last).model.std.flatten().tolist() == [1.0, 2.0, 4.0]
 
-    # Resumed, the run goes on from its own last.pt; what it began with is not needed any more.
+    # Resumed, the run continues from its own last.pt and no longer needs the start checkpoint.
     checkpoint.unlink()
     assert fit(of_colors(colors, model, steps=2), run, CPU, resume=True)
     assert (run.path / "transfer.txt").read_text(encoding="utf-8").splitlines() == report
@@ -418,7 +416,7 @@ def test_what_was_transferred_stands_in_the_runs_folder(
 
 
 def test_a_run_begins_with_the_weights_it_was_given(tmp_path: Path, colors: Path, checkpoint: Path) -> None:
-    # A rate of nearly nothing leaves them where they were.
+    # A tiny learning rate leaves them unchanged.
     config = of_colors(colors, {**POOLED, "weights": str(checkpoint)}, optimizer={"lr": 1e-12})
     run = RunFolder(tmp_path / "run")
     assert fit(config, run, CPU)

@@ -59,7 +59,7 @@ def test_the_first_convolution_is_spread_over_other_channels(
     own = backbone.body.state_dict()
     stem = own.pop("conv1.weight")
     assert stem.shape == (64, in_channels, 7, 7)
-    # Channels that all show the same gray give what that gray gave as red, green and blue.
+    # A gray image gives the same output as in RGB.
     torch.testing.assert_close(stem.sum(dim=1), weights["conv1.weight"].sum(dim=1))
     assert all(torch.equal(stem[:, channel], stem[:, 0]) for channel in range(in_channels))
     assert all(torch.equal(tensor, weights[name]) for name, tensor in own.items())
@@ -107,13 +107,13 @@ def test_without_a_network_it_says_what_to_put_where(hub: Path, source: str) -> 
     assert str(hub) in str(error.value)
 
 
-def test_random_weights_are_said(hub: Path) -> None:
+def test_random_weights_are_reported(hub: Path) -> None:
     assert load(None)[1] == "backbone resnet18: random weights"
 
 
 @pytest.mark.parametrize("source", ["w.pth", "file:///nowhere/w.pth", "IMAGENET1K_V9"])
-def test_what_is_nowhere_lists_what_there_is(hub: Path, source: str) -> None:
-    with pytest.raises(WeightsError, match=r"is not a file, no URL and no weights of resnet18.*IMAGENET1K_V1"):
+def test_an_unknown_source_lists_the_known_names(hub: Path, source: str) -> None:
+    with pytest.raises(WeightsError, match=r"is not a file, a URL or a name of resnet18's weights .IMAGENET1K_V1"):
         load(source)
 
 
@@ -123,7 +123,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, weights: dict[st
     other_shape = weights | {"conv1.weight": torch.zeros(64, 4, 7, 7)}
     for state, words in (
         (missing, "layer3.0.conv1.weight is missing"),
-        (other_shape, "conv1.weight has another shape"),
+        (other_shape, "conv1.weight has a different shape"),
     ):
         torch.save(state, path)
         with pytest.raises(WeightsError, match=words):
@@ -169,7 +169,7 @@ CAFFE = ([122.9993, 116.9991, 103.9992], [1.0] * 3)  # 255 · 0.48235, 0.45882, 
         ("timm:tf_efficientnet_lite0", "some/file.pth", HALF),
         ("timm:tf_efficientnet_lite0", None, IMAGENET),
         ("timm:efficientnet_lite0", "ra_in1k", IMAGENET),
-        ("timm:tf_efficientnet_b0", "ap_in1k", HALF),  # others of its weights have ImageNet's
+        ("timm:tf_efficientnet_b0", "ap_in1k", HALF),  # its other weights have ImageNet's
         ("timm:tf_efficientnet_b0", "/hub/models--timm--tf_efficientnet_b0.ap_in1k/model.safetensors", HALF),
         ("timm:no_such_network", "some/file.pth", IMAGENET),  # refused where it is built
     ],
@@ -180,7 +180,7 @@ def test_normalisation_follows_the_weights(
     config = ModelConfig(backbone=BackboneConfig(name=name, weights=weights))
     found, line = follow_weights(config, None)
     assert (found.mean, found.std) == expected
-    # What null means in a checkpoint needs no other words there.
+    # ImageNet's stays null.
     assert (found == config) == (expected == IMAGENET)
     assert line.startswith(f"normalised by mean {expected[0][0]:g}, ")
     assert line.endswith(f": that of the weights of {name}" if weights else ": ImageNet's")
@@ -194,7 +194,7 @@ def test_normalisation_of_other_channels_and_of_checkpoints() -> None:
     gray = ModelConfig.model_validate({"in_channels": 1, "backbone": LITE})
     assert follow_weights(gray, None)[0].mean == [127.5]
     color = ModelConfig(normalise=NormaliseConfig(mean=[1.0, 2.0, 6.0], std=[1.0, 1.0, 4.0]))
-    # A checkpoint's counts, not that of the weights which its backbone would have had without it.
+    # The checkpoint's normalisation precedes that of the backbone's weights.
     assert follow_weights(ModelConfig.model_validate({"backbone": LITE}), color)[0].normalise == color.normalise
     assert follow_weights(gray, color)[0].normalise == NormaliseConfig(mean=[3.0], std=[2.0])
     assert follow_weights(color, gray)[0] == color
@@ -214,7 +214,7 @@ def test_normalisation_of_other_channels_and_of_checkpoints() -> None:
     ],
     ids=["two networks", "a file"],
 )
-def test_normalisation_that_must_be_said(tree: dict[str, Any], said: str) -> None:
+def test_normalisation_that_must_be_given(tree: dict[str, Any], said: str) -> None:
     config = ModelConfig.model_validate(tree)
     with pytest.raises(ConfigError, match=said):
         follow_weights(config, None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torchvision
 from torch import Tensor
+from torchvision.models import WeightsEnum
 
 from detector.config.parts import TIMM
 from detector.config.schema import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig, for_channels
@@ -17,9 +18,9 @@ from detector.models.backbones import Backbone
 
 
 def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> str:
-    """Fill the backbone with the weights that the config names; returns a line that says how much came from where.
+    """Fill the backbone with the weights that the config names; returns a line that says how much was loaded.
 
-    Raises :class:`~detector.errors.WeightsError` where weights cannot be had or do not fit: a backbone that silently
+    Raises :class:`detector.errors.WeightsError` where weights are missing or do not fit: a backbone that silently
     stays random is the usual reason for a loss of NaN.
     """
     own = backbone.body.state_dict()
@@ -27,16 +28,16 @@ def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> str:
         return f"backbone {config.name}: random weights"
     weights = _read(config.name, config.weights)
     if config.name.startswith(TIMM):
-        # timm names the stages of a backbone stages_0 where the whole network, which weights are of, has stages.0.
+        # A stage is stages_0 in timm's backbones, and stages.0 in the whole network, which the weights are of.
         own_name = {name.replace(".", "_"): name for name in own}
         weights = {own_name.get(name.replace(".", "_"), name): tensor for name, tensor in weights.items()}
     if backbone.in_channels != 3:
         weights = {name: _inflated(tensor, own.get(name)) for name, tensor in weights.items()}
     fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
-    # BatchNorm's count of batches is in no file older than it, and nothing reads it.
+    # Old files lack BatchNorm's count of batches, and nothing reads it.
     missing = [name for name in own if name not in fitting and not name.endswith("num_batches_tracked")]
     if missing:
-        fault = "has another shape" if missing[0] in weights else "is missing"
+        fault = "has a different shape" if missing[0] in weights else "is missing"
         raise WeightsError(
             f"{config.weights}: {missing[0]} {fault} ({len(missing)} of {len(own)}); not weights of {config.name}"
         )
@@ -50,10 +51,10 @@ Statistics = tuple[list[float], list[float]]  # mean and deviation of each chann
 
 
 def follow_weights(config: ModelConfig, checkpoint: ModelConfig | None) -> tuple[ModelConfig, str]:
-    """``config`` with what its ``normalise`` leaves open as its weights want it, and a line that says so.
+    """``config`` with the mean and std of its weights where its ``normalise`` has none, and a line that says so.
 
-    ``checkpoint`` is the model of the checkpoint that is started from, instead of backbones' own weights. Raises
-    :class:`~detector.errors.ConfigError` where several backbones want different values, or a file's are not known.
+    ``checkpoint`` is the model of the checkpoint that training starts from, if not from backbones' weights. Raises
+    :class:`detector.errors.ConfigError` where backbones want different values, or a file's are not known.
     """
     statistics, origin = (config.mean, config.std), "the config's"
     if config.normalise.mean is None or config.normalise.std is None:
@@ -66,7 +67,7 @@ def follow_weights(config: ModelConfig, checkpoint: ModelConfig | None) -> tuple
         else:
             origin = "ImageNet's"
     own = {"mean": config.normalise.mean or statistics[0], "std": config.normalise.std or statistics[1]}
-    # ImageNet's is what null means anyway; spelled out, it would be another config to a run that goes on.
+    # null means ImageNet's; spelled out, it would be a different config to a run that is resumed.
     changed = {key: value for key, value in own.items() if value != getattr(config, key)}
     config = config.model_copy(update={"normalise": config.normalise.model_copy(update=changed)})
     mean, std = (", ".join(f"{value:g}" for value in values[:3]) for values in (config.mean, config.std))
@@ -79,7 +80,7 @@ def _of_rgb(config: ModelConfig, *parts: Sequence[float]) -> Statistics:
 
 
 def _wanted(config: ModelConfig) -> tuple[Statistics, str]:
-    """What the weights of the config's networks were trained with, and whose that is."""
+    """Mean and std that the backbones' weights were trained with, and where they are from."""
     wanted = [(section.name, _published(section)) for section in config.backbones if section.weights]
     values = {statistics for _, statistics in wanted}
     if len(values) > 1:
@@ -96,20 +97,16 @@ def _published(config: BackboneConfig) -> tuple[tuple[float, ...], tuple[float, 
     imagenet = (tuple(IMAGENET_MEAN), tuple(IMAGENET_STD))
     if name.startswith(TIMM):
         if importlib.util.find_spec("timm") is None:
-            return imagenet  # the network cannot be built, which says what to do
+            return imagenet  # building the network will say that timm is missing
         import timm
 
         network = name.removeprefix(TIMM)
         configs = {tag: timm.get_pretrained_cfg(f"{network}.{tag}") for tag in _timm_tags(network)}
         rows = [(tag, f"{network}.{tag}", cfg.url, cfg.mean, cfg.std) for tag, cfg in configs.items()]
     else:
-        has_weights = name in torchvision.models.list_models()
-        weights = list(torchvision.models.get_model_weights(name)) if has_weights else []
-        presets = [one.transforms() for one in weights]
-        rows = [
-            (one.name, str(one), one.url, preset.mean, preset.std) for one, preset in zip(weights, presets, strict=True)
-        ]
-    # By name, or by the name of a file; any other file may be any of them.
+        weights = [(one, one.transforms()) for one in _torchvision_weights(name)]
+        rows = [(one.name, str(one), one.url, preset.mean, preset.std) for one, preset in weights]
+    # Weights are recognised by name or by file name; any other file may be any of them.
     named = [
         row for row in rows if source == row[0] or row[1] in source or Path(source).name == Path(row[2] or "none").name
     ]
@@ -128,7 +125,7 @@ def _in_words(statistics: Sequence[Sequence[float]]) -> str:
 
 
 def _inflated(tensor: Tensor, own: Tensor | None) -> Tensor:
-    """The first convolution for other than three channels: each gets the mean of the three, and all give as much."""
+    """The first convolution for other than three channels: each gets the mean of the three, scaled to the same sum."""
     if own is None or tensor.ndim != 4 or tensor.shape[1] != 3 or own.shape[1] == 3:
         return tensor
     in_channels = own.shape[1]
@@ -141,23 +138,21 @@ def _read(name: str, source: str) -> dict[str, Tensor]:
         network = name.removeprefix(TIMM)
         if (weights := _of_timm(network, source)) is not None:
             return weights
-        known: dict[str, str] = {}
-        hint = one_of(_timm_tags(network) or ["it has none"])
+        known, choices = {}, _timm_tags(network)
     else:
-        has_weights = name in torchvision.models.list_models()
-        known = (
-            {weight.name: weight.url for weight in torchvision.models.get_model_weights(name)} if has_weights else {}
-        )
-        hint = one_of(known or ["it has none"])
+        known = choices = {weights.name: weights.url for weights in _torchvision_weights(name)}
+    hint = one_of(choices or ["it has none"])
     try:
         path = resolve(source, known)
     except WeightsError as error:
         raise WeightsError(f"model.backbone.weights: {error}") from None
     if path is None:
-        raise WeightsError(f"model.backbone.weights: {source} is not a file, no URL and no weights of {name} ({hint})")
+        raise WeightsError(
+            f"model.backbone.weights: {source} is not a file, a URL or a name of {name}'s weights ({hint})"
+        )
     weights = read_file(path)
     if isinstance(weights, dict) and "format" in weights:
-        raise WeightsError(f"{path}: is a checkpoint of training; start from it with --init-from instead")
+        raise WeightsError(f"{path}: is a training checkpoint; start from it with --init-from instead")
     if not is_state_dict(weights):
         raise WeightsError(f"{path}: is not a state dict (names to tensors)")
     for tensor_name, tensor in weights.items():
@@ -165,8 +160,12 @@ def _read(name: str, source: str) -> dict[str, Tensor]:
     return weights
 
 
+def _torchvision_weights(name: str) -> list[WeightsEnum]:
+    return list(torchvision.models.get_model_weights(name)) if name in torchvision.models.list_models() else []
+
+
 def _timm_tags(network: str) -> list[str]:
-    """What timm's published weights of a network are called, such as ``a1_in1k``."""
+    """Names of timm's published weights of a network, such as ``a1_in1k``."""
     import timm
 
     return [name.partition(".")[2] for name in timm.list_pretrained(f"{network}.*")]
@@ -180,9 +179,9 @@ def _of_timm(network: str, tag: str) -> dict[str, Tensor] | None:
 
     try:
         return timm.create_model(f"{network}.{tag}", pretrained=True).state_dict()
-    except Exception as error:  # the hub's client raises errors of its own and of whichever library it uses below
+    except Exception as error:  # the hub's client raises its own errors and those of its HTTP library
         reason = " ".join(str(error).split())[:160]
         raise WeightsError(
-            f"model.backbone.weights: timm's {network}.{tag} cannot be had ({reason}); download it elsewhere and give"
-            " the path of the file"
+            f"model.backbone.weights: timm's {network}.{tag} cannot be loaded ({reason}); download it elsewhere and"
+            " give its path"
         ) from None

@@ -27,9 +27,9 @@ FORMAT = 1
 
 
 def save_checkpoint(path: Path, config: Config, categories: list[Category], state: dict[str, Any]) -> None:
-    """Write ``state`` (``model`` and whatever training needs) with all that it takes to use it elsewhere.
+    """Write ``state`` (``model`` and whatever training needs) with its config, categories and versions.
 
-    The file stands whole under its name or not at all: a crash leaves the one before.
+    The write is atomic: a crash leaves the previous file.
     """
     content = {
         "format": FORMAT,
@@ -43,21 +43,21 @@ def save_checkpoint(path: Path, config: Config, categories: list[Category], stat
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Raises :class:`~detector.errors.WeightsError` for anything else."""
+    """The content of a checkpoint, on the CPU. Raises :class:`detector.errors.WeightsError` for anything else."""
     return check_format(read_file(Path(path)), path)
 
 
 def check_format(content: Any, path: str | Path) -> dict[str, Any]:
-    """``content`` if it is of this package and version, and its parts are of the kinds that they should be."""
+    """``content`` if this package's version can read it and its parts have the right types."""
     if not isinstance(content, dict) or "format" not in content:
-        raise WeightsError(f"{path}: holds weights, but not of this package's training (no 'format')")
+        raise WeightsError(f"{path}: holds weights, but is not a checkpoint of this package (no 'format')")
     if type(content["format"]) is not int or content["format"] != FORMAT:
         found = content["format"] if isinstance(content["format"], int | str) else type(content["format"]).__name__
         raise WeightsError(f"{path}: has format {found}, this version reads {FORMAT}; use the version that wrote it")
     if missing := {"config", "categories", "model"} - content.keys():
         raise WeightsError(f"{path}: is not a whole checkpoint: {min(missing)} is missing")
     if not isinstance(content["config"], dict):
-        raise WeightsError(f"{path}: its config is a {type(content['config']).__name__}, no mapping of sections")
+        raise WeightsError(f"{path}: its config is a {type(content['config']).__name__}, not a mapping of sections")
     _check_categories(content["categories"], path)
     for part in ("model", "ema"):
         state = content.get(part)
@@ -72,7 +72,7 @@ def check_format(content: Any, path: str | Path) -> dict[str, Any]:
 
 
 def _check_size(name: Any, tensor: torch.Tensor, path: str | Path) -> None:
-    """A small file can claim a tensor of any size by repeating one number, and a config that fits it."""
+    """Refuse a tensor that is larger than its storage: a small file can claim any size by repeating one number."""
     is_plain = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
     if is_plain and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise WeightsError(
@@ -81,30 +81,30 @@ def _check_size(name: Any, tensor: torch.Tensor, path: str | Path) -> None:
         )
 
 
-# What a run needs to go on, beside what every checkpoint has.
+# What a run needs to resume, besides what every checkpoint has.
 _PROGRESS = {"step": int, "evaluated_step": int, "num_images": int, "ema_updates": int, "best_epoch": int}
 _PROGRESS |= {"best": float, "train_seconds": float, "optimizer": dict, "scaler": dict}
 
 
 def read_progress(path: Path, best: Path) -> dict[str, Any]:
-    """The content of a run's ``last.pt``. Where it is damaged, the error says what else there is (``best``)."""
+    """The content of a run's ``last.pt``. Where it is damaged, the error names ``best`` as a way on."""
     try:
         content = read_checkpoint(path)
         for name, kind in _PROGRESS.items():
             value = content.get(name)
             if not isinstance(value, kind) or (kind is float and not math.isfinite(value)):
-                raise WeightsError(f"{path}: holds no training to go on with: its {name} is {reprlib.repr(value)[:80]}")
+                raise WeightsError(f"{path}: cannot be resumed: its {name} is {reprlib.repr(value)[:80]}")
         return content
     except WeightsError as error:
-        remedy = f"begin another run from the best epoch's weights with --init-from {best}"
+        remedy = f"start another run from the best epoch's weights with --init-from {best}"
         if not best.exists():
-            remedy = f"there is no {best.name} either, begin another run with --name"
+            remedy = f"there is no {best.name} either; start another run with --name"
         raise WeightsError(f"{error}; {remedy}") from None
 
 
 def _check_categories(rows: Any, path: str | Path) -> None:
     if not isinstance(rows, list) or not rows:
-        raise WeightsError(f"{path}: its categories are no list of classes")
+        raise WeightsError(f"{path}: its categories are not a list of classes")
     seen: set[Id] = set()
     for row in rows:
         is_whole = isinstance(row, dict) and row.keys() == {"id", "name"}
@@ -119,11 +119,11 @@ def checkpoint_config(content: dict[str, Any], path: str | Path) -> Config:
     try:
         return config_from_dict(content["config"], str(path))
     except ConfigError as error:
-        raise WeightsError(f"{path}: its config is not one of this version: {error}") from None
+        raise WeightsError(f"{path}: its config is not valid in this version: {error}") from None
 
 
 def override_config(content: dict[str, Any], path: str | Path, overrides: Sequence[str]) -> Config:
-    """A checkpoint's config with ``key=value`` overrides; its model stays as it was trained, but for ``predict``."""
+    """A checkpoint's config with ``key=value`` overrides, which may change nothing of its model but ``predict``."""
     own = checkpoint_config(content, path)
     config = apply_overrides(own, overrides, source=str(path))
     for key in type(own.model).model_fields:
@@ -134,18 +134,19 @@ def override_config(content: dict[str, Any], path: str | Path, overrides: Sequen
         raise ConfigError(f"command line: task: {path} is of {own.task}; remove it")
     if config.data.val_share and (config.data.val_share, config.seed) != (own.data.val_share, own.seed):
         raise ConfigError(
-            f"command line: data.val_share and seed: another part than {path} held back, it was trained on; remove them"
+            f"command line: data.val_share and seed: {path} was trained on images that these would hold back;"
+            " remove them"
         )
     return config
 
 
 def check_val_share(content: dict[str, Any], path: str | Path) -> None:
-    """Refuse to hold back other images than a run did that an older version began."""
+    """Refuse the held-back images of an older version's run, which held back other ones."""
     data = content["config"].get("data", {})
-    if data.get("val_share") is not None and "exif" not in data:  # data.exif came with today's rule
+    if data.get("val_share") is not None and "exif" not in data:  # data.exif is as old as today's rule
         raise ConfigError(
-            f"{path}: is of an older version, whose data.val_share={data['val_share']} held back other images, so some"
-            " that it was trained on would be evaluated; evaluate on data of its own (evaluate --images), or begin"
+            f"{path}: is of an older version, whose data.val_share={data['val_share']} held back other images: it was"
+            " trained on some of those that would be evaluated; evaluate it on other data (evaluate --images), or start"
             " another run with --init-from"
         )
 
@@ -157,38 +158,38 @@ def checkpoint_categories(content: dict[str, Any]) -> list[Category]:
 def load_model(content: dict[str, Any], path: str | Path, allow_code: bool = False) -> Model:
     """The model of a checkpoint with the weights to predict with: the averaged ones where training kept an average.
 
-    A model with parts that are code of the user's (``package.module:name``) needs ``allow_code``.
+    A model with parts of the user's own (``package.module:name``) needs ``allow_code``.
     """
     whole, num_classes = checkpoint_config(content, path), len(content["categories"])
     if not allow_code:
         check_code(whole, path)
     config = whole.model
-    weights = content["ema"] if content.get("ema") else content["model"]
+    weights = content.get("ema") or content["model"]
     try:
-        # A config of a stranger's can ask for any size: the file must have the weights of it before memory is taken.
+        # An untrusted config can ask for any size: the file must have such weights before memory is allocated.
         with torch.device("meta"):
             own = build_model(config, num_classes).state_dict()
     except (RuntimeError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())[:120]
         raise WeightsError(f"{path}: its config asks for a model that cannot be built: {reason}") from None
     compare_weights(own, weights, path)
-    with torch.random.fork_rng(devices=[]):  # the random numbers of whoever loads it are their own
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         model = build_model(config, num_classes)
     model.load_state_dict(weights)
     return model.eval()
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Strictly; a difference is named by its first key."""
+    """Load strictly; an error names the first key that differs."""
     compare_weights(model.state_dict(), weights, path)
     model.load_state_dict(weights)
 
 
 def compare_weights(own: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], path: str | Path) -> None:
-    """Refuse ``weights`` that are not of the names and shapes of a model's ``own``."""
+    """Refuse ``weights`` that differ from a model's ``own`` in names, shapes or kind."""
     for name in sorted(own.keys() ^ weights.keys()):
         where = "missing from" if name in own else "unknown to the model but in"
-        raise WeightsError(f"{path}: {name} is {where} the checkpoint; it is of another architecture")
+        raise WeightsError(f"{path}: {name} is {where} the checkpoint, which is of another architecture")
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
             raise WeightsError(
@@ -200,7 +201,7 @@ def compare_weights(own: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
 
 
 def weights_digest(*models: torch.nn.Module) -> str:
-    """64 hexadecimal digits that stand for every bit of the models' parameters and buffers, and for their names."""
+    """SHA-256 of the models' parameters and buffers, bit by bit, with their names."""
     digest = hashlib.sha256()
     for model in models:
         for name, tensor in model.state_dict().items():
@@ -210,7 +211,7 @@ def weights_digest(*models: torch.nn.Module) -> str:
 
 
 def versions() -> dict[str, str]:
-    # str(): torch's own is a subclass, which weights_only refuses to read.
+    # str(): torch's version is a subclass of it, which weights_only refuses to read.
     return {
         "detector": detector.__version__,
         "torch": str(torch.__version__),

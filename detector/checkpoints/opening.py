@@ -1,4 +1,4 @@
-"""The one door to a model: of a checkpoint of this package or another, of a run, or of a config."""
+"""The one way to open a model: from a checkpoint of this package or another, a run, or a config."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
 class Opened(NamedTuple):
-    """A model with what it takes to use it."""
+    """A model with its config and its classes."""
 
     model: Model
     config: Config
@@ -41,25 +41,25 @@ def open_model(
     classes: Sequence[str] | None = None,
     allow_code: bool = False,
 ) -> Opened:
-    """The model of a checkpoint, of a run, or of a config, in evaluation mode::
+    """The model of a checkpoint, a run or a config, in evaluation mode::
 
         model, config, categories = open_model("runs/mine")
         model, config, categories = open_model("RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1", device="cpu")
         model, config, categories = open_model("retinanet_r18_fpn.yaml", classes=["cat", "dog"])
 
     ``source`` is a file of this package, torchvision, Detectron2 or MMDetection (a path, a URL, torchvision's name), a
-    run's folder or one with a single run in it; or a config (YAML, :class:`~detector.config.schema.Config`), whose
-    model begins as training does: from ``model.weights``, or randomly but for its backbone's weights. ``classes``
+    run's folder or one with a single run in it; or a config (YAML, :class:`detector.config.schema.Config`), whose
+    model is initialised as in training: from ``model.weights``, or randomly but for its backbone's weights. ``classes``
     names those of a config (default: ``data.classes``, or those of ``model.weights``). ``overrides`` are
     ``key=value``; a checkpoint's model stays as it was trained, but for ``model.predict``. ``device`` defaults to the
     first GPU, else the CPU. ``allow_code``: parts that the source names as ``package.module:name`` may run.
 
-    Raises :class:`~detector.errors.DetectorError` with the file, the fault and the remedy.
+    Raises :class:`detector.errors.DetectorError` with the file, the fault and the remedy.
     """
     if isinstance(source, Config) or Path(source).suffix in CONFIG_SUFFIXES:
         return _begin(source, overrides, device, classes, allow_code)
     if classes is not None:
-        raise ConfigError(f"{source}: has classes of its own; others are for a config")
+        raise ConfigError(f"{source}: has its own classes; only a config can be given others")
     return from_content(open_checkpoint(source), source, overrides, device, allow_code)
 
 
@@ -84,7 +84,7 @@ def _begin(
     classes: Sequence[str] | None,
     allow_code: bool,
 ) -> Opened:
-    """A config's model as training begins with it."""
+    """A config's model, initialised as training does."""
     device, name = choose_device(device), "the config" if isinstance(source, Config) else source
     if isinstance(source, Config):
         config = apply_overrides(source, overrides, name)
@@ -98,7 +98,7 @@ def _begin(
     elif content:
         categories = checkpoint_categories(content)
     else:
-        raise ConfigError(f"{name}: does not say which classes there are; give classes, data.classes or model.weights")
+        raise ConfigError(f"{name}: has no classes; give classes, data.classes or model.weights")
     config, _ = begin_normalise(config, content, str(config.model.weights))
     model = build_model(config.model, len(categories))
     load_start(model, config, categories, content)
@@ -106,7 +106,7 @@ def _begin(
 
 
 def open_checkpoint(source: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint of ours, or what is made of one of another package; see :func:`find_checkpoint`."""
+    """The content of our checkpoint, or of another package's, converted; ``source``: see :func:`find_checkpoint`."""
     path = find_checkpoint(source)
     value = read_file(path)
     if isinstance(value, dict) and "format" in value:
@@ -124,9 +124,9 @@ def import_checkpoint(
 ) -> Imported:
     """A checkpoint of another package, with a config that reproduces it.
 
-    ``source``: see :func:`find_checkpoint`. ``package`` is recognised by the tensors' names if it is None.
-    ``config`` is a YAML file, and ``overrides`` are ``key=value``, of what the tensors do not show and is not usual
-    there. Raises :class:`~detector.errors.WeightsError` for a tensor that is missing, too many or of another shape.
+    ``source``: see :func:`find_checkpoint`. ``package`` None is recognised by the tensors' names. ``config`` (a YAML
+    file) and ``overrides`` (``key=value``) give what the tensors do not show where it differs from the package's
+    defaults. Raises :class:`detector.errors.WeightsError` for a tensor that is missing, unexpected or of another shape.
     """
     path = find_checkpoint(source)
     return import_content(read_file(path), path, package, config, overrides)
@@ -145,10 +145,10 @@ KINDS = {
 
 
 def find_checkpoint(source: str | Path) -> Path:
-    """The file that ``source`` means, here or in another package: a path, a folder, a URL or torchvision's name.
+    """The checkpoint that ``source`` means: a path, a folder, a URL or a name of torchvision's weights.
 
-    Of a run's folder it is ``best.pt``, else ``last.pt``; of a folder of runs, that of the only one. A line says so.
-    Raises :class:`~detector.errors.WeightsError` for anything else.
+    A run's folder means its ``best.pt``, else its ``last.pt``; a folder with one run means that run. A line says so.
+    Raises :class:`detector.errors.WeightsError` for anything else.
     """
     if os.path.isdir(source):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         folder = Path(source)
@@ -161,8 +161,8 @@ def find_checkpoint(source: str | Path) -> Path:
             names = ", ".join(map(str, runs[:6])) + (", …" if len(runs) > 6 else "")
             raise WeightsError(f"{source}: holds {len(runs)} runs: {names}; give one of them")
         found = _run_file(runs[0])
-        if os.environ.get("RANK", "0") == "0":  # once, of all that torchrun started
-            print(f"{source}: is a folder, of which {found.relative_to(folder)} is taken", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # one rank says it
+            print(f"{source}: is a folder; using {found.relative_to(folder)}", file=sys.stderr)
         return found
     if kind := KINDS.get(Path(source).suffix.lower()):
         raise WeightsError(f"{source}: is {kind}, not a checkpoint; give one, as runs/NAME/best.pt, or a run's folder")
@@ -171,7 +171,7 @@ def find_checkpoint(source: str | Path) -> Path:
         beside = {file.name: str(file) for file in Path(source).parent.glob("*")}
         near = difflib.get_close_matches(Path(source).name, beside, n=1)
         hint = f"; did you mean {beside[near[0]]}?" if near else ""
-        raise WeightsError(f"{source}: is not a file, no URL and no name of torchvision's weights{hint}")
+        raise WeightsError(f"{source}: is not a file, a URL or a name of torchvision's weights{hint}")
     return path
 
 

@@ -1,4 +1,4 @@
-"""Start a model from what its config names: a checkpoint's weights, its backbones', or none."""
+"""Initialise a model as its config says: from a checkpoint, its backbones' weights, or randomly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from detector.structures import Category
 
 
 def begin_normalise(config: Config, content: dict[str, Any] | None, path: str) -> tuple[Config, str]:
-    """The config with the normalisation that its weights want: of the checkpoint at ``path``, or its backbones'."""
+    """The config with the normalisation of its weights: those of the checkpoint at ``path``, or its backbones'."""
     checkpoint = checkpoint_config(content, path).model if content else None
     model, line = follow_weights(config.model, checkpoint)
     return config.model_copy(update={"model": model}), line
@@ -24,9 +24,9 @@ def begin_normalise(config: Config, content: dict[str, Any] | None, path: str) -
 def load_start(
     model: Model, config: Config, categories: list[Category], content: dict[str, Any] | None
 ) -> tuple[list[str], str | None]:
-    """Fill a new model with the weights that it starts from; lines that say what came from where, and a full report.
+    """Load a new model's initial weights; returns lines that say what came from where, and a full report.
 
-    ``content`` is of the checkpoint ``model.weights``, where the config names one.
+    ``content`` is that of the checkpoint ``model.weights``, where the config names one.
     """
     if content is None:
         backbones = [module for module in model.modules() if isinstance(module, Backbone)]
@@ -35,11 +35,11 @@ def load_start(
     source = str(config.model.weights)
     outcome = transfer(model, categories, content, source)
     counts_on_weights = any(_is_frozen(section) or section.weights for section in config.model.backbones)
-    random = [name for name in outcome.begun if ".backbone." in name]
-    if random and counts_on_weights:
+    missing = [name for name in outcome.random if ".backbone." in name]
+    if missing and counts_on_weights:
         raise WeightsError(
-            f"{source}: {random[0]} and {len(random) - 1} more tensors of the backbone are not in it"
-            f" ({outcome.begun[random[0]]}), and would stay random; use the checkpoint's model.backbone"
+            f"{source}: {missing[0]} and {len(missing) - 1} more tensors of the backbone are not in it"
+            f" ({outcome.random[missing[0]]}), and would stay random; use the checkpoint's model.backbone"
         )
     origin = checkpoint_config(content, source)
     lines = [f"from {source} ({origin.task}): {outcome.summary()}"]
@@ -49,7 +49,7 @@ def load_start(
 
 
 def check_frozen(config: Config) -> None:
-    """Refuse to freeze what is random."""
+    """Refuse to freeze random weights."""
     for section in config.model.backbones:
         if _is_frozen(section) and section.weights is None and config.model.weights is None:
             key = "norm: frozen_bn" if section.norm == "frozen_bn" else f"freeze_at: {section.freeze_at}"

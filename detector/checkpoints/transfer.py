@@ -1,4 +1,4 @@
-"""Start a model from the checkpoint of another: a classifier from a detector, or the same with other classes."""
+"""Initialise a model from another's checkpoint: a classifier from a detector, or a model with other classes."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from detector.structures import Category
 
 
 class Transfer(NamedTuple):
-    """What became of every tensor of the model, and of the checkpoint. Nothing is skipped without a word."""
+    """What happened to each tensor of the model and of the checkpoint."""
 
     loaded: list[str]
-    by_class: dict[str, str]  # tensors of which the rows of classes of the same name were loaded, and which
-    begun: dict[str, str]  # tensors that keep their random start, and why
-    unexpected: list[str]  # tensors of the checkpoint that the model has no place for
+    by_class: dict[str, str]  # tensors whose rows were loaded class by class name, and which classes
+    random: dict[str, str]  # tensors that stay randomly initialised, and why
+    unexpected: list[str]  # tensors of the checkpoint that the model does not have
 
     def summary(self) -> str:
-        """One line; tensors of one part are named together."""
-        total = len(self.loaded) + len(self.by_class) + len(self.begun)
+        """One line; tensors are grouped by part."""
+        total = len(self.loaded) + len(self.by_class) + len(self.random)
         parts = [f"{len(self.loaded)} of {total} tensors loaded"]
         parts += sorted({f"the class layer by name: {classes}" for classes in self.by_class.values()})
-        if self.begun:
-            parts.append(f"{len(self.begun)} are randomly initialised ({_grouped(self.begun)})")
+        if self.random:
+            parts.append(f"{len(self.random)} are randomly initialised ({_grouped(self.random)})")
         if self.unexpected:
             parts.append(f"{len(self.unexpected)} unexpected ({_grouped(self.unexpected)})")
         return "; ".join(parts)
 
     def report(self) -> str:
-        """One line a tensor."""
+        """One line per tensor."""
         lines = [f"loaded     {name}" for name in self.loaded]
         lines += [f"by class   {name}: {classes}" for name, classes in self.by_class.items()]
-        lines += [f"random     {name}: {reason}" for name, reason in self.begun.items()]
-        lines += [f"unexpected  {name}" for name in self.unexpected]
+        lines += [f"random     {name}: {reason}" for name, reason in self.random.items()]
+        lines += [f"unexpected {name}" for name in self.unexpected]
         return "\n".join(lines) + "\n"
 
 
 @torch.no_grad()
 def transfer(model: Model, categories: list[Category], content: dict[str, Any], path: str | Path) -> Transfer:
-    """Copy into ``model`` what fits of a checkpoint's ``content``: by name and shape, rows of classes by class name.
+    """Copy into ``model`` what fits of a checkpoint's ``content``: by name and shape, class rows by class name.
 
-    Raises :class:`~detector.errors.WeightsError` if nothing of a backbone fits.
+    Raises :class:`detector.errors.WeightsError` if nothing of a backbone fits.
     """
-    source = content["ema"] if content.get("ema") else content["model"]
+    source = content.get("ema") or content["model"]
     old_categories = checkpoint_categories(content)
     old_labels = {category.name: label for label, category in enumerate(old_categories)}
     known = [label for label, category in enumerate(categories) if category.name in old_labels]
@@ -64,19 +64,19 @@ def transfer(model: Model, categories: list[Category], content: dict[str, Any], 
     for name, tensor in own.items():
         is_of_classes = name in class_tensors
         if name not in source:
-            outcome.begun[name] = "not in the checkpoint"
+            outcome.random[name] = "not in the checkpoint"
         elif not _fits(tensor, source[name], counts if is_of_classes else None):
-            outcome.begun[name] = f"is {list(source[name].shape)} in the checkpoint, {list(tensor.shape)} here"
+            outcome.random[name] = f"is {list(source[name].shape)} in the checkpoint, {list(tensor.shape)} here"
         elif is_of_classes and not known:
-            outcome.begun[name] = "no class has the same name"
-    # A part of the head is one function: the bias of another layer's weights, or half of a tower that has its norms
-    # elsewhere, is neither what the checkpoint learned nor a start.
-    first_of_part = {_part(name, class_tensors): name for name in reversed(outcome.begun) if name.startswith("head.")}
+            outcome.random[name] = "no class has the same name"
+    # A part of the head is loaded whole or not at all: a bias without its weights, or half of a tower, is not what the
+    # checkpoint learned.
+    first_of_part = {_part(name, class_tensors): name for name in reversed(outcome.random) if name.startswith("head.")}
     for name, tensor in own.items():
-        if name in outcome.begun:
+        if name in outcome.random:
             continue
         if first := first_of_part.get(_part(name, class_tensors)):
-            outcome.begun[name] = f"goes with {first}"
+            outcome.random[name] = f"goes with {first}"
         elif name in class_tensors:
             _by_class(tensor, counts[0])[:, known] = _by_class(source[name], counts[1])[:, known_there]
             names = ", ".join(categories[label].name for label in known[:10]) + (", …" if len(known) > 10 else "")
@@ -93,9 +93,9 @@ def transfer(model: Model, categories: list[Category], content: dict[str, Any], 
 
 @torch.no_grad()
 def reorder_classes(model: Model, own: list[Category], wanted: list[Category]) -> bool:
-    """Put the model's classes, ``own``, into the order of ``wanted``; False where they are not the same classes.
+    """Put the model's classes, ``own``, into the order of ``wanted``; False if they are not the same classes.
 
-    Names tell them, whatever their ids; where a name is there twice, ids and names do.
+    Classes are compared by name, or by id and name where a name is duplicated.
     """
     has_names = all(len({category.name for category in classes}) == len(classes) for classes in (own, wanted))
     here, there = (
@@ -112,7 +112,7 @@ def reorder_classes(model: Model, own: list[Category], wanted: list[Category]) -
 
 
 def conventions(config: Config, has_head: bool = True) -> dict[str, Any]:
-    """The part of a config that a model's weights were made with, as a tree; nothing that only training asks."""
+    """The part of a config that a model's weights depend on, as a tree, without what only training needs."""
     tree = config_to_dict(config)
     model, data = tree["model"], tree["data"]
     for backbone in filter(None, [model["backbone"], *model["pyramid"]["branches"]]):
@@ -128,40 +128,40 @@ def conventions(config: Config, has_head: bool = True) -> dict[str, Any]:
 
 
 def other_conventions(own: Config, source: Config, path: str | Path) -> list[str]:
-    """Lines that say with which values a checkpoint was trained where the config has others."""
+    """Lines that list the values of a checkpoint's config that differ from this config's."""
     there, here = (conventions(config, has_head=own.task == source.task) for config in (source, own))
     lines = [f"  {key}={_short(old)} (here {_short(new)})" for key, old, new in differences(there, here)]
-    return [f"{path} was made with other values than this config has; its own are", *lines] if lines else []
+    return [f"{path} was trained with other values than this config's:", *lines] if lines else []
 
 
 def _short(value: Any) -> str:
-    """As the command line takes it, cut where it is long."""
+    """A value as on the command line, cut if it is long."""
     text = json.dumps(value).replace(" ", "")
     return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def missing_parts(outcome: Transfer) -> list[str]:
-    """A warning where parts of a head that the checkpoint has stay random all the same; a class layer may."""
-    names = [name for name in outcome.begun if re.match(r"head\.(cls_tower|box_tower|box_output|hidden)", name)]
+    """A warning if parts of the head other than the class layer stay random, though the task is the same."""
+    names = [name for name in outcome.random if re.match(r"head\.(cls_tower|box_tower|box_output|hidden)", name)]
     if not names:
         return []
-    return [f"warning: {_grouped(names)} stay random: {names[0]} {outcome.begun[names[0]]}"]
+    return [f"warning: {_grouped(names)} stay random: {names[0]} {outcome.random[names[0]]}"]
 
 
 def _part(name: str, class_tensors: set[str]) -> str:
-    """What of a head belongs together: ``head.cls_tower``; the class layer."""
+    """The part that a tensor belongs to: ``head.cls_tower``, or the class layer."""
     return "the class layer" if name in class_tensors else ".".join(name.split(".")[:2])
 
 
 def _fits(tensor: Tensor, old: Tensor, counts: tuple[int, int] | None) -> bool:
-    """Whether shapes are the same; of a class layer, but for the numbers of classes, here and there."""
+    """Whether shapes are equal; those of a class layer, apart from the numbers of classes (here, there)."""
     if counts is None or old.shape[1:] != tensor.shape[1:]:
         return tensor.shape == old.shape
     return len(tensor) * counts[1] == len(old) * counts[0]
 
 
 def _by_class(tensor: Tensor, num_classes: int) -> Tensor:
-    """Rows are classes, several times over where every anchor has its own: [A · K, ...] → [A, K, ...]."""
+    """Rows by class, for each anchor of a cell: [A · K, ...] → [A, K, ...]."""
     return tensor.view(-1, num_classes, *tensor.shape[1:])
 
 

@@ -1,6 +1,6 @@
 """The commands: each module has ``add_arguments(parser)`` and ``run(args)``.
 
-Heavy imports stand inside ``run``, so that ``--help`` answers at once.
+Heavy imports are inside ``run``, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TextIO
 from detector.errors import ConfigError
 
 
-def count(text: str) -> int:
-    """The value of an option that says how many: a whole number, at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+def count(text: str, least: int = 1) -> int:
+    """The value of an option that is a number of things."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
 
 
@@ -25,25 +25,25 @@ def add_allow_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-code",
         action="store_true",
-        help="import and run the model's parts that are named as package.module:name; for configs and checkpoints that"
-        " you trust",
+        help="import and run your own parts that are named as package.module:name; only for configs and checkpoints"
+        " that you trust",
     )
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse what was meant as something else: most often a pattern that the shell wrote out as names of files."""
+    """Refuse what is not KEY=VALUE: most often file names, to which the shell has expanded a pattern."""
     for override in overrides:
         if "=" not in override:
             if Path(override[:200]).exists():
                 raise ConfigError(
                     f"command line: {override}: is one file too many; quote a pattern, as in '*.jpg', that the shell"
-                    " would write out, or name the option that it belongs to"
+                    " would expand, or name the option that it belongs to"
                 )
             raise ConfigError(f"command line: {override}: is not KEY=VALUE, as in train.epochs=12")
 
 
 class Warnings(io.TextIOBase):
-    """``--quiet``: a stream that passes on the lines of warnings and errors alone."""
+    """``--quiet``: a stream that passes on only the lines of warnings and errors."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.line = stream, ""

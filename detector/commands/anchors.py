@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
-    parser.add_argument("--suggest", action="store_true", help="search anchors that fit, and compare other pyramids")
-    parser.add_argument("--write", type=Path, metavar="OUT.yaml", help="with --suggest: the config with these anchors")
+    parser.add_argument(
+        "--suggest", action="store_true", help="search for anchors that fit, and compare other pyramids"
+    )
+    parser.add_argument(
+        "--write", type=Path, metavar="OUT.yaml", help="with --suggest: write a config with the suggested anchors"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with charts and images, too")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="also write a page with charts and images")
     add_allow_code(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as model.anchors.base_size=2"
@@ -64,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_arguments(args: argparse.Namespace, config: Config) -> None:
-    """Refuse what makes no sense before the data is read."""
+    """Refuse contradictions before the data is read."""
     from detector.errors import ConfigError, DataError
     from detector.tasks import get_task
 
@@ -74,13 +78,13 @@ def check_arguments(args: argparse.Namespace, config: Config) -> None:
     if args.write and not args.suggest:
         raise ConfigError("command line: --write has no effect without --suggest; add it, or remove --write")
     if args.write and args.write.exists():
-        raise ConfigError(f"{args.write}: exists already and is not written over; choose another name")
+        raise ConfigError(f"{args.write}: exists already; choose another name")
     if not config.data.train.annotations:
         raise DataError("data.train.annotations: is not set; give it in the config or as data.train.annotations=PATH")
 
 
 def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
-    """The annotations of those splits that the config has; no image is looked at."""
+    """The annotations of the splits that the config has, without reading images."""
     from detector.analysis.anchors.search import Split
     from detector.data.detection import apply_box_policy, read_split, with_sizes
     from detector.data.split import split_to_read
@@ -102,7 +106,7 @@ def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
 
 
 def suggest(args: argparse.Namespace, config: Config, splits: dict[str, Split], found: Study) -> Suggestion:
-    """Search on train, and count on every split."""
+    """Search on train, and measure on every split."""
     from detector.analysis.anchors.report import Suggestion
     from detector.analysis.anchors.search import options, search
     from detector.analysis.anchors.study import study
@@ -116,7 +120,7 @@ def suggest(args: argparse.Namespace, config: Config, splits: dict[str, Split], 
         changed = config.model_copy(update={"model": model.model_copy(update={"anchors": anchors})})
         after = {name: study(changed, split) for name, split in splits.items()}
         shapes = {"base_size": anchors.base_size, "ratios": anchors.ratios, "scales": anchors.scales}
-        # What the config says of single levels would hold in a file that builds on it.
+        # The config's values for single levels would override these in a file that builds on it.
         own = shapes | ({"levels": dict.fromkeys(model.anchors.levels, shapes)} if model.anchors.levels else {})
         folder = args.write.parent if args.write else Path()
         text = build_on(args.config, args.overrides, {"model": {"anchors": own}}, folder)
@@ -125,7 +129,7 @@ def suggest(args: argparse.Namespace, config: Config, splits: dict[str, Split], 
 
 
 def write_config(path: Path, text: str) -> None:
-    """Written once, and read back by the loader that training uses."""
+    """Write the config, and check that it can be loaded."""
     from detector.config.loader import load_config
     from detector.files.atomic import atomic_write, make_folder
 

@@ -1,4 +1,4 @@
-"""Measure this package beside torchvision: the same weights, inputs and batch, run by run in turns.
+"""Measure this package against torchvision: the same weights, inputs and batch, in alternating runs.
 
 tools/benchmark.py loss
 tools/benchmark.py all --data ../shared/data/coco --json > benchmark.json
@@ -34,24 +34,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--against",
         choices=["torchvision", "nothing"],
         default="torchvision",
-        help="what stands beside it (default: torchvision, and pycocotools where its references use that)",
+        help="what to compare with (default: torchvision, and pycocotools where its references use that)",
     )
     parser.add_argument("--config", help=f"of {' and '.join(WITH_CONFIG)}: a YAML file, or the name of one in configs/")
-    parser.add_argument("--classes", type=int, default=80, help="of the models of train and infer (default: 80)")
+    parser.add_argument("--classes", type=int, default=80, help="of train and infer: number of classes (default: 80)")
     parser.add_argument(
         "--data",
         help=f"of data and infer: a folder with images/ and annotations/train.json; of doctor: any (default: {DATA})",
     )
-    parser.add_argument("--synthetic", action="store_true", help="generate the images instead")
-    parser.add_argument("--runs", type=int, help="how often each side runs (default: 2 to 20, by the part)")
+    parser.add_argument("--synthetic", action="store_true", help="generate images instead of reading --data")
+    parser.add_argument("--runs", type=int, help="runs of each side (default: 2 to 20, by part)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
         "--scale",
         type=float,
         default=1.0,
-        help="of the sides of images and the numbers of things, such as 0.1 for a trial; the table is of 1",
+        help="scale of image sides and of counts, such as 0.1 for a trial (default: 1, as in the documents)",
     )
-    parser.add_argument("--json", action="store_true", help="print a list of JSON objects, one a line of the table")
+    parser.add_argument("--json", action="store_true", help="print a list of JSON objects, one per line of the table")
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="config values of train and infer, such as train.batch_size=4"
     )
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    # Random weights give denormals, which slow convolutions several times on a CPU; before its threads begin.
+    # Random weights give denormals, which slow convolutions several times on a CPU; set before threads start.
     torch.set_flush_denormal(True)
 
     from detector.dev.benchmark.measure import measure_part
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         own: list[Row] = []
         for row in measure_part(part, settings):
             own.append(row)
-            # As they come: all parts take an hour, and may not get to their end.
+            # Printed as they come: all parts take an hour.
             print(f"  {describe(row)}", file=sys.stderr, flush=True)
         rows += own
         if not args.json:
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what is unknown, out of range or without effect."""
+    """Refuse values that are unknown, out of range or without effect."""
     from detector.errors import ConfigError, one_of
 
     if args.part not in (*PARTS, "all"):
@@ -138,7 +138,7 @@ HEAD = ("", "seconds", "theirs", "ratio", "added MB", "theirs", "ratio", "held M
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows of a part for a terminal: a median has its quartiles behind it."""
+    """The rows of a part for a terminal: medians with quartiles."""
     lines = [(rows[0].part, *HEAD[1:])]
     for row in rows:
         lines.append(

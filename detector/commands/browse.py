@@ -15,9 +15,11 @@ from detector.commands import add_allow_code, count
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
-    parser.add_argument("--split", choices=("train", "val"), default="train", help="whose images (default: train)")
-    parser.add_argument("--number", type=count, default=40, help="images shown, evenly spread (default: 40)")
-    parser.add_argument("--epochs", type=count, default=2, help="augmentations of each that are shown (default: 2)")
+    parser.add_argument("--split", choices=("train", "val"), default="train", help="the split to show (default: train)")
+    parser.add_argument(
+        "--number", type=count, default=40, help="number of images, evenly spread over the split (default: 40)"
+    )
+    parser.add_argument("--epochs", type=count, default=2, help="augmented versions of each image (default: 2)")
     parser.add_argument("--output", type=Path, default=Path("browse.html"), help="the page (default: browse.html)")
     add_allow_code(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as data.augment.mixup=1")
@@ -33,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     data, views = get_task(config).open_split(config, args.split), get_views(config.task)
     print(data.summary(), file=sys.stderr)
-    epochs = args.epochs if args.split == "train" else 1  # nothing is drawn for val
+    epochs = args.epochs if args.split == "train" else 1  # val is not augmented
     shown = browse(args.output, f"{args.split} data of {args.config}", data, views, args.number, epochs)
     print(f"{shown} images: {args.output}")
     return 0

@@ -1,9 +1,9 @@
-"""Say what is wrong with a data set before a model is trained on it: files, boxes, ids, classes, leaks into val.
+"""Find faults of a data set before training: files, boxes, ids, classes, images of train that leak into val.
 
 tools/doctor.py --annotations train.json --images images/
 tools/doctor.py --config mine.yaml --html doctor.html
 tools/doctor.py --annotations train.json --images images/ --fix train_fixed.json
-tools/doctor.py --images folder_a_class/train --val-images folder_a_class/val --quick
+tools/doctor.py --images classes/train --val-images classes/val --quick
 """
 
 from __future__ import annotations
@@ -27,12 +27,20 @@ FAULTY = 1  # exit code where there are findings of severity error
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="examine the data of a config: a YAML file, or the name of one in configs/")
     parser.add_argument("--annotations", type=Path, help="a COCO JSON file, or a CSV file of paths and labels")
-    parser.add_argument("--images", type=Path, help="the folder of its images; alone, a folder of class folders")
-    parser.add_argument("--val-annotations", type=Path, help="those of the val split: leaks are looked for")
-    parser.add_argument("--val-images", type=Path, help="its images (default: --images, with --val-annotations)")
-    parser.add_argument("--quick", action="store_true", help="read headers only: no damaged files, no copies")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        help="the folder of its images; without --annotations, a folder with one folder per class",
+    )
+    parser.add_argument("--val-annotations", type=Path, help="annotations of the val split, to look for leaks")
+    parser.add_argument(
+        "--val-images", type=Path, help="images of the val split (default: --images, with --val-annotations)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="read headers only: finds no damaged files and no duplicates"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with images of what was found")
+    parser.add_argument("--html", type=Path, metavar="OUT", help="write a page with the findings and their images")
     parser.add_argument(
         "--fix", type=Path, metavar="OUT", help="write a cleaned copy of the annotations, and OUT.changes.jsonl"
     )
@@ -43,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_allow_code(parser)
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="with --config: values such as data.resize.long=512"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="with --config: config values, such as data.resize.long=512"
     )
 
 
@@ -87,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what contradicts itself or has no effect."""
+    """Refuse contradictions and options without effect."""
     from detector.errors import ConfigError
 
     paths = (args.annotations, args.images, args.val_annotations, args.val_images)
@@ -99,11 +107,13 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if (args.val_annotations or args.val_images) and bool(args.annotations) != bool(args.val_annotations):
         missing = "--annotations" if args.val_annotations else "--val-annotations"
-        raise ConfigError(f"command line: give {missing} too: both splits are annotated, or both are folders a class")
+        raise ConfigError(
+            f"command line: give {missing} too: both splits have annotations, or both have one folder per class"
+        )
     if args.allow_loss and not args.fix:
-        raise ConfigError("command line: --allow-loss is about what --fix writes; give --fix OUT too")
+        raise ConfigError("command line: --allow-loss has no effect without --fix OUT; add it, or remove --allow-loss")
     if args.overrides and not args.config:
-        raise ConfigError(f"command line: {args.overrides[0]}: values of a config need --config")
+        raise ConfigError(f"command line: {args.overrides[0]}: overrides need --config")
 
 
 def _from_paths(args: argparse.Namespace) -> tuple[list[Split], Settings]:
@@ -116,7 +126,7 @@ def _from_paths(args: argparse.Namespace) -> tuple[list[Split], Settings]:
 
 
 def _open(name: str, annotations: Path | None, images: Path, config: Config | None = None) -> Split:
-    """One split of either kind; the kind of an annotation file is that of its name, or of the config's task."""
+    """A split with boxes or with labels; without a config, the annotation file's name tells which."""
     from detector.analysis.doctor.reading import read_coco, read_labelled
     from detector.data.formats.recognition import naming_format, unread, what_it_is
     from detector.errors import DataError

@@ -1,4 +1,4 @@
-"""Show versions, GPUs and settings of this machine: what a bug report needs. No network is asked.
+"""Show versions, GPUs and settings of this machine, for a bug report. The network is not used.
 
 tools/env.py
 tools/env.py --json

@@ -23,9 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--results", help="a COCO results file to score instead of a model")
     parser.add_argument("--annotations", help="a COCO JSON file; for a classifier, a CSV file of paths and labels")
-    parser.add_argument("--images", help="the folder of its images; for a classifier, alone, a folder of class folders")
     parser.add_argument(
-        "--output", type=Path, help="a folder for results.json, and of a classifier the confusion matrix"
+        "--images", help="the folder of its images; for a classifier without --annotations, one folder per class"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="a folder for results.json and, of a classifier, the confusion matrix"
     )
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="a folder for report.html and its figures as JSON and CSV"
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     name, own_data = args.checkpoint or args.results, (args.annotations, args.images)
     try:
         device = distributed.start(args.device)
-        # Before hours of work.
+        # Opened first: an error after hours of evaluation would be late.
         other = open_other(args.against, device, args.allow_code) if args.against else None
         with distributed.peers():
             if args.results:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from detector.config.schema import Config
 
-BASE = "retinanet_r50_fpn.yaml"  # how it is trained, in a config that is written
+BASE = "retinanet_r50_fpn.yaml"  # the training recipe of --config-out
 PACKAGES = ("torchvision", "detectron2", "mmdetection")
 
 
@@ -23,13 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", help="a .pth, .pt, .pkl or .safetensors file, a URL, or a name of torchvision's weights"
     )
     parser.add_argument("output", type=Path, help="the file to write")
-    parser.add_argument("--from", dest="package", choices=PACKAGES, help="whose it is (default: by the tensors' names)")
+    parser.add_argument(
+        "--from",
+        dest="package",
+        choices=PACKAGES,
+        help="the source's package (default: recognised by the tensors' names)",
+    )
     parser.add_argument("--to", choices=["torchvision"], help="write torchvision's state dict instead of a checkpoint")
     parser.add_argument("--config", help="a YAML file with what the tensors do not show, such as other anchors")
     parser.add_argument(
-        "--config-out", type=Path, metavar="FILE.yaml", help="write a config that goes on training the checkpoint"
+        "--config-out", type=Path, metavar="FILE.yaml", help="write a config that trains from the checkpoint"
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as model.backbone.stride_in_1x1=false")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as model.backbone.stride_in_1x1=false"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,17 +46,14 @@ def run(args: argparse.Namespace) -> int:
         if output.exists():
             raise ConfigError(f"{output}: exists already; choose another name, or remove it")
         if not output.parent.is_dir():
-            raise ConfigError(f"{output.parent}: no such folder; make it first")
+            raise ConfigError(f"{output.parent}: no such folder; create it first")
     if args.to and (args.package or args.config or args.config_out or args.overrides):
-        raise ConfigError(
-            "command line: --to takes a checkpoint as it is; --from, --config, --config-out and KEY=VALUE"
-            " are for others"
-        )
-    print(_export(args.source, args.output) if args.to else import_content(args))
+        raise ConfigError("command line: --to has no --from, --config, --config-out and KEY=VALUE; remove them")
+    print(_export(args.source, args.output) if args.to else _import(args))
     return 0
 
 
-def import_content(args: argparse.Namespace) -> str:
+def _import(args: argparse.Namespace) -> str:
     from detector.checkpoints.checkpoint import checkpoint_categories, save_checkpoint
     from detector.checkpoints.opening import import_checkpoint
     from detector.config.loader import config_from_dict
@@ -75,7 +79,7 @@ def import_content(args: argparse.Namespace) -> str:
 
 
 def fitting_config(config: Config, checkpoint: Path, output: Path) -> str:
-    """YAML of a config that starts from ``checkpoint`` and keeps to what its weights were made with."""
+    """YAML of a config that starts from ``checkpoint`` and keeps the values its weights were trained with."""
     from detector.checkpoints.transfer import conventions
     from detector.config.loader import build_on, differences, load_config
 

@@ -1,4 +1,4 @@
-"""Find objects in images, or classify them: predictions.json or predictions.csv, and drawings.
+"""Detect objects in images, or classify them: writes predictions.json or predictions.csv, and drawings.
 
 tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/
 tools/infer.py --checkpoint runs/x/best.pt --input 'images/*.jpg' --output found/ --draw-score 0.5
@@ -7,24 +7,28 @@ tools/infer.py --checkpoint runs/x/best.pt --input 'images/*.jpg' --output found
 from __future__ import annotations
 
 import argparse
+import math
 import sys
+from functools import partial
 from pathlib import Path
 
 from detector.commands import add_allow_code, count
 from detector.commands.train import RESUMABLE
 
-GALLERY = 200  # images of --html, at most
-UNREADABLE = 1  # exit code when some images could not be read, or changed meanwhile; all others are done
+GALLERY = 200  # at most so many images in the page of --html
+UNREADABLE = 1  # exit code if some images could not be read, or changed during the run; all others are done
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a .pt file, or a run's folder")
-    parser.add_argument("--input", required=True, help="a folder (searched whole), a file, or a quoted pattern")
-    parser.add_argument("--output", required=True, type=Path, help="a new folder for the predictions and images/")
+    parser.add_argument("--input", required=True, help="a folder (searched recursively), a file, or a quoted pattern")
     parser.add_argument(
-        "--annotations", metavar="FILE", help="a COCO file: predictions.json has its image ids, by file name"
+        "--output", required=True, type=Path, help="a new folder, for the predictions and the drawings in images/"
     )
-    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped, or begin it")
+    parser.add_argument(
+        "--annotations", metavar="FILE", help="a COCO file, whose image ids predictions.json takes by file name"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue a run that was stopped, or start it")
     parser.add_argument(
         "--score", type=_probability, help="lowest score of an object in predictions.json (default: the config's)"
     )
@@ -32,12 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draw-score", type=_probability, default=0.4, help="lowest score that is drawn (default: 0.4)"
     )
     parser.add_argument("--no-images", action="store_true", help="write the predictions only")
-    parser.add_argument("--html", action="store_true", help="write a page of the drawings, gallery.html, too")
-    parser.add_argument("--batch-size", type=count, default=8, help="images at once, at most (default: 8)")
-    parser.add_argument("--workers", type=_workers, default=2, help="processes that read images (default: 2)")
+    parser.add_argument("--html", action="store_true", help="also write gallery.html, a page of the drawings")
+    parser.add_argument("--batch-size", type=count, default=8, help="most images per batch (default: 8)")
+    parser.add_argument(
+        "--workers", type=partial(count, least=0), default=2, help="processes that read images (default: 2)"
+    )
     add_allow_code(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as model.predict.max_detections=300")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as model.predict.max_detections=300"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +64,7 @@ def _run(args: argparse.Namespace) -> int:
     from detector.tasks import get_results
 
     if args.html and args.no_images:
-        raise ConfigError("command line: --html shows the drawings; leave --no-images out")
+        raise ConfigError("command line: --html shows the drawings; remove --no-images")
     for name in (get_results(task).FILE for task in TASKS):
         if (args.output / name).exists():
             if args.resume:
@@ -73,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
         images, ids, unknown = known_ids(images, args.annotations)
         if unknown:
             names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-            notes.append(f"{len(unknown):,} images are not in {args.annotations}, and skipped: {names}")
+            notes.append(f"{len(unknown):,} images are skipped, as {args.annotations} does not list them: {names}")
 
     import torch
 
@@ -84,7 +92,7 @@ def _run(args: argparse.Namespace) -> int:
     if ids is not None and not get_results(predictor.config.task).HAS_IDS:
         raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
     if args.score is not None:
-        predictor.task.with_threshold(predictor.config.model, args.score)  # refused before any work is done
+        predictor.task.with_threshold(predictor.config.model, args.score)  # raises before any work is done
     for note in notes:
         print(note, file=sys.stderr)
     summary = infer_folder(
@@ -109,20 +117,17 @@ def _run(args: argparse.Namespace) -> int:
         print(f"not read or changed: {error}")
     if summary.num_errors:
         print(
-            f"{summary.num_errors} of {summary.images} images could not be read, or were changed meanwhile:"
+            f"{summary.num_errors} of {summary.images} images could not be read, or changed during the run:"
             f" {args.output / ERRORS}"
         )
     return UNREADABLE if summary.num_errors else 0
 
 
 def _probability(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return value
-
-
-def _workers(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
-    return int(text)

@@ -1,4 +1,4 @@
-"""See it work: generate shapes, train on them from random weights, evaluate, and draw what was found.
+"""See it work: generate images of shapes, train on them from random weights, evaluate, and draw the detections.
 
 detector quickstart
 detector quickstart --task classification
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     generated = [f"data.{key}={json.dumps(str(data / path))}" for key, path in plan.data.items()]
     config = load_config(plan.config, [*generated, *args.overrides])
 
-    # Called again after an interruption it continues; called again after its end it shows the results again.
+    # The same command continues after an interruption, and shows the results again after the end.
     if not (data / "complete").exists():
         print(f"generating {plan.images[0]} + {plan.images[1]} images in {data}", file=sys.stderr)
         plan.write(data, *plan.images, config.seed)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"\n{metric} {figure(results[metric])} on data that it was not trained on, after"
         f" {results['train_seconds']:.0f} s of training\n"
-        f"  images    {drawn / 'overview.jpg'}, {drawn / 'images'}\n"
+        f"  images      {drawn / 'overview.jpg'}, {drawn / 'images'}\n"
         f"  metrics     {run_folder.results}, {run_folder.metrics}\n"
         f"  checkpoint  {run_folder.best}\n"
         "next:\n"

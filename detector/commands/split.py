@@ -1,10 +1,10 @@
-"""Divide a COCO JSON file into one to train on and one to evaluate on.
+"""Split a COCO JSON file into one to train on and one to evaluate on.
 
 tools/split.py annotations.json --output split/
 tools/split.py annotations.json --val 0.1 --seed 3 --output split/
 
-Which images go where follows from their file names and the seed alone, as with data.val_share in a config: images that
-are added later move no others. Everything else in the file is kept in both.
+File names and the seed alone decide which images go where, as with data.val_share in a config: adding images later
+moves no others. Everything else in the file is kept in both.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FRACTION",
         help="fraction of the images that goes to val (default: 0.2)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other images (default: 0)")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder of train.json, val.json")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="the folder for train.json and val.json"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     paths = [args.output / "train.json", args.output / "val.json"]
     for path in paths:
         if path.exists():
-            raise ConfigError(f"{path}: exists and is not written over; give another --output")
+            raise ConfigError(f"{path}: exists already; give another --output")
     annotations = read_annotations(args.annotations)
     is_val = held_back(annotations, args.val, args.seed)
     tree = read_json(args.annotations)
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def select(tree: dict[str, Any], is_chosen: np.ndarray) -> dict[str, Any]:
-    """The tree of a COCO file with the images of a mask [I] and what is annotated in them."""
+    """A COCO file's tree with only the images of a mask [I] and their annotations."""
     images = [image for image, chosen in zip(tree["images"], is_chosen, strict=True) if chosen]
     ids = {_key(image["id"]) for image in images}
     rows = [row for row in tree["annotations"] if _key(row["image_id"]) in ids]
@@ -70,7 +72,7 @@ def _key(image_id: Any) -> str:
 
 
 def describe(annotations: Annotations, is_val: np.ndarray, paths: list[Path]) -> str:
-    """Counts of both parts and of the classes in them, and which classes are in one only."""
+    """Counts of both parts and of their classes, and the classes that val lacks."""
     import numpy as np
 
     from detector.reports.pages import Table
@@ -91,7 +93,7 @@ def describe(annotations: Annotations, is_val: np.ndarray, paths: list[Path]) ->
         text += "\n\n" + Table(["class", "train", "val"], rows).as_text()
     if lacking := [name for name, train, val in rows if train and not val]:
         names = ", ".join(map(str, lacking[:LISTED])) + (", …" if len(lacking) > LISTED else "")
-        text += f"\n\nnot in val, as their images are too few: {names}"
+        text += f"\n\nnot in val, as they have too few images: {names}"
     return text
 
 

@@ -1,8 +1,8 @@
-"""Kill, soak and overload real runs, and say whether they lost anything (docs/RELIABILITY.md).
+"""Kill, soak and overload real runs, and check that nothing is lost (docs/RELIABILITY.md).
 
 tools/stress.py kill --kills 200        train a tiny model, SIGKILL it at random moments, resume, compare bit for bit
 tools/stress.py soak                    2,000 steps and 20 evaluations: does memory grow, do descriptors leak
-tools/stress.py infer --images 100000 the time to the first batch, memory, killed half way and resumed
+tools/stress.py infer --images 100000   time to the first batch, memory, killed half way and resumed
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ GROWTH = 0.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("kill", "soak", "infer"), help="what is done to the runs")
-    parser.add_argument("--kills", type=count, default=100, help="kill: so many (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, help="kill: of the moments (default: 0)")
-    parser.add_argument("--steps", type=count, default=2000, help="soak: so many, in 20 parts (default: 2000)")
-    parser.add_argument("--images", type=count, default=100_000, help="infer: so many (default: 100000)")
-    parser.add_argument("--folder", type=Path, help="where the runs are kept (default: a temporary folder, removed)")
+    parser.add_argument("what", choices=("kill", "soak", "infer"), help="what to do to the runs")
+    parser.add_argument("--kills", type=count, default=100, help="kill: number of kills (default: 100)")
+    parser.add_argument("--seed", type=int, default=0, help="kill: seed of the moments (default: 0)")
+    parser.add_argument("--steps", type=count, default=2000, help="soak: number of steps, in 20 parts (default: 2000)")
+    parser.add_argument("--images", type=count, default=100_000, help="infer: number of images (default: 100000)")
+    parser.add_argument(
+        "--folder", type=Path, help="a new folder for the runs (default: a temporary one, removed at the end)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -57,7 +59,7 @@ def _stress(args: argparse.Namespace, folder: Path) -> int:
         soaked = stress.soak(data, folder / "runs", args.steps, evaluations=20, settled=min(SETTLED, args.steps // 2))
         print(soaked)
         return FAILED if soaked.growth > GROWTH or soaked.late.descriptors > soaked.early.descriptors else 0
-    print(f"making {args.images} images", file=sys.stderr)
+    print(f"generating {args.images} images", file=sys.stderr)
     stress.link_images(folder / "images", args.images)
     checkpoint = stress.tiny_checkpoint(folder / "tiny.pt")
     inferred = stress.infer(checkpoint, folder / "images", folder / "found", args.images)

@@ -1,4 +1,4 @@
-"""Show what a model costs: parameters, multiply-adds, memory, the size of every level, and, if asked, time.
+"""Show what a model costs: parameters, multiply-adds, memory, the size of every level and, with --time, latency.
 
 tools/summary.py --config retinanet_r50_fpn.yaml
 tools/summary.py --config retinanet_r50_fpn.yaml --size 640 640 model.fpn.channels=128
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from detector.analysis.summary import Latency, Level, Summary
     from detector.config.schema import Config
 
-LONGEST_SIDE = 65_535  # pixels that a JPEG can have
+LONGEST_SIDE = 65_535  # pixels; the limit of JPEG
 RUNS = 10
 
 Row = tuple[str, list[str]]  # a label, and a cell for each model
@@ -27,14 +27,16 @@ Row = tuple[str, list[str]]  # a label, and a cell for each model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="a YAML file, the name of one in configs/, a checkpoint or a run's folder")
-    parser.add_argument("--compare", nargs="+", metavar="CONFIG", help="several of them, side by side")
+    parser.add_argument("--compare", nargs="+", metavar="CONFIG", help="show several configs side by side")
     parser.add_argument(
-        "--size", nargs=2, type=int, metavar=("H", "W"), help="of the image (default: the config's own, padded)"
+        "--size", nargs=2, type=int, metavar=("H", "W"), help="image size (default: the config's own, padded)"
     )
-    parser.add_argument("--classes", type=int, help="how many (default: data.classes, or those of COCO or ImageNet)")
+    parser.add_argument(
+        "--classes", type=int, help="number of classes (default: data.classes, or those of COCO or ImageNet)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--time", action="store_true", help="measure the time of a forward pass, too")
-    parser.add_argument("--runs", type=int, help=f"with --time: how often (default: {RUNS})")
+    parser.add_argument("--time", action="store_true", help="also measure the time of a forward pass")
+    parser.add_argument("--runs", type=int, help=f"with --time: number of runs (default: {RUNS})")
     parser.add_argument("--device", help="with --time: cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add_allow_code(parser)
     parser.add_argument(
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.time:
         import torch
 
-        # Random weights give denormals, which slow convolutions several times on a CPU; before its threads begin.
+        # Random weights give denormals, which slow convolutions several times on a CPU; set before threads start.
         torch.set_flush_denormal(True)
     names = args.compare or [args.config]
     configs, classes = zip(*(open_config(name, args.overrides, args.allow_code) for name in names), strict=True)
@@ -68,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse what contradicts itself or has no effect."""
+    """Refuse contradictions and options without effect."""
     from detector.errors import ConfigError
 
     if bool(args.config) == bool(args.compare):
         raise ConfigError("command line: give either --config or --compare")
-    # An override that follows --compare is taken for one more config.
+    # argparse takes an override after --compare for one more config.
     mistaken = [name for name in args.compare or [] if "=" in name and not Path(name).is_file()]
     if args.compare and (args.overrides or mistaken):
         override = (args.overrides + mistaken)[0]
@@ -94,7 +96,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def open_config(name: str, overrides: Sequence[str], allow_code: bool) -> tuple[Config, int | None]:
-    """A config; of a checkpoint or a run, also how many classes it has."""
+    """A config, and the number of classes of a checkpoint or a run."""
     from detector.config.loader import CHECKPOINT_SUFFIXES, load_config
 
     if Path(name).is_dir() or Path(name).suffix in CHECKPOINT_SUFFIXES:
@@ -106,7 +108,7 @@ def open_config(name: str, overrides: Sequence[str], allow_code: bool) -> tuple[
 
 
 def summarise_config(name: str, config: Config, classes: int | None, size: tuple[int, int] | None) -> Summary:
-    """The cost of one config's model; an error says which config it is of."""
+    """The cost of one config's model; errors name the config."""
     from detector.analysis.summary import summarise
     from detector.errors import ConfigError
     from detector.tasks import get_task
@@ -122,7 +124,7 @@ def summarise_config(name: str, config: Config, classes: int | None, size: tuple
 def time_models(
     configs: Sequence[Config], summaries: Sequence[Summary], device_name: str | None, runs: int
 ) -> tuple[list[Latency], str]:
-    """The latency of each model, and a line that says what was measured."""
+    """Each model's latency, and a line that says what was measured."""
     import torch
 
     from detector.analysis.summary import measure_latencies
@@ -149,7 +151,7 @@ def time_models(
 def as_objects(
     names: Sequence[str], summaries: Sequence[Summary], latencies: Sequence[Latency] = ()
 ) -> list[dict[str, Any]]:
-    """What ``--json`` prints of each model; MB are 10^6 bytes."""
+    """What ``--json`` prints for each model; MB are 10^6 bytes."""
     objects: list[dict[str, Any]] = [
         {
             "config": name,
@@ -167,7 +169,7 @@ def as_objects(
         }
         for name, own in zip(names, summaries, strict=True)
     ]
-    for entry, latency in zip(objects, latencies, strict=False):  # none of them, or one of each
+    for entry, latency in zip(objects, latencies, strict=False):  # either none or one per model
         entry["latency_ms"] = latency.median
         entry["latency_spread_ms"] = [latency.low, latency.high]
         entry["latency_ratio"] = latency.median / latencies[0].median
@@ -175,7 +177,7 @@ def as_objects(
 
 
 def table(names: Sequence[str], summaries: Sequence[Summary], latencies: Sequence[Latency] = ()) -> list[Row]:
-    """What is shown on a terminal: a column for each model."""
+    """The table for a terminal: one column per model."""
     rows: list[Row] = [
         ("", list(names)),
         ("input", [f"{own.in_channels} × {own.size[0]} × {own.size[1]}" for own in summaries]),
@@ -190,7 +192,7 @@ def table(names: Sequence[str], summaries: Sequence[Summary], latencies: Sequenc
         rows.append(("latency", [f"{own.median:.1f} ms  ({own.low:.1f} – {own.high:.1f})" for own in latencies]))
     if len(latencies) > 1:
         rows.append(("  to the first", [f"× {own.median / latencies[0].median:.2f}" for own in latencies]))
-    # Networks in the order given, C2 to C5 of each; then the pyramids' levels from the finest of all.
+    # First C2 to C5 of each network, in the order given; then the pyramid levels, finest first.
     strides = {key: level.stride for own in summaries for key, level in own.levels.items()}
     columns = [format_levels(own.levels) for own in summaries]
     for key in sorted(strides, key=lambda key: key if key[-2] == "P" else ""):
@@ -199,7 +201,7 @@ def table(names: Sequence[str], summaries: Sequence[Summary], latencies: Sequenc
 
 
 def format_levels(levels: dict[str, Level]) -> dict[str, str]:
-    """``"256 × 100 × 168  anchors 151,200"`` for each, number under number."""
+    """``"256 × 100 × 168  anchors 151,200"`` for each level, numbers aligned."""
     numbers = {
         key: [f"{level.channels}", f"{level.height}", f"{level.width}", f"{level.anchors or 0:,}"]
         for key, level in levels.items()

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from detector.training.run_folder import RunFolder
 
 FAILED, STOPPED = 1, 130  # exit codes of --overfit
-RESUMABLE = 75  # exit code after Ctrl-C or SIGTERM: all is saved, --resume continues (EX_TEMPFAIL of sysexits.h)
+RESUMABLE = 75  # exit code after Ctrl-C or SIGTERM: everything is saved (EX_TEMPFAIL of sysexits.h)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML file, or the name of one in configs/")
     parser.add_argument("--name", help="the run's folder is runs/NAME (default: the config's name)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where run folders are (default: runs)")
-    parser.add_argument("--resume", action="store_true", help="continue the run from its last.pt, or begin it")
+    parser.add_argument("--resume", action="store_true", help="continue the run from its last.pt, or start it")
     parser.add_argument(
         "--init-from",
         metavar="CHECKPOINT",
-        help="begin with what fits of a checkpoint of any task, classes or package (model.weights in the config)",
+        help="start from what fits of a checkpoint of any task, classes or package (model.weights in the config)",
     )
     parser.add_argument(
         "--overfit",
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     run_folder = RunFolder.named(args.runs, name)
     try:
         return _train(args, config, run_folder)
-    except KeyboardInterrupt:  # before the first step or after the last one, where nothing is there to be saved
+    except KeyboardInterrupt:  # before the first step or after the last: nothing to save
         print(f"stopped; continue with --resume: {run_folder.path}", file=sys.stderr)
         return RESUMABLE
 
@@ -91,7 +91,7 @@ def check_overfit(args: argparse.Namespace) -> None:
     if args.overfit < 1:
         raise ConfigError(f"command line: --overfit {args.overfit}: must be at least 1")
     if args.resume:
-        raise ConfigError("command line: --overfit begins again each time; leave --resume out")
+        raise ConfigError("command line: --overfit starts afresh each time; remove --resume")
 
 
 def run_overfit(args: argparse.Namespace, config: Config, run_folder: RunFolder) -> int:

@@ -1,7 +1,7 @@
-"""Real runs that are killed, watched and compared: what tests/faults does briefly and tools/stress.py at length.
+"""Kill, watch and compare real runs: tests/faults does so briefly, tools/stress.py at length.
 
-Processes come from a fork server that has imported torch and this package once: each costs tenths of a second, not
-seconds, and is still a process of its own, which a real SIGKILL ends.
+Processes come from a fork server that has imported torch and this package: each starts in tenths of a second, and is
+still a process of its own, which a real SIGKILL ends.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from detector.models import build_model
 from detector.processes import end_with_parent
 from detector.structures import Category
 
-# Small enough for tenths of a second, whole enough to have everything that must survive: momentum, an average, batch
-# norm, augmentation, batches that wrap around an epoch, several evaluations.
+# Small enough to run in tenths of a second, with everything that must survive: momentum, an average, batch norm,
+# augmentation, batches that wrap around an epoch, several evaluations.
 TINY = (
     "model.backbone={name: mobilenet_v3_small, norm: bn}",
     "model.fpn={levels: [3, 4, 5], channels: 16}",
@@ -59,13 +59,13 @@ _servers = multiprocessing.get_context("forkserver")
 
 
 def data_overrides(folder: Path) -> list[str]:
-    """The keys of a set that ``write_shapes`` has made."""
+    """Overrides that name the data set of ``write_shapes``."""
     splits = [f"data.{split}.annotations={folder}/annotations/{split}.json" for split in ("train", "val")]
     return [*splits, f"data.train.images={folder}/images", f"data.val.images={folder}/images"]
 
 
 def start(command: str, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
-    """``detector COMMAND ARGUMENTS`` as a process of its own; what it prints is added to ``log``."""
+    """Start ``detector COMMAND ARGUMENTS`` as a process, whose output is appended to ``log``."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     _servers.set_forkserver_preload(list(PRELOADED))
     process = _servers.Process(target=_run, args=(command, list(arguments), log, environment or {}))
@@ -85,7 +85,7 @@ def _run(command: str, arguments: list[str], log: Path, environment: dict[str, s
 
 
 def finish(process: BaseProcess, log: Path, seconds: float = 600) -> int:
-    """Wait for the end of a process; its exit code, or minus the number of the signal that ended it."""
+    """Wait for a process to end; returns its exit code, or minus the number of the signal that ended it."""
     process.join(seconds)
     if process.exitcode is None:
         kill(process)
@@ -99,7 +99,7 @@ def kill(process: BaseProcess) -> None:
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of metrics.jsonl."""
+    """The complete lines of metrics.jsonl."""
     if not (run / "metrics.jsonl").exists():
         return []
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -111,11 +111,11 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 @dataclass
 class KillReport:
-    """What :func:`kill_and_resume` did and found."""
+    """The outcome of :func:`kill_and_resume`."""
 
     kills: Counter[str] = field(default_factory=Counter)  # by moment: starting, stepping, saving
-    amid_save: int = 0  # kills that left a half-written file behind, mostly a checkpoint
-    runs: int = 0  # runs that were killed again and again until their end, and compared
+    amid_save: int = 0  # kills that left a half-written file, mostly a checkpoint
+    runs: int = 0  # runs that were killed until they were finished, and compared
     differences: list[str] = field(default_factory=list)  # from the run that was not killed
 
     def __str__(self) -> str:
@@ -126,13 +126,13 @@ class KillReport:
         )
 
 
-MOMENTS = ("saving", "stepping", "starting", "stepping", "saving", "stepping")  # of one kill after the other
+MOMENTS = ("saving", "stepping", "starting", "stepping", "saving", "stepping")  # of successive kills
 
 
 def kill_and_resume(data: Path, folder: Path, kills: int, seed: int = 0) -> KillReport:
-    """Kill training at random moments ``kills`` times and resume it until its end, in ``folder``, which is new.
+    """Kill training ``kills`` times at random moments and resume it until its end, in the new ``folder``.
 
-    A third of the kills wait for a checkpoint that is being written. Attempts have different numbers of loaders.
+    A third of the kills wait until a checkpoint is being written. Attempts differ in their number of loaders.
     """
     rng = random.Random(seed)
     log = folder / "log.txt"
@@ -166,7 +166,7 @@ def kill_and_resume(data: Path, folder: Path, kills: int, seed: int = 0) -> Kill
 
 
 def _wait_until(moment: str, process: BaseProcess, run: Path, rng: random.Random) -> bool:
-    """Wait for a moment to kill; False if the run has ended before it came."""
+    """Wait for the moment to kill; False if the run ended before it."""
     if moment == "starting":
         time.sleep(rng.uniform(0, 0.6))
         return process.is_alive()
@@ -183,7 +183,7 @@ def _wait_until(moment: str, process: BaseProcess, run: Path, rng: random.Random
 
 
 def differences(first: Path, second: Path) -> Iterator[str]:
-    """What two finished runs do not have in common, bit for bit; clocks and the way they are loaded do not count."""
+    """The differences between two finished runs, bit for bit, times and loaders apart."""
     for name, parts in (("last.pt", ("model", "ema", "optimizer", "step", "best", "skipped")), ("best.pt", ("model",))):
         contents = [torch.load(run / name, weights_only=True, map_location="cpu") for run in (first, second)]
         for part in parts:
@@ -212,21 +212,21 @@ def unequal(first: Any, second: Any, place: str) -> Iterator[str]:
 
 
 class Usage(NamedTuple):
-    """What a process holds."""
+    """The memory and descriptors of a process."""
 
     memory: int  # resident, bytes
     descriptors: int
 
 
 def usage_of(process: BaseProcess) -> Usage:
-    """Of a living process, as Linux says it."""
+    """The usage of a running process, from Linux's /proc."""
     folder = Path("/proc") / str(process.pid)
     pages = int((folder / "statm").read_text().split()[1])
     return Usage(pages * os.sysconf("SC_PAGE_SIZE"), len(list((folder / "fd").iterdir())))
 
 
 class SoakReport(NamedTuple):
-    """Of a long run: what its process held after ``settled`` steps and at the end, and the most between."""
+    """The usage of a long run after ``settled`` steps and at the end, and the most between."""
 
     steps: int
     evaluations: int
@@ -237,7 +237,7 @@ class SoakReport(NamedTuple):
 
     @property
     def growth(self) -> float:
-        """Of memory, as a fraction."""
+        """The growth of memory, as a fraction."""
         return self.late.memory / self.early.memory - 1
 
     def __str__(self) -> str:
@@ -249,14 +249,14 @@ class SoakReport(NamedTuple):
 
 
 def soak(data: Path, folder: Path, steps: int, evaluations: int, settled: int) -> SoakReport:
-    """Train for ``steps`` steps with so many evaluations, and watch what the process holds."""
+    """Train for ``steps`` steps with ``evaluations`` evaluations, and watch the process's usage."""
     folder.mkdir(parents=True)
     log, run = folder / "log.txt", folder / "run"
     images = len(json.loads((data / "annotations" / "train.json").read_text())["images"])
     per_epoch = -(-images // 2)
     every = steps // evaluations // per_epoch
     if every * per_epoch * evaluations != steps:
-        raise ValueError(f"{steps} steps are not {evaluations} times some epochs of {per_epoch} steps")
+        raise ValueError(f"{steps} steps are not {evaluations} times whole epochs of {per_epoch} steps")
     arguments = ["--config", CONFIG, "--runs", str(folder), "--name", run.name, "--device", "cpu", *TINY]
     given = ["train.batch_size=2", f"train.steps={steps}", f"eval.every_epochs={every}", "data.workers=1"]
     process = start("train", [*arguments, *data_overrides(data), *given], log)
@@ -269,7 +269,7 @@ def soak(data: Path, folder: Path, steps: int, evaluations: int, settled: int) -
         time.sleep(0.1)
     if finish(process, log):
         raise RuntimeError(log.read_text(errors="replace"))
-    # Its last moments are those in which it lets go of everything.
+    # In its last moments the process frees everything.
     early, *_, late = usages[: -max(1, len(usages) // 100)]
     most = Usage(*(max(column) for column in zip(*usages, strict=True)))
     rows = rows_of(run)
@@ -285,13 +285,13 @@ def _last_step(run: Path) -> int:
 
 
 class InferReport(NamedTuple):
-    """Of inference over many images, killed half way and resumed."""
+    """The outcome of inference over many images, killed half way and resumed."""
 
     images: int
-    first_seconds: float  # from the process's start to the first batch that is noted
-    early: Usage  # when a tenth is done
-    late: Usage  # when all but a tenth is done
-    is_same: bool  # the predictions of the killed run and of one that was not, byte for byte
+    first_seconds: float  # from the process's start to the first recorded batch
+    early: Usage  # with a tenth done
+    late: Usage  # with nine tenths done
+    is_same: bool  # whether the killed run's predictions equal the other's, byte for byte
 
     def __str__(self) -> str:
         early, late = (f"{usage.memory / 2**20:.1f} MB" for usage in (self.early, self.late))
@@ -303,7 +303,7 @@ class InferReport(NamedTuple):
 
 
 def link_images(folder: Path, count: int, kinds: int = 20, side: int = 32) -> None:
-    """A folder of ``count`` small images, 1,000 a subfolder: hard links to ``kinds`` files."""
+    """Make a folder of ``count`` small images, 1,000 per subfolder: hard links to ``kinds`` files."""
     rng = np.random.default_rng(0)
     for number in range(count):
         if number % 1000 == 0:
@@ -317,7 +317,7 @@ def link_images(folder: Path, count: int, kinds: int = 20, side: int = 32) -> No
 
 
 def tiny_checkpoint(path: Path) -> Path:
-    """A model of random weights, as a checkpoint."""
+    """Write a checkpoint with random weights."""
     config = load_config(CONFIG, TINY)
     categories = [Category(label + 1, name) for label, name in enumerate(CLASSES)]
     torch.manual_seed(0)
@@ -333,7 +333,7 @@ def infer(checkpoint: Path, images: Path, folder: Path, count: int) -> InferRepo
 
     def begin(name: str) -> BaseProcess:
         arguments = ["--checkpoint", str(checkpoint), "--input", str(images), "--output", str(folder / name)]
-        # Three boxes of whatever score in every image: random weights are sure of nothing.
+        # Three boxes per image, whatever their scores, which are low with random weights.
         arguments += ["model.predict.score_threshold=0.0", "model.predict.max_detections=3"]
         return start("infer", [*arguments, "--no-images", "--resume", "--workers", "1", "--device", "cpu"], log)
 
@@ -341,9 +341,9 @@ def infer(checkpoint: Path, images: Path, folder: Path, count: int) -> InferRepo
         while process.is_alive() and _lines(folder / name / "progress.jsonl") < 1 + done:
             time.sleep(0.02)
         if not process.is_alive():
-            raise RuntimeError(f"inference has ended before {done} images:\n{log.read_text(errors='replace')}")
+            raise RuntimeError(f"inference ended before {done} images:\n{log.read_text(errors='replace')}")
 
-    finish(start("infer", ["--help"], log), log)  # the fork server's imports are not what is measured
+    finish(start("infer", ["--help"], log), log)  # start the fork server, whose imports are not measured
     begin_time = time.monotonic()
     process = begin("whole")
     wait_for(process, "whole", 1)

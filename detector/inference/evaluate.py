@@ -1,4 +1,4 @@
-"""Score a checkpoint on annotated or labelled images, or a COCO results file; and another one on the same images."""
+"""Score a checkpoint on annotated or labelled images, or a COCO results file, and compare it with another."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Evaluation(NamedTuple):
     scored: Scored  # on the main rank; empty on the others
     config: Config
     truth: Any
-    images: Path | None  # their folder, if it is known
+    images: Path | None  # their folder, if known
 
 
 class Other(NamedTuple):
-    """What an evaluation is compared with."""
+    """What to compare an evaluation with."""
 
     name: str
     opened: Opened | None  # None: a results file
@@ -60,11 +60,11 @@ def evaluate_checkpoint(
     images: str | Path | None = None,
     allow_code: bool = False,
 ) -> Evaluation:
-    """A checkpoint or a run on its own val data, or on ``annotations`` and ``images``."""
+    """Score a checkpoint or a run on its own val data, or on ``annotations`` and ``images``."""
     content = open_checkpoint(source)
     given = []
     for key, path in (("annotations", annotations), ("images", images)):
-        if path:  # data of their own are not a part held back
+        if path:  # other data has no part held back
             given += [f"data.val.{key}={json.dumps(str(path), ensure_ascii=False)}", "data.val_share=null"]
     needs_annotations = get_core(checkpoint_config(content, source).task).FOLDER_FORMAT is None
     if images and not annotations and not needs_annotations:
@@ -81,7 +81,7 @@ def evaluate_checkpoint(
 
 
 def evaluate_results(path: str, annotations: str, images: str | None, overrides: Sequence[str]) -> Evaluation:
-    """A COCO results file against the annotations that it is of."""
+    """Score a COCO results file against its annotations."""
     folder = Path(images) if images else None
     if folder and not folder.is_dir():
         raise DataError(f"--images: {images} is not a folder")
@@ -102,7 +102,7 @@ def evaluate_results(path: str, annotations: str, images: str | None, overrides:
 
 
 def open_other(source: str, device: torch.device, allow_code: bool = False) -> Other:
-    """The results file, checkpoint or run that an evaluation is to be compared with."""
+    """Open the results file, checkpoint or run to compare an evaluation with."""
     path = Path(source)
     if path.suffix == ".json":
         if not path.is_file():
@@ -113,11 +113,13 @@ def open_other(source: str, device: torch.device, allow_code: bool = False) -> O
 
 
 def evaluate_other(other: Other, evaluation: Evaluation, name: str) -> Scored:
-    """``other`` on the data of ``evaluation`` (of ``name``), scored in the same way."""
+    """Score ``other`` as ``evaluation`` (of ``name``) was, on the same data."""
     config, truth = evaluation.config, evaluation.truth
     if other.opened is None:
         if not isinstance(truth, Annotations):
-            raise ConfigError(f"--against {other.name}: results files are of detection; give a run or a checkpoint")
+            raise ConfigError(
+                f"--against {other.name}: is a results file, which only a detector has; give a run or a checkpoint"
+            )
         rows = _read_results(other.name, truth)
         return Scored(other.name, rows, detection.evaluate(Tally(rows), truth, config))
     model, own, categories = other.opened
@@ -125,7 +127,7 @@ def evaluate_other(other: Other, evaluation: Evaluation, name: str) -> Scored:
         raise ConfigError(f"--against {other.name}: is of {own.task}, not of {config.task}")
     if not reorder_classes(model, categories, truth.categories):
         raise DataError(f"--against {other.name}: has other classes than {name}")
-    # Its own resizing, but the same images: which ones are held back follows from the split, the share and the seed.
+    # Its own resizing, but the same images: the split, val_share and the seed decide which ones are held back.
     same = {
         key: getattr(config.data, key)
         for key in ("train", "val", "val_share", "classes", "invalid_boxes", "allow_outside", "exif")
@@ -135,7 +137,7 @@ def evaluate_other(other: Other, evaluation: Evaluation, name: str) -> Scored:
 
 
 def _evaluate(opened: Opened, name: str, scored_by: Config) -> Evaluation:
-    """A model on the val data of its config, scored as ``scored_by`` says."""
+    """Score a model on the val data of its config, by the settings of ``scored_by``."""
     model, config, categories = opened
     task, device = get_task(config), next(model.buffers()).device
     check_precision(config.model.predict.precision, device, "model.predict.precision")
@@ -151,7 +153,7 @@ def _evaluate(opened: Opened, name: str, scored_by: Config) -> Evaluation:
 
 
 def _read_results(path: str, truth: Annotations) -> np.ndarray:
-    """The detections of a results file; what is odd about them is said."""
+    """The detections of a results file; warnings are printed."""
     rows, warnings = read_results(path, truth)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -159,11 +161,11 @@ def _read_results(path: str, truth: Annotations) -> np.ndarray:
 
 
 def _describe_invalid(checked: CheckedBoxes, policy: str) -> str:
-    """Boxes that training would refuse, in a line; a results file is scored against them as they stand."""
+    """A line about boxes that training would refuse; a results file is scored against them unchanged."""
     if not checked.first_invalid:
         return ""
     count = f"{checked.clipped + checked.dropped:,} invalid boxes"
     if policy == "error":
-        remedy = "data.invalid_boxes=drop or clip leaves them out or cuts them"
-        return f"warning: {count} are scored as they stand (first: {checked.first_invalid}); {remedy}"
+        remedy = "data.invalid_boxes=drop removes them, clip cuts them to the image"
+        return f"warning: {count} are scored unchanged (first: {checked.first_invalid}); {remedy}"
     return f"{checked.clipped:,} invalid boxes clipped, {checked.dropped:,} dropped (first: {checked.first_invalid})"

@@ -1,8 +1,8 @@
-"""A folder of images through a predictor: predictions, drawings, and what could not be read.
+"""Predict a folder of images: predictions, drawings, and a list of the images that could not be read.
 
-``progress.jsonl`` grows by a line an image, batch by batch; the first line says what is asked. From it the predictions
-are written at the end, so memory does not grow with the folder, and a run that was killed continues after its last
-whole batch: with the same batches, which pad and round alike, it finds the same to the bit.
+``progress.jsonl`` has a line with the request, then one line per image, appended batch by batch. The predictions are
+written from it at the end, so memory does not grow with the folder. A run that was killed continues after its last
+whole batch; batches are the same, so the results are too, bit for bit.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ ERRORS = "errors.jsonl"
 
 
 class Images(Sequence[Path]):
-    """Files under ``root``, as one array of bytes: loader processes share its pages, and 100,000 take a few MB."""
+    """Files under ``root``, their names one array of bytes: 100,000 take a few MB, which loader processes share."""
 
     def __init__(self, root: Path, names: Iterable[str], note: str = "") -> None:
         self.root = root
-        self.note = note  # what else was found there
+        self.note = note  # about other files there
         self.names = np.array(sorted(os.fsencode(name) for name in names))
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Images(Sequence[Path]):
 
 
 def known_ids(images: Images, path: str) -> tuple[Images, dict[str, Id], list[str]]:
-    """The images that a COCO file lists, their ids there by name, and the names of those that it does not list."""
+    """The images that a COCO file lists, their ids by name, and the names of images that it does not list."""
     rows = read_rows(Path(path), is_strict=True)
     listed = {PurePosixPath(rows.names[index]).as_posix(): rows.image_ids[index] for index in range(len(rows.names))}
     names = [images.name(index) for index in range(len(images))]
@@ -78,22 +78,22 @@ def known_ids(images: Images, path: str) -> tuple[Images, dict[str, Id], list[st
 
 
 class Summary(NamedTuple):
-    found: str  # in all images, such as "12 objects"
+    found: str  # such as "12 objects"
     path: Path  # of the predictions
-    images: int  # in all
+    images: int
     read: int
-    num_errors: int  # that could not be read, or were changed meanwhile
-    errors: list[str]  # the first ten of them, a line each
+    num_errors: int  # images that could not be read, or changed during the run
+    errors: list[str]  # the first ten, one line each
 
 
 class _Item(NamedTuple):
-    image: np.ndarray | None  # [H, W, C], where it is drawn
+    image: np.ndarray | None  # [H, W, C], if it will be drawn
     sample: Any  # None if it could not be read
     error: str
 
 
 class _Packed(NamedTuple):
-    """A batch of items, with their images in one piece of memory that processes share: a pipe would copy them."""
+    """A batch of items with their images in one block of shared memory: a pipe would copy them."""
 
     items: list[_Item]  # without their images
     forms: list[tuple[int, np.dtype[Any], tuple[int, ...]] | None]  # of each image: first byte, type, shape
@@ -101,7 +101,7 @@ class _Packed(NamedTuple):
 
     @classmethod
     def pack(cls, samples: list[_Item | DetectorError]) -> _Packed:
-        """An image that could not be read is an item too."""
+        """Pack items; a DetectorError becomes one without a sample."""
         items = [sample if isinstance(sample, _Item) else _Item(None, None, str(sample)) for sample in samples]
         forms, size = [], 0
         for item in items:
@@ -123,7 +123,7 @@ class _Packed(NamedTuple):
 
 
 class _Samples:
-    """What the loader's processes read."""
+    """The data set of the loader processes."""
 
     def __init__(self, progress: _Progress, predictor: Predictor, are_drawn: bool) -> None:
         self.images, self.began = progress.images, progress.began
@@ -140,16 +140,16 @@ class _Samples:
         try:
             has_changed = file.stat().st_mtime > self.began
         except OSError as error:
-            raise DataError(f"{file}: vanished while it was read: {error.strerror}") from None
-        note = f"{file}: was changed after the run began; what was found is of the new content" if has_changed else ""
+            raise DataError(f"{file}: vanished while being read: {error.strerror}") from None
+        note = f"{file}: was changed after the run began; its results are of the new content" if has_changed else ""
         sample = get_task(self.config).make_sample(image, index + 1, self.config)
         return _Item(image if self.are_drawn else None, sample, note)
 
 
 def find_images(pattern: str) -> Images:
-    """The images of a folder (searched whole), a file or a glob pattern, sorted by name.
+    """The images of a folder (searched recursively), a file or a glob pattern, sorted by name.
 
-    Links are followed; one that leads nowhere is listed, and named as unreadable later.
+    Links are followed; a broken one is listed, and reported as unreadable later.
     """
     path = Path(pattern)
     if path.is_file():
@@ -183,9 +183,9 @@ def infer_folder(
 ) -> Summary:
     """Predict ``images`` and write ``output``; those that cannot be read are listed and do not stop the others.
 
-    ``ids`` are a data set's, by the names of the images; without them, images are numbered from 1.
-    ``draw_score`` None draws nothing. File names in the output are relative to the images' root. With ``resume`` a
-    run that was stopped or killed continues with the images that it began with, and must be asked the same.
+    ``ids`` are a data set's image ids by file name; without them, images are numbered from 1. ``draw_score`` None
+    draws nothing. File names in the output are relative to the images' root. With ``resume`` a run that was stopped or
+    killed continues with the images that it began with; its model and settings must be the same.
     """
     make_folder(output)
     results = get_results(predictor.config.task)
@@ -196,7 +196,7 @@ def infer_folder(
             asked["annotations"] = hashlib.sha256(json.dumps(sorted(ids.items())).encode()).hexdigest()
         with contextlib.closing(_Progress(output / PROGRESS, images, asked, resume)) as progress:
             _infer(predictor, progress, output / "images", score, draw_score, batch_size, workers, ids)
-        # The predictions come last: where they stand, all is done.
+        # The predictions come last: if they exist, the run is complete.
         read, num_errors, errors = _write_errors(progress, output / ERRORS)
         results.write_results(progress.results(), path)
         found = results.describe_results(progress.results())
@@ -214,7 +214,7 @@ def _infer(
     workers: int,
     ids: Mapping[str, Id] | None,
 ) -> None:
-    """Batch after batch from where ``progress`` stands; a batch counts as done when its drawings are."""
+    """Predict the remaining batches; a batch is done when its drawings are."""
     results, images = get_results(predictor.config.task), progress.images
     views = None if draw_score is None else get_views(predictor.config.task)
     batches = islice(EvalBatches(len(images), batch_size), progress.done // batch_size, None)
@@ -258,7 +258,7 @@ def _infer(
 
 
 class _Progress:
-    """``progress.jsonl``: a line of what was asked and of all names, then a line an image, in their order."""
+    """``progress.jsonl``: a line with the request and all names, then one line per image, in order."""
 
     def __init__(self, path: Path, images: Images, asked: dict[str, Any], resume: bool) -> None:
         self.path, self.images = path, images
@@ -271,21 +271,21 @@ class _Progress:
             self._file = path.open("a", encoding="utf-8")
 
     def _restore(self, asked: dict[str, Any]) -> bool:
-        """Take up what an earlier process left, up to its last whole batch; False if there is nothing."""
+        """Continue after the last whole batch of an earlier process; False if there was none."""
         if not self.path.exists():
             return False
         with self.path.open("rb") as file:
-            header = file.readline()  # whole: it was written at once
+            header = file.readline()  # whole: it was written atomically
             began, before_asked, names = json.loads(header).values()
             for key in before_asked | asked:
                 before, now = before_asked.get(key), asked.get(key)
                 if before != now:
                     raise ConfigError(
-                        f"{self.path}: {key} was {before}, is {now}; resume with the same, or choose another --output"
+                        f"{self.path}: {key} was {before}, is {now}; keep it to resume, or choose another --output"
                     )
             before = Images(self.images.root, names)
             if num_new := len(np.setdiff1d(self.images.names, before.names)):
-                print(f"{num_new} images are new since the run began, and no part of it", file=sys.stderr)
+                print(f"{num_new} images are new since the run began, and are skipped", file=sys.stderr)
             self.images, self.began = before, began
             kept = end = len(header)
             for number, line in enumerate(file, start=1):
@@ -304,7 +304,7 @@ class _Progress:
             self._file.flush()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Of each image ``file``, and ``results`` or ``error`` or both."""
+        """For each image ``file``, and ``results`` or ``error`` or both."""
         with self.path.open(encoding="utf-8") as file:
             for line in islice(file, 1, None):
                 yield json.loads(line)
@@ -323,13 +323,13 @@ class _Progress:
 
 
 def _digest(predictor: Predictor) -> str:
-    """Stands for all of the model that decides what is found."""
+    """Identifies everything of the model that affects its results."""
     asked = [config_to_dict(predictor.config), predictor.categories, weights_digest(predictor.model)]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]:
-    """``errors.jsonl``, if there are any. How many images were read, how many errors there are, the first ten."""
+    """Write ``errors.jsonl``, if there are any; returns the numbers of images read and of errors, and the first ten."""
     first: list[str] = []
     read = number = 0
     with contextlib.ExitStack() as stack:
@@ -346,15 +346,15 @@ def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]
 
 
 def _as_text(name: str) -> Path:
-    """A name that is not UTF-8 with � for what cannot be written."""
+    """A name with � for bytes that are not UTF-8."""
     return Path(os.fsencode(name).decode(errors="replace"))
 
 
 def _draw(views: Views, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
-    """One image with what was found in it, under its own name."""
+    """Draw the detections on an image and save it under its own name."""
     drawing = views.draw(image, found, draw_score)
     if path.suffix.lower() not in (".jpg", ".jpeg"):
-        path = path.with_name(path.name + ".jpg")  # x.png and x.jpg may stand side by side
+        path = path.with_name(path.name + ".jpg")  # there may be both x.png and x.jpg
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         drawing.save(path, quality=90)

@@ -1,4 +1,4 @@
-"""Prediction on single images from Python: a checkpoint in, boxes or classes out."""
+"""Predict images from Python: a checkpoint in, boxes or classes out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from detector.tasks import Task, get_task
 
 
 class Predictor:
-    """A model with all that stands around it: reading, resizing, batching and the classes' names."""
+    """A model with everything around it: reading, resizing, batching and class names."""
 
     def __init__(self, model: Model, config: Config, categories: list[Category], device: torch.device) -> None:
         check_precision(config.model.predict.precision, device, "model.predict.precision")
@@ -32,7 +32,7 @@ class Predictor:
 
     @property
     def task(self) -> Task:
-        """Looked up and not kept: it is a module, which can be neither pickled nor copied."""
+        """Looked up each time: it is a module, which cannot be pickled or copied."""
         return get_task(self.config)
 
     @property
@@ -43,10 +43,10 @@ class Predictor:
     def from_checkpoint(
         cls, path: str | Path, device: str | None = None, overrides: Sequence[str] = (), allow_code: bool = False
     ) -> Predictor:
-        """Of a checkpoint of this package, torchvision, Detectron2 or MMDetection: a path, a URL or torchvision's name.
+        """Open a checkpoint of this package, torchvision, Detectron2 or MMDetection: a path, URL or torchvision's name.
 
         ``key=value`` overrides change its config, such as ``model.predict.max_detections=300``; ``allow_code``: see
-        :func:`~detector.checkpoints.opening.open_model`. Raises :class:`~detector.errors.WeightsError` for a file that
+        :func:`detector.checkpoints.opening.open_model`. Raises :class:`detector.errors.WeightsError` for a file that
         is missing or is not a checkpoint.
         """
         model, config, categories = open_model(find_checkpoint(path), overrides, device, allow_code=allow_code)
@@ -58,13 +58,13 @@ class Predictor:
     ) -> list[Any]:
         """What is in each image: a path, a PIL image, an array [H, W, C] or a tensor [C, H, W], uint8 or uint16.
 
-        Arrays and tensors are RGB; ``cv2.imread`` gives BGR, turned by ``image[:, :, ::-1]``. Paths and PIL images are
-        read upright (EXIF), or stored where the model was trained so (``data.exif``); 16-bit values are scaled by its
-        ``data.max_value``. The result is a list of :class:`~detector.tasks.detection.Prediction`, where
+        Arrays and tensors are RGB; ``image[:, :, ::-1]`` converts the BGR of ``cv2.imread``. Paths and PIL images are
+        turned upright by EXIF, unless the model was trained with ``data.exif=stored``; 16-bit values are scaled by its
+        ``data.max_value``. The result is a list of :class:`detector.tasks.detection.Prediction`, where
         ``score_threshold`` in [0, 1] replaces the config's own, or of
-        :class:`~detector.tasks.classification.ClassPrediction`. Raises :class:`~detector.errors.DataError` for a file
-        that cannot be read, TypeError and ValueError for an argument of another kind: before anything is predicted, or
-        of a generator when its turn comes, as its images are taken ``batch_size`` at a time.
+        :class:`detector.tasks.classification.ClassPrediction`. Raises :class:`detector.errors.DataError` for a file
+        that cannot be read, and TypeError or ValueError for a wrong argument: before anything is predicted, or for a
+        generator's image when it is taken, ``batch_size`` at a time.
         """
         check_threshold(score_threshold)
         if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
@@ -81,7 +81,7 @@ class Predictor:
 
     @torch.inference_mode()
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
-        """What is in each sample; those of one shape are computed as one batch, so neighbours do not pad each other."""
+        """What is in each sample; samples of one shape form a batch, so none is padded to the size of another."""
         config = self.config.model
         if score_threshold is not None:
             config = self.task.with_threshold(config, score_threshold)

@@ -1,4 +1,4 @@
-"""Detectron2's RetinaNet: its names and values of our tensors."""
+"""Detectron2's RetinaNet: its tensor names and values, mapped to ours."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _detectron2_name(ours: str, layers: int) -> str:
 
 
 def _detectron2_settings(file: str) -> dict[str, Any]:
-    """Of its RetinaNets R50 and R101, whose ResNets are Microsoft's: stride in the 1×1, pixels not scaled."""
+    """R50 and R101 there are Microsoft's ResNets: stride in the 1×1, pixels not scaled."""
     return {
         "model": {
             "normalise": {"std": [1.0, 1.0, 1.0]},
@@ -48,7 +48,7 @@ def _detectron2_value(ours: str, tensor: Tensor, anchors: AnchorConfig) -> Tenso
     if ours == "pyramid.backbone.body.conv1.weight":
         return tensor.flip(1)  # its images are BGR
     if ours.startswith(("head.cls_output.", "head.box_output.")):
-        # Its cells have the ratios of one scale after the other, ours the scales of one ratio.
+        # Anchors of a cell are scale-major there, ratio-major here.
         by_anchor = tensor.view(len(anchors.scales), len(anchors.ratios), -1, *tensor.shape[1:])
         return by_anchor.transpose(0, 1).reshape(tensor.shape)
     return tensor

@@ -1,7 +1,7 @@
-"""Checkpoints of torchvision, Detectron2 and MMDetection as ours.
+"""Convert checkpoints of torchvision, Detectron2 and MMDetection to ours.
 
-A source is a function from our names to its names, and what its config must have to give the same outputs. All of that
-are plain config fields, so an imported checkpoint is one of ours that could have been trained here.
+A source maps our tensor names to its own, and knows the config that gives the same outputs. All differences are plain
+config fields, so an imported checkpoint could have been trained here.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from detector.structures import Category
 
 HEAD_BATCH_NORMS = r"(head|bbox_head)\..*\.running_(mean|var)"
 
-LARGEST = 10**8  # numbers of a tensor; a small file can claim any number by repeating one
+LARGEST = 10**8  # elements of a tensor; a small file can claim any number by repeating one
 
 
 class Imported(NamedTuple):
-    """What was made of a file."""
+    """A converted file."""
 
     source: str  # torchvision, detectron2 or mmdetection
-    content: dict[str, Any]  # of a checkpoint of ours
-    used: dict[str, str]  # tensors of the file, and ours that they became
-    ignored: list[str]  # tensors of the file that hold nothing learnt
+    content: dict[str, Any]  # a checkpoint of ours
+    used: dict[str, str]  # tensors of the file -> ours
+    ignored: list[str]  # tensors of the file that are not learnt
 
     def report(self) -> str:
-        """One line a tensor of the file."""
+        """One line per tensor of the file."""
         lines = [f"used     {theirs} -> {ours}" for theirs, ours in self.used.items()]
         return "\n".join([*lines, *(f"ignored  {theirs}" for theirs in self.ignored)]) + "\n"
 
@@ -48,7 +48,7 @@ class Imported(NamedTuple):
 def import_content(
     value: Any, path: Path, package: str | None = None, config: str | None = None, overrides: Sequence[str] = ()
 ) -> Imported:
-    """What :func:`~detector.checkpoints.opening.import_checkpoint` makes of a file's ``value``."""
+    """What :func:`detector.checkpoints.opening.import_checkpoint` makes of a file's ``value``."""
     state, names = _unwrap(value, path)
     package = package or next((name for name, source in SOURCES.items() if source.mark in state), None)
     if package is None or SOURCES[package].mark not in state:
@@ -57,8 +57,8 @@ def import_content(
     source = SOURCES[package]
     if norms := [name for name in state if re.fullmatch(HEAD_BATCH_NORMS, name)]:
         raise WeightsError(
-            f"{path}: {norms[0]}: its head has batch norms, in Detectron2 and MMDetection one for each level, which"
-            " a head that all levels share cannot hold; heads with group norms (GN) or without norms are read"
+            f"{path}: {norms[0]}: its head has batch norms, one per level, which a head that all levels share cannot"
+            " have; heads with group norm (GN) or without norms are read"
         )
     layers = 3 if source.second_layer in state else 2  # convolution, (norm,) ReLU
 
@@ -67,7 +67,7 @@ def import_content(
         if name not in state:
             raise WeightsError(f"{path}: {name} is missing")
         if ndim is not None and state[name].ndim != ndim:
-            raise WeightsError(f"{path}: {name} is {list(state[name].shape)}, which has not {ndim} dimensions")
+            raise WeightsError(f"{path}: {name} is {list(state[name].shape)}, not {ndim}-dimensional")
         return state[name]
 
     resolved = _resolve_config(_read_shapes(theirs, state, source, layers, path), source, path, config, overrides)
@@ -100,7 +100,7 @@ def import_content(
     ignored = [name for name in state if name not in used]
     unknown = [name for name in ignored if not re.fullmatch(source.unused, name)]
     if unknown:
-        raise WeightsError(f"{path}: {unknown[0]} has no place in the model ({len(unknown)} tensors like this)")
+        raise WeightsError(f"{path}: {unknown[0]} is unexpected ({len(unknown)} such tensors)")
     content = {
         "format": FORMAT,
         "config": config_to_dict(resolved),
@@ -115,31 +115,31 @@ def import_content(
 def _resolve_config(
     shapes: dict[str, Any], source: Source, path: Path, config: str | None, overrides: Sequence[str]
 ) -> Config:
-    """The config that the tensors show, with what is usual in the package and what the person says."""
+    """The config from the tensors' shapes, the package's defaults and the user's settings, in this order."""
     tree = merge(config_to_dict(Config()), shapes)
     settings = source.settings(path.name)
     if overlay(tree, str(path), config, overrides).model.anchors != Config().model.anchors:
-        settings["model"].get("anchors", {}).pop("levels", None)  # the person's own, not the package's sizes
+        settings["model"].get("anchors", {}).pop("levels", None)  # the user's sizes, not the package's
     resolved = overlay(merge(tree, settings), str(path), config, overrides)
     check_code(resolved, path)
     return resolved
 
 
 def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
-    """The state dict and the names of classes, where the file has them."""
+    """The state dict, and the class names if the file has them."""
     names: list[str] = []
     if isinstance(value, dict) and isinstance(value.get("meta"), dict):  # MMDetection
         meta = value["meta"].get("dataset_meta") or value["meta"]
         known = (meta.get("classes") or meta.get("CLASSES") or []) if isinstance(meta, dict) else meta
         if not isinstance(meta, dict) or not isinstance(known, list | tuple):
-            raise WeightsError(f"{path}: its names of classes are {str(known)[:80]}, which is not a list")
+            raise WeightsError(f"{path}: its class names are {str(known)[:80]}, which is not a list")
         names = [str(name) for name in known]
     for key in ("model", "state_dict"):
         if isinstance(value, dict) and isinstance(value.get(key), dict):
             value = value[key]
     if not is_state_dict(value):
         raise WeightsError(f"{path}: is neither a checkpoint nor a state dict (names to tensors)")
-    # torchvision's files from before its version 0.13, among them its published COCO_V1, have one level less.
+    # torchvision's files from before 0.13, such as the published COCO_V1, have one level of nesting less.
     state: State = {}
     for name, tensor in value.items():
         _check_tensor(name, tensor, path)
@@ -150,9 +150,9 @@ def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
 
 
 def _check_tensor(name: Any, tensor: Tensor, path: Path) -> None:
-    """Refuse what is not a dense tensor of finite numbers, or claims to be larger than any model."""
+    """Refuse what is not a dense tensor of finite numbers, or is larger than in any model."""
     if tensor.numel() > LARGEST:
-        raise WeightsError(f"{path}: {name} is {list(tensor.shape)}, which is larger than any of a RetinaNet")
+        raise WeightsError(f"{path}: {name} is {list(tensor.shape)}, which is larger than any tensor of a RetinaNet")
     check_tensor(name, tensor, path)
     if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
         raise WeightsError(f"{path}: {name} is of {tensor.dtype}; weights are floating-point numbers")
@@ -161,7 +161,7 @@ def _check_tensor(name: Any, tensor: Tensor, path: Path) -> None:
 def _read_shapes(
     theirs: Callable[[str, int], Tensor], state: State, source: Source, layers: int, path: Path
 ) -> dict[str, Any]:
-    """What the tensors show of a config."""
+    """The part of a config that tensors show."""
     num_convs = 0
     while source.name(f"head.cls_tower.{layers * num_convs}.weight", layers) in state:
         num_convs += 1
@@ -203,7 +203,7 @@ def _find_backbone(state: State, source: Source, layers: int, path: Path) -> str
             if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
         }
         faults = [f"{name} is missing" for name in shapes.keys() - own.keys()]
-        faults += [f"{name} has no place" for name in own.keys() - shapes.keys()]
+        faults += [f"{name} is unexpected" for name in own.keys() - shapes.keys()]
         faults += [
             f"{name} is {list(own[name])}, not {list(shape)}"
             for name, shape in shapes.items()
@@ -214,7 +214,7 @@ def _find_backbone(state: State, source: Source, layers: int, path: Path) -> str
         if best is None or len(faults) < best[0]:
             best = (len(faults), network, min(faults))
     raise WeightsError(
-        f"{path}: its backbone is none of {one_of(RESNETS)}; of {best[1]}, {best[2]} (faults: {best[0]})"
+        f"{path}: its backbone is not {one_of(RESNETS)}; of the nearest, {best[1]}, {best[2]} (faults: {best[0]})"
     )
 
 

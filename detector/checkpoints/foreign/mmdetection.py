@@ -1,4 +1,4 @@
-"""MMDetection's RetinaNet: its names and values of our tensors."""
+"""MMDetection's RetinaNet: its tensor names, mapped to ours."""
 
 from __future__ import annotations
 

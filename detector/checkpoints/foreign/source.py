@@ -1,4 +1,4 @@
-"""How another package writes a RetinaNet, and what all of them share."""
+"""How another package stores a RetinaNet, and what the packages share."""
 
 from __future__ import annotations
 
@@ -14,31 +14,29 @@ from detector.structures import Category
 
 State = dict[str, Tensor]
 
-
-# Models trained on COCO name their classes by ids of 1 to 90, of which no image has ten.
+# COCO's category ids are 1 to 90, of which ten are unused.
 _ROWS = torchvision.models.detection.RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 COCO = [Category(row, name) for row, name in enumerate(_ROWS) if name not in ("__background__", "N/A")]
 RAW_COCO = len(_ROWS)  # torchvision's COCO models have a row for every id from 0 to 90
-
 
 RESNETS = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d"]
 RESNETS += ["resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"]
 
 
 class Source(NamedTuple):
-    """How a package writes a RetinaNet."""
+    """How a package stores a RetinaNet."""
 
-    mark: str  # a tensor that the others do not have
-    backbone: str  # what the names of its backbone's tensors begin with
-    name: Callable[[str, int], str]  # its name of a tensor of ours; with layers a convolution of a head has
+    mark: str  # a tensor that only this package has
+    backbone: str  # prefix of its backbone's tensors
+    name: Callable[[str, int], str]  # our name, layers per head convolution -> its name
     second_layer: str  # the norm after the first convolution of the class head, where there is one
-    settings: Callable[[str], dict[str, Any]]  # of a file name: what its config has that is not seen in the tensors
-    convert: Callable[[str, Tensor, AnchorConfig], Tensor]  # its value of a tensor of ours, as ours
-    unused: str  # a pattern of tensors that hold nothing learnt
+    settings: Callable[[str], dict[str, Any]]  # file name -> config values that tensors do not show
+    convert: Callable[[str, Tensor, AnchorConfig], Tensor]  # our name, its tensor, anchors -> our tensor
+    unused: str  # a pattern of tensors that are not learnt
 
 
 def renamed(rules: dict[str, str], name: str) -> str:
-    """``name`` by the first pattern that fits."""
+    """``name`` rewritten by the first pattern that matches."""
     for pattern, template in rules.items():
         if match := re.fullmatch(pattern, name):
             return match.expand(template)

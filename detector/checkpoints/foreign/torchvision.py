@@ -1,4 +1,4 @@
-"""torchvision's RetinaNet: its names and values of our tensors, and our checkpoints as its state dicts."""
+"""torchvision's RetinaNet: its tensor names, mapped to ours, and our checkpoints as its state dicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from detector.config.loader import config_from_dict
 from detector.config.schema import Config
 from detector.errors import WeightsError, one_of
 
-# torchvision's published weights that were trained with eps 0 in batch norm; the name ends in a hash of the content.
+# The file of the published weights that were trained with eps 0 in batch norm; it ends in a hash of the content.
 TORCHVISION_COCO_V1 = "retinanet_resnet50_fpn_coco-eeacb38b"
 
 
@@ -33,7 +33,7 @@ def _torchvision_name(ours: str, layers: int) -> str:
 
 
 def _torchvision_settings(file: str) -> dict[str, Any]:
-    # Sizes are cut to whole pixels, cells' corners rounded to them.
+    # Anchor sizes are truncated to whole pixels, corners rounded.
     steps = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)]
     scales = {level: [int(4 * 2**level * step) / (4 * 2**level) for step in steps] for level in range(3, 8)}
     anchors = {"rounded": True, "strides": "from_size"}
@@ -44,15 +44,15 @@ def _torchvision_settings(file: str) -> dict[str, Any]:
     return {"data": {"resize": {"rounding": "down", "interpolation": "bilinear"}}, "model": model}
 
 
-MOST_ROWS = 100_000  # classes, those that ours does not have included
+MOST_ROWS = 100_000  # classes of an exported model, unused ids included
 
 
 def to_torchvision(content: dict[str, Any], path: str | Path) -> State:
     """The state dict of torchvision's RetinaNet with the weights of one of our checkpoints.
 
-    Its labels are our category ids, so the model to load it into has ``max(id) + 1`` classes; classes in between that
-    ours does not have begin at a score of 0.01. Raises :class:`~detector.errors.WeightsError` for a model that
-    torchvision cannot hold.
+    Its labels are our category ids, so the model to load it into has ``max(id) + 1`` classes; unused ids get a score of
+    0.01. Raises :class:`detector.errors.WeightsError` for a model that
+    torchvision does not have.
     """
     config = config_from_dict(content["config"], str(path))
     check_exportable(config, path)
@@ -76,15 +76,15 @@ def to_torchvision(content: dict[str, Any], path: str | Path) -> State:
 
 
 def check_exportable(config: Config, path: str | Path) -> None:
-    """Raise :class:`~detector.errors.WeightsError` for a model that torchvision's RetinaNet cannot hold."""
+    """Raise :class:`detector.errors.WeightsError` for a model that torchvision's RetinaNet cannot represent."""
     model, plain = config.model, Config().model
     if config.task != "detection" or model.backbone is None or model.backbone.name not in RESNETS:
         names = " + ".join(backbone.name for backbone in model.backbones)
         raise WeightsError(
-            f"{path}: is {config.task} on {names}; torchvision's is detection on one of {one_of(RESNETS)}"
+            f"{path}: is {config.task} on {names}; torchvision has detection on one of {one_of(RESNETS)}"
         )
     fpn = {key: (getattr(model.fpn, key), getattr(plain.fpn, key)) for key in type(plain.fpn).model_fields}
-    del fpn["channels"], fpn["p6_from"]  # torchvision has both kinds, and any width
+    del fpn["channels"], fpn["p6_from"]  # torchvision has both, and any width
     for key, (has, needs) in {
         "in_channels": (model.in_channels, 3),
         "normalise": ((model.mean, model.std), (plain.mean, plain.std)),
@@ -94,14 +94,14 @@ def check_exportable(config: Config, path: str | Path) -> None:
         "head.num_convs": (model.head.num_convs, 4),
         "head.norm_bias": (model.head.norm_bias, False),
         "head.channels": (model.head.channels or model.fpn.channels, model.fpn.channels),
-        # Published weights of torchvision's want eps 0, which is set after loading them there, too.
+        # torchvision sets the eps 0 of its published weights after building the model.
         "backbone.norm_eps": (model.backbone.norm_eps or 1e-5, 1e-5),
     }.items():
         if has != needs:
-            raise WeightsError(f"{path}: torchvision's RetinaNet has model.{key} {needs}, this one {has}")
+            raise WeightsError(f"{path}: torchvision's RetinaNet needs model.{key} {needs}, not {has}")
     width = model.head.channels or model.fpn.channels
     if model.head.norm == "gn" and width % 32:
-        raise WeightsError(f"{path}: torchvision's group norm has 32 groups, which {width} channels do not make")
+        raise WeightsError(f"{path}: torchvision's group norm has 32 groups, which do not divide {width} channels")
 
 
 SOURCE = Source(

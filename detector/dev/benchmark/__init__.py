@@ -1,19 +1,19 @@
-"""The benchmark: this package beside torchvision on the same weights, inputs and batch (``detector benchmark``).
+"""The benchmark: this package against torchvision on the same weights, inputs and batch (``detector benchmark``).
 
-A part is a module with ``cases(settings)``: a list of :class:`~detector.dev.benchmark.measure.Case`. Importing this
-module imports no torch.
+A part is a module with ``cases(settings)``: a list of :class:`detector.dev.benchmark.measure.Case`. This module does
+not import torch.
 """
 
 PARTS = {
     "loss": "matching, focal and box loss, forward and backward, given a head's outputs",
     "postprocess": "logits and deltas to detections",
-    "data": "JPEG files to padded batches, by two workers",
+    "data": "JPEG files to padded batches, with two workers",
     "train": "a step of training",
     "infer": "files to detections",
     "eval": "the twelve COCO numbers of 500,000 detections",
-    "report": "the page of an evaluation of 500,000 detections",
-    "doctor": "JPEG files as the doctor looks at them, beside two threads that decode them",
-    "growth": "time and memory as objects and annotated images grow in number",
-    "waiting": "steps and batches beside a busy process and alone, as OpenMP's threads wait",
-    "startup": "from launching a training to its first step done",
+    "report": "the evaluation report of 500,000 detections",
+    "doctor": "JPEG files as the doctor reads them, against two threads that decode them",
+    "growth": "time and memory by the number of objects and of annotated images",
+    "waiting": "OpenMP's waiting threads: training and inference, alone and beside a busy process",
+    "startup": "from launching training to the end of its first step",
 }

@@ -1,7 +1,7 @@
 """The process that measures the memory of one side of a case; see ``measure.measure_memory``.
 
-On a CPU: how far the resident set rose over what it was when the inputs were there (``VmHWM``, which Linux sets back on
-request; ``ru_maxrss`` would begin at the parent's). On a GPU: the allocator's peak over the same.
+On a CPU: the peak of the resident set over its size once the inputs were made (``VmHWM``, which Linux resets on
+request; ``ru_maxrss`` would start at the parent's). On a GPU: the same of the allocator.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def main(request: str) -> None:
     run = build(inputs)
     output = run()
     if not case.slow:
-        # Once more: a step's peak has the optimizer's state, which the first step makes at its end.
+        # Twice: a step's peak includes the optimizer's state, which the first step creates at its end.
         output = None
         output = run()
     memory = end(settings.device, before)
@@ -37,7 +37,7 @@ def main(request: str) -> None:
 
 
 def begin(device: str) -> int | None:
-    """Bytes in use, from which on the peak is counted."""
+    """Reset the peak; returns the bytes in use."""
     if device != "cpu":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,10 +1,10 @@
-"""JPEG files to padded batches: read, flip, resize to 800/1333, collate, by two workers, in the same order.
+"""JPEG files to padded batches: read, flip, resize to 800/1333, collate, with two workers, in the same order.
 
 torchvision's side is the pipeline of its detection reference with ``--use-v2``: ``CocoDetection`` decodes with PIL,
 workers flip, convert to float and sanitise boxes by transforms v2, batches are lists; then, in the training process,
 ``GeneralizedRCNNTransform`` normalises, resizes and pads them, as its models do before the network. Our batch is uint8;
-the model normalises it, which takes part in the times of ``train`` and ``infer``. Images without objects are left
-out, as the reference leaves them out.
+the model normalises it, within the times of ``train`` and ``infer``. Images without objects are skipped, as in the
+reference.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def open_data(folder: Path, short: int, long: int) -> tuple[Config, CocoDataset]
         "data": {
             "train": {"annotations": str(folder / TRAIN), "images": str(folder / IMAGES)},
             "invalid_boxes": "drop",
-            # As torchvision resizes; all else is the default.
+            # As torchvision resizes; everything else is the default.
             "resize": {"short": [short], "long": long, "rounding": "down", "interpolation": "bilinear"},
         }
     }
@@ -144,7 +144,7 @@ def list_fields(samples: list[tuple[Any, ...]]) -> tuple[tuple[Any, ...], ...]:
 
 
 def equal(_inputs: Inputs, own: Outputs, other: Outputs) -> bool:
-    """As many images, and in the first batch the same ones and boxes, but for flips: each side draws its own."""
+    """The same number of images, and in the first batch the same pixels and boxes, apart from random flips."""
     batch, (padded, targets) = own.first, other.first
     if own.images != other.images or batch.sizes.tolist() != [list(size) for size in padded.image_sizes]:
         return False

@@ -1,6 +1,6 @@
-"""Images as the doctor looks at them, beside two threads that do nothing but decode them.
+"""Images as the doctor reads them, against two threads that only decode them.
 
-The doctor reads a file, its header, decodes it small and in gray, and makes two perceptual hashes: all in as many
+The doctor reads a file and its header, decodes it small and in gray, and computes two perceptual hashes, in as many
 processes as there are cores. The other side decodes in colour (``cv2.imdecode``), as training would.
 """
 
@@ -22,7 +22,7 @@ from detector.dev.benchmark.measure import BenchmarkError, Case, Run, Settings
 from detector.processes import begin_child
 
 GENERATED = 96  # images of --synthetic
-IMAGES = 10_000  # the same ones again and again: what processes need to start is no part of a rate
+IMAGES = 10_000  # the same ones repeatedly: enough for the start of processes not to matter
 THREADS = 2
 
 
@@ -57,7 +57,7 @@ def ours(files: list[Path]) -> Run:
 
 def theirs(files: list[Path]) -> Run:
     def run() -> int:
-        # In a process of its own: one that has had threads in OpenCV must not be forked, as our side does next.
+        # In a process of its own: after threads in OpenCV this one could not be forked, as our side does next.
         process = multiprocessing.get_context("fork").Process(target=decode_all, args=(files,))
         process.start()
         process.join()

@@ -1,6 +1,6 @@
 """The twelve COCO numbers of generated detections: the default backend against pycocotools, which the references use.
 
-Both begin with the annotations in memory and the detections as one array.
+Both start with the annotations in memory and the detections as one array.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from detector.dev.benchmark.generate import CLASSES, random_boxes, write_annotat
 from detector.dev.benchmark.measure import Case, Run, Settings
 from detector.evaluation.coco import METRICS, coco_metrics
 
-IMAGES, OBJECTS, DETECTIONS = 5_000, 7, 100  # objects and detections an image
+IMAGES, OBJECTS, DETECTIONS = 5_000, 7, 100  # objects and detections per image
 SIZE = (480, 640)
 FILE = "truth.json"
 TOLERANCE = 1e-9
@@ -30,7 +30,7 @@ TOLERANCE = 1e-9
 
 class Inputs(NamedTuple):
     truth: Annotations
-    tree: dict[str, Any]  # the same, as JSON has it
+    tree: dict[str, Any]  # the same, as parsed JSON
     rows: np.ndarray  # [R, 7] as coco_metrics takes them
 
 
@@ -56,7 +56,7 @@ def make_inputs(folder: Path) -> Inputs:
 
 
 def make_detections(truth: Annotations) -> np.ndarray:
-    """For every object a few boxes near it, most of them of its class; the rest anywhere."""
+    """A few boxes near every object, most of its class; the rest anywhere."""
     rng = np.random.default_rng(1)
     rows = []
     for index in range(len(truth)):
@@ -80,7 +80,7 @@ def ours(inputs: Inputs) -> Run:
 
 def theirs(inputs: Inputs) -> Run:
     def run() -> list[float]:
-        # write_annotations counts images and classes from 1
+        # write_annotations numbers images and classes from 1
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO()
             coco.dataset = inputs.tree

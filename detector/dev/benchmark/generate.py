@@ -9,20 +9,20 @@ import cv2
 import numpy as np
 
 CLASSES = 80
-IMAGES, TRAIN = "images", "annotations/train.json"  # where they are in a data set's folder
+IMAGES, TRAIN = "images", "annotations/train.json"  # in a data set's folder
 
 
 def random_boxes(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
-    """Boxes [count, 4] float32 xyxy of 16 px to half of the image, each size as frequent as the other."""
+    """Boxes [count, 4] float32 xyxy of 16 px to half of the image, log-uniform in size."""
     sides = np.exp(rng.uniform(np.log(16), np.log([height / 2, width / 2]), (count, 2)))
     corners = rng.uniform(0, [height, width] - sides)
     return np.concatenate([corners[:, ::-1], (corners + sides)[:, ::-1]], axis=1).astype(np.float32)
 
 
 def write_photos(folder: Path, count: int, long: int = 640, boxes: int = 7, seed: int = 0) -> None:
-    """A COCO-format data set of clouds and grain, about as hard to decode as photos; nothing if it is there.
+    """Write a COCO-format data set of clouds and grain, about as hard to decode as photos, unless it exists.
 
-    Sides are 4:3, the longer one ``long``; every other image stands upright.
+    Sides are 4:3, the longer one ``long``; every other image is upright.
     """
     if (folder / TRAIN).exists():
         return
@@ -39,7 +39,7 @@ def write_photos(folder: Path, count: int, long: int = 640, boxes: int = 7, seed
 
 
 def write_annotations(path: Path, sizes: list[tuple[int, int]], boxes: int, seed: int = 0) -> None:
-    """A COCO JSON file of images of the given sizes with so many boxes each."""
+    """Write a COCO JSON file of images of ``sizes`` with ``boxes`` boxes each."""
     rng = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
@@ -50,14 +50,14 @@ def write_annotations(path: Path, sizes: list[tuple[int, int]], boxes: int, seed
         labels = rng.integers(1, CLASSES + 1, boxes)
         annotations += [
             {
-                "id": index * boxes + place + 1,
+                "id": index * boxes + number + 1,
                 "image_id": index + 1,
                 "category_id": label,
                 "bbox": box,
                 "area": round(box[2] * box[3], 2),
                 "iscrowd": 0,
             }
-            for place, (box, label) in enumerate(zip(sides.tolist(), labels.tolist(), strict=True))
+            for number, (box, label) in enumerate(zip(sides.tolist(), labels.tolist(), strict=True))
         ]
     categories = [{"id": label, "name": f"class {label}"} for label in range(1, CLASSES + 1)]
     tree = {"images": images, "annotations": annotations, "categories": categories}

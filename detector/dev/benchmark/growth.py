@@ -1,7 +1,7 @@
-"""Time and memory as the work grows: objects in an image (the loss), and annotated images (loading them).
+"""Time and memory by the number of objects in an image (the loss) and of annotated images (loading them).
 
-torchvision's loss stands beside ours up to ``MOST_OF_THEIRS`` objects: its matrices of anchors × objects take about 28
-bytes an entry, 5.6 GB at 1,000. Annotations are loaded by pycocotools on its side, as ``CocoDetection`` does.
+torchvision's loss runs up to ``MOST_OF_THEIRS`` objects: its matrices of anchors × objects take about 28 bytes per
+entry, 5.6 GB at 1,000. On its side pycocotools loads the annotations, as ``CocoDetection`` does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from detector.dev.benchmark.measure import Case, Settings
 OBJECTS = (1, 10, 100, 1_000, 10_000)
 MOST_OF_THEIRS = 100
 IMAGES = (1_000, 10_000, 100_000)
-BOXES = 10  # an image
+BOXES = 10  # per image
 SIZE = (480, 640)
 
 

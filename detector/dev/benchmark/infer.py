@@ -1,6 +1,6 @@
-"""Files to detections, one image at a time; on a GPU also batches and single images that are already there.
+"""Files to detections, one image at a time; on a GPU also batches and single images that are already in its memory.
 
-The photos are 640 px on their long side, which is the size they are predicted at, so neither side resizes them.
+The photos are 640 px on the long side, the size they are predicted at, so neither side resizes them.
 torchvision's side decodes with PIL, as its references do.
 """
 
@@ -27,7 +27,7 @@ from detector.structures import Batch, Category, Targets
 from detector.tasks import detection
 
 CONFIG, SIDE = "retinanet_r50_fpn.yaml", 640
-PHOTOS = 4  # a run
+PHOTOS = 4  # per run
 GPU_SIDE, GPU_BATCH = 800, 32
 
 
@@ -76,11 +76,11 @@ def read_tensor(file: Path) -> torch.Tensor:
 
 
 def find_photos(folder: Path, side: int) -> list[Path]:
-    """The first ones in the annotations that are ``side`` px on the long side."""
+    """The first photos in the annotations with a long side of ``side`` px."""
     truth = read_annotations(folder / TRAIN)
     is_right = torch.maximum(truth.heights, truth.widths) == side
     if is_right.sum() < PHOTOS:
-        raise BenchmarkError(f"{folder}: has not {PHOTOS} images of {side} px on the long side; use --synthetic")
+        raise BenchmarkError(f"{folder}: has fewer than {PHOTOS} images of {side} px on the long side; use --synthetic")
     return [folder / IMAGES / truth.file_name(index) for index in is_right.nonzero()[:PHOTOS, 0].tolist()]
 
 
@@ -124,7 +124,7 @@ def gpu_cases(settings: Settings) -> list[Case]:
             inputs=lambda _folder, batch=batch: make_pixels(config, settings.classes, batch, settings.device),
             ours=ours_from_pixels,
             theirs=theirs_from_pixels,
-            # Half precision rounds scores to a few thousandths: as many detections must be found, roughly.
+            # Half precision rounds scores to a few thousandths, so only the counts are compared, roughly.
             equal=lambda _inputs, own, other: same_counts(own, other),
             images=batch,
             runs=20,

@@ -1,7 +1,7 @@
 """Matching, focal loss and box loss, forward and backward, given a head's outputs.
 
-torchvision averages the images' own means, each by its own positives; ours divides once by the positives of the
-batch. All images of a batch have the same objects here, so that both are the same number.
+torchvision divides each image's loss by its own positives and averages; ours divides once by the positives of the
+batch. All images of a batch have the same objects here, so both are the same number.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ HEIGHT, WIDTH = 800, 1344
 LEVELS = (3, 4, 5, 6, 7)
 CONFIG = ModelConfig(loss=LossConfig(box="l1"))
 TOLERANCE = 1e-4  # of the loss, and of the largest gradient
-DENSE_BLOCK = 2048  # anchors that are compared with all objects at once
+DENSE_BLOCK = 2048  # anchors compared with all objects in one step
 
 
 class Inputs(NamedTuple):
-    predictions: Predictions  # logits and deltas ask for gradients
+    predictions: Predictions  # logits and deltas require gradients
     targets: Targets
 
 
@@ -49,10 +49,10 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def make_case(settings: Settings, objects: int, batch: int, against_dense: bool = False) -> Case:
-    """Objects that torchvision's matrices have no room for are checked against a dense computation in blocks."""
+    """``against_dense``: too many objects for torchvision's matrices; the check is a dense computation in blocks."""
     height, width, count = settings.side(HEIGHT), settings.side(WIDTH), settings.scaled(objects)
     return Case(
-        name=f"{height}×{width}, batch {batch}, {count:,} object{'s'[: count != 1]} an image",
+        name=f"{height}×{width}, batch {batch}, {count:,} object{'s'[: count != 1]} per image",
         inputs=lambda _folder: make_inputs(height, width, batch, count, settings.device),
         ours=ours,
         theirs=None if against_dense else theirs,
@@ -65,18 +65,18 @@ def make_inputs(height: int, width: int, batch: int, objects: int, device: str) 
     rng = np.random.default_rng(0)
     generator = torch.Generator().manual_seed(0)
     predictions = make_predictions(height, width, batch, generator, mean=-4.6, spread=1.0)
-    boxes = torch.from_numpy(random_boxes(rng, objects, height, width))
-    labels = torch.from_numpy(rng.integers(CLASSES, size=objects))
+    boxes = torch.from_numpy(random_boxes(rng, objects, height, width)).to(device)
+    labels = torch.from_numpy(rng.integers(CLASSES, size=objects)).to(device)
     logits, deltas = (part.to(device).requires_grad_() for part in predictions[:2])
     targets = Targets(boxes.expand(batch, -1, -1).contiguous(), labels.expand(batch, -1).contiguous())
     moved = Predictions(logits, deltas, predictions.anchors.to(device), predictions.level_counts)
-    return Inputs(moved, Targets(*(tensor.to(device) for tensor in targets)))
+    return Inputs(moved, targets)
 
 
 def make_predictions(
     height: int, width: int, batch: int, generator: torch.Generator, mean: float, spread: float
 ) -> Predictions:
-    """What a head might say of images of that size: normal logits and deltas."""
+    """Normally distributed logits and deltas for images of that size."""
     anchors, level_counts = Anchors(AnchorConfig(), LEVELS)(level_sizes(height, width, LEVELS))
     logits = torch.randn(batch, len(anchors), CLASSES, generator=generator).mul_(spread).add_(mean)
     deltas = torch.randn(batch, len(anchors), 4, generator=generator).mul_(0.2)
@@ -118,7 +118,7 @@ def equal(_inputs: Inputs, own: Outputs, other: Outputs) -> bool:
 
 
 def equals_dense(inputs: Inputs, own: Outputs, _other: None) -> bool:
-    """Whether every anchor's match is exactly that of all overlaps at once, and the loss is torchvision's of it."""
+    """Whether every anchor's match equals the dense one, and the loss is torchvision's focal loss of that match."""
     predictions, (boxes, labels) = inputs.predictions, (part[0] for part in inputs.targets[:2])
     match = dense_match(predictions.anchors, boxes)
     coder = DeltaCoder()
@@ -131,14 +131,14 @@ def equals_dense(inputs: Inputs, own: Outputs, _other: None) -> bool:
     is_counted = match != IGNORE
     with torch.no_grad():
         cls = sigmoid_focal_loss(predictions.cls_logits[0][is_counted], one_hot[is_counted], reduction="sum")
-        wanted = coder.encode(boxes[match[is_positive]], predictions.anchors[is_positive])
-        box = (predictions.box_channels[0][is_positive] - wanted).abs().sum()
+        deltas = coder.encode(boxes[match[is_positive]], predictions.anchors[is_positive])
+        box = (predictions.box_channels[0][is_positive] - deltas).abs().sum()
     dense = [cls / is_positive.sum(), box / is_positive.sum()]
     return all((one - two).abs() <= TOLERANCE * two for one, two in zip(own.losses, dense, strict=True))
 
 
 def dense_match(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """The target of each anchor, [N], by its overlaps with all objects; blocks of anchors stand after each other."""
+    """The target of each anchor, [N], from its IoU with all objects, computed in blocks of anchors."""
     config = CONFIG.matcher
     blocks = anchors.split(DENSE_BLOCK)
     closest = torch.stack([box_ops.pairwise_iou(boxes, block).amax(dim=1) for block in blocks]).amax(dim=0)  # [T]

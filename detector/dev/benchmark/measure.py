@@ -1,8 +1,8 @@
-"""Two programs at the same work: time run by run in turns, memory in a process of its own each, and whether they agree.
+"""Compare two programs at the same work: their time, their memory, and whether their outputs agree.
 
-Time is measured in this process, where both sides are built and take turns, so that what else the machine does meets
-both alike. Memory is measured in a fresh process a side (``detector.dev.benchmark.child``): one that has held the other
-side before would hide in what was freed.
+Time is measured in this process, where both sides take turns, so that other load on the machine affects both alike.
+Memory is measured in a fresh process per side (``detector.dev.benchmark.child``), as a side could reuse what the other
+has freed.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ RUNS = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """What was asked for; the same in every process."""
+    """The request; the same in every process."""
 
     device: str = "cpu"
     config: str | None = None  # of train and infer
     overrides: tuple[str, ...] = ()
     classes: int = 80  # of train and infer
     data: str | None = None  # a folder with images/ and annotations/train.json; None: generated
-    scale: float = 1.0  # of what grows: sides of images, numbers of images and detections
+    scale: float = 1.0  # of image sides and of the numbers of images and detections
     runs: int | None = None
     against: bool = True
 
@@ -52,7 +52,7 @@ class Settings:
         return max(least, round(number * self.scale))
 
     def side(self, pixels: int) -> int:
-        """A side of an image at this scale, in whole cells of P5."""
+        """An image side at this scale, in whole cells of P5."""
         return max(64, round(pixels * self.scale / SIZE_DIVISOR) * SIZE_DIVISOR)
 
 
@@ -60,33 +60,33 @@ class Settings:
 class Case:
     """One line of the table.
 
-    ``inputs`` takes a folder for files and makes what both sides are given. A side takes them and builds what it needs
-    (its model, its loader), whose memory counts and whose time does not; it returns the run.
+    ``inputs`` takes a folder for files and makes the inputs of both sides. A side takes them, builds what it needs (its
+    model, its loader), whose memory counts and whose time does not, and returns the run.
     """
 
     name: str
     inputs: Callable[[Path], Any]
     ours: Callable[[Any], Run]
     theirs: Callable[[Any], Run] | None = None
-    # Of the inputs and both outputs of the first run; without another side, theirs is None.
+    # Takes the inputs and both outputs of the first run; theirs is None if there is no other side.
     equal: Callable[[Any, Any, Any], bool] | None = None
     files: Callable[[Path], None] | None = None  # writes what ``inputs`` reads, once for all processes
-    images: int | None = None  # a run, for images a second
+    images: int | None = None  # per run, for images per second
     runs: int = RUNS
-    slow: bool = False  # theirs takes minutes: it runs once, and nothing is warmed up
-    has_memory: bool = True  # False where the work is in yet another process
+    slow: bool = False  # theirs takes minutes: it runs once, without a warm-up
+    has_memory: bool = True  # False where the work is done in other processes
 
 
 class Memory(NamedTuple):
     """Of a process that does one side's work, in MB of 10^6 bytes."""
 
-    peak: float | None  # the most that was added while a side was built and run
-    held: float | None  # what of it was still there at the end, with the last output
+    peak: float | None  # the most that building and running a side added
+    held: float | None  # what was still allocated at the end, with the last output
 
 
 @dataclass(frozen=True)
 class Row:
-    """What ``--json`` prints of a case."""
+    """What ``--json`` prints for a case."""
 
     part: str
     case: str
@@ -102,7 +102,7 @@ class Row:
     theirs_held_mb: float | None
     ours_images_per_second: float | None
     theirs_images_per_second: float | None
-    outputs_equal: bool | None  # None: there is nothing to compare with
+    outputs_equal: bool | None  # None: nothing to compare with
     runs: int
     hardware: str
 
@@ -114,7 +114,7 @@ class Timing(NamedTuple):
 
 
 def measure_part(part: str, settings: Settings, module: str | None = None) -> Iterator[Row]:
-    """The rows of a part, as they are measured; ``module`` stands in for the part's own."""
+    """The rows of a part, as they are measured; ``module`` replaces the part's own."""
     module = module or f"detector.dev.benchmark.{part}"
     with TemporaryDirectory(prefix="detector-benchmark-") as name:
         for case in find_cases(module, settings):
@@ -161,28 +161,28 @@ def measure_case(part: str, module: str, case: Case, settings: Settings, folder:
 
 
 def measure_time(case: Case, settings: Settings, folder: Path) -> Timing:
-    """Both sides run by run in turns; the first run of each warms up, and its outputs are compared."""
+    """Time both sides in alternating runs; the first run of each is a warm-up, whose outputs are compared."""
     inputs = case.inputs(folder)
     sides = [case.ours(inputs)]
     if case.theirs is not None and settings.against:
         sides.append(case.theirs(inputs))
     runs = settings.runs or case.runs
     seconds: list[list[float]] = [[], []]
-    # What is there belongs to neither side: a collection in the middle of a run need not walk through it.
+    # Existing objects belong to neither side: collections during a run skip them.
     gc.collect()
     gc.freeze()
     outputs_equal = None
     for number in range(runs if case.slow else 1 + runs):
         outputs = []
-        for place, run in enumerate(sides):
-            if place == 1 and case.slow and number:
+        for side, run in enumerate(sides):
+            if side == 1 and case.slow and number:
                 continue
             finish(settings.device)
             start = time.perf_counter()
             outputs.append(run())
             finish(settings.device)
             if number or case.slow:
-                seconds[place].append(time.perf_counter() - start)
+                seconds[side].append(time.perf_counter() - start)
             if number:
                 outputs.clear()
         if number == 0 and case.equal and (len(sides) == 2 or case.theirs is None):
@@ -192,16 +192,16 @@ def measure_time(case: Case, settings: Settings, folder: Path) -> Timing:
 
 
 def finish(device: str) -> None:
-    """Wait for what a GPU was given to do; a CPU does it at once."""
+    """Wait for a GPU's pending work."""
     if device != "cpu":
         torch.cuda.synchronize(device)
 
 
 def measure_memory(module: str, case: str, side: str, settings: Settings, folder: Path) -> Memory:
-    """What a process of its own needs for one side; nothing is known, and a line says why, if it dies."""
+    """The memory of one side in a process of its own; unknown, with a line that says why, if that dies."""
     request = {"module": module, "case": case, "side": side, "settings": asdict(settings), "folder": str(folder)}
     command = child_command("detector.dev.benchmark.child", json.dumps(request))
-    # Ctrl-C reaches this process alone, which then ends the other one: no two tracebacks.
+    # In its own session: Ctrl-C reaches only this process, which ends the other, so there is one traceback.
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=child_environment(), start_new_session=True)
     if done.returncode:
         print(f"{case}: the process that measures the memory of {side} ended with {done.returncode}", file=sys.stderr)
@@ -221,7 +221,7 @@ def divide(number: float | None, by: float | None) -> float | None:
 
 
 def hardware(device: str) -> str:
-    """What it was measured on."""
+    """The machine and versions of a measurement."""
     parts = [
         processor(),
         f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",

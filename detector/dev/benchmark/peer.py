@@ -1,7 +1,7 @@
-"""torchvision's RetinaNet with our weights, and whether two programs found the same.
+"""torchvision's RetinaNet with our weights, and a comparison of detections.
 
-To be the same mathematics, our side has what torchvision's has: its anchors, L1 as the box loss, no clipping of
-gradients. All of that are fields of our config.
+For the same mathematics our side uses torchvision's anchors, L1 as the box loss and no gradient clipping, all by fields
+of our config.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ PLAIN_STEP = {"clip_norm": None, "ema": None, "accumulate": 1}
 
 
 def comparable(name: str, overrides: Sequence[str]) -> Config:
-    """The config of that name with all that torchvision does another way done as there.
+    """The config of that name, changed to what torchvision does where they differ.
 
-    Raises :class:`~detector.errors.WeightsError` for a model that torchvision does not have.
+    Raises :class:`detector.errors.WeightsError` for a model that torchvision does not have.
     """
     config = load_config(name, overrides)
     check_exportable(config, name)
@@ -45,9 +45,9 @@ def comparable(name: str, overrides: Sequence[str]) -> Config:
 
 
 def make_weights(config: Config, classes: int, image: Tensor) -> dict[str, Any]:
-    """The content of a checkpoint with random weights; its classes have the ids 0..K-1.
+    """The content of a checkpoint with random weights and class ids 0..K-1.
 
-    For ``image`` [C, H, W] uint8 the scores spread as those of a trained model, so that there is something to find.
+    On ``image`` [C, H, W] uint8 the scores spread like a trained model's, so that there are detections.
     """
     torch.manual_seed(0)
     model = build_model(config.model, classes).eval()
@@ -63,17 +63,17 @@ def make_weights(config: Config, classes: int, image: Tensor) -> dict[str, Any]:
 
 
 def build_torchvision(config: Config, weights: dict[str, Any]) -> RetinaNet:
-    """torchvision's model of a comparable config, with the weights of :func:`make_weights`."""
+    """torchvision's model for a comparable config, with the weights of :func:`make_weights`."""
     state = to_torchvision(weights, "the config")
     section = config.model.backbone
-    inside = C5.get(section.name, 2048) if config.model.fpn.p6_from == "c5" else config.model.fpn.channels
+    in_channels = C5.get(section.name, 2048) if config.model.fpn.p6_from == "c5" else config.model.fpn.channels
     backbone = resnet_fpn_backbone(
         backbone_name=section.name,
         weights=None,
         norm_layer=FrozenBatchNorm2d if section.norm == "frozen_bn" else nn.BatchNorm2d,
         trainable_layers=5 - section.freeze_at,
         returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(inside, config.model.fpn.channels),
+        extra_blocks=LastLevelP6P7(in_channels, config.model.fpn.channels),
     )
     norm = partial(nn.GroupNorm, 32) if config.model.head.norm == "gn" else None
     classes = len(weights["categories"])
@@ -86,12 +86,12 @@ def build_torchvision(config: Config, weights: dict[str, Any]) -> RetinaNet:
         head=RetinaNetHead(backbone.out_channels, config.model.anchors.per_cell, classes, norm_layer=norm),
         anchor_generator=torchvision_anchors(),
     )
-    model.load_state_dict(state, strict=False)  # it may count batches, which ours has no use for
+    model.load_state_dict(state, strict=False)  # it may have batch counts, which ours does not
     return model
 
 
 def torchvision_anchors() -> AnchorGenerator:
-    """Those of its published RetinaNets."""
+    """The anchors of its published RetinaNets."""
     sizes = [tuple(int(side * 2 ** (step / 3)) for step in range(3)) for side in (32, 64, 128, 256, 512)]
     return AnchorGenerator(tuple(sizes), ((0.5, 1.0, 2.0),) * len(sizes))
 
@@ -103,13 +103,13 @@ def torchvision_without_backbone(classes: int) -> RetinaNet:
     return RetinaNet(backbone, classes)
 
 
-Found = tuple[Tensor, Tensor, Tensor]  # boxes [D, 4], scores [D], labels [D] of an image
+Found = tuple[Tensor, Tensor, Tensor]  # boxes [D, 4], scores [D], labels [D] of one image
 
 
 def same_detections(ours: Sequence[Found], theirs: Sequence[Found], score: float, pixels: float) -> bool:
     """Whether each detection of either side has a counterpart with its label, score and box within the tolerances.
 
-    Only the last ones may have none: of equal scores, either side may have cut off another.
+    Only the lowest-scored ones may lack one: the sides may keep different ones of equal scores.
     """
     for own, other in zip(ours, theirs, strict=True):
         if len(own[1]) != len(other[1]):

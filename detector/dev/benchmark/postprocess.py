@@ -1,4 +1,4 @@
-"""Logits and deltas to detections: the best of each level, decoding, class-wise NMS, the frame of the file."""
+"""Logits and deltas to detections: top-k of each level, decoding, class-wise NMS, scaling to the file's frame."""
 
 from __future__ import annotations
 
@@ -81,6 +81,6 @@ def to_found(detections: list[dict[str, torch.Tensor]]) -> list[Found]:
 
 
 def to_list(detections: Detections) -> list[Found]:
-    """Each image's own, without the padding."""
+    """Per image, without the padding."""
     is_kept = detections.labels >= 0
     return [tuple(part[row][is_kept[row]] for part in detections) for row in range(len(is_kept))]

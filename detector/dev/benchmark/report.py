@@ -1,6 +1,6 @@
-"""The page of an evaluation of 5,000 images and 500,000 detections, with the worst images drawn; nothing is beside it.
+"""The evaluation report of 5,000 images and 500,000 detections, with the worst images drawn; there is no other side.
 
-What is checked is that the page can be sent around: it has images, and at most ``MOST_BYTES``.
+The check is that the page can be mailed: it has images, and at most ``MOST_BYTES``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from detector.dev.benchmark.measure import Case, Run, Settings
 from detector.reports import Scored
 from detector.reports.box_page import detection_report
 
-PHOTOS = 12  # the files of all images
+PHOTOS = 12  # files that all images link to
 MOST_BYTES = 8_000_000
 
 
@@ -44,11 +44,11 @@ def cases(settings: Settings) -> list[Case]:
 
 
 def write_set(folder: Path, images: int) -> None:
-    """Annotations as ``eval`` has them, and images of that size: links to a few generated ones."""
+    """Write annotations as ``eval`` has them, and images of that size: links to a few generated ones."""
     write_photos(folder / "photos", 2 * PHOTOS)
-    lying = sorted((folder / "photos" / IMAGES).iterdir())[::2]
+    landscape = sorted((folder / "photos" / IMAGES).iterdir())[::2]
     (folder / IMAGES).mkdir()
-    for index, photo in zip(range(images), cycle(lying), strict=False):
+    for index, photo in zip(range(images), cycle(landscape), strict=False):
         (folder / IMAGES / f"{index:06}.jpg").hardlink_to(photo)
     write_annotations(folder / TRAIN, [evaluation.SIZE] * images, evaluation.OBJECTS)
 
@@ -72,5 +72,5 @@ def ours(inputs: Inputs) -> Run:
 
 
 def equal(_inputs: Inputs, page: Path, _other: Any) -> bool:
-    """A page with images that is not too large."""
+    """Whether the page has images and is not too large."""
     return page.stat().st_size <= MOST_BYTES and b"data:image/jpeg" in page.read_bytes()

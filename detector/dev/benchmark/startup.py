@@ -1,4 +1,4 @@
-"""From launching ``tools/train.py --config quickstart.yaml`` to its first step done, importing torch included."""
+"""From launching ``detector train --config quickstart.yaml`` to the end of its first step, imports included."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from detector.data.synthetic import write_shapes
 from detector.dev.benchmark.measure import BenchmarkError, Case, Settings
 from detector.processes import child_command, child_environment
 
-IMAGES = (4_600, 200)  # that `detector quickstart` generates to train on and to evaluate on
-LOOKS = 0.01  # seconds between two looks at the metrics
-PATIENCE = 300  # seconds
+IMAGES = (4_600, 200)  # training and validation images of `detector quickstart`
+POLL_SECONDS = 0.01
+TIMEOUT_SECONDS = 300
 
 
 def cases(settings: Settings) -> list[Case]:
@@ -29,7 +29,7 @@ def cases(settings: Settings) -> list[Case]:
 
 
 class Launch:
-    """Trains until ``metrics.jsonl`` has a line."""
+    """A run that trains until ``metrics.jsonl`` has a line."""
 
     def __init__(self, folder: Path, device: str) -> None:
         data = folder / "shapes"
@@ -45,12 +45,12 @@ class Launch:
         command = [*self.command, "--runs", str(runs), "--name", name]
         silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen(command, env=child_environment(), **silent)
-        metrics, end = runs / name / "metrics.jsonl", time.monotonic() + PATIENCE
+        metrics, end = runs / name / "metrics.jsonl", time.monotonic() + TIMEOUT_SECONDS
         try:
             while not (metrics.exists() and metrics.read_bytes().endswith(b"\n")):
                 if process.poll() is not None or time.monotonic() > end:
-                    raise BenchmarkError(f"{' '.join(command)}: did not do a step; run it to see why")
-                time.sleep(LOOKS)
+                    raise BenchmarkError(f"{' '.join(command)}: did not finish a step; run it to see why")
+                time.sleep(POLL_SECONDS)
         finally:
             process.kill()
             process.wait()

@@ -1,7 +1,7 @@
-"""A step of training: forward, loss, backward, SGD; the images are there.
+"""A step of training: forward, loss, backward, SGD; the images are in memory.
 
-Both models have the same weights, and frozen batch norms where the config has them. All images have the same objects,
-as in ``loss``. Ours gets uint8 images, as its loader makes them, torchvision's floats, as its loader makes those.
+Both models have the same weights, and frozen batch norms if the config has them. All images have the same objects, as
+in ``loss``. Each side gets images as its loader makes them: uint8 here, float in torchvision.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from detector.training.loop import TrainingState
 from detector.training.optimizer import scaled_lr
 
 CONFIG, SIDE, BATCH = "retinanet_r50_fpn.yaml", 512, 2
-OBJECTS = 8  # an image
-# Of the loss, and of the change that a step makes to all weights together.
+OBJECTS = 8  # per image
+# Relative; of the loss, and of the step's change of all weights together.
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.05, "fp16": 0.02}
 
 
@@ -82,7 +82,7 @@ def make_inputs(config: Config, classes: int, device: torch.device) -> Inputs:
 
 
 def ours(inputs: Inputs) -> Run:
-    """The engine's step, without ranks and logs."""
+    """The training loop's step, without ranks and logs."""
     config, batch = inputs.config, inputs.batch
     device = batch.images.device
     model = build_model(config.model, len(inputs.weights["categories"]))

@@ -1,7 +1,7 @@
-"""How OpenMP's threads wait: as commands set it, against torch's own way alone, and against sleeping in company.
+"""How OpenMP's threads wait: as commands set it, against torch's default (alone) or sleeping (beside a busy process).
 
 Each side is a process of its own, as the setting is read when torch is loaded. ``GOMP_SPINCOUNT=1000 detector benchmark
-waiting`` measures another one.
+waiting`` measures another value.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from detector.structures import PADDING, Targets
 from detector.tasks import detection
 
 CONFIG, CLASSES, SIDE, BATCH, OBJECTS = "quickstart.yaml", 4, 128, 4, 8
-REPEATS = {"train": 2, "infer": 5}  # steps, or batches, of a run
-COMPANY = {"alone": {}, "beside a busy process": {"OMP_WAIT_POLICY": "PASSIVE"}}  # and how the other side waits in it
+REPEATS = {"train": 2, "infer": 5}  # steps or batches per run
+COMPANY = {"alone": {}, "beside a busy process": {"OMP_WAIT_POLICY": "PASSIVE"}}  # case -> how the other side waits
 
 
 def cases(settings: Settings) -> list[Case]:
@@ -52,7 +52,7 @@ def cases(settings: Settings) -> list[Case]:
 
 
 class Process:
-    """One that does its work each time that it is called, or one that is always busy; it ends with this object."""
+    """A process that does its work at each call, or one that is always busy; it ends with this object."""
 
     def __init__(self, environment: dict[str, str], *arguments: str) -> None:
         command = child_command("detector.dev.benchmark.waiting", *arguments)
@@ -68,11 +68,11 @@ class Process:
 
     def _wait(self) -> None:
         if not self.process.stdout.readline():
-            raise BenchmarkError("a process that is measured has ended")
+            raise BenchmarkError("a measured process has ended")
 
 
 def main(work: str, side: str = "") -> None:
-    """Says a line when it is ready, and one for each line that it has read and worked for."""
+    """Print a line when ready, and one after each run, which a line on stdin starts."""
     run = {"train": trainer, "infer": predictor}[work](int(side)) if side else None
     print(flush=True)
     while run is None:
