@@ -1,4 +1,4 @@
-"""Anchors: counts, places and shapes by hand, and against torchvision's generator."""
+"""Anchors: counts, positions and shapes by hand, and against torchvision's generator."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_order_is_level_row_column_anchor(offset: float) -> None:
 @pytest.mark.parametrize(
     ("ratios", "scales"), [([0.5, 1.0, 2.0], [1.0]), ([1.0], [1.0]), ([0.5, 2.0], [1.0, 1.3]), ([1.0, 3.0] * 3, [1, 2])]
 )
-def test_any_number_of_anchors_a_cell(ratios: list[float], scales: list[float]) -> None:
+def test_any_number_of_anchors_per_cell(ratios: list[float], scales: list[float]) -> None:
     module = Anchors(AnchorConfig(ratios=ratios, scales=scales), [3, 4])
     per_cell = len(ratios) * len(scales)
     assert module.per_cell == per_cell

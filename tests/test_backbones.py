@@ -22,15 +22,15 @@ from detector.models import build_model
 from detector.models.backbones import BACKBONES, Backbone, build_backbone
 
 RESNET = ["layer1", "layer2", "layer3", "layer4"]
-FAMILIES = {  # name: torchvision's names of the last linear layer and of what puts out C2 to C5, and their channels
-    "vgg11_bn": ("classifier.6", [f"features.{place}" for place in (13, 20, 27, 28)], (256, 512, 512, 512)),
+FAMILIES = {  # name: torchvision's names of the last linear layer and of the modules that output C2 to C5; channels
+    "vgg11_bn": ("classifier.6", [f"features.{index}" for index in (13, 20, 27, 28)], (256, 512, 512, 512)),
     "resnet18": ("fc", RESNET, (64, 128, 256, 512)),
     "resnext50_32x4d": ("fc", RESNET, (256, 512, 1024, 2048)),
-    "convnext_tiny": ("classifier.2", [f"features.{place}" for place in (1, 3, 5, 7)], (96, 192, 384, 768)),
-    "swin_t": ("head", [f"features.{place}" for place in (1, 3, 5, 7)], (96, 192, 384, 768)),
-    "efficientnet_b0": ("classifier.1", [f"features.{place}" for place in (2, 3, 5, 8)], (24, 40, 112, 1280)),
-    "mobilenet_v3_small": ("classifier.3", [f"features.{place}" for place in (1, 3, 8, 12)], (16, 24, 48, 576)),
-    "regnet_y_400mf": ("fc", [f"trunk_output.block{place}" for place in (1, 2, 3, 4)], (48, 104, 208, 440)),
+    "convnext_tiny": ("classifier.2", [f"features.{index}" for index in (1, 3, 5, 7)], (96, 192, 384, 768)),
+    "swin_t": ("head", [f"features.{index}" for index in (1, 3, 5, 7)], (96, 192, 384, 768)),
+    "efficientnet_b0": ("classifier.1", [f"features.{index}" for index in (2, 3, 5, 8)], (24, 40, 112, 1280)),
+    "mobilenet_v3_small": ("classifier.3", [f"features.{index}" for index in (1, 3, 8, 12)], (16, 24, 48, 576)),
+    "regnet_y_400mf": ("fc", [f"trunk_output.block{index}" for index in (1, 2, 3, 4)], (48, 104, 208, 440)),
     "densenet121": (
         "classifier",
         ["features.denseblock1", "features.denseblock2", "features.denseblock3", "features.norm5"],
@@ -43,7 +43,7 @@ STAGES = {2: ("conv1.", "bn1.", "layer1."), 3: ("layer2.",), 4: ("layer3.",), 5:
 
 
 def pretrained(freeze_at: int = 0, norm: str = "bn", name: str = "resnet18") -> BackboneConfig:
-    """A config that names weights, without which no branch of it begins at zero; building does not load them."""
+    """A config with weights, so that no residual branch starts at zero; building does not load them."""
     return BackboneConfig(name=name, weights="IMAGENET1K_V1", norm=norm, freeze_at=freeze_at)
 
 
@@ -58,7 +58,7 @@ def stage_names(backbone: Backbone, freeze_at: int) -> set[str]:
 
 @torch.no_grad()
 def vary_constants(network: nn.Module) -> None:
-    """Norms, biases and layer scales begin at one number: one at another's place, or left out, would not show."""
+    """Randomise tensors that start at one number, else a swapped or missing one would not show."""
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.is_floating_point() and tensor.min() == tensor.max():
             tensor.add_(torch.rand_like(tensor) * 0.5)
@@ -93,7 +93,7 @@ def test_equals_torchvision_with_its_weights(name: str) -> None:
     mean, std = (torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     normal = (images / 255 - mean) / std  # as torchvision's presets have it
     expected: dict[str, Tensor] = {}
-    for node in nodes:  # copies, for DenseNet's classifier changes C5 in place
+    for node in nodes:  # copies, as DenseNet's classifier changes C5 in place
         network.get_submodule(node).register_forward_hook(
             lambda _module, _inputs, output, node=node: expected.update({node: output.clone()})
         )
@@ -114,7 +114,7 @@ def test_equals_torchvision_with_its_weights(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        # torchvision's documentation, for those whose values are not compared above.
+        # From torchvision's documentation, for networks not compared above.
         ("resnext101_32x8d", 88_791_336),
         ("resnet50", 25_557_032),
         ("wide_resnet50_2", 68_883_240),
@@ -142,7 +142,7 @@ def test_resnet34_at_224() -> None:
 
 
 @pytest.mark.parametrize("finest", [2, 3, 4, 5])
-def test_levels_begin_at_the_finest(finest: int) -> None:
+def test_levels_start_at_the_finest(finest: int) -> None:
     backbone = build_backbone(BackboneConfig(name="resnet10"), in_channels=3, finest=finest)
     assert backbone.levels == tuple(range(finest, 6))
     assert backbone.channels == (64, 128, 256, 512)[finest - 2 :]
@@ -173,7 +173,7 @@ def test_resnext_is_split_transform_merge() -> None:
     backbone = build_backbone(pretrained(name="resnext50_32x4d"), in_channels=3, finest=2).eval()
     vary_constants(backbone)
     seen: dict[str, Tensor] = {}
-    for name in ("layer1.0.conv1", "layer1.1.conv1"):  # their inputs are what the first block takes and gives
+    for name in ("layer1.0.conv1", "layer1.1.conv1"):  # their inputs are the first block's input and output
         backbone.body.get_submodule(name).register_forward_pre_hook(
             lambda _, inputs, name=name: seen.update({name: inputs[0].clone()})
         )
@@ -245,8 +245,8 @@ def test_images_of_other_than_three_channels(name: str, in_channels: int) -> Non
     features = backbone(images)
     assert [tuple(feature.shape[-2:]) for feature in features] == [(16, 24), (8, 12), (4, 6), (2, 3)]
     sum(feature.square().sum() for feature in features).backward()
-    assert (first.weight.grad.abs().sum(dim=(0, 2, 3)) > 0).all()  # it looks at every channel
-    if not name.startswith("timm:"):  # timm begins its own
+    assert (first.weight.grad.abs().sum(dim=(0, 2, 3)) > 0).all()  # every channel is used
+    if not name.startswith("timm:"):  # timm initialises its own
         with torch.no_grad():
             deviation, usual_deviation = first(images).std(), usual_first(torch.randn(2, 3, 64, 96)).std()
         # Unscaled weights would be off by √(1 / 3) = 0.58, √(4 / 3) = 1.15 and √(5 / 3) = 1.29.
@@ -300,7 +300,7 @@ def test_what_is_frozen_is_exactly_what_the_level_depends_on(name: str, freeze_a
 
 @pytest.mark.parametrize("name", ["swin_t", "efficientnet_b0", "timm:resnet18"])
 def test_what_is_frozen_does_not_notice_training(name: str) -> None:
-    """Neither batch statistics nor dropped paths: in training, frozen levels are what they are in evaluation."""
+    """In training, frozen levels equal those in evaluation: no batch statistics, no dropped paths."""
     torch.manual_seed(0)
     backbone = build_backbone(pretrained(3, name=name), in_channels=3, finest=2)
     vary_constants(backbone)
@@ -331,7 +331,7 @@ def test_all_of_a_network_can_be_frozen() -> None:
     ("name", "freeze_at"),
     [("resnet18", 0), ("resnet18", 2), ("timm:resnet18", 2)],
 )
-def test_frozen_statistics_stand_still_and_the_others_move(freeze_at: int, name: str) -> None:
+def test_frozen_statistics_are_constant_and_the_others_change(freeze_at: int, name: str) -> None:
     backbone = build_backbone(pretrained(freeze_at, name=name), in_channels=3, finest=2)
     backbone.eval()
     backbone.train()  # as after every evaluation
@@ -356,7 +356,7 @@ def test_frozen_parts_get_no_gradient_and_the_others_do(name: str) -> None:
 
 
 def modes(backbone: Backbone) -> dict[str, bool]:
-    """Whether each of its layers trains; containers that are only called through do not matter."""
+    """Whether each layer is in training mode; containers do not matter."""
     layers = {name: module.training for name, module in backbone.named_modules() if not list(module.children())}
     return layers | {"": backbone.training, "body": backbone.body.training}
 
@@ -364,7 +364,7 @@ def modes(backbone: Backbone) -> dict[str, bool]:
 @pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_copy_keeps_its_modes(training: bool, name: str) -> None:
-    """An average of the weights is a copy, and people copy models to change them."""
+    """The average of the weights is a copy, and users copy models to change them."""
     backbone = build_backbone(pretrained(freeze_at=2, name=name), in_channels=3, finest=2).train(training)
     before = modes(backbone)
     twin = copy.deepcopy(backbone)
@@ -386,7 +386,7 @@ BATCH_NORMS = {
 
 
 def batch_norms(backbone: Backbone) -> list[nn.Module]:
-    """All of them, whatever became of them."""
+    """All batch norms, converted or not."""
     kinds = (FrozenBatchNorm2d, nn.modules.batchnorm._BatchNorm)
     by_name = ("FrozenBatchNormAct2d", "FrozenBatchNorm2d")  # timm has its own
     return [module for module in backbone.modules() if isinstance(module, kinds) or type(module).__name__ in by_name]
@@ -443,7 +443,7 @@ def test_a_network_without_batch_norm_is_refused_another(name: str, norm: str) -
         build_backbone(BackboneConfig(name=name, norm=norm), in_channels=3, finest=3)
 
 
-def test_residual_branches_begin_at_zero_from_random_weights_only() -> None:
+def test_residual_branches_start_at_zero_only_from_random_weights() -> None:
     scratch, ready = (build_backbone(config, 3, finest=2) for config in (BackboneConfig(name="resnet18"), pretrained()))
     for name, module in scratch.body.named_modules():
         if name.endswith("bn2"):
@@ -504,5 +504,5 @@ def test_without_timm_its_networks_say_how_to_get_it(monkeypatch: pytest.MonkeyP
     assert refusal("timm:resnet18") == "model.backbone.name: timm:resnet18 needs timm; pip install timm"
 
 
-def test_a_name_of_timm_is_none_of_the_package() -> None:
+def test_no_name_of_the_package_looks_like_timms() -> None:
     assert not any(name.startswith("timm:") for name in BACKBONES)

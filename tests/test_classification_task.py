@@ -1,4 +1,4 @@
-"""The classification task: its loss against torch's, scores, rows, reports, and what inference writes."""
+"""The classification task: its loss against torch's, scores, rows, reports, and the results that inference writes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ MIXED = torch.tensor(
 
 
 def mean(losses: Losses) -> Tensor:
-    """The loss as the engine has it."""
+    """The loss that the engine computes."""
     return losses.parts["cls"] / losses.normaliser
 
 
@@ -77,7 +77,7 @@ def test_cross_entropy_is_torchs(smoothing: float, weights: list[float] | None) 
     weight = torch.tensor(weights) if weights else None
     expected = F.cross_entropy(logits, LABELS, weight=weight, label_smoothing=smoothing)
     assert list(losses.parts) == ["cls"]
-    # The images, or the weights of their classes: 0.5 + 3 + 2 + 2 + 1 + 0.5.
+    # The number of images, or the sum of their classes' weights: 0.5 + 3 + 2 + 2 + 1 + 0.5.
     assert losses.normaliser.item() == pytest.approx(9 if weights else 6)
     assert_close(mean(losses), expected)
     assert_close(*(torch.autograd.grad(loss, logits)[0] for loss in (mean(losses), expected)))
@@ -88,11 +88,11 @@ def test_cross_entropy_is_torchs(smoothing: float, weights: list[float] | None) 
 def test_cross_entropy_of_mixed_images_is_torchs(smoothing: float, weights: list[float] | None) -> None:
     logits = random_logits()
     losses = classification.loss(logits, targets_of(MIXED, weights), make_model(smoothing=smoothing))
-    # torch divides the sum over soft targets by the images, weights or not.
+    # torch divides the sum over soft targets by the number of images, weighted or not.
     weight = torch.tensor(weights) if weights else None
     total = F.cross_entropy(logits, MIXED, weight=weight, label_smoothing=smoothing, reduction="sum")
     assert_close(losses.parts["cls"], total)
-    if weights:  # what each share weighs: 0.35 + 0.6, 3, 0.125 + 0.75, 2, 0.25 + 1.5, 0.2 + 0.9
+    if weights:  # target probabilities times weights: 0.35 + 0.6, 3, 0.125 + 0.75, 2, 0.25 + 1.5, 0.2 + 0.9
         assert losses.normaliser.item() == pytest.approx(0.95 + 3 + 0.875 + 2 + 1.75 + 1.1)
     else:
         assert losses.normaliser.item() == pytest.approx(6)
@@ -106,7 +106,7 @@ SEVERAL = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1], 
 def test_several_labels_are_torchs_binary_cross_entropy(weights: list[float] | None, smoothing: float) -> None:
     logits, targets = random_logits(), targets_of(SEVERAL, weights)
     losses = classification.loss(logits, targets, make_model(multi_label=True, smoothing=smoothing))
-    # Smoothed by 0.2, a class that is there counts 0.9, and one that is not 0.1.
+    # Smoothed by 0.2, the targets 1 and 0 become 0.9 and 0.1.
     probabilities = torch.lerp(torch.full_like(SEVERAL, 0.5), SEVERAL, 1 - smoothing)
     total = F.binary_cross_entropy_with_logits(logits, probabilities, weight=targets.weights, reduction="sum")
     assert_close(losses.parts["cls"], total)
@@ -164,7 +164,7 @@ def test_scores_of_one_label_sum_to_one() -> None:
     assert_close(scores.sum(dim=1), torch.ones(6))
 
 
-def test_scores_of_several_labels_stand_alone() -> None:
+def test_scores_of_several_labels_are_independent() -> None:
     logits = random_logits()
     assert_close(classification.predict(logits, make_batch(6), make_model(True)), 1 / (1 + (-logits).exp()))
 
@@ -211,7 +211,7 @@ ROWS = np.array(
 
 
 def evaluated(batches: list[list[int]], truth: Labelled, config: Config) -> dict[str, Any]:
-    """Metrics of ``ROWS``, as a rank or several see them in batches."""
+    """Metrics of ``ROWS`` from tallies of ``batches``."""
     probabilities, tallies = torch.from_numpy(truth.is_true()).float(), []
     for ids in batches:
         batch = labelled_batch(ids, probabilities[ids])
@@ -234,17 +234,17 @@ def test_rows_find_their_images_of_several_labels(order: list[int]) -> None:
     config = make_config(multi_label=True)
     metrics = evaluated([order[:3], order[3:]], truth, config)
     assert [row["images"] for row in metrics["per_class"]] == [1, 2, 1, 1]
-    # ant: 0.7 of image 0 is the best. bee: images 3, then 1 and 2 at once: (1 + 2/3) / 2. cow: 2, then 0, 1 and 3
-    # at once: 1/4. doe: image 2 is the best.
+    # ant: 0.7 of image 0 is the best. bee: image 3, then 1 and 2 tied: (1 + 2/3) / 2. cow: 2, then 0, 1 and 3
+    # tied: 1/4. doe: image 2 is the best.
     assert [row["AP"] for row in metrics["per_class"]] == pytest.approx([1, 5 / 6, 1 / 4, 1])
     assert metrics[classification.main_metric(config)] == pytest.approx((1 + 5 / 6 + 1 / 4 + 1) / 4)
     assert "confusion" not in metrics
 
 
-def test_what_a_person_reads() -> None:
+def test_the_table_of_metrics() -> None:
     one = evaluated([[0, 1, 2, 3]], make_truth([[0], [1], [2], [1]]), make_config())
     lines = classification_views.describe(one, per_class=True).splitlines()
-    # ant: 1 of 1 found, 1 of 2 predictions right; bee: 1 of 2 and 1 of 1; F1 2/3 each; cow 0; doe has no image.
+    # Recall and precision. ant: 1 of 1, 1 of 2; bee: 1 of 2, 1 of 1; F1 2/3 each; cow 0; doe has no image.
     assert lines[0] == "top1 0.500  top5 1.000  mean_class_accuracy 0.500  macro_f1 0.444"
     assert [line.split() for line in lines[1:]] == [
         ["class", "images", "precision", "recall", "f1"],
@@ -299,23 +299,26 @@ SCORES = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.02, 0.0]])
 
 
 @pytest.mark.parametrize("classes", [1, 3, 4, 50])
-def test_the_best_classes_of_a_image(classes: int) -> None:
-    found = classification.to_predictions(SCORES, CATEGORIES, make_model(classes=classes))
-    assert [one.labels.tolist() for one in found] == [[1, 3, 2, 0][:classes], [0, 2, 1, 3][:classes]]
-    assert [one.names for one in found] == [
+def test_the_best_classes_of_an_image(classes: int) -> None:
+    predictions = classification.to_predictions(SCORES, CATEGORIES, make_model(classes=classes))
+    assert [prediction.labels.tolist() for prediction in predictions] == [
+        [1, 3, 2, 0][:classes],
+        [0, 2, 1, 3][:classes],
+    ]
+    assert [prediction.names for prediction in predictions] == [
         ["bee", "doe", "cow", "ant"][:classes],
         ["ant", "cow", "bee", "doe"][:classes],
     ]
-    assert found[0].scores.tolist() == pytest.approx([0.5, 0.25, 0.15, 0.1][:classes])
+    assert predictions[0].scores.tolist() == pytest.approx([0.5, 0.25, 0.15, 0.1][:classes])
 
 
 def test_results_by_hand(tmp_path: Path) -> None:
-    found = classification.to_predictions(SCORES, CATEGORIES, make_model(classes=2))
+    predictions = classification.to_predictions(SCORES, CATEGORIES, make_model(classes=2))
     names = ["deep/größe, 1.png", "b.png"]
     results = [
         row
-        for place, (one, name) in enumerate(zip(found, names, strict=True))
-        for row in classification_results.to_results(one, place, Path(name))
+        for index, (prediction, name) in enumerate(zip(predictions, names, strict=True))
+        for row in classification_results.to_results(prediction, index, Path(name))
     ]
     path = tmp_path / "predictions.csv"
     classification_results.write_results(results, path)
@@ -345,9 +348,9 @@ def test_a_lowest_score_is_refused() -> None:
 def test_drawn_are_the_best_and_what_scores_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[list[int], list[str]]] = []
     monkeypatch.setattr(classification_views, "draw_lines", lambda image, labels, texts: drawn.append((labels, texts)))
-    found = classification.to_predictions(SCORES, CATEGORIES, make_model())[0]
+    prediction = classification.to_predictions(SCORES, CATEGORIES, make_model())[0]
     for draw_score in (0.0, 0.2, 0.9):
-        classification_views.draw(np.zeros((9, 9, 3), np.uint8), found, draw_score)
+        classification_views.draw(np.zeros((9, 9, 3), np.uint8), prediction, draw_score)
     texts = ["bee 0.50", "doe 0.25", "cow 0.15", "ant 0.10"]
     assert drawn == [([1, 3, 2, 0], texts), ([1, 3], texts[:2]), ([1], texts[:1])]
 

@@ -1,4 +1,4 @@
-"""The detection task: its loss against a loop, its predictions in the original frame, its rows and scores."""
+"""The detection task: its loss against a loop, its predictions in the original image's pixels, its rows and scores."""
 
 from __future__ import annotations
 
@@ -145,14 +145,14 @@ def test_an_image_without_objects_is_a_good_negative(matcher: str, cls: str, box
     assert losses.parts["box"] == 0
     total(losses).backward()
     assert (predictions.cls_logits.grad > 0).all()  # every score goes down
-    assert (predictions.box_channels.grad == 0).all()  # there, so that ranks agree on what has a gradient
+    assert (predictions.box_channels.grad == 0).all()  # not None, so that ranks agree on which tensors have gradients
 
 
 def test_an_assigner_is_one_function_in_the_dict(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It knows the levels and what is predicted; ignore regions and the losses follow from what it returns."""
+    """It gets the levels and the predictions; ignore regions and losses use what it returns."""
 
     def coarsest(anchors: Tensor, counts: list[int], targets: Targets, raw: Any, coder: Any, config: Any) -> Assignment:
-        """The last level learns the first object; the wider what it predicts, the better."""
+        """The last level learns the first object; the quality is the predicted width."""
         target = torch.full(raw.cls_logits.shape[:2], BACKGROUND)
         target[:, -counts[-1] :] = 0
         sides = coder.decode(raw.box_channels, anchors).detach() / SIDE
@@ -238,7 +238,7 @@ def test_anchors_in_a_crowd_take_no_part() -> None:
     left, top, right, bottom = predictions.anchors.unbind(dim=1)
     is_inside = (left >= 0) & (top >= 0) & (right <= 40) & (bottom <= 40)
     assert (is_inside & (match == IGNORE)).any()
-    assert (match >= 0).any()  # the object in the crowd is still learnt
+    assert (match >= 0).any()  # the object in the crowd is still learned
     losses = detection.loss(predictions, targets, config)
     assert losses.normaliser == (match >= 0).sum()
     total(losses).backward()
@@ -301,7 +301,7 @@ def test_bf16_predictions_give_float32_losses() -> None:
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)
-def test_every_task_is_found_by_its_name_and_knows_its_heads(name: str) -> None:
+def test_every_task_has_its_name_and_heads(name: str) -> None:
     for head in get_core(name).PARTS["head.name"]:
         config = Config.model_validate({"task": name, "model": {"head": {"name": head}}})
         assert get_task(config) is get_core(name)
@@ -342,7 +342,7 @@ def make_batch(sizes: list[list[int]], sizes_original: list[list[int]]) -> Batch
     )
 
 
-def test_predictions_are_in_the_frame_of_the_original_image() -> None:
+def test_predictions_are_in_pixels_of_the_original_image() -> None:
     anchors = torch.tensor([[4.0, 6, 20, 22], [30, 30, 60, 60], [50, 2, 58, 8]])
     logits = torch.tensor([0.9, 0.8, 0.7]).logit()[:, None].expand(2, 3, 1)
     predictions = Predictions(logits, torch.zeros(2, 3, 4), anchors, [3])
@@ -354,7 +354,7 @@ def test_predictions_are_in_the_frame_of_the_original_image() -> None:
     assert_close(detections.scores, torch.tensor([[0.9, 0.8, 0.7]] * 2))
 
 
-def test_no_prediction_passes_its_original_border() -> None:
+def test_no_prediction_exceeds_its_original_image() -> None:
     predictions = random_predictions(2)
     # In float32 47 · (427 / 47) and 52 · (1000 / 52) round to more than 427 and 1000.
     batch = make_batch([[64, 47], [52, 64]], [[479, 427], [1000, 1733]])
@@ -386,7 +386,7 @@ def test_rows_by_hand() -> None:
     ]
 
 
-def test_rows_of_nothing() -> None:
+def test_rows_of_no_detections() -> None:
     empty = Detections(torch.zeros(2, 0, 4), torch.zeros(2, 0), torch.zeros(2, 0, dtype=torch.int64))
     assert detection.to_rows(empty, torch.tensor([1, 2])).shape == (0, 7)
 
@@ -399,10 +399,10 @@ def test_category_ids_of_any_kind_travel_from_the_checkpoint_to_the_results(tmp_
     save_checkpoint(tmp_path / "x.pt", Config(), categories, {"model": {"x": torch.ones(1)}})
     assert checkpoint_categories(read_checkpoint(tmp_path / "x.pt")) == categories
     boxes, scores = torch.tensor([[[1.0, 2, 4, 8]] * 3]), torch.tensor([[0.9, 0.8, 0.7]])
-    (found,) = detection.to_predictions(
+    (prediction,) = detection.to_predictions(
         Detections(boxes, scores, torch.tensor([[2, 1, 0]])), categories, Config().model
     )
-    rows = json.loads(json.dumps(detection_results.to_results(found, "frame 1", Path("a.jpg"))))
+    rows = json.loads(json.dumps(detection_results.to_results(prediction, "frame 1", Path("a.jpg"))))
     assert [(row["image_id"], row["category_id"]) for row in rows] == [("frame 1", own) for own in ("bird", "8", 7)]
     (plain,) = detection.to_predictions(
         Detections(boxes, scores, torch.tensor([[2, 1, 0]])), CATEGORIES, Config().model
@@ -433,14 +433,14 @@ def test_scores_of_right_and_wrong_detections(tmp_path: Path) -> None:
         )
     )
     truth = read_annotations(file)
-    xywh = torch.tensor([box for box, _ in boxes.values()]).float()[:, None]  # one an image
+    xywh = torch.tensor([box for box, _ in boxes.values()]).float()[:, None]  # one per image
     xyxy = torch.cat([xywh[..., :2], xywh[..., :2] + xywh[..., 2:]], dim=-1)
     right = Detections(xyxy, torch.full((3, 1), 0.9), torch.tensor([[0], [1], [2]]))
     ids = torch.arange(3)
 
     metrics = detection.evaluate(Tally(detection.to_rows(right, ids)), truth, Config())
     assert metrics[detection.main_metric(Config())] == pytest.approx(1)
-    # The owl is taken for a dog: no owl is found; scored lower than the dog, the mistake costs the dogs nothing.
+    # The owl is detected as a dog: no owl is found. It scores lower than the dog, so the dogs' AP stays 1.
     wrong = right._replace(labels=torch.tensor([[0], [1], [1]]), scores=torch.tensor([[0.9], [0.9], [0.1]]))
     batches = [detection.to_rows(wrong, ids)[:2], detection.to_rows(wrong, ids)[2:]]
     metrics = detection.evaluate(merge(map(Tally, batches)), truth, Config())

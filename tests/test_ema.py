@@ -1,4 +1,4 @@
-"""The average of the weights: by hand, its buffers, and going on after a restart."""
+"""The average of the weights: by hand, its buffers, and resuming."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def test_three_updates_by_hand(decay: float, expected: list[float]) -> None:
         assert average.model.wide.tolist() == pytest.approx([mean, mean])
         assert average.model.unsaved.tolist() == pytest.approx([mean, mean])
         assert average.model.frozen.tolist() == [7, 7]
-        # Numbers that cannot be averaged are those of now.
+        # Tensors that cannot be averaged are copied.
         assert average.model.count.item() == value
         assert average.model.flag.item() == (value != 2)
-        # The model itself is left alone.
+        # The model itself does not change.
         assert model.weight.tolist() == [value, value]
 
 
@@ -76,7 +76,7 @@ def test_decay_rises_to_its_limit() -> None:
 
 
 def test_every_digit_is_that_of_torch() -> None:
-    """As torch's own class does it, with a rule of a constant decay that is given each step's."""
+    """Against torch's own class, whose constant decay is set at each step."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     average, kept = AveragedWeights(model, 0.5), [0.0]
@@ -102,8 +102,8 @@ def test_an_update_reads_nothing_from_the_device() -> None:
     assert average.updates == 3
 
 
-def test_going_on_from_a_saved_average_changes_nothing() -> None:
-    """What ``last.pt`` holds of it: a state dict and a number, as when torch's class kept them."""
+def test_resuming_a_saved_average_changes_nothing() -> None:
+    """From what ``last.pt`` holds: a state dict and a number of updates."""
     model = Mixed()
     average = AveragedWeights(model, 0.9)
     for value in (2.0, 13.0):

@@ -34,7 +34,7 @@ def make_fpn(levels: list[int], p6_from: str = "c5", channels: int = 8, finest: 
     fpn = FPN(tuple(own), tuple(own.values()), FPNConfig(levels=levels, channels=channels, p6_from=p6_from))
     for name, parameter in fpn.named_parameters():
         if name.endswith("bias"):
-            nn.init.normal_(parameter)  # begun at zero, they would hide a forgotten one
+            nn.init.normal_(parameter)  # zeros would hide a forgotten bias
     return fpn
 
 
@@ -118,8 +118,8 @@ def constant_fpn(levels: list[int], p6_from: str) -> FPN:
         # -4, -4 + 2, -4 + 2 + 1; P6 = 4 and 40, P7 twice that.
         ([3, 4, 5, 6, 7], "c5", -4.0, [-10, -20, -40, 4, 8]),
         ([3, 4, 5, 6, 7], "p5", -4.0, [-10, -20, -40, 40, 80]),
-        ([3, 4], "c5", 4.0, [70, 60]),  # C5 adds to them without a level of its own
-        ([5, 6], "c5", 4.0, [40, -4]),  # C3 and C4 play no part
+        ([3, 4], "c5", 4.0, [70, 60]),  # C5 is added without its own level
+        ([5, 6], "c5", 4.0, [40, -4]),  # C3 and C4 are not used
     ],
 )
 def test_constant_features_by_hand(levels: list[int], p6_from: str, c5: float, expected: list[float]) -> None:
@@ -134,7 +134,7 @@ def test_upsampling_takes_cell_i_from_half_of_it(height: int, width: int) -> Non
     rows, columns = -(-height // 2), -(-width // 2)
     coarse = torch.arange(rows * columns, dtype=torch.float32).reshape(1, 1, rows, columns)
     fpn = FPN((4, 5), (1, 1), FPNConfig(levels=[4, 5], channels=1))
-    for convolution in (*fpn.lateral, *fpn.output.values()):  # all pass on what they get
+    for convolution in (*fpn.lateral, *fpn.output.values()):  # identities
         torch.nn.init.dirac_(convolution.weight)
     fine, _ = fpn([torch.zeros(1, 1, height, width), coarse])
     row, column = torch.meshgrid(torch.arange(height) // 2, torch.arange(width) // 2, indexing="ij")
@@ -142,7 +142,7 @@ def test_upsampling_takes_cell_i_from_half_of_it(height: int, width: int) -> Non
 
 
 @pytest.mark.parametrize("finest", [2, 3])
-def test_finer_features_than_asked_for_are_left_out(finest: int) -> None:
+def test_finer_features_than_the_levels_are_ignored(finest: int) -> None:
     features = make_features(64, 64)[finest - 2 :]
     pyramid = make_fpn([4, 5, 6], finest=finest)(features)
     assert_close(pyramid, make_fpn([4, 5, 6], finest=4)(features[-2:]))
@@ -158,7 +158,7 @@ def choices(field: str) -> tuple[str, ...]:
 SIZES = {  # of C2 to C5
     "even": [(32, 48), (16, 24), (8, 12), (4, 6)],
     "up": level_sizes(97, 131, [2, 3, 4, 5]),
-    "down": [(17, 22), (8, 11), (4, 5), (2, 2)],  # VGG at 70×90: a pooling leaves out what is over
+    "down": [(17, 22), (8, 11), (4, 5), (2, 2)],  # VGG at 70×90: poolings round down
     "up and down": [(17, 23), (9, 11), (5, 5), (2, 3)],
 }
 
@@ -230,7 +230,7 @@ def test_activation_by_hand() -> None:
 
 
 def passing(upsample: str, levels: tuple[int, ...] = (4, 5), channels: int = 1) -> FPN:
-    """Laterals that pass on what they get, and no output convolutions: P5 is C5, P4 is C4 + C5 upsampled."""
+    """Identity laterals and no output convolutions: P5 is C5, P4 is C4 + C5 upsampled."""
     config = FPNConfig.model_validate(
         {"levels": list(levels), "channels": channels, "upsample": upsample, "output_conv": False}
     )
@@ -272,7 +272,7 @@ def test_upsampling_at_even_sizes_equals_torch(rows: int, columns: int) -> None:
     size = (2 * rows, 2 * columns)
     assert_close(fine["nearest"], F.interpolate(coarse, size=size, mode="nearest"))
     assert_close(fine["bilinear"], F.interpolate(coarse, size=size, mode="bilinear", align_corners=False))
-    assert_close(fine["deconv"], fine["nearest"])  # as it begins
+    assert_close(fine["deconv"], fine["nearest"])  # as initialised
 
 
 @pytest.mark.parametrize(
@@ -290,7 +290,7 @@ def test_upsampling_at_even_sizes_equals_torch(rows: int, columns: int) -> None:
 )
 @pytest.mark.parametrize("upsample", ["bilinear", "deconv"])
 def test_upsampling_at_odd_sizes_by_hand(upsample: str, fine: int, coarse: int, is_row: bool) -> None:
-    """A ramp; where a network rounded down, what is missing repeats the border."""
+    """A ramp; where a network rounded down, the border is repeated."""
     position = torch.arange(fine, dtype=torch.float32)
     if upsample == "bilinear":
         expected = ((position + 0.5) / 2 - 0.5).clamp(0, coarse - 1)  # centres of pixels, half as large
@@ -315,7 +315,7 @@ def test_every_level_has_its_own_deconvolution() -> None:
     assert [feature.unique().tolist() for feature in pyramid] == [[29], [14], [4]]
 
 
-def test_deconvolution_begins_without_mixing_channels() -> None:
+def test_deconvolution_starts_without_mixing_channels() -> None:
     fpn = passing("deconv", channels=5)
     weight, bias = fpn.deconv[0].weight, fpn.deconv[0].bias
     assert torch.equal(weight, torch.eye(5)[:, :, None, None].expand(5, 5, 2, 2))

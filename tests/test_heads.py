@@ -53,8 +53,8 @@ def test_order_is_level_row_column_anchor_class(num_classes: int, ratios: list[f
     assert predictions.level_counts == [height * width * num_anchors for height, width in SIZES]
 
 
-def test_each_prediction_stands_beside_its_anchor() -> None:
-    """A head that repeats its input says of each anchor where it is, in the anchors' order."""
+def test_each_prediction_has_the_index_of_its_anchor() -> None:
+    """A head that copies its input, the position, predicts each anchor's position in the anchors' order."""
     head = make_head(2, ratios=[1.0, 4.0], channels=4, num_convs=0)
     with torch.no_grad():
         for output in (head.cls_output, head.box_output):
@@ -81,7 +81,7 @@ def test_each_prediction_stands_beside_its_anchor() -> None:
 
 @pytest.mark.parametrize("norm", ["none", "gn"])
 @pytest.mark.parametrize("prior", [0.01, 0.05, 0.3])
-def test_scores_begin_at_the_prior(prior: float, norm: str) -> None:
+def test_scores_start_at_the_prior(prior: float, norm: str) -> None:
     head = make_head(7, prior=prior, norm=norm, channels=32)
     with torch.no_grad():
         scores = head(
@@ -182,7 +182,7 @@ def test_every_parameter_of_every_head_is_used(name: str) -> None:
 
 @pytest.mark.parametrize("name", HEADS)
 def test_tensors_by_class_have_its_classes_in_rows(name: str) -> None:
-    """What weights of other classes are cut to."""
+    """Loading weights of other classes relies on it."""
     head = HEADS[name](ModelConfig(head=HeadConfig(name=name, hidden=[8])), LEVELS, 16, 7)
     anchors = 9 if name == "retina" else 1
     assert [head.get_parameter(tensor).shape[0] for tensor in head.by_class] == [7 * anchors, 7 * anchors]
@@ -201,7 +201,7 @@ def make_pooled(num_levels: int = 3, channels: int = 16, num_classes: int = 3, *
 
 
 def passing(head: PooledHead) -> PooledHead:
-    """Its classifier gives the fused vector as it is."""
+    """``head`` with an identity as classifier, which returns the fused vector."""
     with torch.no_grad():
         nn.init.eye_(head.classifier.weight)
         head.classifier.bias.zero_()

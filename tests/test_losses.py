@@ -1,4 +1,4 @@
-"""Losses: by hand, against torchvision, gradients, and what every loss of a dict keeps."""
+"""Losses: by hand, against torchvision, gradients, and properties of every loss in a dict."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CODER = DeltaCoder()
 
 
 def class_inputs(num_classes: int = 5, spread: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [2, 40, K], labels with many -1, and a mask that leaves some out."""
+    """Logits [2, 40, K], labels with many -1, and a mask that excludes some."""
     generator = torch.Generator().manual_seed(0)
     logits = spread * torch.randn(2, 40, num_classes, generator=generator)
     labels = torch.randint(-3, num_classes, (2, 40), generator=generator).clamp(min=-1)
@@ -28,7 +28,7 @@ def class_inputs(num_classes: int = 5, spread: float = 3.0) -> tuple[Tensor, Ten
 
 
 def box_inputs(num: int = 30) -> tuple[Tensor, Tensor, Tensor]:
-    """Deltas [2, N, 4], anchors [N, 4] and boxes [2, N, 4] of a size."""
+    """Deltas [2, N, 4], anchors [N, 4] and boxes [2, N, 4] of similar size."""
     generator = torch.Generator().manual_seed(0)
     corners = 50 * torch.rand(3, num, 2, generator=generator)
     boxes = torch.cat([corners, corners + 5 + 40 * torch.rand(3, num, 2, generator=generator)], dim=-1)
@@ -43,22 +43,22 @@ def gradient(loss: Tensor, of: Tensor) -> Tensor:
 
 
 def test_focal_loss_by_hand() -> None:
-    # logit 0: p = 0.5. Right class: 0.25 · 0.5² · log 2; wrong class: 0.75 · 0.5² · log 2.
-    # logit log 3: p = 0.75. Right class: 0.25 · 0.25² · log(4 / 3); wrong class: 0.75 · 0.75² · log 4.
+    # logit 0: p = 0.5. True class: 0.25 · 0.5² · log 2; false class: 0.75 · 0.5² · log 2.
+    # logit log 3: p = 0.75. True class: 0.25 · 0.25² · log(4 / 3); false class: 0.75 · 0.75² · log 4.
     low, high = 0.0, math.log(3)
-    right = {low: 0.0625 * math.log(2), high: 0.015625 * math.log(4 / 3)}
-    wrong = {low: 0.1875 * math.log(2), high: 0.421875 * math.log(4)}
+    true = {low: 0.0625 * math.log(2), high: 0.015625 * math.log(4 / 3)}
+    false = {low: 0.1875 * math.log(2), high: 0.421875 * math.log(4)}
     table = [
-        ([low, low], 0, right[low] + wrong[low]),
-        ([high, low], 0, right[high] + wrong[low]),
-        ([high, low], 1, wrong[high] + right[low]),
-        ([high, high], -1, 2 * wrong[high]),
+        ([low, low], 0, true[low] + false[low]),
+        ([high, low], 0, true[high] + false[low]),
+        ([high, low], 1, false[high] + true[low]),
+        ([high, high], -1, 2 * false[high]),
     ]
     for logits, label, expected in table:
         arguments = torch.tensor([[logits]]), torch.tensor([[label]])
-        counted, left_out = torch.tensor([[True]]), torch.tensor([[False]])
+        counted, excluded = torch.tensor([[True]]), torch.tensor([[False]])
         assert focal_loss(*arguments, None, counted, LossConfig()).item() == pytest.approx(expected)
-        assert focal_loss(*arguments, None, left_out, LossConfig()).item() == 0
+        assert focal_loss(*arguments, None, excluded, LossConfig()).item() == 0
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.5, 0.0), (0.75, 1.5), (0.1, 5.0)])
@@ -74,12 +74,12 @@ def test_focal_loss_equals_torchvision(alpha: float, gamma: float) -> None:
     assert_close(gradient(loss, logits), gradient(expected, logits), rtol=1e-4, atol=1e-6)
 
 
-def test_focal_loss_of_a_quality_is_between_those_of_the_class_and_of_none() -> None:
+def test_focal_loss_of_a_quality_interpolates_positive_and_negative_loss() -> None:
     logits, labels, is_counted = class_inputs()
     logits.requires_grad_()
     quality = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1))
     weights = torch.zeros_like(logits).scatter_(2, labels.clamp(min=0)[..., None], quality[..., None])
-    weights = (weights * (labels >= 0)[..., None])[is_counted]  # of "this class"; the rest of 1, of "not this class"
+    weights = (weights * (labels >= 0)[..., None])[is_counted]  # of the positive loss; 1 - weights of the negative loss
     is_class, is_none = (
         sigmoid_focal_loss(logits[is_counted], torch.full_like(weights, target), reduction="none") for target in (1, 0)
     )
@@ -161,7 +161,7 @@ def test_giou_loss_equals_torchvision() -> None:
     assert_close(gradient(loss, deltas), gradient(expected, deltas), rtol=1e-3, atol=1e-4)
 
 
-# --- what every class loss keeps --------------------------------------------------------------------------------------
+# --- every class loss -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CLASS_LOSSES)
@@ -181,7 +181,7 @@ def test_class_loss_is_a_sum_over_counted_anchors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLASS_LOSSES)
-def test_class_loss_pulls_the_right_way(name: str) -> None:
+def test_class_loss_raises_true_and_lowers_false_classes(name: str) -> None:
     logits, labels, is_counted = class_inputs()
     logits.requires_grad_()
     slope = gradient(CLASS_LOSSES[name](logits, labels, None, is_counted, LossConfig(cls=name)), logits)
@@ -211,7 +211,7 @@ def test_class_loss_of_bf16_logits_runs_in_float32(name: str) -> None:
     assert torch.equal(loss, CLASS_LOSSES[name](logits.float(), labels, None, is_counted, config))
 
 
-# --- what every box loss keeps ----------------------------------------------------------------------------------------
+# --- every box loss ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", BOX_LOSSES)

@@ -1,4 +1,4 @@
-"""Matching: by hand, against an exact rational reference, and against torchvision."""
+"""Assignment: by hand, against an exact rational reference, and against torchvision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from detector.config.schema import AnchorConfig, MatcherConfig
-from detector.ops import assignment
+from detector.ops import assignment as assignment_module
 from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.assignment import ASSIGNERS, assign
 from detector.ops.boxes import intersection
@@ -35,13 +35,13 @@ def random_objects(num: int, seed: int, side: int = 128) -> Tensor:
 
 
 def match_anchors(anchors: Tensor, boxes: Tensor, labels: Tensor, config: MatcherConfig) -> Tensor:
-    """What :func:`assign` gives one image, its ignore regions apart from the objects as ``collate`` has them."""
+    """What :func:`assign` gives for one image, with ignore regions apart from objects as in ``collate``."""
     is_region = labels == IGNORE_REGION
     objects = torch.where(is_region, PADDING, labels)
     targets = Targets(boxes[None], objects[None], boxes[None, is_region])
-    found = assign(anchors, [len(anchors)], targets, None, DeltaCoder(), config)
-    assert found.quality is None
-    return found.target[0]
+    assignment = assign(anchors, [len(anchors)], targets, None, DeltaCoder(), config)
+    assert assignment.quality is None
+    return assignment.target[0]
 
 
 def match(anchors: list[Box], boxes: list[Box], labels: list[int], config: MatcherConfig | None = None) -> list[int]:
@@ -54,12 +54,12 @@ def match(anchors: list[Box], boxes: list[Box], labels: list[int], config: Match
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 OBJECT = (0, 0, 10, 10)
-# Strips of the object, all inside it: their IoU is their share of its area.
-STRIPS = {share: (0, 0, 10, share // 10) for share in (100, 80, 60, 50, 40, 30)}
+# Strips inside the object by percent of its area, which is their IoU.
+STRIPS = {percent: (0, 0, 10, percent // 10) for percent in (100, 80, 60, 50, 40, 30)}
 
 
 @pytest.mark.parametrize(
-    ("low_quality", "shares", "expected"),
+    ("low_quality", "percents", "expected"),
     [
         (False, [80, 60, 50, 40, 30], [0, 0, 0, IGNORE, BACKGROUND]),  # both thresholds are inclusive
         (False, [40, 30], [IGNORE, BACKGROUND]),
@@ -68,8 +68,8 @@ STRIPS = {share: (0, 0, 10, share // 10) for share in (100, 80, 60, 50, 40, 30)}
         (True, [60, 40], [0, IGNORE]),  # the closest is a match anyway
     ],
 )
-def test_thresholds_by_hand(low_quality: bool, shares: list[int], expected: list[int]) -> None:
-    anchors = [STRIPS[share] for share in shares]
+def test_thresholds_by_hand(low_quality: bool, percents: list[int], expected: list[int]) -> None:
+    anchors = [STRIPS[percent] for percent in percents]
     assert match(anchors, [OBJECT], [3], MatcherConfig(low_quality=low_quality)) == expected
 
 
@@ -84,7 +84,7 @@ def test_the_closest_anchor_of_one_object_keeps_its_own_best() -> None:
     assert match([OBJECT], [STRIPS[30], STRIPS[40]], [0, 1]) == [1]
 
 
-def test_an_object_that_no_anchor_reaches_matches_nothing() -> None:
+def test_an_object_that_no_anchor_overlaps_matches_nothing() -> None:
     far, empty = (50, 50, 60, 60), (5, 5, 5, 5)
     assert match([OBJECT, STRIPS[50]], [far, empty], [0, 0]) == [BACKGROUND, BACKGROUND]
     # torchvision makes all of them positive.
@@ -95,13 +95,13 @@ def test_an_object_that_no_anchor_reaches_matches_nothing() -> None:
 def test_an_ignore_region_takes_anchors_out_of_the_background() -> None:
     region = (0, 0, 10, 6)
     anchors = [
-        (0, 0, 10, 10),  # covered by 0.6
-        (0, 1, 10, 11),  # by 0.5: not more than ignore_cover
-        (0, 0, 2, 2),  # wholly inside
+        (0, 0, 10, 10),  # 0.6 in the region
+        (0, 1, 10, 11),  # 0.5: not more than ignore_cover
+        (0, 0, 2, 2),  # inside
         (20, 20, 30, 30),  # outside
     ]
     assert match(anchors, [region], [IGNORE_REGION]) == [IGNORE, BACKGROUND, IGNORE, BACKGROUND]
-    # A match stays a match, even of low quality. (0, 0, 2, 2) is 0.25 of the object (0, 0, 4, 4).
+    # A match remains a match, even a low-quality one. (0, 0, 2, 2) is 0.25 of the object (0, 0, 4, 4).
     boxes = [region, (0, 0, 10, 10), (0, 0, 4, 4)]
     assert match(anchors, boxes, [IGNORE_REGION, 0, 0]) == [1, 1, 2, BACKGROUND]
 
@@ -171,7 +171,7 @@ configs = st.sampled_from(
 
 @pytest.mark.parametrize("block", [1, 3, 64])
 def test_equals_the_dense_reference_for_any_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assignment, "BLOCK", block)
+    monkeypatch.setattr(assignment_module, "BLOCK", block)
 
     @settings(deadline=None, max_examples=100)
     @given(
@@ -194,14 +194,12 @@ def test_never_compares_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -> No
         compared.append(shared.shape)
         return shared
 
-    monkeypatch.setattr(assignment, "intersection", recorded)
+    monkeypatch.setattr(assignment_module, "intersection", recorded)
     anchors = pyramid_anchors(256)
     match_anchors(anchors, random_objects(100, seed=0), torch.zeros(100, dtype=torch.int64), MatcherConfig())
     assert sum(targets * tile for targets, tile in compared) == 100 * len(anchors)
-    assert max(targets for targets, _ in compared) <= assignment.BLOCK
-    assert max(targets * tile for targets, tile in compared) < assignment.BLOCK * len(
-        anchors
-    )  # nor all anchors at once
+    assert max(targets for targets, _ in compared) <= assignment_module.BLOCK
+    assert max(targets * tile for targets, tile in compared) < assignment_module.BLOCK * len(anchors)  # nor all anchors
 
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
@@ -210,7 +208,7 @@ def test_the_result_does_not_depend_on_tiles(step: int, monkeypatch: pytest.Monk
     labels = torch.tensor([0, 1, IGNORE_REGION, PADDING] * 5)
     whole = match_anchors(anchors, boxes, labels, MatcherConfig())
     assert {BACKGROUND, IGNORE} < set(whole.tolist())
-    monkeypatch.setattr(assignment, "rows_at_once", lambda rows, width, device: step)
+    monkeypatch.setattr(assignment_module, "rows_at_once", lambda rows, width, device: step)
     assert torch.equal(match_anchors(anchors, boxes, labels, MatcherConfig()), whole)
 
 
@@ -229,7 +227,7 @@ def test_equals_torchvision_on_ordinary_boxes(low_quality: bool, seed: int) -> N
     assert (matched >= 0).any()
 
 
-# --- what every matcher keeps -----------------------------------------------------------------------------------------
+# --- every assigner ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ASSIGNERS)

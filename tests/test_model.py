@@ -1,4 +1,4 @@
-"""The model: normalising, padding, input channels, shapes, and that a batch changes nothing."""
+"""The model: normalising, padding, input channels, shapes, and independence of the padding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norms that are frozen: in one operation, and folded into convolutions for prediction."""
+"""Frozen norms: one operation in training, folded into convolutions for prediction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from detector.models.norms import FOLDABLE, FrozenNorm, fold_norms
 
 
 def randomise(module: nn.Module) -> None:
-    """Statistics and weights of norms as training leaves them, which at 0 and 1 would hide what is not done."""
+    """Random statistics and weights of norms, as after training; 0 and 1 would hide mistakes."""
     generator = torch.Generator().manual_seed(0)
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d | FrozenBatchNorm2d):
@@ -50,10 +50,10 @@ def test_a_frozen_norm_is_torchvisions() -> None:
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 6, 5, 7).to(memory_format=torch.channels_last)
     inputs = [x.clone().requires_grad_() for _ in range(2)]
-    found, expected = ours(inputs[0]), theirs(inputs[1])
-    assert_close(found, expected)
-    assert found.is_contiguous(memory_format=torch.channels_last)
-    for output in (found, expected):
+    own, expected = ours(inputs[0]), theirs(inputs[1])
+    assert_close(own, expected)
+    assert own.is_contiguous(memory_format=torch.channels_last)
+    for output in (own, expected):
         (output**2).sum().backward()
     assert_close(inputs[0].grad, inputs[1].grad)
 
@@ -62,7 +62,7 @@ def test_a_frozen_norm_keeps_half_precision() -> None:
     assert FrozenNorm(4)(torch.randn(1, 4, 2, 2, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-# How many norms stand behind a convolution, and how many do not (a dense layer's first one follows a concatenation).
+# How many norms follow a convolution, and how many do not (a dense layer's first norm follows a concatenation).
 @pytest.mark.parametrize(
     ("backbone", "folded", "left"),
     [
@@ -80,8 +80,8 @@ def test_folding_changes_no_prediction(backbone: dict[str, str], folded: int, le
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8)
     sizes = torch.tensor([[64, 96], [50, 90]])
     with torch.inference_mode():
-        expected, found = model(images, sizes), folding(images, sizes)
-    for ours, theirs in zip(found[:2], expected[:2], strict=True):
+        expected, folded_output = model(images, sizes), folding(images, sizes)
+    for ours, theirs in zip(folded_output[:2], expected[:2], strict=True):
         assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
 
 
@@ -94,7 +94,7 @@ def test_norms_of_a_pyramid_and_of_two_networks_are_folded() -> None:
 
 
 class Readers(nn.Module):
-    """Convolutions that only a norm reads (0 and 5), or another convolution too, or a function, or who asked."""
+    """Convolutions that only a norm reads (0 and 5), or also another convolution, a function or the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,8 +110,8 @@ class Readers(nn.Module):
         x = x + torch.cat([joined[:, 1:], self.norms[3](joined)[:, :1]], dim=1)
         x = x + self.norms[4](viewed) + viewed.flatten(1).mean()
         x = self.norms[5](self.convs[5](x))
-        asked = self.convs[6](x)
-        return {"features": [self.norms[6](asked), asked]}
+        returned = self.convs[6](x)
+        return {"features": [self.norms[6](returned), returned]}
 
 
 def test_what_others_read_is_not_folded() -> None:

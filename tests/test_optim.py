@@ -145,7 +145,7 @@ def decayed(network: nn.Module) -> set[str]:
     ],
 )
 def test_weights_of_layers_decay_and_nothing_else(name: str, others: list[str]) -> None:
-    # Tracing takes the type from some of a network's layers: they are told by it before.
+    # Tracing changes the types of some layers, so compare with the types before.
     with torch.device("meta"):
         expected = layer_weights(torchvision.models.get_model(name))
     with undrawn():
@@ -183,7 +183,7 @@ def test_an_optimizer_of_other_groups_is_refused_in_one_line() -> None:
     net = make_net()
     net.register_parameter("layer_scale", nn.Parameter(torch.ones(4, 1, 1)))
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
-    # As an earlier version chose them: by their number of axes.
+    # As an earlier version grouped them: by number of axes.
     groups = [{"params": [p for p in trained if (p.ndim > 1) == is_matrix]} for is_matrix in (True, False)]
     old = torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-4, fused=True)
     with pytest.raises(WeightsError, match=r"last.pt: its optimizer .* earlier versions .* --init-from") as error:
@@ -202,8 +202,8 @@ def test_without_a_gradient_only_decayed_weights_shrink(name: str) -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     # w - 0.1 · 0.5 · w
-    for place, (parameter, was) in enumerate(zip(net.parameters(), before, strict=True)):
-        factor = 0.95 if place in (2, 6) else 1.0
+    for index, (parameter, was) in enumerate(zip(net.parameters(), before, strict=True)):
+        factor = 0.95 if index in (2, 6) else 1.0
         torch.testing.assert_close(parameter.detach(), factor * was)
 
 
@@ -225,7 +225,7 @@ def test_optimizers_by_name() -> None:
     assert kinds == {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
 
 
-def test_set_lr_reaches_every_group() -> None:
+def test_set_lr_sets_every_group() -> None:
     optimizer = build_optimizer(make_net(), OptimizerConfig(), 16)
     set_lr(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]

@@ -114,7 +114,7 @@ FAULTS: dict[str, tuple[Any, list[Any], dict[str, Any], str]] = {
     "outside": (CLASSES, [(IMAGE, [[1, 2, 90, 40]], [1])], {}, "data given for train: image 0 (0, 64×64)"),
     "other classes": (CLASSES, [ITEM], {"val": Memory([(7, "cat")], [ITEM])}, "data given for val: its categories"),
     "a share": (CLASSES, [ITEM], {"overrides": ["data.val_share=0.5"]}, "data.val_share: holds back files"),
-    "a classifier": (CLASSES, [ITEM], {"config": "classify_quickstart.yaml"}, "task: data is given from Python as"),
+    "a classifier": (CLASSES, [ITEM], {"config": "classify_quickstart.yaml"}, "task: data given from Python must be"),
 }
 
 

@@ -20,13 +20,13 @@ from detector.structures import Detections, Predictions
 
 
 def detect(predictions: Predictions, sizes: Tensor, config: PredictConfig) -> Detections:
-    """What is found, as wide as the fullest image needs; all that follows is padding."""
-    found = postprocess.detect(predictions, sizes, DeltaCoder(), config)
-    assert found.scores.shape[1] <= config.max_detections
-    most = int((found.labels >= 0).sum(dim=1).max())
-    assert (found.labels[:, most:] == -1).all()
-    assert all((part[:, most:] == 0).all() for part in found[:2])
-    return Detections(*(part[:, :most] for part in found))
+    """Detections, cut to the largest number in an image; checks that the rest is padding."""
+    detections = postprocess.detect(predictions, sizes, DeltaCoder(), config)
+    assert detections.scores.shape[1] <= config.max_detections
+    most = int((detections.labels >= 0).sum(dim=1).max())
+    assert (detections.labels[:, most:] == -1).all()
+    assert all((part[:, most:] == 0).all() for part in detections[:2])
+    return Detections(*(part[:, :most] for part in detections))
 
 
 def random_predictions(num_classes: int, num_images: int = 2, side: int = 64) -> Predictions:
@@ -48,7 +48,7 @@ def exact_predictions(boxes: list[list[float]], scores: Sequence[list[float]], c
 
 
 def naive(predictions: Predictions, image: int, size: tuple[int, int], config: PredictConfig) -> list[Tensor]:
-    """Boxes, scores and labels of one image: decode all, then threshold, top-k a level, and torchvision's NMS."""
+    """Boxes, scores and labels of one image: decode all, then threshold, top-k per level, and torchvision's NMS."""
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     all_boxes = clip_boxes_to_image(coder.decode_single(predictions.box_channels[image], predictions.anchors), size)
     all_scores = predictions.cls_logits[image].sigmoid()
@@ -94,7 +94,7 @@ def test_equals_decoding_everything_first(num_classes: int, config: PredictConfi
         assert_close(detections.boxes[image, :num], boxes)
         assert_close(detections.scores[image, :num], scores)
         assert torch.equal(detections.labels[image, :num], labels)
-        # What follows is padding.
+        # The rest is padding.
         assert (detections.boxes[image, num:] == 0).all()
         assert (detections.scores[image, num:] == 0).all()
         assert (detections.labels[image, num:] == -1).all()
@@ -112,7 +112,7 @@ def test_candidates_by_hand() -> None:
     assert anchors.tolist() == [[0, 2, 1, 3, 3]]
 
 
-def test_topk_is_a_level_so_that_none_starves() -> None:
+def test_topk_is_per_level() -> None:
     boxes = [[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]]
     predictions = exact_predictions(boxes, [[0.9], [0.8], [0.3]], [2, 1])
     detections = detect(predictions, torch.tensor([[64, 64]]), PredictConfig(topk=1))
@@ -140,8 +140,8 @@ def test_nms_by_hand() -> None:
 
 
 def test_classes_never_meet_left_of_the_image() -> None:
-    # Not clipped yet, the boxes reach from -11 to 10. Moved by 11, the largest coordinate and 1, the second class's box
-    # would lie on the first's.
+    # The boxes, not yet clipped, extend from -11 to 10. Moved by 11, the largest coordinate + 1, the second class's box
+    # would overlap the first's.
     boxes = [[0.0, 0, 10, 10], [-11, -11, -1, -1]]
     predictions = exact_predictions(boxes, [[0.9, 0.01], [0.01, 0.8]], [2])
     config = PredictConfig(clip="after_nms", keep_empty=True)
@@ -157,7 +157,7 @@ def test_the_score_threshold_is_exclusive() -> None:
     assert_close(detections.scores, torch.tensor([[0.51]]))
 
 
-def test_at_most_so_many_detections_and_the_best_of_them() -> None:
+def test_max_detections_keeps_the_best() -> None:
     boxes = [[10.0 * index, 0, 10 * index + 9, 9] for index in range(5)]
     predictions = exact_predictions(boxes, [[0.1], [0.5], [0.3], [0.9], [0.7]], [5])
     detections = detect(predictions, torch.tensor([[64, 64]]), PredictConfig(max_detections=3))
@@ -172,7 +172,7 @@ def test_boxes_are_clipped_to_their_image_and_dropped_outside() -> None:
     assert detections.boxes.tolist() == [[[0, 0, 8, 8], [30, 10, 40, 20]]]  # the third lies in the padding
 
 
-def test_nothing_found() -> None:
+def test_no_detections() -> None:
     predictions = random_predictions(3)
     detections = detect(predictions, torch.tensor([[64, 64], [64, 64]]), PredictConfig(score_threshold=1.0))
     assert [tuple(part.shape) for part in detections] == [(2, 0, 4), (2, 0), (2, 0)]
@@ -183,7 +183,7 @@ def test_nothing_found() -> None:
     assert (detections.labels[1] == -1).all()
 
 
-def test_images_do_not_touch_each_other() -> None:
+def test_images_do_not_affect_each_other() -> None:
     predictions, sizes = random_predictions(3, num_images=3), torch.tensor([[64, 64], [40, 52], [64, 30]])
     together = detect(predictions, sizes, PredictConfig())
     for image in range(3):
@@ -208,9 +208,9 @@ def test_half_precision_is_decoded_and_suppressed_in_float32() -> None:
 
 
 @pytest.mark.parametrize("clip", ["before_nms", "after_nms"])
-def test_exported_as_one_graph_it_finds_the_same(clip: str) -> None:
+def test_the_exported_graph_gives_the_same_detections(clip: str) -> None:
     predictions, sizes = random_predictions(3), torch.tensor([[64, 64], [40, 52]])
-    predictions.cls_logits[1, 8:] = -9  # of this image, little is found
+    predictions.cls_logits[1, 8:] = -9  # this image gets few detections
     config = PredictConfig(clip=clip, max_detections=30)
 
     class Detect(nn.Module):
@@ -220,9 +220,9 @@ def test_exported_as_one_graph_it_finds_the_same(clip: str) -> None:
 
     inputs = (*predictions[:3], sizes)
     expected = Detect()(*inputs)
-    num_found = (expected[2] >= 0).sum(dim=1).tolist()
-    assert num_found[0] > 20
-    assert 0 < num_found[1] < 20
+    counts = (expected[2] >= 0).sum(dim=1).tolist()
+    assert counts[0] > 20
+    assert 0 < counts[1] < 20
     for part, own in zip(torch.export.export(Detect(), inputs).module()(*inputs), expected, strict=True):
         assert torch.equal(part, own)
 
@@ -240,7 +240,7 @@ def test_nms_is_exact_with_many_classes() -> None:
 
     kept: list[int] = []
     iou = box_iou(boxes, boxes)
-    for candidate in range(num):  # they come best first
+    for candidate in range(num):  # best first
         if not (iou[candidate, kept] > 0.5).any():
             kept.append(candidate)
     assert len(kept) < num

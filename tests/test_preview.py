@@ -1,4 +1,4 @@
-"""What a run says before its first step, the image of its first batch, and learning a few images by heart."""
+"""What a run reports before its first step, the drawing of its first batch, and overfitting a few images."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ def tiny(shapes: Path) -> list[str]:
     return [*TINY, *splits, f"data.train.images={shapes}/images", f"data.val.images={shapes}/images"]
 
 
-def test_a_run_begins_with_figures_warnings_and_a_image(
+def test_a_run_begins_with_figures_warnings_and_a_drawing(
     tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = load_config("quickstart.yaml", [*tiny, "train.steps=1", "model.anchors.base_size=16"])
     assert fit(config, RunFolder(tmp_path / "run"), torch.device("cpu"))
     said = capsys.readouterr().err
     before = said[: said.index("step 1/1")]
-    assert "anchors: reach 0.0% of the objects at IoU 0.5" in before
+    assert "anchors: cover 0.0% of the objects at IoU 0.5" in before
     assert "warning: 100.0% of the objects get no anchor at IoU 0.5" in before
-    assert "warning: resnet10 starts from random weights, and 4 images seen in 1 steps, of a set of 12, are" in before
+    assert "warning: 4 images in 1 steps (from a set of 12) are few to train resnet10 from random weights" in before
     with Image.open(tmp_path / "run" / "first_batch.jpg") as image:
         assert image.size == (4 * 480, 480)  # four images of 64 px, enlarged so that their letters can be read
 
-    # A run that goes on has said it already.
+    # A resumed run has reported it already.
     (tmp_path / "run" / "first_batch.jpg").unlink()
     longer = load_config("quickstart.yaml", [*tiny, "train.steps=2", "model.anchors.base_size=16"])
     assert fit(longer, RunFolder(tmp_path / "run"), torch.device("cpu"), resume=True)
-    assert "anchors: reach" not in capsys.readouterr().err
+    assert "anchors: cover" not in capsys.readouterr().err
     assert not (tmp_path / "run" / "first_batch.jpg").exists()
 
 
@@ -72,7 +72,7 @@ def test_rare_classes_are_warned_of(colors: Path) -> None:
 
 
 def test_the_anchors_of_the_first_batch_are_those_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    # As in test_coverage: an object that is an anchor has that and its four neighbours; the crowd's are not drawn.
+    # An object that equals an anchor matches it and its four neighbours. The crowd's anchors are not drawn.
     drawn = []
     monkeypatch.setattr(detection_views, "draw_targets", lambda *arguments: drawn.append(arguments))
     anchors = {"base_size": 4.0, "ratios": [1.0], "scales": [1.0]}
@@ -98,10 +98,10 @@ def test_the_anchors_of_the_first_batch_are_those_of_the_loss(monkeypatch: pytes
 def test_a_mixed_image_is_drawn_under_both_classes(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(classification_views, "draw_lines", lambda *arguments: drawn.append(arguments[1:]))
-    shares = torch.tensor([[0.0, 1.0], [0.25, 0.75]])
+    probabilities = torch.tensor([[0.0, 1.0], [0.25, 0.75]])
     size = torch.tensor([[8, 8]] * 2)
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    batch = Batch(images, size, size, ClassTargets(shares, torch.ones(2, 2)), torch.tensor([1, 2]))
+    batch = Batch(images, size, size, ClassTargets(probabilities, torch.ones(2, 2)), torch.tensor([1, 2]))
     classification_views.draw_batch(batch, [Category(1, "cat"), Category(2, "dog")], Config().model)
     assert drawn == [([1], ["dog"]), ([1, 0], ["dog 0.75", "cat 0.25"])]
 
@@ -117,10 +117,10 @@ def test_a_run_with_a_misspelt_transform_does_not_begin(
     assert list(tmp_path.iterdir()) == []
 
 
-# --- learning by heart ------------------------------------------------------------------------------------------------
+# --- overfitting ------------------------------------------------------------------------------------------------------
 
 
-def test_a_detector_learns_two_images(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_detector_overfits_two_images(tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--overfit", "2", "--runs", str(tmp_path)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detector.training.overfit.NEAR_ZERO", 0.7)
@@ -136,7 +136,7 @@ def test_a_detector_learns_two_images(tmp_path: Path, tiny: list[str], capsys: p
     assert sum(row["objects"] for row in json.loads((run / "results.json").read_text())["per_class"]) < 40
 
 
-def test_a_classifier_learns_by_heart(tmp_path: Path, colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_classifier_overfits(tmp_path: Path, colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--overfit", "6", "--runs", str(tmp_path), "--name", "own", f"data.train.images={colors}/train"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("detector.training.overfit.NEAR_ZERO", 0.3)
@@ -165,14 +165,14 @@ def test_what_cannot_be_learned_fails(
     flags += ["train.activation_checkpointing=true"]
     assert main(["train", "--config", "quickstart.yaml", *flags, *tiny, f"train.steps={steps}"]) == 1
     said = capsys.readouterr()
-    assert f"to overfit in {limit}" in said.err
+    assert f"overfitting in {limit}" in said.err
     assert "FAILED: the loss went from " in said.out
     assert f"in {min(steps, 10)} steps" in said.out
     assert len(recomputing) == 1  # as training does
 
 
 def refuse_halves(precision: str, device: torch.device, key: str) -> None:
-    """Some device lacks each."""
+    """As on a device without half precision."""
     if precision != "fp32":
         raise ConfigError(f"{key}: {precision} is not for here")
 

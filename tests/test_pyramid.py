@@ -21,7 +21,7 @@ from detector.ops.anchors import level_sizes
 from detector.structures import Batch, Targets
 from detector.tasks import detection
 
-# One of every family learns, and of another one, larger or of another depth or width, the shapes are looked at.
+# One network of every family is trained; of another one, larger or of other depth or width, only shapes are checked.
 LEARNING = ["vgg11_lrn", "resnet10", "resnext50_32x4d", "convnext_tiny", "swin_v2_t", "efficientnet_v2_s"]
 LEARNING += ["mobilenet_v3_small", "densenet121", "regnet_y_400mf", "timm:convnext_atto", "timm:mobilenetv3_small_050"]
 OTHERS = ["resnet101", "wide_resnet50_2", "resnext101_64x4d", "convnext_base", "swin_s", "efficientnet_b7"]
@@ -48,7 +48,7 @@ def make_images() -> tuple[Tensor, Tensor]:
 
 
 def step(model: Model, loss: Tensor) -> None:
-    """A plain step of gradient descent, which reaches from the head to the stem and breaks nothing."""
+    """A step of gradient descent that changes everything from the head to the stem and keeps it finite."""
     ends = [next(model.pyramid.parameters()), model.pyramid.fpn.lateral[0].weight, *model.head.parameters()]
     before = [parameter.detach().clone() for parameter in ends]
     assert loss.isfinite()
@@ -156,7 +156,7 @@ DOWN = [(17, 22), (8, 11), (4, 5), (2, 2)]
     ],
 )
 def test_images_of_odd_sizes(name: str, upsample: str, sizes: list[tuple[int, int]]) -> None:
-    """Networks round them up or down; the pyramid, its anchors and the predictions agree all the same."""
+    """Networks round them up or down; pyramid, anchors and predictions still agree."""
     torch.manual_seed(0)
     config = config_for(name)
     config = config.model_copy(update={"fpn": FPNConfig(levels=[2, 3, 4, 5, 6, 7], channels=16, upsample=upsample)})
@@ -193,9 +193,9 @@ def assert_fused(pyramid: FusedPyramid, fuse: str, height: int, width: int, padd
     fused = pyramid(images)
     first, second = (branch(padded) for branch in pyramid.branches)
     assert not torch.equal(first[0], second[0])
-    for place, (feature, one, other) in enumerate(zip(fused, first, second, strict=True)):
+    for index, (feature, one, other) in enumerate(zip(fused, first, second, strict=True)):
         if fuse == "concat":
-            weight, bias = pyramid.merge[place].weight[..., 0, 0], pyramid.merge[place].bias
+            weight, bias = pyramid.merge[index].weight[..., 0, 0], pyramid.merge[index].bias
             assert weight.shape == (16, 32)
             expected = torch.einsum("oc,bchw->bohw", weight[:, :16], one)
             expected += torch.einsum("oc,bchw->bohw", weight[:, 16:], other) + bias[:, None, None]
@@ -283,7 +283,7 @@ def test_a_trunk_is_frozen_up_to_a_level() -> None:
         model = build_model(config, num_classes=4)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     body = "pyramid.backbone.body.classifier"
-    assert trained == {f"{body}.{place}.{leaf}" for place in (0, 3) for leaf in ("weight", "bias")} | {
+    assert trained == {f"{body}.{index}.{leaf}" for index in (0, 3) for leaf in ("weight", "bias")} | {
         "head.weight",
         "head.bias",
     }
@@ -298,5 +298,5 @@ def test_a_trunk_is_frozen_up_to_a_level() -> None:
         (fused_config("sum", pyramid={"branches": ["resnet10", "resnet10"]}), FusedPyramid),
     ],
 )
-def test_what_a_head_stands_on(config: ModelConfig, kind: type[nn.Module]) -> None:
+def test_the_input_of_a_head(config: ModelConfig, kind: type[nn.Module]) -> None:
     assert type(build_pyramid(config)) is kind

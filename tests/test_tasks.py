@@ -1,4 +1,4 @@
-"""The tasks: each is whole, and nothing but their table knows them by name; tallies."""
+"""The tasks: each is complete, and only their table knows them by name; tallies."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def names_in(source: str) -> set[str]:
     return {task for task in TASKS if {task} & strings or {task, f"{task}_results", f"{task}_views"} & modules}
 
 
-def test_no_module_but_their_table_knows_two_tasks() -> None:
-    found = {name: names_in(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
-    assert {name for name, tasks in found.items() if len(tasks) > 1} == {"detector.config.tasks"}
+def test_only_their_table_names_two_tasks() -> None:
+    named = {name: names_in(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+    assert {name for name, tasks in named.items() if len(tasks) > 1} == {"detector.config.tasks"}
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_what_names_a_task(source: str, tasks: set[str]) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize(("part", "get"), [(Task, get_core), (Results, get_results), (Views, get_views)])
-def test_every_task_is_whole(name: str, part: type, get: object) -> None:
-    """Without a type checker: all that the protocol has, functions with as many parameters."""
+def test_every_task_is_complete(name: str, part: type, get: object) -> None:
+    """It has all that the protocol has; its functions have as many parameters, with the same defaults."""
     module = get(name)  # type: ignore[operator]
     assert part.__annotations__.keys() <= vars(module).keys()
     for key, function in vars(part).items():
@@ -82,6 +82,6 @@ def test_tallies_of_batches_and_ranks_become_one() -> None:
     assert np.array_equal(whole.sums, sum(sums for _, sums in before))
     for part, (rows, sums) in zip(parts, before, strict=True):
         assert np.array_equal(part.rows, rows) and np.array_equal(part.sums, sums)
-    # Rows of nothing keep their columns; where nothing is counted, there are no sums.
+    # Empty rows keep their columns; without counts there are no sums.
     assert merge([Tally(np.empty((0, 7))), merge([])]).rows.shape == (0, 7)
     assert merge([Tally(np.ones((1, 7)))]).sums is None

@@ -1,4 +1,4 @@
-"""Whole runs: what a step changes, resuming, two ranks, signals; tests/faults has what kills them."""
+"""Whole runs: what a step changes, resuming, two ranks, signals. tests/faults has runs that are killed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from detector.evaluation.coco import METRICS
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 
-# Small enough for seconds, whole enough to have everything that must survive: momentum, an average, batch norm,
-# augmentation, batches that wrap around an epoch.
+# Small enough for seconds, but with everything that must survive: momentum, an average, batch norm, augmentation,
+# batches that wrap around an epoch.
 TINY = [
     "model.backbone={name: resnet10, norm: bn}",
     "model.fpn={levels: [3, 4, 5], channels: 16}",
@@ -56,21 +56,21 @@ def steps_of(run: Path) -> list[dict]:
     return [row for row in rows if "loss" in row]
 
 
-def assert_same_tensors(first: object, second: object, place: str = "") -> None:
+def assert_same_tensors(first: object, second: object, key_path: str = "") -> None:
     """Bit for bit, through nested dicts and lists."""
-    assert type(first) is type(second), place
+    assert type(first) is type(second), key_path
     if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), place
+        assert torch.equal(first, second), key_path
     elif isinstance(first, dict):
-        assert first.keys() == second.keys(), place
+        assert first.keys() == second.keys(), key_path
         for key in first:
-            assert_same_tensors(first[key], second[key], f"{place}.{key}")
+            assert_same_tensors(first[key], second[key], f"{key_path}.{key}")
     elif isinstance(first, list):
-        assert len(first) == len(second), place
+        assert len(first) == len(second), key_path
         for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_same_tensors(*pair, f"{place}[{index}]")
+            assert_same_tensors(*pair, f"{key_path}[{index}]")
     else:
-        assert first == second, place
+        assert first == second, key_path
 
 
 def test_two_ranks_follow_one_process(tmp_path: Path, tiny: list[str]) -> None:
@@ -86,7 +86,7 @@ def test_two_ranks_follow_one_process(tmp_path: Path, tiny: list[str]) -> None:
     assert ranks.codes() == [0, 0], ranks.said()
     one, two, parts = ([row["loss"] for row in steps_of(tmp_path / name)] for name in ("one", "two", "parts"))
     assert len(one) == 5
-    assert one[0] != pytest.approx(one[-1], rel=0.01)  # it does train
+    assert one[0] != pytest.approx(one[-1], rel=0.01)  # the loss changes
     assert two == pytest.approx(one, abs=1e-4)
     assert parts == pytest.approx(one, abs=1e-4)
     results = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
@@ -125,13 +125,13 @@ TWO_STEPS = ["train.batch_size=4", "train.steps=2", "data.workers=0"]
 
 @pytest.fixture(scope="module")
 def done(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run of ``TWO_STEPS``, which nothing that is refused changes."""
+    """A run of ``TWO_STEPS``, which refused runs must not change."""
     run = RunFolder(tmp_path_factory.mktemp("done") / "run")
     assert fit(load_config("quickstart.yaml", [*tiny, *TWO_STEPS]), run, CPU)
     return run
 
 
-def test_an_existing_run_is_not_written_over(done: RunFolder, tiny: list[str]) -> None:
+def test_an_existing_run_is_not_overwritten(done: RunFolder, tiny: list[str]) -> None:
     config, run = load_config("quickstart.yaml", [*tiny, *TWO_STEPS]), done
     before = {path: path.read_bytes() for path in run.path.iterdir()}
     with pytest.raises(ConfigError, match="--resume"):
@@ -139,7 +139,7 @@ def test_an_existing_run_is_not_written_over(done: RunFolder, tiny: list[str]) -
     assert before == {path: path.read_bytes() for path in run.path.iterdir()}
 
 
-def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path, tiny: list[str]) -> None:
+def test_a_batch_that_parts_cannot_divide_is_refused(tmp_path: Path, tiny: list[str]) -> None:
     config = load_config("quickstart.yaml", [*tiny, "train.batch_size=4", "train.accumulate=3"])
     with pytest.raises(ConfigError, match="multiple of 3"):
         fit(config, RunFolder(tmp_path / "run"), CPU)
@@ -172,7 +172,7 @@ def test_a_broken_image_ends_the_run_and_keeps_what_was_done(tmp_path: Path, tin
     config = load_config("quickstart.yaml", overrides)
     names = [image["file_name"] for image in json.loads((shapes / "annotations/train.json").read_text())["images"]]
     fifth = epoch_batches(np.ones(12, dtype=bool), 12, 1, config.seed, epoch=0)[4, 0]
-    (folder / names[fifth]).write_bytes(b"no image")
+    (folder / names[fifth]).write_bytes(b"not an image")
     run = RunFolder(tmp_path / "run")
     with pytest.raises(DataError, match=names[fifth]):
         fit(config, run, CPU)
@@ -193,7 +193,7 @@ def test_a_broken_image_ends_the_run_and_keeps_what_was_done(tmp_path: Path, tin
         ("seed=3", "seed was 0, is 3"),
         ("train.optimizer.name=adamw", "train.optimizer.name was sgd, is adamw"),
         ("model.fpn.channels=32", "model.fpn.channels was 16, is 32"),
-        ("train.steps=1", "has done 2 steps, the config asks for 1"),
+        ("train.steps=1", "has done 2 steps, the config has 1"),
     ],
 )
 def test_resuming_another_run_is_refused(done: RunFolder, tiny: list[str], change: str, words: str) -> None:
@@ -225,7 +225,7 @@ def test_tensorboard_is_an_extra(tmp_path: Path, tiny: list[str]) -> None:
         assert len(list(run.path.glob("events.out.tfevents.*"))) == 1
 
 
-def test_what_a_run_leaves_behind(tmp_path: Path, tiny: list[str], shapes: Path) -> None:
+def test_the_files_of_a_run(tmp_path: Path, tiny: list[str], shapes: Path) -> None:
     config = load_config("quickstart.yaml", [*tiny, "train.batch_size=5", "train.epochs=2", "data.workers=0"])
     run = RunFolder(tmp_path / "run")
     assert fit(config, run, CPU)

@@ -437,5 +437,5 @@ def test_resuming_the_other_task_is_refused(tmp_path: Path, colors: Path, shapes
     config = make_config(DETECTOR, data={**data, "workers": 0}, train={"batch_size": 4, "steps": 2}, seed=5)
     with pytest.raises(ConfigError) as caught:
         fit(config, run, CPU, resume=True)
-    said = f"{run.last}: task was classification, is detection; resume with the same, or begin another run with --name"
+    said = f"{run.last}: task was classification, is detection; resume with the same, or start another run with --name"
     assert str(caught.value) == f"{said} (--init-from starts a task from the other's weights)"

@@ -1,8 +1,8 @@
-"""Tasks: what the data, the loss, a prediction and a score are. All else takes one and never asks which.
+"""Tasks: each defines its data, loss, predictions and scores; all other code takes a task without asking which.
 
-A task is three modules. ``NAME`` is its core: the data, the loss, predictions and their score. ``NAME_results`` is what
-it writes and says, without torch. ``NAME_views`` is what people look at, imported when something is drawn. To add one:
-these, a line in :data:`detector.config.tasks.TASKS`, and whichever data set and head it needs.
+A task is three modules. ``NAME`` is its core: the data, the loss, predictions and their scores. ``NAME_results`` writes
+and describes results, without torch. ``NAME_views`` draws and reports, and is imported only for that. To add a task,
+write these, a line in :data:`detector.config.tasks.TASKS`, and the data set and head that it needs.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Data(Protocol):
     """A split: samples by (epoch, index) that ``collate`` makes batches of."""
 
     categories: list[Category]
-    is_wide: np.ndarray | None  # [I] bool: which images are at least as wide as high; None where all are alike
-    shapes: np.ndarray | None  # [I, 2] height, width of each image in evaluation, padded; None where all are alike
+    is_wide: np.ndarray | None  # [I] bool: which images are at least as wide as high; None if all have one shape
+    shapes: np.ndarray | None  # [I, 2] height, width of each image in evaluation, padded; None if all are equal
     source: Path  # what it was read from, for messages
-    truth: Any  # what the task scores predictions against
+    truth: Any  # the ground truth that the task scores predictions against
     images: Path  # the folder of its images
 
     def __len__(self) -> int: ...
@@ -43,32 +43,32 @@ class Data(Protocol):
     def file(self, index: int) -> Path: ...
 
     @property
-    def has_targets(self) -> np.ndarray: ...  # [I] bool: which images have something to learn
+    def has_targets(self) -> np.ndarray: ...  # [I] bool: which images have objects or labels
 
     def select(self, indices: Sequence[int]) -> Data: ...
 
     def summary(self) -> str: ...
 
-    def warnings(self) -> list[str]: ...  # what a sample of the files shows to be in doubt
+    def warnings(self) -> list[str]: ...  # doubts from checking a sample of the files
 
 
 class Quickstart(NamedTuple):
-    """What ``detector quickstart`` generates and trains."""
+    """What ``detector quickstart`` generates and trains on."""
 
     config: str
-    write: Callable[[Path, int, int, int], None]  # a data set: folder, images to train on and to evaluate on, seed
-    images: tuple[int, int]  # how many of both
-    data: Mapping[str, str]  # keys of the section data, and the paths in the folder that belong there
-    own_data: str  # how the next command names a person's own data
+    write: Callable[[Path, int, int, int], None]  # a data set: folder, training images, evaluation images, seed
+    images: tuple[int, int]  # these two numbers
+    data: Mapping[str, str]  # keys of the section data, and their paths in the folder
+    own_data: str  # example of a command for the user's own data
 
 
 class Task(Protocol):
-    """The core. ``Output`` stands for what its heads return."""
+    """The core."""
 
-    PARTS: Mapping[str, Collection[str]]  # the names that a key of the model's config may have
-    FILE_FORMAT: str  # what data.*.annotations are read as
-    FOLDER_FORMAT: str | None  # what data.*.images are read as without annotations; None: there must be some
-    CLASSES: int  # how many its best-known data set has
+    PARTS: Mapping[str, Collection[str]]  # keys of the model's config, and the names they may have
+    FILE_FORMAT: str  # format of data.*.annotations
+    FOLDER_FORMAT: str | None  # format of data.*.images without annotations; None: annotations are required
+    CLASSES: int  # number of classes in its best-known data set
     QUICKSTART: Quickstart
 
     # Training and evaluation: batch by batch.
@@ -88,29 +88,29 @@ class Task(Protocol):
 
 
 class Results(Protocol):
-    """What is written and said of predictions."""
+    """How predictions are written and described."""
 
-    FILE: str  # what inference writes
-    HAS_IDS: bool  # whether it names images by the ids of a data set
+    FILE: str  # name of the file that inference writes
+    HAS_IDS: bool  # whether it contains the data set's ids of images
 
-    def to_results(self, found: Any, image_id: Id, name: Path) -> list[dict[str, Any]]: ...
+    def to_results(self, prediction: Any, image_id: Id, name: Path) -> list[dict[str, Any]]: ...
     def write_results(self, results: Iterable[dict[str, Any]], path: Path) -> None: ...
     def describe_results(self, results: Iterable[dict[str, Any]]) -> str: ...
 
 
 class Views(Protocol):
-    """What people look at."""
+    """Drawings, tables and reports."""
 
     # The data, stored and augmented.
     def untransformed(self, data: Any) -> Data: ...
     def draw_sample(self, sample: Any, categories: Sequence[Category]) -> Image.Image: ...
 
-    # Before the first step: what the data is to the model, and a batch as the loss sees it.
+    # Before the first step: how the model fits the data, and a batch as the loss sees it.
     def preview(self, data: Any, config: Config) -> list[str]: ...
     def draw_batch(self, batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]: ...
 
     # Predictions and scores.
-    def draw(self, image: np.ndarray, found: Any, draw_score: float) -> Image.Image: ...
+    def draw(self, image: np.ndarray, prediction: Any, draw_score: float) -> Image.Image: ...
     def describe(self, metrics: dict[str, Any], per_class: bool) -> str: ...
     def write_report(self, metrics: dict[str, Any], folder: Path) -> None: ...
     def report(
@@ -119,7 +119,7 @@ class Views(Protocol):
 
 
 def get_task(config: Config) -> Task:
-    """The core of the task that the config names, with the names in the config checked against its parts."""
+    """The core of the config's task; checks the config's names against the task's parts."""
     task = get_core(config.task)
     for key, known in task.PARTS.items():
         section, field = key.split(".")

@@ -1,4 +1,4 @@
-"""Classification: its data, what the loss is, how logits become classes, and how classes are scored."""
+"""Classification: its data, its loss, the classes that logits predict, and their scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from detector.tasks.classification_results import ClassPrediction
 
 PARTS = {"head.name": HEADS["classification"]}
 FILE_FORMAT, FOLDER_FORMAT = "csv", "class folders"
-CLASSES = 1000  # those of ImageNet
+CLASSES = 1000  # ImageNet's
 QUICKSTART = Quickstart(
     config="classify_quickstart.yaml",
     write=write_class_shapes,
@@ -38,31 +38,31 @@ open_split = open_classes
 
 
 def main_metric(config: Config) -> str:
-    """What decides which checkpoint is the best."""
+    """The metric that decides which checkpoint is the best."""
     return "mAP" if config.model.multi_label else "top1"
 
 
 def largest_input(config: Config) -> tuple[int, int]:
-    """Height and width of every image that the model is given."""
+    """Height and width of every input image."""
     return config.data.crop.size, config.data.crop.size
 
 
 def open_own(config: Config, name: str, own: Any, categories: list[Category] | None = None) -> ClassDataset:
     raise ConfigError(
-        "task: data is given from Python as boxes, for detection; name a folder or CSV file in data.train"
+        "task: data given from Python must be boxes, for detection; name a folder or CSV file in data.train"
     )
 
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> ClassSample:
-    """An image [H, W, C] as the model wants it, without a class."""
+    """An image [H, W, C] transformed for the model, without a class."""
     pixels = ClassTransform(config.data.crop)(image, epoch=0, index=0)
-    nothing = torch.zeros(0)
+    empty = torch.zeros(0)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    return ClassSample(tensor, nothing, nothing, image.shape[:2], image_id)
+    return ClassSample(tensor, empty, empty, image.shape[:2], image_id)
 
 
 def loss(logits: Tensor, targets: ClassTargets, config: ModelConfig) -> Losses:
-    """Cross entropy, or with ``multi_label`` binary cross entropy, of smoothed targets; classes by their weights."""
+    """Cross entropy, or with ``multi_label`` binary cross entropy, of smoothed targets, weighted by class."""
     probabilities, weights, smoothing = targets.probabilities, targets.weights, config.loss.label_smoothing
     logits = logits.float()
     if config.multi_label:
@@ -74,12 +74,12 @@ def loss(logits: Tensor, targets: ClassTargets, config: ModelConfig) -> Losses:
 
 
 def predict(logits: Tensor, batch: Batch, config: ModelConfig) -> Tensor:
-    """Scores [B, K]: they sum to 1, or with ``multi_label`` each stands for itself."""
+    """Scores [B, K]: they sum to 1 per image, or with ``multi_label`` are independent."""
     return logits.float().sigmoid() if config.multi_label else logits.float().softmax(dim=1)
 
 
 def tally(scores: Tensor, batch: Batch, config: ModelConfig) -> Tally:
-    """With ``multi_label`` rows [B, 1 + K] of image and scores, as AP ranks all images; else see single_label_tally."""
+    """With ``multi_label``, rows [B, 1 + K] of image and scores, as AP ranks all images; else single_label_tally's."""
     if config.multi_label:
         return Tally(torch.cat([batch.ids[:, None].double(), scores.double()], dim=1).cpu().numpy())
     labels = batch.targets.probabilities.argmax(dim=1)  # in evaluation no images are mixed
@@ -98,7 +98,7 @@ def evaluate(tally: Tally, truth: Labelled, config: Config) -> dict[str, Any]:
 
 def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
     raise ConfigError(
-        "score: a lowest score is for detection; of classification, the model.predict.classes best are given"
+        "score: a lowest score is for detection; classification gives the best model.predict.classes classes"
     )
 
 
@@ -107,6 +107,6 @@ def to_predictions(scores: Tensor, categories: Sequence[Category], config: Model
     best = scores.topk(min(config.predict.classes, len(categories)), dim=1)
     values, labels = best.values.cpu().numpy(), best.indices.cpu().numpy()
     return [
-        ClassPrediction(value, label, [categories[place].name for place in label])
+        ClassPrediction(value, label, [categories[index].name for index in label])
         for value, label in zip(values, labels, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""What classification says of an image, and how it is written. Imports no torch."""
+"""Classification's predictions, and how they are written. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ class ClassPrediction(NamedTuple):
     scores: np.ndarray  # [D] float32
     labels: np.ndarray  # [D] int64, 0..K-1
     names: list[str]  # [D]
-    reading: Reading = (3, "auto", None)  # of its image, for draw
+    reading: Reading = (3, "auto", None)  # how its image was read, for draw
 
     def __repr__(self) -> str:
         return f"ClassPrediction({', '.join(score_texts(self.names, self.scores))})"
 
     def draw(self, image: ImageInput, score_threshold: float = 0.0) -> Image.Image:
-        """A PIL image of ``image`` under its best class, and the others that score at least ``score_threshold``."""
+        """A PIL image of ``image`` under its best class and the others that score at least ``score_threshold``."""
         from detector.data.inputs import as_shown, check_threshold
 
         check_threshold(score_threshold)
         return get_views("classification").draw(as_shown(image, *self.reading), self, score_threshold)
 
 
-def to_results(found: ClassPrediction, image_id: int, name: Path) -> list[dict[str, Any]]:
+def to_results(prediction: ClassPrediction, image_id: int, name: Path) -> list[dict[str, Any]]:
     """The row of an image in ``predictions.csv``."""
     row: dict[str, Any] = {"path": name.as_posix()}
-    for place, (label, score) in enumerate(zip(found.names, found.scores, strict=True), start=1):
-        suffix = "" if place == 1 else f"_{place}"
+    for rank, (label, score) in enumerate(zip(prediction.names, prediction.scores, strict=True), start=1):
+        suffix = "" if rank == 1 else f"_{rank}"
         row |= {f"label{suffix}": label, f"score{suffix}": round(float(score), 5)}
     return [row]
 

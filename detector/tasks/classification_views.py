@@ -1,4 +1,4 @@
-"""Classification as people look at it: images under their classes, scores and reports."""
+"""What people see of classification: images under their classes, scores and reports."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from detector.tasks.classification_results import ClassPrediction
 
 
 def untransformed(data: ClassDataset) -> ClassDataset:
-    """The same images as they are stored, none mixed with another."""
+    """The same images as stored, not mixed."""
     stored = copy.copy(data)
     stored.transform, stored.augment = lambda image, epoch, index: image, None  # type: ignore
     return stored
@@ -62,11 +62,11 @@ def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig
     ]
 
 
-def draw(image: np.ndarray, found: ClassPrediction, draw_score: float) -> Image.Image:
-    """The image under the classes that score at least ``draw_score``, and the best one anyway."""
-    is_drawn = [place == 0 or score >= draw_score for place, score in enumerate(found.scores)]
-    texts = score_texts(found.names, found.scores)
-    shown = [(label, text) for label, text, is_kept in zip(found.labels, texts, is_drawn, strict=True) if is_kept]
+def draw(image: np.ndarray, prediction: ClassPrediction, draw_score: float) -> Image.Image:
+    """The image under its best class and the others that score at least ``draw_score``."""
+    is_drawn = [rank == 0 or score >= draw_score for rank, score in enumerate(prediction.scores)]
+    texts = score_texts(prediction.names, prediction.scores)
+    shown = [(label, text) for label, text, is_kept in zip(prediction.labels, texts, is_drawn, strict=True) if is_kept]
     return draw_lines(image, [int(label) for label, _ in shown], [text for _, text in shown])
 
 
@@ -88,7 +88,7 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
 
 
 def write_report(metrics: dict[str, Any], folder: Path) -> None:
-    """``confusion.csv`` (a row a true class, a column a predicted one) and ``confusion.png``."""
+    """``confusion.csv`` (one row per true class, one column per predicted class) and ``confusion.png``."""
     if "confusion" not in metrics:
         return
     names = [row["name"] for row in metrics["per_class"]]

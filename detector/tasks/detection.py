@@ -1,4 +1,4 @@
-"""Detection: its data, what the loss is, how predictions become boxes, and how boxes are scored."""
+"""Detection: its data, its loss, the boxes that raw predictions become, and their scores."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PARTS = {
     "loss.box": BOX_LOSSES,
 }
 FILE_FORMAT, FOLDER_FORMAT = "coco", None
-CLASSES = 80  # those of COCO
+CLASSES = 80  # COCO's
 QUICKSTART = Quickstart(
     config="quickstart.yaml",
     write=write_shapes,
@@ -53,31 +53,31 @@ QUICKSTART = Quickstart(
 
 
 def main_metric(config: Config) -> str:
-    """What decides which checkpoint is the best."""
+    """The metric that decides which checkpoint is the best."""
     return "AP"
 
 
 def largest_input(config: Config) -> tuple[int, int]:
-    """Height and width of the largest image that the model is given, padded."""
+    """Height and width of the largest input image, padded."""
     resize = config.data.resize
-    # No side passes ``long``: where ``short`` does, the largest image is a square of that.
+    # No side exceeds ``long``: if ``short`` does, the largest image is a square of ``long``.
     height, width = input_size(min(resize.short[-1], resize.long), resize.long, resize)
     return padded(height), padded(width)
 
 
 def open_split(config: Config, name: str, categories: list[Category] | None = None) -> CocoDataset:
-    """The COCO-format data set of ``data.train`` (augmented) or ``data.val``, with ``categories`` where given."""
+    """The COCO-format data set of ``data.train`` (augmented) or ``data.val``, with ``categories`` if given."""
     transform = make_transform(config, name)
     return open_dataset(config.data, name, transform, categories, config.model.in_channels, config.seed)
 
 
 def open_own(config: Config, name: str, own: BoxData, categories: list[Category] | None = None) -> OwnDataset:
-    """As :func:`open_split`, of data that is given from Python."""
+    """As :func:`open_split`, for data given from Python."""
     return read_own(own, name, make_transform(config, name), config.data, config.model.in_channels, categories)
 
 
 def make_transform(config: Config, name: str) -> Transform:
-    """Augmentation for train, resizing alone for val."""
+    """Augmentation for train, only resizing for val."""
     data = config.data
     if name == "train":
         return TrainTransform(data.resize, data.augment, config.seed, config.model.in_channels)
@@ -85,7 +85,7 @@ def make_transform(config: Config, name: str) -> Transform:
 
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
-    """An image [H, W, C] as the model wants it, without targets."""
+    """An image [H, W, C] transformed for the model, without targets."""
     no_boxes, no_labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
     resized = Transform(config.data.resize)(image, no_boxes, no_labels, epoch=0, index=0)
     pixels = torch.from_numpy(resized.image).permute(2, 0, 1)
@@ -102,8 +102,8 @@ def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Los
     cls_loss = find_part("model.loss.cls", config.loss.cls, CLASS_LOSSES)
     cls_sum = cls_loss(predictions.cls_logits, labels, quality, is_counted, config.loss)
 
-    # Anchors without a target regress to themselves at weight 0: fixed shapes, finite gradients, and every parameter
-    # takes part in every step even where a rank has no object.
+    # Anchors without a target regress to themselves at weight 0: shapes are fixed, gradients finite, and every
+    # parameter takes part in every step even if a rank has no object.
     boxes = targets.boxes.gather(1, target[..., None].expand(-1, -1, 4))
     boxes = torch.where(is_positive[..., None], boxes, anchors)
     box_loss = find_part("model.loss.box", config.loss.box, BOX_LOSSES)
@@ -116,31 +116,31 @@ def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Los
 
 
 def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Detections:
-    """Final boxes in the frames of the original images."""
+    """Final boxes in pixels of the original images."""
     detections = detect(predictions, batch.sizes, build_box_coder(config.box_coder), config.predict)
     boxes = box_ops.rescale(detections.boxes, batch.sizes, batch.sizes_original)
-    # Rescaling rounds: a box at the border may pass it by a fraction of a pixel.
+    # Rescaling rounds, so boxes at the border may exceed it by a fraction of a pixel.
     return detections._replace(boxes=box_ops.clip(boxes, batch.sizes_original))
 
 
 def to_rows(detections: Detections, ids: Tensor) -> np.ndarray:
-    """Results as an array [R, 7]: place of the image, left, top, width, height, score, label."""
+    """Results as an array [R, 7]: index of the image, left, top, width, height, score, label."""
     boxes, scores, labels = (part.cpu() for part in detections)
-    image, place = torch.nonzero(labels >= 0, as_tuple=True)
-    boxes = boxes[image, place].double()
+    image, rank = torch.nonzero(labels >= 0, as_tuple=True)
+    boxes = boxes[image, rank].double()
     boxes[:, 2:] -= boxes[:, :2]
-    columns = [ids.cpu()[image, None], boxes, scores[image, place, None], labels[image, place, None]]
+    columns = [ids.cpu()[image, None], boxes, scores[image, rank, None], labels[image, rank, None]]
     return torch.cat([column.double() for column in columns], dim=1).numpy()
 
 
 def tally(detections: Detections, batch: Batch, config: ModelConfig) -> Tally:
-    """Their rows: AP ranks the detections of all images."""
+    """One row per detection: AP ranks the detections of all images."""
     return Tally(to_rows(detections, batch.ids))
 
 
 def evaluate(tally: Tally, truth: Annotations, config: Config) -> dict[str, Any]:
-    """The twelve COCO box metrics of all results, and AP by class."""
-    rows = tally.rows.reshape(-1, 7)  # without an image, there are no columns
+    """COCO's twelve box metrics of all results, and AP per class."""
+    rows = tally.rows.reshape(-1, 7)  # a tally of no images has no columns
     return coco_metrics(rows, truth, config.eval.backend, config.model.predict.max_detections)
 
 
@@ -148,18 +148,18 @@ def evaluate(tally: Tally, truth: Annotations, config: Config) -> dict[str, Any]
 
 
 def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
-    """The config with another lowest score."""
+    """The config with ``score`` as its score threshold."""
     return config.model_copy(update={"predict": config.predict.model_copy(update={"score_threshold": score})})
 
 
 def to_predictions(detections: Detections, categories: Sequence[Category], config: ModelConfig) -> list[Prediction]:
-    """What was found in each image, without the padding."""
+    """The detections of each image, without padding."""
     kind = object if any(isinstance(category.id, str) for category in categories) else np.int64
-    found = []
+    predictions = []
     for boxes, scores, labels in zip(*(part.cpu().numpy() for part in detections), strict=True):
         is_kept = labels >= 0
         own = labels[is_kept]
-        found.append(
+        predictions.append(
             Prediction(
                 boxes=boxes[is_kept],
                 scores=scores[is_kept],
@@ -168,4 +168,4 @@ def to_predictions(detections: Detections, categories: Sequence[Category], confi
                 names=[categories[label].name for label in own],
             )
         )
-    return found
+    return predictions

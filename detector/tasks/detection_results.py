@@ -1,4 +1,4 @@
-"""What detection finds in an image, and how it is written. Imports no torch."""
+"""Detection's predictions, and how they are written. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 FILE = "predictions.json"
 HAS_IDS = True
-SHOWN = 5  # objects that a prediction names in its repr
+SHOWN = 5  # objects in a prediction's repr
 
 
 class Prediction(NamedTuple):
-    """What was found in one image, best first; boxes in its own pixels."""
+    """The detections of one image, best first; boxes in the original image's pixels."""
 
     boxes: np.ndarray  # [D, 4] float32 xyxy
     scores: np.ndarray  # [D] float32
     labels: np.ndarray  # [D] int64, 0..K-1
-    category_ids: np.ndarray  # [D] the training set's own ids: int64, or objects where some are text
+    category_ids: np.ndarray  # [D] the training set's own ids: int64, or object if some are text
     names: list[str]  # [D]
-    reading: Reading = (3, "auto", None)  # of its image, for draw
+    reading: Reading = (3, "auto", None)  # how its image was read, for draw
 
     def __repr__(self) -> str:
         count, texts = len(self.names), score_texts(self.names[:SHOWN], self.scores[:SHOWN])
@@ -49,7 +49,7 @@ class Prediction(NamedTuple):
     def to_coco(self, image_id: Id, file_name: str | None = None) -> list[dict[str, Any]]:
         """COCO results: ``image_id``, ``category_id``, ``bbox`` (left, top, width, height), ``score`` of each object.
 
-        The names of the file, if it is given, and of the classes stand beside the ids.
+        The file's name, if given, and the classes' names are added to the ids.
         """
         image = {"image_id": image_id} | ({} if file_name is None else {"file_name": file_name})
         return [
@@ -66,17 +66,17 @@ class Prediction(NamedTuple):
         ]
 
 
-def to_results(found: Prediction, image_id: Id, name: Path) -> list[dict[str, Any]]:
-    """COCO results of one image, with the file's and the classes' names beside the ids."""
-    return found.to_coco(image_id, name.as_posix())
+def to_results(prediction: Prediction, image_id: Id, name: Path) -> list[dict[str, Any]]:
+    """COCO results of one image, with the names of the file and the classes."""
+    return prediction.to_coco(image_id, name.as_posix())
 
 
 def write_results(results: Iterable[dict[str, Any]], path: Path) -> None:
-    """A JSON list, written row by row: the predictions of many images need not fit into memory."""
+    """A JSON list, written result by result, so the predictions of many images need not fit into memory."""
     with atomic_write(path) as file:
         file.write("[")
-        for number, row in enumerate(results):
-            file.write((", " if number else "") + json.dumps(row, ensure_ascii=False))
+        for index, result in enumerate(results):
+            file.write((", " if index else "") + json.dumps(result, ensure_ascii=False))
         file.write("]")
 
 

@@ -1,4 +1,4 @@
-"""Detection as people look at it: boxes on images, what the anchors match, scores and reports."""
+"""What people see of detection: boxes on images, matched anchors, scores and reports."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from detector.reports.drawing import draw_boxes, draw_targets, score_texts
 from detector.structures import IGNORE_REGION, PADDING, Batch, Category
 from detector.tasks.detection_results import Prediction
 
-PREVIEWED_IMAGES = 2000  # of a larger set, a sample
+PREVIEWED_IMAGES = 2000  # at most; of larger sets, a sample
 
 # --- looking at the data ----------------------------------------------------------------------------------------------
 
 
 def untransformed(data: CocoDataset) -> CocoDataset:
-    """The same images and boxes as they are stored."""
+    """The same images and boxes as stored."""
     stored = copy.copy(data)
     stored.transform = lambda image, boxes, labels, epoch, index: Transformed(image, boxes, labels)  # type: ignore
     return stored
 
 
 def draw_sample(sample: Sample, categories: Sequence[Category]) -> Image.Image:
-    """An image with its boxes; regions that the loss ignores in gray."""
+    """An image with its boxes; ignore regions in gray."""
     labels = sample.labels.tolist()
     texts = [categories[label].name if label >= 0 else "ignored" for label in labels]
     return draw_boxes(sample.image.permute(1, 2, 0).numpy(), sample.boxes.numpy(), labels, texts)
@@ -49,7 +49,7 @@ def draw_sample(sample: Sample, categories: Sequence[Category]) -> Image.Image:
 
 
 def preview(data: CocoDataset, config: Config) -> list[str]:
-    """How many objects there are, and how many of them the anchors cover; warnings where they are few."""
+    """How many objects there are and how many of them the anchors cover; warnings if those are few."""
     images = len(data)
     chosen = np.arange(images)
     if images > PREVIEWED_IMAGES:
@@ -73,7 +73,7 @@ def preview(data: CocoDataset, config: Config) -> list[str]:
 
 
 def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:
-    """Each image with its targets and the anchors that are matched to them."""
+    """Each image with its targets and their matched anchors."""
     sizes, coder = level_sizes(*batch.images.shape[-2:], config.fpn.levels), build_box_coder(config.box_coder)
     anchors, counts = Anchors(config.anchors, config.fpn.levels)(sizes)
     matches = assign(anchors, counts, batch.targets, None, coder, config.matcher).target
@@ -96,12 +96,12 @@ def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig
     return drawings
 
 
-def draw(image: np.ndarray, found: Prediction, draw_score: float) -> Image.Image:
+def draw(image: np.ndarray, prediction: Prediction, draw_score: float) -> Image.Image:
     """The image with the boxes that score at least ``draw_score``."""
-    is_drawn = found.scores >= draw_score
-    texts = score_texts(found.names, found.scores)
+    is_drawn = prediction.scores >= draw_score
+    texts = score_texts(prediction.names, prediction.scores)
     texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
-    return draw_boxes(image, found.boxes[is_drawn], found.labels[is_drawn].tolist(), texts)
+    return draw_boxes(image, prediction.boxes[is_drawn], prediction.labels[is_drawn].tolist(), texts)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -113,10 +113,10 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
     lines = [
         "  ".join(f"{name} {figure(metrics[name])}" for name in names),
         "  ".join(f"{name} {figure(metrics[name])}" for name in METRICS if name.startswith("AR"))
-        + f"  (at most {metrics['max_detections']} detections an image)",
+        + f"  (at most {metrics['max_detections']} detections per image)",
     ]
     if metrics["dropped"]:
-        lines.append(f"not in the truth: {metrics['dropped']:,} invalid boxes (data.invalid_boxes)")
+        lines.append(f"dropped from the ground truth: {metrics['dropped']:,} invalid boxes (data.invalid_boxes)")
     if per_class:
         width = max(len(row["name"]) for row in metrics["per_class"])
         lines.append(f"{'class':<{width}}  objects     AP   AP50     AR")

@@ -12,17 +12,17 @@ from torch import Tensor, nn
 class AveragedWeights:
     """``model`` holds the average of another model's parameters and buffers over ``updates`` calls of :meth:`update`.
 
-    The decay rises as (1 + n) / (10 + n) towards ``decay``, so that the random start is soon forgotten.
+    After n updates the decay is min(``decay``, (1 + n) / (10 + n)), so that the random start is soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model)
         self.decay = decay
-        self.updates = 0  # a plain number: an update reads nothing from the device
+        self.updates = 0  # a Python int: an update reads nothing from the device
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Average in the weights of ``model`` after an optimizer step; those of the first step are copied."""
+        """Average in the weights of ``model`` after an optimizer step; the first update copies them."""
         (averages, counts), (currents, current_counts) = map(_tensors, (self.model, model))
         if self.updates:
             kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
@@ -35,6 +35,6 @@ class AveragedWeights:
 
 
 def _tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters and buffers: those that can be averaged, and the others, such as BatchNorm's count of batches."""
+    """Parameters and buffers: those that can be averaged, and the others, such as BatchNorm's batch counts."""
     tensors = [*chain(model.parameters(), model.buffers())]
     return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -1,4 +1,4 @@
-"""One process or many under ``torchrun``: the same calls, no-ops for one."""
+"""One process or several under ``torchrun``: the same calls, which are no-ops for one process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from torch import Tensor
 from detector.device import choose_device
 from detector.errors import ConfigError, DetectorError, RankLostError
 
-# A step takes seconds, and minutes where it compiles or a disk is slow: a rank that lets the others wait longer hangs.
-# One that has died is noticed at once, by its closed connections or by torchrun.
+# A step takes seconds, or minutes if it compiles or a disk is slow; a rank that keeps the others waiting longer hangs.
+# A dead rank is noticed immediately, by its closed connections or by torchrun.
 STEP_TIMEOUT = timedelta(minutes=30)
-# What only the main rank does (scoring, reports) and what is uneven (the ranks' parts of an evaluation) may take hours.
+# Work of the main rank alone (scoring, reports) and uneven work (the ranks' parts of an evaluation) may take hours.
 MAIN_TIMEOUT = timedelta(days=1)
 
 T = TypeVar("T")
 
-_waiting: dist.ProcessGroup | None = None  # on the CPU, whatever the gradients travel by: objects, and MAIN_TIMEOUT
-_made: dist.ProcessGroup | None = None  # by start: all ranks' own group, or the waiting one beside a caller's
+_waiting: dist.ProcessGroup | None = None  # gloo whatever the gradients use: for objects, with MAIN_TIMEOUT
+_made: dist.ProcessGroup | None = None  # what start made: the world, or the waiting group beside a caller's world
 
 
 def is_launched_distributed() -> bool:
@@ -35,7 +35,7 @@ def is_launched_distributed() -> bool:
 def start(device_name: str | None = None) -> torch.device:
     """Join the process group if ``torchrun`` started this process; returns the device of this rank.
 
-    A group that the caller has made is used as it is, and stays after :func:`stop`.
+    A group that the caller has made is used, and :func:`stop` leaves it.
     """
     if not (dist.is_initialized() or is_launched_distributed()):
         return choose_device(device_name)
@@ -53,15 +53,15 @@ def start(device_name: str | None = None) -> torch.device:
         _waiting = dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
         _made = _made or _waiting
     except RuntimeError as error:
-        reason = f"{str(error).splitlines()[0][:120]}"
+        reason = str(error).splitlines()[0][:120]
         raise RankLostError(f"rank {os.environ.get('RANK')}: the ranks do not find each other ({reason})") from None
     return device
 
 
 def own_gpu(name: str | None) -> str | None:
-    """The name of the device that this rank takes where all are given ``name``: of GPUs, each its own.
+    """The device of this rank if all are given ``name``: of GPUs, each rank takes its own.
 
-    No other one is touched: every process that does takes hundreds of MB of its memory.
+    No other GPU is touched, as that would take hundreds of MB of its memory.
     """
     if name == "cpu" or (name is None and not torch.cuda.is_available()):
         return name
@@ -75,7 +75,7 @@ def own_gpu(name: str | None) -> str | None:
 
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
-    """Turn the error of a collective that another rank has left into one line: the other says what happened."""
+    """Turn a collective's error after another rank has ended into one line; the other rank says what happened."""
     try:
         yield
     except RuntimeError as error:
@@ -85,7 +85,7 @@ def peers() -> Iterator[None]:
         if world_size() == 1 or not is_lost:
             raise
         raise RankLostError(
-            f"rank {rank()}: another rank has ended, and this one with it ({str(error).splitlines()[0][:120]})"
+            f"rank {rank()}: another rank has ended, so this one ends too ({str(error).splitlines()[0][:120]})"
         ) from None
 
 
@@ -123,7 +123,7 @@ def copy_from_main(tensors: Iterable[Tensor]) -> None:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all ranks, in order of rank, on every rank."""
+    """The values of all ranks, in rank order, on every rank."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -132,7 +132,7 @@ def gather(value: T) -> list[T]:
 
 
 def gather_on_main(value: T) -> list[T]:
-    """The values of all ranks, in order of rank, on the main rank; none on the others."""
+    """The values of all ranks, in rank order, on the main rank; an empty list on the others."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] = [None] * world_size() if is_main() else []
@@ -141,9 +141,9 @@ def gather_on_main(value: T) -> list[T]:
 
 
 def from_main(compute: Callable[[], T]) -> T:
-    """What ``compute`` returns on the main rank, on every rank, or the DetectorError that it raises there.
+    """Run ``compute`` on the main rank; return its result, or raise its DetectorError, on every rank.
 
-    A file is looked at in this way: the ranks may be machines that share no folder.
+    Use it to read files: the ranks may be machines without a shared folder.
     """
     if not dist.is_initialized():
         return compute()
@@ -160,7 +160,7 @@ def from_main(compute: Callable[[], T]) -> T:
 
 
 def check_same(**states: Any) -> None:
-    """Refuse ranks that begin with different ``states``, on all of them. Raises ConfigError."""
+    """Raise ConfigError on all ranks if any starts with other ``states``."""
     by_rank = gather(states)
     for name, expected in by_rank[0].items():
         for rank, own in enumerate(by_rank):
@@ -172,6 +172,6 @@ def check_same(**states: Any) -> None:
 
 
 def barrier() -> None:
-    """Wait for all ranks; also for the main one, whatever it does alone."""
+    """Wait for all ranks, also for long work of the main rank alone."""
     if dist.is_initialized():
         dist.barrier(group=_waiting)

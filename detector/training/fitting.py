@@ -1,4 +1,4 @@
-"""A whole run: what stands around the training loop."""
+"""A whole run: everything around the training loop."""
 
 from __future__ import annotations
 
@@ -40,21 +40,17 @@ from detector.training.run_folder import RunFolder, tensorboard_writer
 
 
 def fit(
-    config: Config,
-    run: RunFolder,
-    device: torch.device,
-    resume: bool = False,
-    data: OwnData | None = None,
+    config: Config, run: RunFolder, device: torch.device, resume: bool = False, data: OwnData | None = None
 ) -> bool:
-    """A whole run: open the data, build or resume, train, evaluate; True if it reached the end, False if stopped.
+    """A whole run: open the data, build or resume, train, evaluate. Returns False if stopped before the end.
 
-    With ``data``, that is what is trained on and evaluated (None: nothing is), and not what the config names.
-    With ``resume`` the run continues from its ``last.pt``, or begins if there is none. It begins from the weights that
-    the config names for the backbone or, instead of them, from what fits of the checkpoint ``model.weights``. Raises
-    :class:`~detector.errors.DetectorError` for all that a person can fix.
+    ``data`` (train, val), val None for no evaluation, replaces the config's data. With ``resume`` the run continues
+    from its ``last.pt``, or starts if there is none. It starts from the config's weights for the backbone or, instead,
+    from what fits of the checkpoint ``model.weights``. Raises :class:`~detector.errors.DetectorError` for all that the
+    user can fix.
 
-    Any thread may call it; in the main one, Ctrl-C and SIGTERM end it after the step. It seeds torch's random numbers
-    and flushes the thread's denormals.
+    Any thread may call it; in the main thread, Ctrl-C and SIGTERM end it after the current step. It seeds torch's
+    random numbers and flushes the thread's denormals.
     """
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     task = get_task(config)
@@ -68,13 +64,7 @@ def fit(
 
 
 def _fit(
-    config: Config,
-    task: Task,
-    run: RunFolder,
-    device: torch.device,
-    resume: bool,
-    writer: Any,
-    own: OwnData | None,
+    config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any, own: OwnData | None
 ) -> bool:
     config = config if own is None else without_files(config, has_val=own[1] is not None)
     content = distributed.from_main(lambda: take_up(run, resume))
@@ -98,7 +88,7 @@ def _fit(
     is_new = content is None
     if content is not None:
         state.restore(content, run.last)
-    del content  # or a second copy of the weights would stay for as long as training takes
+    del content  # a second copy of the weights, which training does not need
     check_start(config, state, train_data, val_data)
     if distributed.is_main():
         begin_run(run, config, state)
@@ -118,7 +108,7 @@ def _fit(
 
 
 def open_data(config: Config, task: Task, own: OwnData | None) -> tuple[Data, Data | None]:
-    """What to train on and what to evaluate on, if anything."""
+    """The data to train on, and to evaluate on if there is any."""
     if own is not None:
         train_data = task.open_own(config, "train", own[0])
         return train_data, None if own[1] is None else task.open_own(config, "val", own[1], train_data.categories)
@@ -127,7 +117,7 @@ def open_data(config: Config, task: Task, own: OwnData | None) -> tuple[Data, Da
 
 
 def without_files(config: Config, has_val: bool) -> Config:
-    """The config of a run whose data is given: it names none."""
+    """The config without data files, for a run on data given from Python."""
     if config.data.val_share is not None:
         raise ConfigError("data.val_share: holds back files; of data given from Python, give both parts: (train, val)")
     data = config.data.model_copy(update={"train": SplitConfig(), "val": SplitConfig() if has_val else None})
@@ -135,21 +125,21 @@ def without_files(config: Config, has_val: bool) -> Config:
 
 
 def take_up(run: RunFolder, resume: bool) -> dict[str, Any] | None:
-    """What the run continues from, if anything; asked of the main rank, whose disk has the run's folder."""
+    """The checkpoint that the run resumes, if any; on the main rank, whose disk has the run's folder."""
     if not resume:
         run.check_free()
     elif run.path.exists():
-        run.lock()  # a new run's folder is made, and locked, when all that it needs has been found
+        run.lock()  # a new run's folder is made and locked later, once all that the run needs is there
     return read_progress(run.last, run.best) if resume and run.last.exists() else None
 
 
 def check_start(config: Config, state: TrainingState, train_data: Data, val_data: Data | None) -> None:
-    """Refuse ranks that would train something else than each other: machines may have other files of one name."""
+    """Refuse ranks that differ in config, data or weights: files of one name may differ between machines."""
     if distributed.world_size() == 1:
         return
     settings = config_to_dict(config)
     model, data = settings["model"], settings["data"]
-    # Paths, and what a machine can bear, may be its own.
+    # Paths and the number of workers may differ between machines.
     for section in (model, *([model["backbone"]] if model["backbone"] else model["pyramid"]["branches"])):
         section["weights"] = None
     data["train"] = data["val"] = data["workers"] = None
@@ -163,22 +153,22 @@ def check_start(config: Config, state: TrainingState, train_data: Data, val_data
 
 
 def report_best(config: Config, task: Task, model: Model, val_data: Data, run: RunFolder, device: torch.device) -> None:
-    """``report.html`` of the best checkpoint, whose weights ``model`` takes over."""
-    has_best, is_known = distributed.from_main(lambda: (run.best.exists(), run.has_found))
+    """``report.html`` of the best checkpoint; may load its weights into ``model``."""
+    has_best, is_known = distributed.from_main(lambda: (run.best.exists(), run.has_best))
     if not has_best:
-        return  # a run that was resumed from its last.pt alone, and was better before
+        return  # resumed from a lone last.pt, and never better than before
     if not is_known:  # the best epoch was before a resume
         load_weights(model, distributed.from_main(lambda: read_checkpoint(run.best)["model"]), run.best)
         tally = predict_all(model, task, val_data, config, device)
     if distributed.is_main():
-        rows, metrics = run.best_found or (tally.rows, task.evaluate(tally, val_data.truth, config))
+        rows, metrics = run.best_tally or (tally.rows, task.evaluate(tally, val_data.truth, config))
         scored = Scored(str(run.best), rows, metrics)
         report = get_views(config.task).report(scored, val_data.truth, config, val_data.images)
         report.write_page(run.path, f"Evaluation of {run.path.name}")
 
 
 def check_run(config: Config, device: torch.device) -> None:
-    """Refuse what cannot be trained on this machine, or not by these ranks."""
+    """Refuse a config that this machine or these ranks cannot train."""
     check_ranks(config, distributed.world_size(), device)
     check_frozen(config)
     check_precision(config.train.precision, device, "train.precision")
@@ -188,20 +178,20 @@ def check_run(config: Config, device: torch.device) -> None:
 
 
 def check_compiler() -> None:
-    """Refuse to compile where there is no C++ compiler: PyTorch would say so in a hundred lines at the first step."""
+    """Refuse to compile without a C++ compiler; PyTorch would say so in a hundred lines at the first step."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
     if not any(shutil.which(name) for name in names):
         raise ConfigError(
-            f"train.compile: there is no C++ compiler here ({one_of(names)}); install one, or set it false"
+            f"train.compile: there is no C++ compiler here ({one_of(names)}); install one, or set it to false"
         )
 
 
 def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
-    """Refuse what the ranks cannot do together."""
+    """Refuse a batch size or a norm that these ranks cannot compute."""
     parts = world_size * config.train.accumulate
     if config.train.batch_size % parts:
         raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} images a step cannot be shared by {world_size} ranks in"
+            f"train.batch_size: {config.train.batch_size} images per step cannot be divided among {world_size} ranks in"
             f" {config.train.accumulate} parts (train.accumulate); use a multiple of {parts}"
         )
     is_synchronised = any(section.norm == "sync_bn" for section in config.model.backbones)
@@ -209,10 +199,16 @@ def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
         raise ConfigError("model.backbone.norm: sync_bn works across GPUs only; use bn or frozen_bn on CPUs")
 
 
-# What a resumed run must have in common with the run that it continues: all that decides which images make a step,
-# and what is in the optimizer's state.
-KEPT = ("task", "seed", "model", "data.resize", "data.crop", "data.augment", "data.invalid_boxes", "data.val_share")
-KEPT += (
+# Keys that a resumed run may not change: those that decide a step's images and the optimizer's state.
+KEPT = (
+    "task",
+    "seed",
+    "model",
+    "data.resize",
+    "data.crop",
+    "data.augment",
+    "data.invalid_boxes",
+    "data.val_share",
     "data.exif",
     "data.max_value",
     "data.class_weights",
@@ -220,20 +216,21 @@ KEPT += (
     "train.batch_size",
     "train.optimizer",
     "train.precision",
+    "train.ema",
 )
-KEPT += ("train.ema",)
-_REMEDY = "resume with the same, or begin another run with --name"
+_REMEDY = "resume with the same, or start another run with --name"
 
 
 def check_config(content: dict[str, Any], config: Config, run: RunFolder) -> None:
-    """Refuse to continue a run with another config, which would not be the same run."""
+    """Refuse to resume a run with another config: it would not be the same run."""
     check_val_share(content, run.last)
+    old_tree, new_tree = config_to_dict(checkpoint_config(content, run.last)), config_to_dict(config)
     for key in KEPT:
-        old, new = config_to_dict(checkpoint_config(content, run.last)), config_to_dict(config)
+        old, new = old_tree, new_tree
         for part in key.split("."):
             old, new = old[part], new[part]
         for own_key, was, now in differences(old, new, key):
-            # What it began with does not matter where it goes on, nor how it predicts.
+            # The initial weights no longer matter, and prediction does not affect training.
             if own_key == "model.weights" or own_key.startswith("model.predict."):
                 continue
             remedy = f"{_REMEDY} (--init-from starts a task from the other's weights)" if key == "task" else _REMEDY
@@ -241,7 +238,7 @@ def check_config(content: dict[str, Any], config: Config, run: RunFolder) -> Non
 
 
 def check_data(content: dict[str, Any], config: Config, train_data: Data, run: RunFolder) -> None:
-    """Refuse to continue a run on other data."""
+    """Refuse to resume a run on other data."""
     categories = train_data.categories
     known = checkpoint_categories(content)
     if known != categories:
@@ -258,24 +255,24 @@ def check_data(content: dict[str, Any], config: Config, train_data: Data, run: R
         )
     steps, _ = count_steps(config.train, len(train_data))
     if content["step"] > steps:
-        raise ConfigError(f"{run.last}: has done {content['step']} steps, the config asks for {steps}; ask for more")
+        raise ConfigError(f"{run.last}: has done {content['step']} steps, the config has {steps}; set more")
 
 
 def _changes(content: dict[str, Any], config: Config, run: RunFolder) -> Iterator[str]:
-    """A line of each thing that a resumed run does otherwise than the run did before."""
+    """One line per difference between the resumed run and the run before."""
     old = config_to_dict(checkpoint_config(content, run.last))
     for key, was, now in differences(old, config_to_dict(config)):
         yield f"changed: {key} was {was}, is {now}"
     before, ranks = content.get("ranks", distributed.world_size()), distributed.world_size()
     if before != ranks:
         yield (
-            f"changed: {ranks} rank{'s' * (ranks > 1)} instead of {before}; the order of the images goes on as"
-            f" before, {config.train.batch_size // ranks} of each step's {config.train.batch_size} on each rank"
+            f"changed: {ranks} rank{'s' * (ranks > 1)} instead of {before}; the order of the images is the same,"
+            f" {config.train.batch_size // ranks} of each step's {config.train.batch_size} on each rank"
         )
 
 
 def begin_run(run: RunFolder, config: Config, state: TrainingState) -> None:
-    """Make the run's folder, or tidy the one that is continued."""
+    """Make the run's folder, or tidy the one that is resumed."""
     if not run.is_locked:
         run.create()
     run.forget_after(state.step, state.evaluated_step)
@@ -294,7 +291,7 @@ def print_plan(
         f"{parameters:,} parameters, {trained:,} trained; {distributed.world_size()} × {device}",
         f"train: {train_data.summary()}",
         f"val: {val_data.summary()}" if val_data is not None else "val: none; nothing is evaluated (data.val is null)",
-        f"{steps} steps of {train.batch_size} images, {steps_per_epoch} an epoch; peak lr {lr:.3g}"
+        f"{steps} steps of {train.batch_size} images, {steps_per_epoch} per epoch; peak lr {lr:.3g}"
         f" ({train.optimizer.lr:.3g} for {train.optimizer.lr_batch_size} images, scaled by {train.batch_size})",
     ]
     print("\n".join(lines), file=sys.stderr)

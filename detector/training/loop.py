@@ -1,4 +1,4 @@
-"""The training loop and the evaluation loop: explicit, without hooks, and blind to the task."""
+"""The training loop and the evaluation loop: explicit, without hooks, and independent of the task."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from detector.training.run_folder import RunFolder
 
 @dataclass
 class TrainingState:
-    """All that a step changes; what ``last.pt`` holds."""
+    """Everything that a step changes, as ``last.pt`` stores it."""
 
     model: Model
     optimizer: torch.optim.Optimizer
@@ -52,7 +52,7 @@ class TrainingState:
 
     @classmethod
     def begin(cls, model: Model, config: TrainConfig, num_images: int, device: torch.device) -> TrainingState:
-        # Losses are sums over some hundred positives here, so the usual first scale of 2^16 would overflow.
+        # Losses are sums over hundreds of positives here, so the usual initial scale of 2^16 would overflow.
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=config.precision == "fp16")
         ema = AveragedWeights(model, config.ema) if config.ema else None
         if config.activation_checkpointing:
@@ -61,7 +61,7 @@ class TrainingState:
 
     @property
     def evaluated(self) -> Model:
-        """The model to predict with: the average where one is kept."""
+        """The model to predict with: the average if there is one."""
         return self.ema.model if self.ema else self.model
 
     def content(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class TrainingState:
 
 @dataclass
 class StopRequest:
-    """Ctrl-C or SIGTERM asks for an end after the current step."""
+    """Whether Ctrl-C or SIGTERM has asked for an end after the current step."""
 
     asked: bool = False
 
@@ -123,9 +123,9 @@ def train(
     run: RunFolder,
     device: torch.device,
 ) -> bool:
-    """Train from ``state.step`` to the end; True if it got there, False if a signal asked it to stop (and it saved).
+    """Train from ``state.step`` to the end. Returns False if a signal stopped it before, after saving.
 
-    Without ``val_data`` nothing is evaluated, and there is no best checkpoint.
+    Without ``val_data`` there is no evaluation and no best checkpoint.
     """
     steps, steps_per_epoch = count_steps(config.train, len(train_data))
     categories = train_data.categories
@@ -134,7 +134,7 @@ def train(
     trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
     buffers = list(state.model.buffers())
     good_buffers = [buffer.clone() for buffer in buffers]
-    # A wrapper: checkpoints, the average and evaluation know the model itself. A second shape compiles it for all.
+    # A wrapper: checkpoints, the average and evaluation use the model itself. A second shape compiles it for all.
     network: nn.Module = torch.compile(state.model) if config.train.compile else state.model
     if world_size > 1:
         network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
@@ -146,20 +146,20 @@ def train(
     stop = StopRequest()
     with handled(stop.ask), contextlib.closing(_Progress(state.step, steps)) as progress:
         while True:
-            # Evaluation comes first in the loop: a run that was stopped before it resumes with it.
+            # Evaluation comes first, so a run that was stopped before it resumes with it.
             epoch = -(-state.step // steps_per_epoch)
             is_due = ends_epoch(state.step) and (epoch % config.eval.every_epochs == 0 or state.step == steps)
             if val_data is not None and is_due and state.evaluated_step < state.step:
                 tally, metrics = run_evaluation(state.evaluated, task, val_data, config, device)
                 keep_best(run, config, task, state, categories, tally.rows, metrics, epoch)
                 save_last(run, config, categories, state)
-                distributed.barrier()  # the others wait here for the main rank, which scores, and not in a step
+                distributed.barrier()  # the others wait here, not in a step, while the main rank scores
             if state.step == steps:
                 return True
 
             started = time.perf_counter()
             network.train()
-            # Dropout and its like are a function of the step too, so a resumed run draws the same.
+            # Dropout and the like depend only on the step too, so a resumed run draws the same.
             torch.manual_seed(seed_of(config.seed, state.step, distributed.rank()))
             lr = peak_lr * lr_factor(config.train.schedule, state.step, steps)
             set_lr(state.optimizer, lr)
@@ -170,14 +170,14 @@ def train(
                 try:
                     batch = next(batches)
                 except DetectorError:
-                    # A broken image ends the run on the rank that met it; all ranks hold the same state to save.
+                    # A broken image ends the run on its rank. All ranks have the same state, so any may save it.
                     torch._foreach_copy_(buffers, good_buffers)
                     if distributed.is_main() or run.is_shared():
                         run.save_last(config, categories, state.content())
                     raise
                 ids += batch.ids.tolist()
                 batch = batch.to(device)
-                # Gradients travel between ranks once a step, with the last part.
+                # Ranks exchange gradients once per step, with the last part.
                 is_last = part == accumulate - 1
                 with contextlib.nullcontext() if is_last or world_size == 1 else network.no_sync():
                     with autocast(config.train.precision, device), _explain_single_values():
@@ -189,26 +189,26 @@ def train(
             # One collective carries the loss parts, the normaliser and whether any rank was asked to stop.
             asked = torch.full((1,), float(stop.asked), device=device)
             totals = distributed.sum_over_ranks(torch.cat([torch.stack(part_sums).sum(dim=0), asked]))
-            normaliser = torch.where(totals[-2] > 0, totals[-2], 1)  # nothing to find in any image: no division
+            normaliser = torch.where(totals[-2] > 0, totals[-2], 1)  # no objects in any image: no division
             state.scaler.unscale_(state.optimizer)
-            # DDP has averaged over ranks what the loss sums over them.
+            # DDP averages gradients over ranks, but the loss is a sum over them.
             gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
             torch._foreach_mul_(gradients, world_size / normaliser)
             grad_norm = nn.utils.clip_grad_norm_(trained, config.train.clip_norm or float("inf"))
-            # The one place where a step waits for the device: the numbers decide whether the weights may move. Loading
-            # goes on meanwhile; the device idles until the optimizer's few launches and the next pass arrive.
+            # The only wait of a step for the device: the numbers decide whether the weights may change. Loading goes on
+            # meanwhile; the device idles until the optimizer's few launches and the next pass arrive.
             *parts, divisor, asked_ranks, norm = torch.cat([totals, grad_norm[None]]).tolist()
             loss_parts = dict(zip(losses.parts, (part / (divisor or 1.0) for part in parts), strict=True))
             loss = sum(loss_parts.values())
-            # Half precision's scaler meets infinite gradients now and then: it skips the step and halves its scale.
-            # Once the scale is used up, they were no accident.
+            # The fp16 scaler meets infinite gradients now and then: it skips the step and halves its scale. If they
+            # remain at scale 1, they are a fault.
             is_skipped = state.scaler.is_enabled() and not math.isfinite(norm) and state.scaler.get_scale() > 1
-            left_out: dict[str, Any] = {}
+            skipped: dict[str, Any] = {}
             if not math.isfinite(loss) or not (math.isfinite(norm) or is_skipped):
-                # BatchNorm has averaged over this batch already; parameters have not moved yet.
+                # BatchNorm has already averaged over this batch; parameters have not changed yet.
                 torch._foreach_copy_(buffers, good_buffers)
                 fault = _describe_fault(state.step + 1, lr, loss_parts, norm)
-                left_out = leave_out(run, config, state, train_data, fault, ids)
+                skipped = skip_step(run, config, state, train_data, fault, ids)
             else:
                 state.scaler.step(state.optimizer)
                 torch._foreach_copy_(good_buffers, buffers)
@@ -230,7 +230,7 @@ def train(
                 "grad_norm": _or_null(norm),
                 "normaliser": _or_null(divisor),
                 "images_per_second": batch_size / seconds,
-                **left_out,
+                **skipped,
             }
             if distributed.is_main():
                 run.append(row)
@@ -246,15 +246,15 @@ def train(
 
 @contextlib.contextmanager
 def _explain_single_values() -> Iterator[None]:
-    """Whether a batch norm has anything to average over depends on the network, the images and the batch at once."""
+    """Explain a batch norm without values to average: it depends on network, images and batch together."""
     try:
         yield
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
-            "a batch norm is given a single value a channel, one image on a map of one cell: use a train.batch_size"
-            " of two or more for each rank and part of train.accumulate, or larger images"
+            "a batch norm is given a single value per channel, one image on a map of one cell: use a train.batch_size"
+            " of two or more per rank and part of train.accumulate, or larger images"
         ) from None
 
 
@@ -263,10 +263,10 @@ def _describe_fault(step: int, lr: float, loss_parts: dict[str, float], grad_nor
     return f"step {step}: the loss or its gradient is not finite (lr {lr:.3g}; {parts}; gradient norm {grad_norm:.4g}"
 
 
-def leave_out(
+def skip_step(
     run: RunFolder, config: Config, state: TrainingState, data: Data, fault: str, ids: list[int]
 ) -> dict[str, Any]:
-    """Count a step that is not finite, and name its images; or, where none may be left out, save and raise."""
+    """Count a step that is not finite, and return its images' names; if it may not be skipped, save and raise."""
     every_id = [index for rank_ids in distributed.gather(ids) for index in rank_ids]
     files = [str(data.file(index)) for index in every_id]
     fault = f"{fault}; images {', '.join(files)})"
@@ -284,7 +284,7 @@ def leave_out(
 
 
 def _or_null(value: float) -> float | None:
-    """JSON has no word for infinity."""
+    """JSON has no infinity or NaN."""
     return value if math.isfinite(value) else None
 
 
@@ -314,7 +314,7 @@ def keep_best(
         save_checkpoint(
             run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": numbers}
         )
-        run.keep_found(rows, metrics)
+        run.keep_best(rows, metrics)
     results = {
         "epoch": epoch,
         "images_seen": state.step * config.train.batch_size,
@@ -326,23 +326,23 @@ def keep_best(
     views = get_views(config.task)
     views.write_report(metrics, run.path)
     run.append({"step": state.step, "epoch": epoch, "evaluation": numbers})
-    # Not print: that would write into the progress bar's line.
+    # Not print, which would write into the progress bar's line.
     tqdm.write(views.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
 
 
 def run_evaluation(
     model: Model, task: Task, data: Data, config: Config, device: torch.device
 ) -> tuple[Tally, dict[str, Any]]:
-    """What ``model`` predicts on ``data`` and its metrics: every rank predicts its share, the main one alone scores."""
+    """The tally and metrics of ``model`` on ``data``: every rank predicts its part, only the main one scores."""
     tally = predict_all(model, task, data, config, device)
     return tally, task.evaluate(tally, data.truth, config) if distributed.is_main() else {}
 
 
 def predict_all(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> Tally:
-    """The tally of what ``model`` predicts on ``data``: that of all ranks on the main one, an empty one on others."""
-    distributed.barrier()  # for as long as the main rank scores what was predicted before
+    """The tally of the predictions of ``model`` on ``data``: complete on the main rank, empty on the others."""
+    distributed.barrier()  # the main rank may still score the last evaluation
     model.eval()
-    # Each rank has its own running statistics; the checkpoint will hold the main one's.
+    # Each rank has its own running statistics; checkpoints have the main rank's.
     distributed.copy_from_main(model.buffers())
     own_batches = EvalBatches(
         len(data), config.eval.batch_size, distributed.rank(), distributed.world_size(), data.shapes
@@ -351,7 +351,7 @@ def predict_all(model: Model, task: Task, data: Data, config: Config, device: to
     hidden = not (distributed.is_main() and sys.stderr.isatty())
     bar = tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden)
     own = merge(predict_batch(model, task, batch.to(device), config) for batch in bar)
-    # A rank without images takes part all the same.
+    # A rank without images must take part too.
     return merge(distributed.gather_on_main(own))
 
 
@@ -385,7 +385,7 @@ def _train_batches(
 
 
 class _Progress:
-    """One line that is rewritten on a terminal; a line now and then elsewhere."""
+    """A bar on a terminal; elsewhere a line every few steps."""
 
     def __init__(self, step: int, steps: int) -> None:
         self.bar = tqdm(
@@ -396,7 +396,7 @@ class _Progress:
             disable=not (distributed.is_main() and sys.stderr.isatty()),
         )
         self.steps = steps
-        self.begin_step, self.begin = step, time.perf_counter()
+        self.start_step, self.started = step, time.perf_counter()
 
     def show(self, row: dict[str, Any], every: int) -> None:
         losses = {name.removeprefix("loss_"): value for name, value in row.items() if name.startswith("loss")}
@@ -405,8 +405,8 @@ class _Progress:
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
         if self.bar.disable and (row["step"] % every == 0 or row["step"] == self.steps):
-            done = row["step"] - self.begin_step
-            eta = (time.perf_counter() - self.begin) / done * (self.steps - row["step"])
+            done = row["step"] - self.start_step
+            eta = (time.perf_counter() - self.started) / done * (self.steps - row["step"])
             print(
                 f"step {row['step']}/{self.steps} epoch {row['epoch']:.2f} {text} eta {_clock(eta)}",
                 file=sys.stderr,

@@ -19,7 +19,7 @@ def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
 
 
 def lr_factor(config: ScheduleConfig, step: int, steps: int) -> float:
-    """What the peak rate is multiplied by at ``step`` of ``steps``, 0-based."""
+    """The factor on the peak rate at ``step`` of ``steps``, 0-based."""
     warmup_steps = min(config.warmup_steps, steps)
     warmup = 1.0
     if step < warmup_steps:
@@ -30,7 +30,7 @@ def lr_factor(config: ScheduleConfig, step: int, steps: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trained parameters: weights of layers, and all others in a group of their own."""
+    """SGD or AdamW over the trained parameters, in two groups: weights of layers, and all others."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     weights, others = (
         [parameter for name, parameter in trained if is_layer_weight(name, parameter) == kind] for kind in (True, False)
@@ -46,10 +46,10 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) 
 
 
 def is_layer_weight(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is what a convolution or a linear layer multiplies by.
+    """Whether a parameter is the weight of a convolution or a linear layer, by name and shape.
 
-    Norms' weights are vectors. Layer scales, tables of position biases, tokens and temperatures have names of their own
-    whatever their shape. (A traced backbone has the names of its layers, but not always their types.)
+    Norms' weights are vectors. Layer scales, position bias tables, tokens and temperatures have other names. (A traced
+    backbone keeps the names of its layers, but not always their types.)
     """
     return name.rpartition(".")[2].startswith("weight") and parameter.ndim > 1
 
@@ -60,15 +60,15 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, path: object) -> None:
-    """Go on with the state of a checkpoint. Raises :class:`~detector.errors.WeightsError` for that of another model."""
+    """Load a checkpoint's state. Raises :class:`~detector.errors.WeightsError` if it is another model's."""
     own = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not isinstance(saved, dict) or saved.keys() != own.keys() or not isinstance(saved["state"], dict):
-        raise WeightsError(f"{path}: its optimizer is not an optimizer's state")
+        raise WeightsError(f"{path}: its optimizer entry is not an optimizer's state")
     if _without_lr(saved["param_groups"]) != _without_lr(own["param_groups"]):
         raise WeightsError(
-            f"{path}: its optimizer is of another kind, or has its parameters in other groups, as earlier versions"
-            " chose them (those that decay, by shape); start another run from its weights with --init-from"
+            f"{path}: its optimizer is of another kind, or groups its parameters otherwise, as earlier versions did"
+            " (by shape); start another run from its weights with --init-from"
         )
     for index, values in saved["state"].items():
         if index not in range(len(parameters)) or not isinstance(values, dict):
@@ -81,12 +81,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, path: object) -
                     shape = list(parameters[index].shape)
                     raise WeightsError(f"{path}: {where} is {list(value.shape)}, the parameter {shape}")
             elif value is not None:
-                raise WeightsError(f"{path}: {where} is a {type(value).__name__}, no tensor")
+                raise WeightsError(f"{path}: {where} is a {type(value).__name__}, not a tensor")
     optimizer.load_state_dict(saved)
 
 
 def _without_lr(groups: Any) -> Any:
-    """What stays as it began; the rate is set again at every step."""
+    """The groups without the rate, which is set at every step."""
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         return None
     return [{key: value for key, value in group.items() if key != "lr"} for group in groups]

@@ -1,8 +1,7 @@
-"""A test of data, model and recipe before the real run: a few images must be overfitted.
+"""A test of data, model and recipe before the real run: overfit a few images.
 
-What cannot do that has a fault that no amount of data fixes: boxes that are wrong, anchors that cover nothing, a rate
-that is off, a model that is frozen. The images come without augmentation, at a constant rate, and are evaluated
-themselves.
+If that fails, more data will not help: boxes are wrong, anchors cover nothing, the rate is off, or the model is frozen.
+Training uses no augmentation and a constant rate, and evaluates the same images.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ from detector.training.loop import TrainingState, train
 from detector.training.preview import draw_first_batch
 from detector.training.run_folder import RunFolder
 
-ROUND_STEPS = 50  # between two looks at the loss
+ROUND_STEPS = 50  # between two checks of the loss
 MAX_ROUNDS = 20
 WARMUP_STEPS = 20
-AVERAGED_STEPS = 10  # whose mean is a loss, at the beginning and at the end
-NEAR_ZERO = 0.05  # of the loss at the beginning
+AVERAGED_STEPS = 10  # the first and the last loss are means over this many steps
+NEAR_ZERO = 0.05  # fraction of the first loss
 
 
 class Outcome(NamedTuple):
-    """How far the loss came."""
+    """How far the loss fell."""
 
     passed: bool
-    stopped: bool  # by a signal, before it was decided
+    stopped: bool  # by a signal, before the outcome was clear
     steps: int
     first_loss: float
     last_loss: float
 
 
 def overfit(config: Config, count: int, run: RunFolder, device: torch.device) -> Outcome:
-    """Train on ``count`` images with objects, or labels, until the loss is near zero or the steps are used up.
+    """Train on ``count`` images with objects or labels until the loss is near zero or the steps are used up.
 
-    The steps are those of ``train.steps``, and at most ``MAX_ROUNDS`` rounds.
+    There are ``train.steps`` steps, and at most ``MAX_ROUNDS`` rounds.
     """
     if distributed.world_size() > 1:
         raise ConfigError("command line: --overfit runs in one process; start it without torchrun")
@@ -58,12 +57,12 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     wanted, longest = config.train.steps, MAX_ROUNDS * ROUND_STEPS
     limit = min(wanted or longest, longest)
     config = plain_config(config, count)
-    whole = task.open_split(config, "val")  # what is trained on, as evaluation sees it
+    whole = task.open_split(config, "val")  # the training set, transformed as for evaluation
     usable = np.flatnonzero(whole.has_targets)
     if len(usable) < count:
         raise ConfigError(f"command line: --overfit {count}: {whole.source} has {len(usable)} images to learn from")
     chosen = np.sort(np.random.default_rng(config.seed).choice(usable, count, replace=False))
-    # An epoch of the few images is a round: they are evaluated and saved after it, not after every step.
+    # One epoch is a round of repeated images: evaluation and saving follow a round, not every step.
     train_data = whole.select(np.resize(chosen, ROUND_STEPS * config.train.batch_size).tolist())
     val_data = whole.select(chosen.tolist())
 
@@ -77,7 +76,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     run.create()
     run.describe(config)
     ignored = f" (train.steps {wanted:,} is for training)" if wanted and wanted > limit else ""
-    goal = f"to overfit in at most {limit:,} steps{ignored}: {val_data.summary()}"
+    goal = f"overfitting in at most {limit:,} steps{ignored}: {val_data.summary()}"
     print("\n".join([*origins, normalised, goal, *val_data.warnings()]), file=sys.stderr)
     draw_first_batch(config, train_data, run)
 
@@ -106,7 +105,7 @@ def plain_config(config: Config, count: int) -> Config:
     loss = config.model.loss.model_copy(update={"label_smoothing": 0.0})
     constant = ScheduleConfig(milestones=[], warmup_steps=min(WARMUP_STEPS, config.train.schedule.warmup_steps))
     batch_size, optimizer = min(count, config.train.batch_size), config.train.optimizer
-    if optimizer.name == "adamw":  # its steps hardly depend on the batch: a smaller one needs no smaller rate
+    if optimizer.name == "adamw":  # its steps hardly depend on the batch size, so neither does the rate
         optimizer = optimizer.model_copy(update={"lr_batch_size": batch_size})
     changes = {
         "batch_size": batch_size,
@@ -127,22 +126,22 @@ def plain_config(config: Config, count: int) -> Config:
 
 
 def _losses(run: RunFolder) -> list[float]:
-    """Of every step so far."""
+    """The loss of every step so far."""
     rows = (json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines())
     return [row["loss"] for row in rows if row.get("loss") is not None]
 
 
 def describe(outcome: Outcome, run: RunFolder, metric: str) -> str:
-    """One line for the end."""
+    """The outcome in one line."""
     results = json.loads(run.results.read_text(encoding="utf-8"))
-    share = outcome.last_loss / outcome.first_loss
+    fraction = outcome.last_loss / outcome.first_loss
     text = (
-        f"the loss went from {outcome.first_loss:.3f} to {outcome.last_loss:.3f} ({share:.0%}) in {outcome.steps}"
+        f"the loss went from {outcome.first_loss:.3f} to {outcome.last_loss:.3f} ({fraction:.0%}) in {outcome.steps}"
         f" steps, {metric} {figure(results[metric])} on the same images"
     )
     if outcome.passed:
         return f"passed: {text}"
     return (
         f"FAILED: {text}; look at {run.path / 'first_batch.jpg'} for wrong boxes or labels, try other rates"
-        " (train.optimizer.lr), and more of the network trained (model.backbone.freeze_at)"
+        " (train.optimizer.lr), or train more of the network (model.backbone.freeze_at)"
     )

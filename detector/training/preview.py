@@ -1,4 +1,4 @@
-"""What a run says of its data before the first step, and an image of what the model will be given."""
+"""What a run reports about its data before the first step, and a drawing of the first batch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from detector.training.run_folder import RunFolder
 DRAWN, COLUMNS = 8, 4
 LONG_SIDE = 640  # of a drawn image, at most
 
-# A network that begins with random weights needs several times the schedule of a pretrained one, which for COCO is
-# 1.4 million images (He et al. 2019, section 5); of a tenth of the first, nothing good is to be expected.
+# A randomly initialised network needs several times the schedule of a pretrained one, which is 1.4 million images for
+# COCO (He et al. 2019, section 5). With less than a tenth of the latter, expect nothing good.
 SHORT_SCHEDULE = 100_000
 
 
@@ -32,7 +32,7 @@ def preview_run(config: Config, data: Data, val_data: Data | None, run: RunFolde
 
 
 def draw_first_batch(config: Config, data: Data, run: RunFolder) -> None:
-    """``first_batch.jpg``: the first images of the run's first step, with what the loss will make of them."""
+    """``first_batch.jpg``: the first images of the run's first step, with targets as the loss sees them."""
     sampler = TrainBatches(
         num_images=len(data),
         batch_size=config.train.batch_size,
@@ -45,7 +45,7 @@ def draw_first_batch(config: Config, data: Data, run: RunFolder) -> None:
     )
     batch = collate([data[key] for key in next(iter(sampler))])
     if isinstance(batch, DetectorError):
-        return  # training meets the same image, and says so
+        return  # training fails on the same image, and reports it
     images = get_views(config.task).draw_batch(batch.first(DRAWN), data.categories, config.model)
     for image in images:
         image.thumbnail((LONG_SIDE, LONG_SIDE))
@@ -60,7 +60,7 @@ def _warn_of_random_weights(config: Config, num_images: int) -> list[str]:
     if not names or config.model.weights is not None or seen >= SHORT_SCHEDULE:
         return []
     return [
-        f"warning: {', '.join(names)} starts from random weights, and {seen:,} images seen in {steps:,} steps, of a set"
-        f" of {num_images:,}, are few for that; pretrained weights (model.backbone.weights, --init-from) usually reach"
-        " far more"
+        f"warning: {seen:,} images in {steps:,} steps (from a set of {num_images:,}) are few to train"
+        f" {', '.join(names)} from random weights; pretrained ones (model.backbone.weights, --init-from) usually score"
+        " far higher"
     ]

@@ -1,4 +1,4 @@
-"""A run's folder: what training leaves behind, and where it continues."""
+"""A run's folder: what training writes, and what it resumes from."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class RunFolder:
         self.best = path / "best.pt"
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
-        self.board: Any = None  # a SummaryWriter, where append should write for TensorBoard too
-        self._best_found: tuple[IO[bytes], dict[str, Any]] | None = None
-        self.saved_at = time.monotonic()  # when last.pt was written by this process, or it began
+        self.board: Any = None  # a SummaryWriter if append should also write for TensorBoard
+        self._best_tally: tuple[IO[bytes], dict[str, Any]] | None = None
+        self.saved_at = time.monotonic()  # when this process started or last wrote last.pt
         self.is_locked = False
         self._lock = contextlib.ExitStack()
 
@@ -44,7 +44,7 @@ class RunFolder:
         return cls(Path(runs) / name)
 
     def check_free(self) -> None:
-        """A run is never written over."""
+        """Refuse an existing folder: a run is never overwritten."""
         if self.path.exists():
             raise ConfigError(f"{self.path}: the run exists; continue it with --resume, or choose another --name")
 
@@ -53,7 +53,7 @@ class RunFolder:
         self.lock()
 
     def lock(self) -> None:
-        """Keep every other process out of the folder until :meth:`unlock`; refused if another one is in it."""
+        """Keep other processes out of the folder until :meth:`unlock`. Raises an error if one is in it."""
         self._lock.enter_context(only_one(self.path))
         self.is_locked = True
 
@@ -81,38 +81,38 @@ class RunFolder:
         self.board.flush()
 
     def save_last(self, config: Config, categories: list[Category], state: dict[str, Any]) -> None:
-        """``last.pt``. The lines of the steps before it reach the disk first, so that a resumed run lacks none."""
+        """Write ``last.pt``, after flushing metrics.jsonl to disk, so that a resumed run lacks no line."""
         sync(self.metrics)
         save_checkpoint(self.last, config, categories, state)
         self.saved_at = time.monotonic()
 
-    def keep_found(self, rows: np.ndarray, metrics: dict[str, Any]) -> None:
-        """Remember what the best epoch found and how it scores, for this process; on the disk, as it can be large."""
-        self._best_found = None
-        with contextlib.suppress(OSError):  # without room for it, it is predicted again
+    def keep_best(self, rows: np.ndarray, metrics: dict[str, Any]) -> None:
+        """Keep the best epoch's tally and metrics for this process; the rows on disk, as they can be large."""
+        self._best_tally = None
+        with contextlib.suppress(OSError):  # without room on disk, the best model predicts again
             file = TemporaryFile(dir=self.path)  # noqa: SIM115 (it lives as long as this object)
             np.save(file, rows)
-            self._best_found = file, metrics
+            self._best_tally = file, metrics
 
     @property
-    def has_found(self) -> bool:
-        return self._best_found is not None
+    def has_best(self) -> bool:
+        return self._best_tally is not None
 
     @property
-    def best_found(self) -> tuple[np.ndarray, dict[str, Any]] | None:
-        """What :meth:`keep_found` was told last; None where the best epoch was another process's."""
-        if self._best_found is None:
+    def best_tally(self) -> tuple[np.ndarray, dict[str, Any]] | None:
+        """What :meth:`keep_best` kept last; None if the best epoch was another process's."""
+        if self._best_tally is None:
             return None
-        file, metrics = self._best_found
+        file, metrics = self._best_tally
         file.seek(0)
         return np.load(file), metrics
 
     def is_shared(self) -> bool:
-        """Whether this machine sees the folder that the main rank works in, and holds the lock of."""
+        """Whether this machine sees the main rank's folder, by the lock in it."""
         return (self.path / LOCK).exists()
 
     def forget_after(self, step: int, evaluated_step: int) -> None:
-        """Drop the lines of what a resumed run will do again, and a line that a kill cut short."""
+        """Drop the lines of steps that a resumed run repeats, and a line that a kill cut short."""
         if not self.metrics.exists():
             return
         kept = []

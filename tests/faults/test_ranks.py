@@ -100,7 +100,7 @@ def test_a_killed_rank_ends_the_others_and_another_number_continues(shapes: Path
     one = Ranks(tmp_path, "changed", 1, *given)
     one.wait_for_step(9)
     kill(one.processes[0])
-    assert "changed: 1 rank instead of 2; the order of the images goes on as before, 4 of each" in one.said()[0]
+    assert "changed: 1 rank instead of 2; the order of the images is the same, 4 of each" in one.said()[0]
 
     assert Ranks(tmp_path, "changed", 2, *given).codes() == [0, 0]
     whole, changed = (rows_of(tmp_path / name) for name in ("whole", "changed"))
@@ -259,7 +259,7 @@ def test_classes_with_fewer_images_than_ranks_finish(colors: Path, tmp_path: Pat
 
     ranks = Ranks(tmp_path, "single", 2, *given, "data.crop.size=32", config=config)
     assert ranks.codes() == [ConfigError.exit_code] * 2
-    assert "error: a batch norm is given a single value a channel" in ranks.said()[0].splitlines()[-1]
+    assert "error: a batch norm is given a single value per channel" in ranks.said()[0].splitlines()[-1]
 
 
 @pytest.mark.parametrize("place", ["training", "evaluation"])
