@@ -115,7 +115,7 @@ def test_without_the_images_the_page_says_so(shapes: Path, tmp_path: Path) -> No
         (["--against", "nothing.json"], ["nothing.json", "does not exist"]),
         (["--against", "."], ["--images"]),
         (["--against", ".", "--images", "{images}"], ["without best.pt"]),
-        (["--images", "nowhere"], ["nowhere", "no folder"]),
+        (["--images", "nowhere"], ["nowhere is not a folder"]),
         (["--report", "{images}/val_00012.jpg"], ["val_00012.jpg", "cannot be made"]),
         (["--against", "{other}"], ["other.json", "image_id 999", "val.json"]),
         (["--images", "{files}"], ["val_000", "does not exist"]),
