@@ -504,7 +504,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
     ),
     "image cut off": (spoil("train/red/red_3.png", b"\x89PNG\r\n"), [], ["train/red/red_3.png", "is not an image"]),
     "other channels": (lambda data: None, ["model.in_channels=4"], [".png: has 3 channels", "model.in_channels"]),
-    "array that is not an image": (spoil("train/red/x.npy", b"no array"), [], ["train/red/x.npy", "no array"]),
+    "array that is not an image": (spoil("train/red/x.npy", b"no array"), [], ["train/red/x.npy", "is not an array"]),
     "head of detection": (lambda data: None, ["model.head={{name: retina}}"], ["'retina'", "use pooled or classic"]),
     "classic head of branches": (
         lambda data: None,

@@ -328,7 +328,7 @@ def test_a_report_against_the_same_classes_in_another_order(
     given = ["--checkpoint", str(run / "best.pt"), "--report", str(tmp_path), "--device", "cpu"]
     given += ["--against", str(tmp_path / "other.pt")]
     assert run_command("evaluate", given) == 0
-    assert "0 images have fewer errors here, 0 have more" in (tmp_path / "report.html").read_text()
+    assert "0 images have fewer here, 0 more" in (tmp_path / "report.html").read_text()
     figures = json.loads((tmp_path / "report.json").read_text())
     against = figures.pop("against")
     assert against.pop("name") == str(tmp_path / "other.pt")
