@@ -17,7 +17,7 @@ from detector.tasks import Data, Views
 def browse(path: Path, title: str, data: Data, views: Views, number: int, variants: int) -> int:
     """Write a page of samples of ``data``, each as stored and as the loader yields it in the first ``variants`` epochs.
 
-    Returns the number shown. Raises :class:`~detector.errors.DataError` for an image that cannot be read.
+    Returns the number shown. Raises :class:`detector.errors.DataError` for an image that cannot be read.
     """
     indices = spread(len(data), number)
     shown = within_budget(_samples(data, views, indices, variants))

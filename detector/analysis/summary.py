@@ -66,7 +66,7 @@ class Latency(NamedTuple):
 def summarise(config: ModelConfig, num_classes: int, size: tuple[int, int]) -> Summary:
     """The cost of the config's model for an image of ``size`` (height, width).
 
-    Raises :class:`~detector.errors.ConfigError` for unknown names and for a size that the model refuses.
+    Raises :class:`detector.errors.ConfigError` for unknown names and for a size that the model refuses.
     """
     model = build_on_meta(config, num_classes)
     images = torch.empty(1, config.in_channels, *size, dtype=torch.uint8, device="meta")

@@ -55,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), allow_code: boo
 
     Parts of the model that name the user's code (``package.module:name``) need ``allow_code``.
 
-    Raises :class:`~detector.errors.ConfigError` that lists every unknown key, wrong type and value out of range as
+    Raises :class:`detector.errors.ConfigError` that lists every unknown key, wrong type and value out of range as
     ``file:line: key: fault; remedy``.
     """
     path = find_config(path)

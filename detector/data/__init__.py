@@ -1,1 +1,1 @@
-"""Data sets, transforms, samplers and collation: from files to :class:`~detector.structures.Batch`."""
+"""Data sets, transforms, samplers and collation: from files to :class:`detector.structures.Batch`."""

@@ -82,7 +82,7 @@ class CheckedBoxes:
 def with_sizes(annotations: Annotations, images: Path | None, exif: str = "auto") -> Annotations:
     """The annotations, with missing sizes read from the headers of the image files.
 
-    Raises :class:`~detector.errors.DataError` for a file without a size, for one that EXIF turns by a quarter while
+    Raises :class:`detector.errors.DataError` for a file without a size, for one that EXIF turns by a quarter while
     ``exif`` (``data.exif``) is auto, and where ``images`` is None.
     """
     unknown = (annotations.heights == 0).nonzero()[:, 0].tolist()
@@ -341,7 +341,7 @@ def read_split(data: DataConfig, name: str, categories: list[Category] | None, s
 
 
 def held_back(annotations: Annotations, fraction: float, seed: int) -> np.ndarray:
-    """Which images :func:`~detector.data.split.hold_back` takes, [I] bool; crowds count for their class."""
+    """Which images :func:`detector.data.split.hold_back` takes, [I] bool; crowds count for their class."""
     names = [annotations.file_name(index).encode() for index in range(len(annotations))]
     image, labels = annotations.image_index().numpy(), annotations.labels.numpy()
     return hold_back(annotations.path, names, image, labels, fraction, seed)

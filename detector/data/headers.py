@@ -47,7 +47,7 @@ _KINDS: dict[bytes, type[ImageFile.ImageFile]] = {
 def open_header(path: Path, file: IO[bytes]) -> ImageFile.ImageFile | None:
     """The header of an image, by Pillow; None where it is damaged, or of a kind that only OpenCV knows.
 
-    The kind is decided by the first bytes, not the name. Raises :class:`~detector.errors.DataError` for what is not an
+    The kind is decided by the first bytes, not the name. Raises :class:`detector.errors.DataError` for what is not an
     image.
     """
     start = file.read(12)
@@ -107,7 +107,7 @@ def may_be_deep(header: ImageFile.ImageFile) -> bool:
 def checked(path: Path, data: bytes, header: ImageFile.ImageFile | None = None) -> bytes:
     """The bytes of a file to decode; ``header`` where it has been opened already.
 
-    Raises :class:`~detector.errors.DataError` for what is not an image, claims more than ``MAX_PIXELS``, or is cut off.
+    Raises :class:`detector.errors.DataError` for what is not an image, claims more than ``MAX_PIXELS``, or is cut off.
     """
     if data.startswith(_PNG):
         return _checked_png(path, data)

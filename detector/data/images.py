@@ -56,7 +56,7 @@ class ChannelsError(DataError):
 
 
 def read_image(path: Path, channels: int = 3, exif: str = "auto", max_value: int | None = None) -> np.ndarray:
-    """The image upright, unless ``exif`` is stored. Raises :class:`~detector.errors.DataError` that names the file."""
+    """The image upright, unless ``exif`` is stored. Raises :class:`detector.errors.DataError` that names the file."""
     return scale_depth(_decode(path, _read_bytes(path), channels, upright=exif != "stored"), max_value)
 
 
@@ -79,7 +79,7 @@ def read_annotated_image(
 def read_size(path: Path, exif: str = "auto") -> tuple[int, int]:
     """Height and width of an image, from its header where possible, for annotations that do not give them.
 
-    Raises :class:`~detector.errors.DataError` where EXIF turns it by a quarter and ``exif`` is auto: its boxes may be
+    Raises :class:`detector.errors.DataError` where EXIF turns it by a quarter and ``exif`` is auto: its boxes may be
     on either frame.
     """
     try:
@@ -134,7 +134,7 @@ def depth_fault(peak: int, max_value: int | None) -> str:
 
 
 def open_file(path: Path) -> IO[bytes]:
-    """Open an image file. Raises the system's error, or :class:`~detector.errors.DataError` for what is not a file."""
+    """Open an image file. Raises the system's error, or :class:`detector.errors.DataError` for what is not a file."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):  # a pipe would hang, a device never end
         raise DataError(f"{path}: cannot be read: it is not a file")
@@ -174,7 +174,7 @@ def _decode(path: Path, data: bytes, channels: int, upright: bool) -> np.ndarray
 
 
 def _check_array(path: Path, image: np.ndarray) -> np.ndarray:
-    """An array as an image [H, W, C]; raises :class:`~detector.errors.DataError` where it is not one."""
+    """An array as an image [H, W, C]; raises :class:`detector.errors.DataError` where it is not one."""
     if image.dtype not in (np.uint8, np.uint16) or image.ndim not in (2, 3) or image.size == 0:
         raise DataError(f"{path}: holds {image.dtype} {list(image.shape)}; an image is [H, W, C] uint8 or uint16")
     return image.reshape(*image.shape[:2], -1)

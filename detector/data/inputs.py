@@ -23,7 +23,7 @@ def check_images(images: object, channels: int) -> Iterator[ImageInput]:
     """The images, each checked to be of a kind that can be read; files need only exist.
 
     A sequence is checked as a whole before anything is returned, another iterable image by image. Raises TypeError,
-    ValueError or :class:`~detector.errors.DataError` with the number of the image and the remedy.
+    ValueError or :class:`detector.errors.DataError` with the number of the image and the remedy.
     """
     is_single = isinstance(images, str | Path | Image.Image)
     if is_single or (isinstance(images, np.ndarray | Tensor) and images.ndim in (2, 3)):

@@ -17,7 +17,7 @@ def walk(root: Path) -> Iterator[tuple[str, bool]]:
     """Everything below ``root`` that is not a folder: its name relative to ``root``, and whether it is a regular file.
 
     Links are followed, also to folders, except to a folder that contains the link. Raises
-    :class:`~detector.errors.DataError` for a folder that cannot be searched.
+    :class:`detector.errors.DataError` for a folder that cannot be searched.
     """
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while waiting:

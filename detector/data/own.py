@@ -73,7 +73,7 @@ def read_own(
 ) -> OwnDataset:
     """The data set ``own`` as train or val (``name``), with each item read once.
 
-    Raises :class:`~detector.errors.DataError` for an item that is not as :class:`BoxData` says, and for classes that
+    Raises :class:`detector.errors.DataError` for an item that is not as :class:`BoxData` says, and for classes that
     differ from ``categories`` (those of train).
     """
     source = Path(f"data given for {name}")

@@ -27,7 +27,7 @@ def hold_back(
     - to val, one of each class that has none there, the rarest classes first, unless train would lose the last image
       of a class.
 
-    Only these few may move back when their class gets more images. Raises :class:`~detector.errors.DataError` where
+    Only these few may move back when their class gets more images. Raises :class:`detector.errors.DataError` where
     nothing can be held back.
     """
     number = np.array([int.from_bytes(hashlib.sha256(b"%d %s" % (seed, name)).digest()[:8], "big") for name in names])
@@ -67,7 +67,7 @@ def hold_back(
 def split_to_read(data: DataConfig, name: str) -> tuple[str, SplitConfig]:
     """The split that lists the images of ``data.train`` or ``data.val`` (``name``); train, if val is held back.
 
-    Raises :class:`~detector.errors.DetectorError` where the config has no such split, or names it twice.
+    Raises :class:`detector.errors.DetectorError` where the config has no such split, or names it twice.
     """
     if data.val_share is not None:
         for key in SplitConfig.model_fields:
@@ -85,7 +85,7 @@ def split_to_read(data: DataConfig, name: str) -> tuple[str, SplitConfig]:
 
 
 def images_folder(data: DataConfig, name: str, split: SplitConfig) -> Path:
-    """``split.images``. Raises :class:`~detector.errors.DataError` where it is not set or not a folder."""
+    """``split.images``. Raises :class:`detector.errors.DataError` where it is not set or not a folder."""
     if split.images is None:
         raise not_set(data, name, "images")
     images = Path(split.images)

@@ -75,7 +75,7 @@ class BoxReport:
 
 
 def box_report(rows: np.ndarray, truth: Annotations, metrics: dict[str, Any]) -> BoxReport:
-    """All figures of ``rows`` [R, 7]; ``metrics`` are those of :func:`~detector.evaluation.coco.coco_metrics`."""
+    """All figures of ``rows`` [R, 7]; ``metrics`` are those of :func:`detector.evaluation.coco.coco_metrics`."""
     num_classes, max_detections = len(truth.categories), metrics["max_detections"]
     image, label = rows[:, 0].astype(np.int64), rows[:, 6].astype(np.int64)  # [R] each
     true_image, true_label = truth.image_index().numpy(), truth.labels.numpy()

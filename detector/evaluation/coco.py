@@ -151,7 +151,7 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
     """The detections of a COCO results file, and warnings about them.
 
     Ids and numbers may be text; a class may be given by its name, an image by that of its file. Raises
-    :class:`~detector.errors.DataError` with the first wrong entry.
+    :class:`detector.errors.DataError` with the first wrong entry.
     """
     path = Path(path)
     # tools/infer.py numbers the images of a folder itself; its file names identify them.

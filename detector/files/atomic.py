@@ -21,7 +21,7 @@ LOCK = "lock"
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file to write ("w": UTF-8, "wb": bytes) that takes the name ``path`` once all of it is on disk.
 
-    A crash, a kill or a full disk leaves the previous file. Raises :class:`~detector.errors.StorageError`.
+    A crash, a kill or a full disk leaves the previous file. Raises :class:`detector.errors.StorageError`.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
     # A file name that is not UTF-8 becomes an escape, which JSON reads back.
@@ -41,7 +41,7 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turn a system error on writing ``path`` into a :class:`~detector.errors.StorageError`."""
+    """Turn a system error on writing ``path`` into a :class:`detector.errors.StorageError`."""
     try:
         yield
     except DetectorError:
@@ -60,7 +60,7 @@ def storing(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path, may_exist: bool = True) -> None:
-    """Make ``folder`` and its parents. Raises :class:`~detector.errors.ConfigError`: most often it is misspelt."""
+    """Make ``folder`` and its parents. Raises :class:`detector.errors.ConfigError`: most often it is misspelt."""
     try:
         folder.mkdir(parents=True, exist_ok=may_exist)
     except OSError as error:
@@ -101,7 +101,7 @@ def only_one(folder: Path) -> Iterator[None]:
     """Be the only process in ``folder``, which exists: hold ``folder/lock``, which names this process.
 
     The system releases the lock of a process that dies, however it dies, so a lock file left behind keeps nobody out.
-    What a dead process has half written is removed. Raises :class:`~detector.errors.ConfigError` with the process that
+    What a dead process has half written is removed. Raises :class:`detector.errors.ConfigError` with the process that
     holds the lock.
     """
     path = folder / LOCK

@@ -1,7 +1,7 @@
 """JSON files of any size and origin, read element by element.
 
 The standard library's scanner parses each element; only the text around it is held, so memory does not grow with the
-file. Any fault in a file ends in a :class:`~detector.errors.DataError` that names the line.
+file. Any fault in a file ends in a :class:`detector.errors.DataError` that names the line.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ def resolve(source: str, known: dict[str, str] | None = None) -> Path | None:
     """The file that ``source`` means, for a URL the one in torch hub's cache; None if ``source`` is unknown.
 
     A source is a path, a ``file://`` or ``https://`` URL, a name in ``known`` (names to URLs), or a member of one of
-    torchvision's enums such as ``ResNet50_Weights.IMAGENET1K_V1``. Raises :class:`~detector.errors.WeightsError` where
+    torchvision's enums such as ``ResNet50_Weights.IMAGENET1K_V1``. Raises :class:`detector.errors.WeightsError` where
     a download fails.
     """
     path = Path(unquote(urlparse(source).path)) if source.startswith("file://") else Path(source)
@@ -66,7 +66,7 @@ def _download(url: str) -> Path:
 def read_file(path: Path) -> Any:
     """What a ``.pth``, ``.pt``, ``.pkl`` or ``.safetensors`` file holds, on the CPU; arrays become tensors.
 
-    Raises :class:`~detector.errors.WeightsError` for a file that is cut off, compressed, or holds more than tensors,
+    Raises :class:`detector.errors.WeightsError` for a file that is cut off, compressed, or holds more than tensors,
     numbers, texts, lists and dicts.
     """
     try:

@@ -75,7 +75,7 @@ def build_model(
     """The model of a config, randomly initialised (:func:`detector.open_model` loads weights).
 
     A module that is given replaces the config's part. ``backbone(images)`` returns a list of feature maps, described by
-    its attributes ``levels`` and ``channels`` (:class:`~detector.models.backbones.Backbone` wraps a network so);
+    its attributes ``levels`` and ``channels`` (:class:`detector.models.backbones.Backbone` wraps a network so);
     ``pyramid`` does so too, with one number of channels. ``head(feature_maps)`` returns what the task's loss takes::
 
         config = detector.Config().model

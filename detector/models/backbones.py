@@ -180,7 +180,7 @@ def build_backbone(config: BackboneConfig, in_channels: int, finest: int, with_v
 
     ``package.module:name`` must be a :class:`Network`, or a function of the config and ``in_channels`` that returns a
     body for :class:`Backbone`. ``with_vector``: the body also returns the input of the network's last linear layer.
-    Raises :class:`~detector.errors.ConfigError` for an unknown name, and for a network without the strides 4 to 32.
+    Raises :class:`detector.errors.ConfigError` for an unknown name, and for a network without the strides 4 to 32.
     """
     is_timm = config.name.startswith(TIMM)
     known = _timm_body if is_timm else find_part("model.backbone.name", config.name, BACKBONES)

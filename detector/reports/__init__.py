@@ -40,7 +40,7 @@ class Report:
     def write(self, folder: Path, title: str) -> Path:
         """Write ``report.html``, ``report.json`` and ``NAME.csv`` into ``folder``; returns the page's path.
 
-        Raises :class:`~detector.errors.StorageError` where they cannot be written.
+        Raises :class:`detector.errors.StorageError` where they cannot be written.
         """
         make_folder(folder)
         for name, rows in self.tables.items():

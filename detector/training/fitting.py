@@ -46,7 +46,7 @@ def fit(
 
     ``data`` (train, val), val None for no evaluation, replaces the config's data. With ``resume`` the run continues
     from its ``last.pt``, or starts if there is none. It starts from the config's weights for the backbone or, instead,
-    from what fits of the checkpoint ``model.weights``. Raises :class:`~detector.errors.DetectorError` for all that the
+    from what fits of the checkpoint ``model.weights``. Raises :class:`detector.errors.DetectorError` for all that the
     user can fix.
 
     Any thread may call it; in the main thread, Ctrl-C and SIGTERM end it after the current step. It seeds torch's

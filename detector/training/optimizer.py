@@ -60,7 +60,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, path: object) -> None:
-    """Load a checkpoint's state. Raises :class:`~detector.errors.WeightsError` if it is another model's."""
+    """Load a checkpoint's state. Raises :class:`detector.errors.WeightsError` if it is another model's."""
     own = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not isinstance(saved, dict) or saved.keys() != own.keys() or not isinstance(saved["state"], dict):

@@ -38,7 +38,7 @@ class RunFolder:
 
     @classmethod
     def named(cls, runs: str | Path, name: str) -> RunFolder:
-        """``runs/name``. Raises :class:`~detector.errors.ConfigError` for a name that leads elsewhere."""
+        """``runs/name``. Raises :class:`detector.errors.ConfigError` for a name that leads elsewhere."""
         if name in ("", ".", "..") or any(sign in name for sign in "/\\\0"):
             raise ConfigError(f"--name {name!r}: is not the name of a folder in {runs}/; --runs says where runs are")
         return cls(Path(runs) / name)

@@ -62,7 +62,7 @@ class FileFacts(NamedTuple):
 def look_at_files(paths: Sequence[Path], is_quick: bool, title: str, in_channels: int = 3) -> list[FileFacts]:
     """The facts of each file, on all cores; ``is_quick`` reads the headers only.
 
-    Raises :class:`~detector.errors.DataError` if one of the processes is killed.
+    Raises :class:`detector.errors.DataError` if one of the processes is killed.
     """
     look = partial(look_at, is_quick=is_quick, in_channels=in_channels)
     cores = os.cpu_count() or 1

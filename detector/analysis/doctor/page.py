@@ -44,7 +44,7 @@ _TONES: dict[str, Tone] = {"error": "error", "warning": "warning", "note": ""}
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the page; raises :class:`~detector.errors.DataError` where it cannot be written."""
+    """Write the page; raises :class:`detector.errors.DataError` where it cannot be written."""
     sources = ", ".join(f"{own.name}: {own.source}" for own in report.sets)
     lead = f"{report.verdict}. {sources}" + (f". {NOT_LOOKED_FOR}." if report.is_quick else "")
     sections = [

@@ -17,7 +17,7 @@ from detector.data.formats.coco_rows import WITHOUT_SIZE, Ids, Rows, describe_no
 
 
 def read_coco(name: str, path: Path, root: Path) -> Split:
-    """The split of a COCO JSON file; only a file of another kind raises :class:`~detector.errors.DataError`."""
+    """The split of a COCO JSON file; only a file of another kind raises :class:`detector.errors.DataError`."""
     rows = read_rows(path, is_strict=False)
     split = Split(
         name=name,

@@ -92,7 +92,7 @@ class Labelled:
 def read_folders(root: Path, classes: Sequence[str] | None, faults: list[Fault] | None = None) -> Labelled:
     """A folder of class folders, each searched recursively; without ``classes`` their names are the classes.
 
-    Faults are added to ``faults`` if it is given. Otherwise :class:`~detector.errors.DataError` is raised for the first
+    Faults are added to ``faults`` if it is given. Otherwise :class:`detector.errors.DataError` is raised for the first
     one, and for links that lead nowhere.
     """
     folders = _class_folders(root)
@@ -125,7 +125,7 @@ def read_folders(root: Path, classes: Sequence[str] | None, faults: list[Fault] 
 
 
 def _class_folders(root: Path) -> list[str]:
-    """The names of the class folders, sorted. Raises :class:`~detector.errors.DataError` where there are none."""
+    """The names of the class folders, sorted. Raises :class:`detector.errors.DataError` where there are none."""
     folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not folders:
         raise DataError(f"{root}: has no class folders; put the images of each class into a folder of its name")
@@ -146,7 +146,7 @@ def read_csv(
     """A CSV file with the path of an image (relative to ``root``), then its label, with or without a header.
 
     With ``multi_label`` a row may have none or several, in separate cells or separated by ``;`` in one. Faults are
-    added to ``faults`` if it is given. Otherwise :class:`~detector.errors.DataError` is raised for the first one, for a
+    added to ``faults`` if it is given. Otherwise :class:`detector.errors.DataError` is raised for the first one, for a
     path that leads to no file and, unless ``allow_outside``, for one that leads out of ``root``. A file that is not
     CSV, is empty, or has boxes always raises it.
     """
@@ -251,7 +251,7 @@ def _labelled(
 
 
 def divide(labelled: Labelled, fraction: float, seed: int) -> tuple[Labelled, Labelled]:
-    """The images to train on and those held back (see :func:`~detector.data.split.hold_back`)."""
+    """The images to train on and those held back (see :func:`detector.data.split.hold_back`)."""
     names = labelled.files.tolist()
     is_val = hold_back(labelled.source, names, labelled.image_index(), labelled.labels, fraction, seed)
     return labelled.select(np.flatnonzero(~is_val)), labelled.select(np.flatnonzero(is_val))

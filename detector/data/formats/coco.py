@@ -106,8 +106,8 @@ class Annotations:
 def read_annotations(path: str | Path, categories: list[Category] | None = None) -> Annotations:
     """Annotations of a COCO JSON file; its classes must be among ``categories`` (of a checkpoint), if given.
 
-    Missing sizes are 0 (see :func:`~detector.data.detection.with_sizes`). Raises
-    :class:`~detector.errors.DataError` that names file, line, image or annotation id, value and remedy.
+    Missing sizes are 0 (see :func:`detector.data.detection.with_sizes`). Raises
+    :class:`detector.errors.DataError` that names file, line, image or annotation id, value and remedy.
     """
     rows = read_rows(Path(path), is_strict=True)
     by_id = sorted(range(len(rows.categories)), key=lambda index: sort_key(rows.categories[index].id))

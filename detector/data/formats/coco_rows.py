@@ -238,7 +238,7 @@ def describe_notes(path: Path, notes: Counter[str], skipped: Sequence[str] = ())
 def read_rows(path: Path, is_strict: bool) -> Rows:
     """All rows of a COCO JSON file; ``is_strict`` raises at the first fault.
 
-    Raises :class:`~detector.errors.DataError` that names file, line, image or annotation id, value and remedy; without
+    Raises :class:`detector.errors.DataError` that names file, line, image or annotation id, value and remedy; without
     ``is_strict``, only for a file that is not a COCO file at all.
     """
     return _Reader(path, is_strict).read()

@@ -61,7 +61,7 @@ class Replacing(Dataset[Any]):
 class Skipped:
     """The broken images of one rank: each is named once per run, and counted once per epoch.
 
-    ``add`` raises :class:`~detector.errors.DataError` where they exceed the fraction ``max_share`` of this rank's
+    ``add`` raises :class:`detector.errors.DataError` where they exceed the fraction ``max_share`` of this rank's
     images of an epoch.
     """
 

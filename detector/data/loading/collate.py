@@ -1,4 +1,4 @@
-"""Samples to a :class:`~detector.structures.Batch`, and the batches of a loader."""
+"""Samples to a :class:`detector.structures.Batch`, and the batches of a loader."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def load_batches(
 ) -> Iterator[Batch]:
     """The batches of ``data`` in the order of a sampler of key lists; raises the error of a broken sample.
 
-    ``skipped`` is told what a :class:`~detector.data.loading.bad_images.Replacing` data set skipped, batch by batch.
+    ``skipped`` is told what a :class:`detector.data.loading.bad_images.Replacing` data set skipped, batch by batch.
     """
     for batch, replaced in load(data, batches, workers, _collate_replaced, pin_memory):
         for one in replaced:

@@ -26,7 +26,7 @@ def load(
 ) -> Iterator[Any]:
     """What ``collate`` returns for the samples of each list of keys; ``data`` has samples by key and ``file(index)``.
 
-    The exception of a sample reaches ``collate`` as a :class:`~detector.errors.DataError`. Raises one within seconds
+    The exception of a sample reaches ``collate`` as a :class:`detector.errors.DataError`. Raises one within seconds
     where a worker was killed.
     """
     samples = _Watched(data, workers)

@@ -118,7 +118,7 @@ class Section:
 
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
-    """Write the page atomically; raises :class:`~detector.errors.StorageError` where it cannot be written."""
+    """Write the page atomically; raises :class:`detector.errors.StorageError` where it cannot be written."""
     text = _environment().get_template("page.html").render(title=title, lead=lead, sections=sections)
     make_folder(path.parent)
     with atomic_write(path) as file:
