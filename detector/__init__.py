@@ -65,7 +65,7 @@ def __getattr__(name: str) -> Any:
 
 
 def load(checkpoint: str | Path, device: str | None = None, allow_code: bool = False) -> Predictor:
-    """A ready :class:`detector.inference.predictor.Predictor` of a checkpoint (``runs/x/best.pt``) or a run::
+    """A ready :class:`detector.inference.predictor.Predictor` of a checkpoint (``runs/x/best.pt``) or a run:
 
         predictor = detector.load("runs/mine")
         print(predictor.predict(["a.jpg"], score_threshold=0.5)[0].boxes)  # [D, 4] xyxy in pixels
@@ -90,7 +90,7 @@ def train(
     data: OwnData | None = None,
     allow_code: bool = False,
 ) -> Path:
-    """Train as ``detector train`` does; returns the run's folder ``runs/name``, which :func:`load` takes::
+    """Train as ``detector train`` does; returns the run's folder ``runs/name``, which :func:`load` takes:
 
         run = detector.train("mine.yaml", ["train.epochs=3"], name="shorter")
 
@@ -124,7 +124,7 @@ def evaluate(
     device: str | None = None,
     allow_code: bool = False,
 ) -> dict[str, Any]:
-    """Score a checkpoint or a run as ``detector evaluate`` does; returns the metrics of its ``results.json``::
+    """Score a checkpoint or a run as ``detector evaluate`` does; returns the metrics of its ``results.json``:
 
         metrics = detector.evaluate("runs/mine", annotations="test.json", images="images/")
         print(metrics["AP"], metrics["per_class"][0]["AP50"])

@@ -41,7 +41,7 @@ def open_model(
     classes: Sequence[str] | None = None,
     allow_code: bool = False,
 ) -> Opened:
-    """The model of a checkpoint, a run or a config, in evaluation mode::
+    """The model of a checkpoint, a run or a config, in evaluation mode:
 
         model, config, categories = open_model("runs/mine")
         model, config, categories = open_model("RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1", device="cpu")

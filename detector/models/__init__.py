@@ -76,7 +76,7 @@ def build_model(
 
     A module that is given replaces the config's part. ``backbone(images)`` returns a list of feature maps, described by
     its attributes ``levels`` and ``channels`` (:class:`detector.models.backbones.Backbone` wraps a network so);
-    ``pyramid`` does so too, with one number of channels. ``head(feature_maps)`` returns what the task's loss takes::
+    ``pyramid`` does so too, with one number of channels. ``head(feature_maps)`` returns what the task's loss takes:
 
         config = detector.Config().model
         build_model(config, 3, head=MyHead(config, (3, 4, 5, 6, 7), in_channels=256, num_classes=3))
