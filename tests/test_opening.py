@@ -79,7 +79,7 @@ def test_a_checkpoint_a_run_and_a_folder_with_one_run(
 
 def test_a_config_is_initialised_as_in_training(checkpoint: Path) -> None:
     config = load_config("quickstart.yaml", TINY)
-    with pytest.raises(ConfigError, match=r"quickstart\.yaml: has no classes; give classes"):
+    with pytest.raises(ConfigError, match=r"quickstart\.yaml: does not name the classes; give classes"):
         open_model("quickstart.yaml", TINY)
     torch.manual_seed(0)
     expected = build_model(config.model, 3).state_dict()
@@ -272,6 +272,8 @@ def test_names_that_are_code() -> None:
     for name, said in (("nowhere_at_all:x", "No module named"), ("json:nothing", "no attribute 'nothing'")):
         with pytest.raises(ConfigError, match=rf"^model\.head\.name: {name} cannot be imported \(.*{said}.*PYTHONPATH"):
             find_part("model.head.name", name, {})
+    with pytest.raises(ConfigError, match=r"^model\.head\.name: sys:maxsize is int; name a class or a function"):
+        find_part("model.head.name", "sys:maxsize", {})
 
 
 def test_modules_instead_of_a_configs_parts() -> None:

@@ -38,8 +38,8 @@ class Memory:
 
     def __getitem__(self, index: int) -> Any:
         self.left -= 1
-        image, boxes, labels = self.items[index]
-        return (image if self.left >= 0 else image[:-7]), boxes, labels
+        item = self.items[index]
+        return item if self.left >= 0 else (item[0][:-7], *item[1:])
 
 
 def in_memory(shapes: Path, split: str) -> Memory:
@@ -101,14 +101,25 @@ ITEM = (IMAGE, [[1, 2, 30, 40]], [1])
 # The classes and items of train, what else is given, and what the error says.
 FAULTS: dict[str, tuple[Any, list[Any], dict[str, Any], str]] = {
     "no class": ([], [ITEM], {}, "data given for train: its categories are []"),
-    "an id twice": ([(1, "a"), (1, "b")], [ITEM], {}, "each with an id of its own"),
+    "an id twice": ([(1, "a"), (1, "b")], [ITEM], {}, "give each an id and a name of its own"),
+    "a name twice": ([(1, "a"), (2, "a")], [ITEM], {}, "give each an id and a name of its own"),
+    "names alone": (["cat", "dog"], [ITEM], {}, "its categories are ['cat', 'dog']; give one or more pairs"),
+    "no labels": (CLASSES, [(IMAGE, [[1, 2, 30, 40]])], {}, "image 0: is tuple; give (image, boxes, labels)"),
+    "a dict": (CLASSES, [{"image": IMAGE, "boxes": [], "labels": []}], {}, "image 0: is dict; give (image, boxes"),
+    "a list": (CLASSES, [ITEM], {"data": ([ITEM], None)}, "data given for train: is list; give an object with"),
+    "no pair": (CLASSES, [ITEM], {"data": Memory(CLASSES, [ITEM])}, "data: is Memory; give (train, val), or (train"),
     "no image": (CLASSES, [], {}, "data given for train: has no object to train on"),
     "no object": (CLASSES, [(IMAGE, [], [])], {}, "data given for train: has no object to train on"),
     "a float image": (CLASSES, [ITEM, (IMAGE / 255, *ITEM[1:])], {}, "image 1: the image: must be a uint8 or uint16"),
-    "a missing file": (CLASSES, [("nowhere.png", *ITEM[1:])], {}, "nowhere.png: does not exist"),
-    "one box": (CLASSES, [(IMAGE, [1, 2, 30, 40], [1])], {}, "image 0: has boxes [4] and labels [1]; give finite"),
+    "a missing file": (CLASSES, [("nowhere.png", *ITEM[1:])], {}, "image 0: the image: nowhere.png: does not exist"),
+    "one box": (CLASSES, [(IMAGE, [1, 2, 30, 40], [1])], {}, "image 0: has boxes [4] and labels [1]; give boxes"),
     "no label": (CLASSES, [(IMAGE, [[1, 2, 30, 40]], [])], {}, "image 0: has boxes [1, 4] and labels [0]"),
-    "not a number": (CLASSES, [(IMAGE, [[1, 2, 30, np.nan]], [1])], {}, "give finite boxes"),
+    "not a number": (
+        CLASSES,
+        [(IMAGE, [[1, 2, 30, np.nan]], [1])],
+        {},
+        "image 0: has the box [1.0, 2.0, 30.0, nan]; give finite numbers",
+    ),
     "a label too high": (CLASSES, [(IMAGE, [[1, 2, 30, 40]], [2])], {}, "has labels [2]; give indices of the categ"),
     "a class name": (CLASSES, [(IMAGE, [[1, 2, 30, 40]], ["dog"])], {}, "has labels ['dog']; give indices"),
     "outside": (CLASSES, [(IMAGE, [[1, 2, 90, 40]], [1])], {}, "data given for train: image 0 (0, 64×64)"),
@@ -122,7 +133,7 @@ FAULTS: dict[str, tuple[Any, list[Any], dict[str, Any], str]] = {
 def test_what_is_wrong_is_named(fault: str, tmp_path: Path) -> None:
     categories, items, others, said = FAULTS[fault]
     config = load_config(others.get("config", "quickstart.yaml"), others.get("overrides", []))
-    data = Memory(categories, items), others.get("val")
+    data = others.get("data", (Memory(categories, items), others.get("val")))
     with pytest.raises((DataError, ConfigError)) as raised:
         fit(config, RunFolder(tmp_path / "run"), CPU, data=data)
     assert said in str(raised.value)

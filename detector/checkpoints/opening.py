@@ -98,7 +98,7 @@ def _begin(
     elif content:
         categories = checkpoint_categories(content)
     else:
-        raise ConfigError(f"{name}: has no classes; give classes, data.classes or model.weights")
+        raise ConfigError(f"{name}: does not name the classes; give classes=[...], or the config model.weights")
     config, _ = begin_normalise(config, content, str(config.model.weights))
     model = build_model(config.model, len(categories))
     load_start(model, config, categories, content)

@@ -33,9 +33,12 @@ def find_part(key: str, name: str, known: Mapping[str, Part]) -> Part:
         raise ConfigError(f"{key}: unknown {key.split('.')[1]} {name!r}; use {near_names(name, known)}")
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        part = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}: {name} cannot be imported ({error}); is its folder in PYTHONPATH?") from None
+    if not callable(part):
+        raise ConfigError(f"{key}: {name} is {type(part).__name__}; name a class or a function")
+    return part
 
 
 def check_code(config: Config, source: str | Path) -> None:

@@ -77,18 +77,19 @@ def read_own(
     differ from ``categories`` (those of train).
     """
     source = Path(f"data given for {name}")
-    known = [Category(*category) for category in own.categories]
-    if not known or len({category.id for category in known}) < len(known):
-        raise DataError(f"{source}: its categories are {known}; give one or more, each with an id of its own")
+    known = _categories(own, source)
     if categories is not None and known != categories:
         raise DataError(f"{source}: its categories are {known}, those of train {categories}; give the same")
     sizes, boxes, labels = [], [np.zeros((0, 4))], [np.zeros(0, dtype=np.int64)]
     for index in range(len(own)):
-        image, *objects = own[index]
+        item = own[index]
+        if not isinstance(item, tuple | list) or len(item) != 3:
+            raise DataError(f"{source}: image {index}: is {type(item).__name__}; give (image, boxes, labels)")
+        image, *objects = item
         try:
             sizes.append(as_array(image, channels, data.exif, data.max_value).shape[:2])
             checked = _check_objects(*objects, len(known))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, DataError) as error:
             raise DataError(f"{source}: image {index}: {error}") from None
         boxes.append(checked[0])
         labels.append(checked[1])
@@ -114,14 +115,30 @@ def read_own(
     return dataset
 
 
+def _categories(own: Any, source: Path) -> list[Category]:
+    """The classes of a data set, each with an id and a name of its own."""
+    if not all(hasattr(own, name) for name in ("categories", "__len__", "__getitem__")):
+        raise DataError(f"{source}: is {type(own).__name__}; give an object with categories, a length and items")
+    given = list(own.categories)
+    if not given or not all(isinstance(category, tuple | list) and len(category) == 2 for category in given):
+        raise DataError(f"{source}: its categories are {given}; give one or more pairs (id, name)")
+    known = [Category(*category) for category in given]
+    if any(len({category[part] for category in known}) < len(known) for part in (0, 1)):
+        raise DataError(f"{source}: its categories are {given}; give each an id and a name of its own")
+    return known
+
+
 def _check_objects(given_boxes: Any, given_labels: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Boxes [T, 4] float64 and labels [T] int64 of one image; raises ValueError with the remedy."""
     boxes, labels = np.array(given_boxes, dtype=np.float64), np.asarray(given_labels)
     if not boxes.size and not labels.size:
         return np.zeros((0, 4)), np.zeros(0, dtype=np.int64)
-    if labels.ndim != 1 or boxes.shape != (len(labels), 4) or not np.isfinite(boxes).all():
+    if labels.ndim != 1 or boxes.shape != (len(labels), 4):
         shapes = f"boxes {list(boxes.shape)} and labels {list(labels.shape)}"
-        raise ValueError(f"has {shapes}; give finite boxes [T, 4], xyxy, and labels [T]")
+        raise ValueError(f"has {shapes}; give boxes [T, 4], xyxy, and labels [T]")
+    if not np.isfinite(boxes).all():
+        first = boxes[~np.isfinite(boxes).all(axis=1)][0].tolist()
+        raise ValueError(f"has the box {first}; give finite numbers")
     if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"has labels {labels.tolist()}; give indices of the categories, 0 to {classes - 1}")
     return boxes, labels.astype(np.int64)

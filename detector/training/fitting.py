@@ -66,7 +66,7 @@ def fit(
 def _fit(
     config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any, own: OwnData | None
 ) -> bool:
-    config = config if own is None else without_files(config, has_val=own[1] is not None)
+    config = config if own is None else without_files(config, own)
     content = distributed.from_main(lambda: take_up(run, resume))
     start = open_start(config) if content is None else None
     config, normalised = begin_normalise(config, start or content, str(run.last if content else config.model.weights))
@@ -116,11 +116,13 @@ def open_data(config: Config, task: Task, own: OwnData | None) -> tuple[Data, Da
     return train_data, task.open_split(config, "val", train_data.categories) if config.data.has_val else None
 
 
-def without_files(config: Config, has_val: bool) -> Config:
+def without_files(config: Config, own: OwnData) -> Config:
     """The config without data files, for a run on data given from Python."""
+    if not isinstance(own, tuple) or len(own) != 2:
+        raise DataError(f"data: is {type(own).__name__}; give (train, val), or (train, None) to evaluate nothing")
     if config.data.val_share is not None:
         raise ConfigError("data.val_share: holds back files; of data given from Python, give both parts: (train, val)")
-    data = config.data.model_copy(update={"train": SplitConfig(), "val": SplitConfig() if has_val else None})
+    data = config.data.model_copy(update={"train": SplitConfig(), "val": SplitConfig() if own[1] is not None else None})
     return config.model_copy(update={"data": data})
 
 
@@ -292,6 +294,6 @@ def print_plan(
         f"train: {train_data.summary()}",
         f"val: {val_data.summary()}" if val_data is not None else "val: none; nothing is evaluated (data.val is null)",
         f"{steps} steps of {train.batch_size} images, {steps_per_epoch} per epoch; peak lr {lr:.3g}"
-        f" ({train.optimizer.lr:.3g} for {train.optimizer.lr_batch_size} images, scaled by {train.batch_size})",
+        f" ({train.optimizer.lr:.3g} for {train.optimizer.lr_batch_size} images, scaled to {train.batch_size})",
     ]
     print("\n".join(lines), file=sys.stderr)

@@ -29,6 +29,7 @@ from detector.data.formats.coco_rows import (
 from detector.errors import DataError
 from detector.structures import Category
 
+LISTED = 20  # differing classes that a message names
 NO_LABEL = -1  # of a class without annotations that the model does not know
 
 
@@ -117,10 +118,12 @@ def read_annotations(path: str | Path, categories: list[Category] | None = None)
         categories = own
     else:
         if differences := class_differences(own, categories, rows.is_used[by_id]):
-            said = (
+            said = [
                 f"{show_category(category)}, which is {show_category(other) if other else 'not a class'} there"
-                for category, other in differences
-            )
+                for category, other in differences[:LISTED]
+            ]
+            if len(differences) > LISTED:
+                said.append(f"and {len(differences) - LISTED} more")
             raise DataError(
                 f"{path}: has classes that are not those of the model: {'; '.join(said)}; give the same ids and names"
                 " (classes that do not occur may be missing)"
