@@ -95,7 +95,8 @@ def test_a_format_is_named_in_train_and_doctor(name: str, tmp_path: Path, capsys
         errors = capsys.readouterr().err.strip().splitlines()
         assert len(errors) == 1
         assert f"{path}: looks like {expected}" in errors[0]
-        assert errors[0].endswith(", which is not supported yet; convert it to COCO JSON")
+        remedies = (", which is not supported yet; convert it to COCO JSON", "and results as --results to evaluate")
+        assert errors[0].endswith(remedies[expected.startswith("COCO results")])
     if given == ".":  # instead of class folders
         assert main(["doctor", "--images", str(path)]) in (1, 2)
 

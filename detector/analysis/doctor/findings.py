@@ -157,8 +157,8 @@ CHECKS: dict[str, Check] = {
     "list-missing": Check("error", "required lists that the file lacks", "add them; write an empty list as []"),
     "read-otherwise": Check(
         "note",
-        "values that are read although they are not written as COCO specifies",
-        "nothing here; --fix writes numbers as numbers, and ids that are written in two ways in one of them",
+        "kinds of values that are read although COCO specifies another form",
+        "nothing here; --fix writes them as COCO specifies",
         fixable=True,
     ),
     "image-malformed": Check("error", "images without an id or a file name", "correct or remove them"),

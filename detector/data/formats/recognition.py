@@ -16,8 +16,9 @@ PIECE = 1 << 16  # bytes read at the beginning and at the end of a file
 CORNERS = ({"xmin", "ymin", "xmax", "ymax"}, {"x1", "y1", "x2", "y2"}, {"left", "top", "right", "bottom"})
 SIZES = ({"x", "y", "width", "height"}, {"x", "y", "w", "h"}, {"left", "top", "width", "height"})
 BOX_CSV = "a CSV file of boxes"
+RESULTS = "COCO results, which are detections and not annotations"
 LISTS: dict[str, set[str]] = {  # by keys that the file must all have
-    "COCO results, which are detections and not annotations": {"image_id", "bbox", "score"},
+    RESULTS: {"image_id", "bbox", "score"},
     "CreateML JSON": {"image", "annotations", "coordinates"},
     "Label Studio's JSON": {"data", "annotations", "result"},
 }
@@ -119,4 +120,6 @@ def naming_format(path: Path) -> Iterator[None]:
 
 
 def unread(path: Path, what: str) -> DataError:
+    if what == RESULTS:
+        return DataError(f"{path}: looks like {what}; give the annotations, and results as --results to evaluate")
     return DataError(f"{path}: looks like {what}, which is not supported yet; convert it to COCO JSON")
