@@ -417,12 +417,12 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path, Path], object], list[str]]] = {
     "half a .pth": ("x.pth", lambda path, target: write_half(path), []),
     "half a .pkl": ("x.pkl", lambda path, target: write_half(path), ["cut off"]),
     "half a .safetensors": ("x.safetensors", lambda path, target: write_half(path), ["cut off"]),
-    "nothing": ("x.pth", lambda path, target: path.write_bytes(b""), ["is not a file of tensors"]),
-    "nothing in a .pkl": ("x.pkl", lambda path, target: path.write_bytes(b""), ["is not a file of tensors"]),
+    "nothing": ("x.pth", lambda path, target: path.write_bytes(b""), ["is empty; copy or download it again"]),
+    "nothing in a .pkl": ("x.pkl", lambda path, target: path.write_bytes(b""), ["is empty; copy or download it again"]),
     "nothing in a .safetensors": (
         "x.safetensors",
         lambda path, target: path.write_bytes(b""),
-        ["is not a file of tensors"],
+        ["is empty; copy or download it again"],
     ),
     "JSON": ("x.json", lambda path, target: path.write_text(json.dumps({"a": 1})), ["a JSON file, not a checkpoint"]),
     "JSON in a .pkl": (

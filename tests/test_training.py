@@ -19,24 +19,14 @@ from torchvision.models.resnet import BasicBlock, ResNet
 import detector
 from detector.config.loader import load_config
 from detector.data.loading.sampler import epoch_batches
+from detector.dev import stress
 from detector.errors import ConfigError, DataError, NonFiniteError
 from detector.evaluation.coco import METRICS
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 
-# Small enough for seconds, but with everything that must survive: momentum, an average, batch norm, augmentation,
-# batches that wrap around an epoch.
-TINY = [
-    "model.backbone={name: resnet10, norm: bn}",
-    "model.fpn={levels: [3, 4, 5], channels: 16}",
-    "model.head={num_convs: 1}",
-    "model.anchors={ratios: [1.0], scales: [1.0]}",
-    "data.resize={short: [64], long: 64}",
-    "data.augment={photometric: 0.5, scale_jitter: [0.7, 1.4], transforms: [{name: Affine, rotate: [-9, 9]}]}",
-    "train.optimizer={name: sgd, lr: 0.005, lr_batch_size: 4}",
-    "train.schedule={name: cosine, warmup_steps: 2}",
-    "train.ema=0.9",
-]
+# What must survive is in stress's tiny run, here on a network that evaluates faster.
+TINY = ["model.backbone={name: resnet10, norm: bn}", *stress.TINY[1:]]
 CPU = torch.device("cpu")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,7 +85,12 @@ def read_file(path: Path) -> Any:
                 f"{path}: holds {match[1]}, which is not a tensor and is not loaded; if you trust the file, save"
                 " its state dict alone"
             ) from None
-        raise WeightsError(f"{path}: is not a file of tensors, or is cut off ({reason[:120]})") from None
+        if not path.stat().st_size:
+            raise WeightsError(f"{path}: is empty; copy or download it again") from None
+        short = textwrap.shorten(f"{type(error).__name__} {reason}", 120, placeholder=" …")
+        raise WeightsError(
+            f"{path}: is not a file of tensors, or is cut off ({short}); copy or download it again"
+        ) from None
 
 
 def _read(path: Path) -> Any:
