@@ -24,7 +24,7 @@ from detector.errors import StorageError
 # Environment variables that say how OpenMP's threads wait.
 WAIT_POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 CONTENDED = 0.1  # seconds per second for which this process's threads are ready to run and wait for a core
-QUIET_POLLS = 10  # without contention, until threads spin again
+QUIET_POLLS = 2  # without contention, until threads spin again
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.5
