@@ -17,7 +17,7 @@ TASKS = {
     "detection": (
         *_in("data", "group_by_aspect invalid_boxes resize augment.scale_jitter augment.min_visibility"),
         *_in("model", "anchors matcher box_coder"),
-        *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight"),
+        *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight weigh_boxes dfl_weight quality_weight"),
         *_in("model.predict", "topk score_threshold nms_threshold max_detections clip keep_empty"),
         *_in("eval", "backend"),
     ),
@@ -27,6 +27,6 @@ TASKS = {
     ),
 }
 HEADS = {
-    "detection": {"retina": _in("model.head", "num_convs channels norm norm_bias prior")},
+    "detection": {"retina": _in("model.head", "num_convs channels norm norm_bias prior level_scales quality")},
     "classification": {"pooled": _in("model.head", "pool fuse hidden dropout"), "classic": ()},
 }
