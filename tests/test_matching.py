@@ -198,19 +198,23 @@ def test_never_compares_more_than_a_block(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(assignment_module, "intersection", recorded)
     anchors = pyramid_anchors(256)
     match_anchors(anchors, random_objects(100, seed=0), torch.zeros(100, dtype=torch.int64), MatcherConfig())
-    assert sum(targets * tile for targets, tile in compared) == 100 * len(anchors)
-    assert max(targets for targets, _ in compared) <= assignment_module.BLOCK
-    assert max(targets * tile for targets, tile in compared) < assignment_module.BLOCK * len(anchors)  # nor all anchors
+    assert {images for images, _, _ in compared} == {1}
+    assert sum(targets * tile for _, targets, tile in compared) == 100 * len(anchors)
+    assert max(targets for _, targets, _ in compared) <= assignment_module.BLOCK
+    # Nor all anchors:
+    assert max(targets * tile for _, targets, tile in compared) < assignment_module.BLOCK * len(anchors)
 
 
-@pytest.mark.parametrize("step", [1, 7, 1000])
-def test_the_result_does_not_depend_on_tiles(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    anchors, boxes = pyramid_anchors(64), random_objects(20, seed=1, side=64).round()  # whole numbers: equal overlaps
-    labels = torch.tensor([0, 1, IGNORE_REGION, PADDING] * 5)
-    whole = match_anchors(anchors, boxes, labels, MatcherConfig())
-    assert {BACKGROUND, IGNORE} < set(whole.tolist())
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_the_result_does_not_depend_on_tiles_and_groups_of_images(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    anchors, config = pyramid_anchors(64), MatcherConfig()
+    boxes = torch.stack([random_objects(20, seed, side=64) for seed in range(4)]).round()  # whole numbers: equal IoU
+    labels = torch.tensor([0, 1, PADDING, 2] * 5).expand(4, -1)
+    each = [match_anchors(anchors, *image, config) for image in zip(boxes, labels, strict=True)]
+    assert all({BACKGROUND, IGNORE} < set(match.tolist()) for match in each)
     monkeypatch.setattr(assignment_module, "rows_at_once", lambda rows, width, device: step)
-    assert torch.equal(match_anchors(anchors, boxes, labels, MatcherConfig()), whole)
+    together = assign(anchors, [len(anchors)], Targets(boxes, labels), None, DeltaCoder(), config).target
+    assert torch.equal(together, torch.stack(each))
 
 
 # --- against torchvision ----------------------------------------------------------------------------------------------

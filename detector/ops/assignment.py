@@ -69,38 +69,42 @@ def max_iou(
     With ``low_quality``, every object also keeps the anchors of its best IoU. Example: one object, thresholds 0.5 and
     0.4, IoU 0.6 / 0.45 / 0.3 → 0, IGNORE, BACKGROUND.
     """
-    match = [_match_image(anchors, *image, config) for image in zip(targets.boxes, targets.labels, strict=True)]
-    return Assignment(torch.stack(match), None)
-
-
-def _match_image(anchors: Tensor, boxes: Tensor, labels: Tensor, config: MatcherConfig) -> Tensor:
-    """The target index of each anchor, [N], for one image's ``boxes`` [T, 4] and ``labels`` [T]."""
     anchors = anchors.t().contiguous().t()  # column-major: reading one side of all anchors is contiguous
-    areas = box_area(anchors)  # [N]
-    best_iou = torch.zeros_like(areas)  # [N]
-    best_target = torch.zeros_like(areas, dtype=torch.int64)  # [N]
-    is_closest = torch.zeros_like(areas, dtype=torch.bool)  # [N]
+    # A GPU takes many images at once, as each operation costs it the same time; a CPU takes what its caches hold.
+    images = rows_at_once(len(targets.boxes), BLOCK * len(anchors), anchors.device)
+    groups = zip(targets.boxes.split(images), targets.labels.split(images), strict=True)
+    return Assignment(torch.cat([_match_images(anchors, *group, config) for group in groups]), None)
 
-    for start in range(0, len(boxes), BLOCK):
-        block = boxes[start : start + BLOCK, None]  # [T', 1, 4]
+
+def _match_images(anchors: Tensor, boxes: Tensor, labels: Tensor, config: MatcherConfig) -> Tensor:
+    """The target index of each anchor, [B, N], for the ``boxes`` [B, T, 4] and ``labels`` [B, T] of some images."""
+    areas = box_area(anchors)  # [N]
+    best_iou = areas.new_zeros(len(boxes), len(areas))  # [B, N]
+    best_target = torch.zeros_like(best_iou, dtype=torch.int64)  # [B, N]
+    is_closest = torch.zeros_like(best_iou, dtype=torch.bool)  # [B, N]
+
+    for start in range(0, boxes.shape[1], BLOCK):
+        block = boxes[:, start : start + BLOCK, None]  # [B, T', 1, 4]
         # Padding gets infinite area, so its IoU is 0.
-        block_areas = torch.where(labels[start : start + BLOCK, None] >= 0, box_area(block), torch.inf)  # [T', 1]
-        iou = areas.new_empty(len(block), len(areas))  # [T', N]
-        for tile in _tiles(len(areas), len(block), areas.device):
-            shared = intersection(block, anchors[tile])  # [T', N']
-            iou[:, tile] = shared / (block_areas + areas[tile].clamp(min=torch.finfo(areas.dtype).tiny) - shared)
-            tile_iou = iou[:, tile].amax(dim=0)  # [N']
+        is_object = labels[:, start : start + BLOCK, None] >= 0
+        block_areas = torch.where(is_object, box_area(block), torch.inf)  # [B, T', 1]
+        iou = areas.new_empty(*block.shape[:2], len(areas))  # [B, T', N]
+        tiles = _tiles(len(areas), block.shape[:2].numel(), areas.device)
+        for tile in tiles:
+            shared = intersection(block, anchors[tile])  # [B, T', N']
+            iou[..., tile] = shared / (block_areas + areas[tile].clamp(min=torch.finfo(areas.dtype).tiny) - shared)
+            tile_iou = iou[..., tile].amax(dim=1)  # [B, N']
             # Among equal overlaps the first target wins, within a block and across blocks (hence >, not >=).
-            tile_target = start + _first_equal(iou[:, tile], tile_iou)
-            best_target[tile] = torch.where(tile_iou > best_iou[tile], tile_target, best_target[tile])
-            best_iou[tile] = torch.maximum(best_iou[tile], tile_iou)
+            tile_target = start + _first_equal(iou[..., tile], tile_iou)
+            best_target[:, tile] = torch.where(tile_iou > best_iou[:, tile], tile_target, best_target[:, tile])
+            best_iou[:, tile] = torch.maximum(best_iou[:, tile], tile_iou)
         if config.low_quality:
             # Every object keeps its closest anchors, else small ones get no gradient (Faster R-CNN, 3.1.2). An object
             # that overlaps no anchor keeps none; torchvision lacks this guard and makes all anchors positive.
-            closest_iou = iou.amax(dim=1, keepdim=True)  # [T', 1]
+            closest_iou = iou.amax(dim=2, keepdim=True)  # [B, T', 1]
             closest_iou = torch.where(closest_iou > 0, closest_iou, torch.inf)
-            for tile in _tiles(len(areas), len(block), areas.device):
-                is_closest[tile] |= (iou[:, tile] - closest_iou).amax(dim=0) == 0
+            for tile in tiles:
+                is_closest[:, tile] |= (iou[..., tile] - closest_iou).amax(dim=1) == 0
 
     is_positive = (best_iou >= config.positive) | is_closest
     no_target = torch.where(best_iou >= config.negative, IGNORE, BACKGROUND)
@@ -114,12 +118,13 @@ def _tiles(num_anchors: int, num_targets: int, device: torch.device) -> list[sli
 
 
 def _first_equal(iou: Tensor, value: Tensor) -> Tensor:
-    """The first row of each column of ``iou`` [T', N'] that equals ``value`` [N']; one does.
+    """The first row of each column of ``iou`` [B, T', N'] that equals ``value`` [B, N']; one does.
 
     All in floats: on a CPU, argmax takes twenty times as long, and comparing into bools six times.
     """
-    countdown = torch.arange(len(iou), 0, -1, dtype=iou.dtype, device=iou.device)[:, None]  # [T', 1]
-    return len(iou) - iou.clone().eq_(value).mul_(countdown).amax(dim=0).long()
+    rows = iou.shape[1]
+    countdown = torch.arange(rows, 0, -1, dtype=iou.dtype, device=iou.device)[:, None]  # [T', 1]
+    return rows - iou.clone().eq_(value[:, None]).mul_(countdown).amax(dim=1).long()
 
 
 def atss(
