@@ -180,7 +180,7 @@ def refuse_halves(precision: str, device: torch.device, key: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--overfit", "0"], "--overfit 0: must be at least 1"),
+        (["--overfit", "0"], "--overfit: '0' is not a whole number of at least 1; see detector train --help"),
         (["--overfit", "2", "--resume"], "--overfit starts afresh each time; remove --resume"),
         (["--overfit", "13"], "train.json has 12 images to learn from"),
         (["--overfit", "2", "train.compile=true"], "train.compile: there is no C++ compiler here"),

@@ -155,8 +155,8 @@ def test_training_the_doctor_and_the_command_agree(
         assert sorted(rows, key=lambda row: row["id"]) == sorted(whole.pop(key), key=lambda row: row["id"])
     assert trees == [whole, whole]
     assert [line.split()[1] for line in said.splitlines()[1:3]] == [str(len(own)) for own in files]
-    with pytest.raises(SystemExit):
-        run_command("split", [str(path), "--val", "1", "--output", str(tmp_path)])
+    assert run_command("split", [str(path), "--val", "1", "--output", str(tmp_path)]) == 2
+    assert "error: command line: --val: '1' is not a number between 0 and 1" in capsys.readouterr().err
     before = (tmp_path / "new/x/train.json").read_bytes()
     assert run_command("split", [str(path), "--output", f"{tmp_path}/new/x"]) == 2
     assert "train.json: exists already" in capsys.readouterr().err

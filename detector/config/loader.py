@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from detector.config.parts import check_code
 from detector.config.schema import Config, Section
 from detector.config.tasks import HEADS, TASKS
-from detector.errors import ConfigError, one_of, unreadable
+from detector.errors import ConfigError, near_path, one_of, unreadable
 from detector.files.atomic import atomic_write
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -43,11 +43,9 @@ def find_config(name: str | Path) -> Path:
             return candidate
     if os.path.isdir(name):  # noqa: PTH112
         raise ConfigError(f"{name}: {unreadable(Path(name), IsADirectoryError(), '*.yaml')}")
-    packaged = {path.name: path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")}
-    beside = {path.name: str(path) for path in Path(name).parent.glob("*.y*ml")}
-    near = difflib.get_close_matches(Path(name).name, packaged | beside, n=1)
-    hint = f"did you mean {(packaged | beside)[near[0]]}?" if near else f"the package has {', '.join(sorted(packaged))}"
-    raise ConfigError(f"{name}: no such config file; {hint}")
+    packaged = sorted(path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml"))
+    hint = near_path(name, packaged) or f"; the package has {', '.join(packaged)}"
+    raise ConfigError(f"{name}: no such config file{hint}")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), allow_code: bool = False) -> Config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.config.schema import DataConfig, SplitConfig
+from detector.data.listing import check_folder
 from detector.errors import ConfigError, DataError
 
 
@@ -88,10 +88,8 @@ def images_folder(data: DataConfig, name: str, split: SplitConfig) -> Path:
     """``split.images``. Raises :class:`detector.errors.DataError` where it is not set or not a folder."""
     if split.images is None:
         raise not_set(data, name, "images")
-    images = Path(split.images)
-    if not os.path.isdir(images):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
-        raise DataError(f"data.{name}.images: {images} is not a folder")
-    return images
+    check_folder(split.images, f"data.{name}.images")
+    return Path(split.images)
 
 
 def not_set(data: DataConfig, name: str, key: str) -> DataError:

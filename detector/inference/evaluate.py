@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ from detector.data.detection import (
     with_sizes,
 )
 from detector.data.formats.recognition import naming_format
-from detector.errors import ConfigError, DataError
+from detector.data.listing import check_folder
+from detector.errors import ConfigError, DataError, near_path
 from detector.evaluation.coco import read_results
 from detector.evaluation.tally import Tally
 from detector.models.precision import check_precision
@@ -83,8 +85,8 @@ def evaluate_checkpoint(
 def evaluate_results(path: str, annotations: str, images: str | None, overrides: Sequence[str]) -> Evaluation:
     """Score a COCO results file against its annotations."""
     folder = Path(images) if images else None
-    if folder and not folder.is_dir():
-        raise DataError(f"--images: {images} is not a folder")
+    if folder:
+        check_folder(folder, "--images")
     val = json.dumps({"annotations": annotations, "images": images}, ensure_ascii=False)
     config = apply_overrides(Config(), [*overrides, f"data.val={val}"], source=path)
     with naming_format(Path(annotations)):
@@ -105,8 +107,8 @@ def open_other(source: str, device: torch.device, allow_code: bool = False) -> O
     """Open the results file, checkpoint or run to compare an evaluation with."""
     path = Path(source)
     if path.suffix == ".json":
-        if not path.is_file():
-            raise DataError(f"--against {path}: does not exist")
+        if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+            raise DataError(f"--against {path}: does not exist{near_path(path)}")
         return Other(source, None)
     path = find_checkpoint(source)
     return Other(str(path), open_model(path, (), device, allow_code=allow_code))

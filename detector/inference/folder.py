@@ -34,7 +34,7 @@ from detector.data.listing import list_images, sort_out
 from detector.data.loading.collate import shared_zeros
 from detector.data.loading.sampler import EvalBatches, Key
 from detector.data.loading.workers import load
-from detector.errors import ConfigError, DataError, DetectorError
+from detector.errors import ConfigError, DataError, DetectorError, near_path
 from detector.files.atomic import atomic_write, make_folder, only_one, storing
 from detector.inference.predictor import Predictor
 from detector.structures import Id
@@ -152,9 +152,9 @@ def find_images(pattern: str) -> Images:
     Links are followed; a broken one is listed, and reported as unreadable later.
     """
     path = Path(pattern)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 (Path's functions raise for a name that is too long)
         return Images(path.parent, [path.name])
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         root, listing = path, list_images(path)
     elif glob.has_magic(pattern):
         fixed = pattern[: min(pattern.index(sign) for sign in "*?[" if sign in pattern)]
@@ -163,7 +163,7 @@ def find_images(pattern: str) -> Images:
         found = ((match.relative_to(root).as_posix(), match.is_file()) for match in matches if not match.is_dir())
         listing = sort_out(root, found)
     else:
-        raise DataError(f"{pattern}: no such file or folder")
+        raise DataError(f"{pattern}: no such file or folder{near_path(pattern)}")
     if not listing.files:
         skipped = f"; {listing.note()}" if listing.skipped else ""
         raise DataError(f"{pattern}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))}){skipped}")
