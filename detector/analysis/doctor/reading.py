@@ -13,7 +13,8 @@ import numpy as np
 from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.findings import EXAMPLES, Example, Finding, findings_of, in_words
 from detector.data.formats.class_folders import Fault, read_csv, read_folders
-from detector.data.formats.coco_rows import WITHOUT_SIZE, Ids, Rows, describe_notes, read_rows
+from detector.data.formats.coco_rows import read_rows
+from detector.data.formats.columns import WITHOUT_SIZE, Ids, Rows, describe_notes
 
 
 def read_coco(name: str, path: Path, root: Path) -> Split:

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.data.formats.coco_rows import (
+from detector.data.formats.coco_rows import read_rows
+from detector.data.formats.columns import (
     Ids,
     Rows,
     Texts,
     class_differences,
     describe_notes,
     id_key,
-    read_rows,
     show_category,
     show_id,
     sort_key,
