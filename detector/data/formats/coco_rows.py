@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from detector.data.formats.building import Source
 from detector.data.formats.coco_values import (
     MAX_PIXELS,
     MAX_SIDE,
@@ -58,6 +59,13 @@ from detector.data.formats.columns import (
 from detector.errors import DataError
 from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category
+
+
+def read(source: Source, is_strict: bool) -> Rows:
+    """The rows of a COCO JSON file, with the folder of its images."""
+    rows = read_rows(source.path, is_strict)
+    rows.root = source.images
+    return rows
 
 
 def read_rows(path: Path, is_strict: bool) -> Rows:

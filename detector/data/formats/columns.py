@@ -158,7 +158,7 @@ class Faults:
             self.words[-1] += f", {words}"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rows:
     """The content of a file, in its order: I images, M annotations. Rows at fault have values that no valid row has."""
 
@@ -180,6 +180,16 @@ class Rows:
     skipped: list[str]  # classes without annotations, in words
     faults: dict[str, Faults]  # by the doctor's name of the check
     text_codes: dict[str, int]
+    root: Path | None = None  # the folder that names are relative to; None: not said by the file
+    form: str = ""  # how the file was read, for the notice
+    has_ids: bool = True  # whether the categories' ids are the file's own; else only names tell classes apart
+
+    @property
+    def notice(self) -> str:
+        """One line on what was read although it is not strict, and on skipped classes; empty if there is nothing."""
+        parts = (("read", _counted(self.notes)), ("skipped classes without annotations:", self.skipped))
+        told = [self.form, *(f"{what} {', '.join(own)}" for what, own in parts if own)]
+        return f"{self.path}: {'; '.join(filter(None, told))}" if any(told) else ""
 
     def key(self, value: Id) -> int:
         """The key of a valid id; NO_ID for one that the file does not have."""
@@ -213,16 +223,12 @@ def id_of_key(key: int, texts: Texts) -> Id | None:
     return Ids(np.array([key]), np.array([key < FIRST_INTEGER]), texts, np.empty(0))[0]
 
 
-def describe_notes(path: Path, notes: Counter[str], skipped: Sequence[str] = ()) -> str:
-    """One line on ``Rows.notes`` and skipped classes; empty where there is nothing to say."""
-    said = [
+def _counted(notes: Counter[str]) -> list[str]:
+    return [
         f"{count:,} {what.format(s='' if count == 1 else 's', es='' if count == 1 else 'es')}"
         for what, count in notes.items()
         if count
     ]
-    parts = (("read", said), ("skipped classes without annotations:", skipped))
-    told = "; ".join(f"{what} {', '.join(own)}" for what, own in parts if own)
-    return f"{path}: {told}" if told else ""
 
 
 def is_file_name(name: str) -> bool:
