@@ -259,7 +259,7 @@ def test_what_a_format_cannot_hold_is_counted(tmp_path: Path) -> None:
     [
         (
             ["a/1.jpg", "b/1.jpg", "a/1.png"],
-            r"source: a/1\.jpg and a/1\.png would share the labels a/1\.(txt|xml); rename",
+            r"source: a/1\.jpg and a/1\.png would share the labels .*a/1\.(txt|xml); rename",
         ),
         (["../1.jpg"], r"source: the image \.\./1\.jpg leads out of the folder"),
         (["/etc/1.jpg"], r"source: the image /etc/1\.jpg leads out of the folder"),
@@ -267,7 +267,7 @@ def test_what_a_format_cannot_hold_is_counted(tmp_path: Path) -> None:
 )
 def test_names_that_files_of_labels_cannot_have(names: list[str], said: str) -> None:
     for writer in WRITERS.values():
-        if writer.suffix is None:
+        if writer.label_file is None:
             check_names(writer, names, "source")
         else:
             with pytest.raises(DataError, match=said):
@@ -288,3 +288,60 @@ def test_what_cannot_be_written_whole_is_not_there(name: str, tmp_path: Path) ->
     with pytest.raises(StorageError, match="No space left"):
         WRITERS[name].write(Labels(CATEGORIES, read), tmp_path / "out")
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+
+
+def test_names_of_any_kind_are_written(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8, and characters that XML cannot have."""
+    name = "caf\udce9 \x01\n.jpg"
+    image = LabelledImage(1, name, 20, 20, np.array([[1.0, 2, 3, 4]]), np.array([0]), np.array([0.5]))
+    odd = [Category(1, 'a\x02\n,"b')]
+    for key, writer in WRITERS.items():
+        writer.write(Labels(odd, lambda: iter([image])), tmp_path / key)
+    assert json.loads((tmp_path / "coco").read_text(encoding="utf-8"))["images"][0]["file_name"] == name
+    for path in (tmp_path / "cvat", next((tmp_path / "voc/Annotations").iterdir())):
+        assert "a�" in ET.tostring(ET.parse(path).getroot(), encoding="unicode")
+    assert list((tmp_path / "yolo/labels").iterdir()) == [tmp_path / "yolo/labels" / name.replace(".jpg", ".txt")]
+    assert yaml.safe_load((tmp_path / "yolo/data.yaml").read_text(encoding="utf-8"))["names"] == {0: odd[0].name}
+    with (tmp_path / "csv").open(newline="", encoding="utf-8") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [odd[0].name]
+
+
+@pytest.mark.parametrize(
+    ("names", "files", "train"),
+    [
+        (["1.jpg", "a/2.jpg"], ["labels/1.txt", "labels/a/2.txt"], "images"),
+        (["images/1.jpg", "images/a/2.jpg"], ["labels/1.txt", "labels/a/2.txt"], "images"),
+        (["my_images/1.jpg"], ["labels/my_images/1.txt"], "images"),
+        (
+            ["train/images/1.jpg", "valid/images/images/1.jpg"],
+            ["train/labels/1.txt", "valid/images/labels/1.txt"],
+            ["train/images", "valid/images/images"],
+        ),
+    ],
+)
+def test_yolo_finds_the_labels_of_each_image(
+    names: list[str], files: list[str], train: list[str] | str, tmp_path: Path
+) -> None:
+    """By its rule: the last ``images`` of a path becomes ``labels``; the images are linked to."""
+    made = [table(0)[0]._replace(name=name) for name in names]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text(name)
+    WRITERS["yolo"].write(Labels(CATEGORIES, lambda: iter(made), images=tmp_path / "in"), tmp_path / "out")
+    assert yaml.safe_load((tmp_path / "out/data.yaml").read_text(encoding="utf-8"))["train"] == train
+    listed = [
+        file
+        for own in ([train] if isinstance(train, str) else train)
+        for file in (tmp_path / "out" / own).rglob("*.jpg")
+    ]
+    assert sorted(file.read_text() for file in listed) == sorted(names)
+    for file in listed:
+        before, after = str(file).rsplit("/images/", 1)
+        assert Path(f"{before}/labels/{after}").with_suffix(".txt").relative_to(tmp_path / "out").as_posix() in files
+
+
+def test_yolo_cannot_link_images_in_both_places(tmp_path: Path) -> None:
+    made = [table(0)[0]._replace(name=name) for name in ("1.jpg", "images/2.jpg")]
+    with pytest.raises(DataError, match="has images both in its folder images and outside"):
+        WRITERS["yolo"].write(Labels(CATEGORIES, lambda: iter(made), images=tmp_path), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,7 +1,7 @@
 """Labelled images written for other programs: truth (``detector convert``) or detections (``detector infer --format``).
 
 Every writer takes the same table, :class:`Labels`, goes through it image by image, and returns what its format cannot
-hold, in words with counts. Imports no torch.
+hold, in words with counts.
 
 Dimension key: D boxes of one image.
 """
@@ -27,10 +27,10 @@ from detector.data.names import leads_out
 from detector.errors import DataError
 from detector.files.atomic import atomic_folder, atomic_write, write_json_list
 from detector.files.json_stream import show_text
+from detector.structures import Category, Id
 
 if TYPE_CHECKING:
-    from detector.data.formats.coco import Annotations
-    from detector.structures import Category, Id
+    from detector.data.formats.annotations import Annotations
 
 IGNORED = "ignore region{s}"
 SCORES = "score{s}"
@@ -64,6 +64,7 @@ class Labels:
     categories: Sequence[Category]
     read: Callable[[], Iterator[LabelledImage]]
     source: str = "detector"  # what made them
+    images: Path | None = None  # the folder of the images, which folders of labels then link to
 
     def __iter__(self) -> Iterator[LabelledImage]:
         return self.read()
@@ -87,7 +88,34 @@ def labels_of(annotations: Annotations) -> Labels:
                 areas=annotations.areas[rows].numpy(),
             )
 
-    return Labels(annotations.categories, read)
+    return Labels(annotations.categories, read, images=annotations.images)
+
+
+def join_labels(parts: Sequence[tuple[str, Labels]]) -> Labels:
+    """Several sets in one, the images of each in a folder of this name (none if it is empty).
+
+    Classes are joined by name. Ids of classes and of images are kept where they fit together, or else numbered from 1.
+    """
+    sets = [own for _, own in parts]
+    classes = list(dict.fromkeys(category for own in sets for category in own.categories))
+    names = list(dict.fromkeys(category.name for category in classes))
+    if len({str(category.id) for category in classes}) < len(classes) or len(names) < len(classes):
+        classes = [Category(number, name) for number, name in enumerate(names, start=1)]
+    ids = [str(image.id) for own in sets for image in own]
+    is_numbered = len(set(ids)) < len(ids)
+
+    def read() -> Iterator[LabelledImage]:
+        numbers = itertools.count(1)
+        for folder, own in parts:
+            label_of = np.array([names.index(category.name) for category in own.categories], dtype=np.int64)
+            for image in own:
+                yield image._replace(
+                    id=next(numbers) if is_numbered else image.id,
+                    name=f"{folder}/{image.name}" if folder else image.name,
+                    labels=label_of[image.labels],
+                )
+
+    return Labels(classes, read)
 
 
 class Box(NamedTuple):
@@ -163,23 +191,51 @@ def _coco_rows(labels: Labels) -> Iterator[dict[str, Any]]:
 
 
 def write_yolo(labels: Labels, path: Path) -> Lost:
-    """YOLO, a folder: ``labels/NAME.txt`` for every image, and ``data.yaml`` for the images in ``images/``.
+    """YOLO, a folder: ``labels/NAME.txt`` for every image, links to the images, and ``data.yaml``.
 
     A row is class, centre and size as fractions of the image, and the score of a detection.
     """
     lost: Lost = Counter()
+    folders: dict[str, str] = {}
     with atomic_folder(path) as folder:
-        names = {label: category.name for label, category in enumerate(labels.categories)}
-        content = yaml.safe_dump({"train": "images", "names": names}, allow_unicode=True, sort_keys=False)
-        (folder / "data.yaml").write_text(content, encoding="utf-8")
         for image in labels:
             rows = [
                 row
                 for box in _boxes(image, lost, (IGNORED, AREAS))
                 if (row := _yolo_row(box, image.width, image.height, lost))
             ]
-            _write_text(folder / "labels" / label_file(image.name, ".txt"), "".join(rows))
+            _write_text(folder / yolo_file(image.name), "".join(rows))
+            own, below, _ = _yolo_folder(image.name)
+            if folders.setdefault(own, below) != below and labels.images:
+                raise DataError(
+                    f"{labels.images}: has images both in its folder images and outside; YOLO's folders cannot hold"
+                    " both: move them into one"
+                )
+        for own, below in folders.items() if labels.images else ():
+            _link(folder / own, labels.images / below)
+        train = sorted(folders)
+        names = {label: category.name for label, category in enumerate(labels.categories)}
+        content = {"train": train[0] if len(train) == 1 else train, "names": names}
+        text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
+        (folder / "data.yaml").write_text(text, encoding="utf-8")
     return lost
+
+
+def _yolo_folder(name: str) -> tuple[str, str, str]:
+    """The folder of an image in a YOLO data set, that folder below the folder of images, and the rest of its name.
+
+    Labels are looked for where ``labels`` stands instead of the last ``images`` of a path: ``a/images/1.jpg`` stays as
+    it is, ``1.jpg`` is in ``images``.
+    """
+    before, found, rest = f"/{name}".rpartition("/images/")
+    own = f"{before}/images".lstrip("/")
+    return (own, own, rest) if found else ("images", "", name)
+
+
+def yolo_file(name: str) -> PurePosixPath:
+    """The file of an image's labels."""
+    folder, _, rest = _yolo_folder(name)
+    return PurePosixPath(folder.removesuffix("images") + "labels", rest).with_suffix(".txt")
 
 
 def _yolo_row(box: Box, width: int, height: int, lost: Lost) -> str:
@@ -211,10 +267,17 @@ def write_voc(labels: Labels, path: Path) -> Lost:
             for image in labels:
                 boxes = list(_boxes(image, lost, (SCORES, AREAS)))
                 used |= {box.label for box in boxes}
-                file = label_file(image.name, ".xml")
-                _write_text(folder / "Annotations" / file, _voc_xml(image, boxes, labels.categories, lost))
-                listed.write(f"{file.with_suffix('')}\n")
+                file = voc_file(image.name)
+                _write_text(folder / file, _voc_xml(image, boxes, labels.categories, lost))
+                listed.write(f"{file.relative_to('Annotations').with_suffix('')}\n")
+        if labels.images:
+            _link(folder / "JPEGImages", labels.images)
     return _count_unused(labels, used, lost)
+
+
+def voc_file(name: str) -> PurePosixPath:
+    """The file of an image's labels."""
+    return PurePosixPath("Annotations", name).with_suffix(".xml")
 
 
 def _voc_xml(image: LabelledImage, boxes: Iterable[Box], categories: Sequence[Category], lost: Lost) -> str:
@@ -333,14 +396,9 @@ def _task(image: LabelledImage, labels: Labels, lost: Lost) -> dict[str, Any]:
 # --- names and numbers ------------------------------------------------------------------------------------------------
 
 
-def label_file(name: str, suffix: str) -> PurePosixPath:
-    """The file of an image's labels: its name with another suffix."""
-    return PurePosixPath(name).with_suffix(suffix)
-
-
 def check_names(writer: Writer, names: Iterable[str], source: object) -> None:
     """Raises :class:`detector.errors.DataError` where two images would share a file of labels, or one leads out."""
-    if writer.suffix is None:
+    if writer.label_file is None:
         return
     taken: dict[PurePosixPath, str] = {}
     for name in names:
@@ -349,7 +407,7 @@ def check_names(writer: Writer, names: Iterable[str], source: object) -> None:
                 f"{source}: the image {show_text(name)} leads out of the folder of images, so its labels would be"
                 " written elsewhere; move it into the folder, or choose a format of one file"
             )
-        file = label_file(name, writer.suffix)
+        file = writer.label_file(name)
         if (other := taken.setdefault(file, name)) != name:
             raise DataError(
                 f"{source}: {show_text(other)} and {show_text(name)} would share the labels {show_text(str(file))};"
@@ -383,6 +441,11 @@ def _quoted(text: str) -> str:
     return quoteattr(_not_xml.sub("�", text))
 
 
+def _link(path: Path, target: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target.resolve(), target_is_directory=True)
+
+
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -394,13 +457,14 @@ class Writer(NamedTuple):
 
     target: str  # the file or folder that ``infer`` writes
     write: Callable[[Labels, Path], Lost]
-    suffix: str | None = None  # of the file of each image; None: all are in one file
+    label_file: Callable[[str], PurePosixPath] | None = None  # by the name of an image; None: all are in one file
+    images: str | None = None  # the folder in the target where the images are expected
 
 
 WRITERS = {
     "coco": Writer("coco.json", write_coco),
-    "yolo": Writer("yolo", write_yolo, ".txt"),
-    "voc": Writer("voc", write_voc, ".xml"),
+    "yolo": Writer("yolo", write_yolo, yolo_file, "images"),
+    "voc": Writer("voc", write_voc, voc_file, "JPEGImages"),
     "csv": Writer("predictions.csv", write_csv),
     "cvat": Writer("cvat.xml", write_cvat),
     "labelstudio": Writer("labelstudio.json", write_labelstudio),
