@@ -121,8 +121,10 @@ def read_voc(path: Path, images: list[LabelledImage]) -> Boxes:
 
 def read_csv(path: Path, images: list[LabelledImage]) -> Boxes:
     found: Boxes = {}
+    sizes = {own.name: (str(own.width), str(own.height)) for own in images}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
+            assert (row["width"], row["height"]) == sizes[row["image_path"]]
             own = found.setdefault(row["image_path"], [])
             if row["label"]:
                 own.append((row["label"], [float(row[key]) for key in ("xmin", "ymin", "xmax", "ymax")]))

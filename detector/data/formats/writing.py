@@ -306,25 +306,26 @@ def _voc_xml(image: LabelledImage, boxes: Iterable[Box], categories: Sequence[Ca
 
 
 def write_csv(labels: Labels, path: Path) -> Lost:
-    """A CSV file with a row per box, in DeepForest's columns, and ``score`` of detections.
+    """A CSV file with a row per box, in DeepForest's columns, the score of detections, and the image's size.
 
-    Corners count from 0. An image without boxes is a row of its name alone, as in keras-retinanet's files.
+    Corners count from 0. An image without boxes is a row without a box, as in keras-retinanet's files.
     """
     lost: Lost = Counter()
     used = set()
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
-        header = ["image_path", "xmin", "ymin", "xmax", "ymax", "label"]
-        scores = next((image.scores for image in labels), None)
-        writer.writerow(header if scores is None else [*header, "score"])
+        is_scored = any(image.scores is not None for image in itertools.islice(labels, 1))
+        score = ["score"] if is_scored else []
+        writer.writerow(["image_path", "xmin", "ymin", "xmax", "ymax", "label", *score, "width", "height"])
         for image in labels:
+            size = [image.width, image.height]
             boxes = list(_boxes(image, lost, (IGNORED, AREAS)))
             used |= {box.label for box in boxes}
             for box in boxes:
                 cells = [image.name, *map(_number, box.xyxy), labels.categories[box.label].name]
-                writer.writerow(cells if box.score is None else [*cells, box.score])
+                writer.writerow(cells + ([] if box.score is None else [box.score]) + size)
             if not boxes:
-                writer.writerow([image.name] + [""] * (5 if scores is None else 6))
+                writer.writerow([image.name] + [""] * (6 if is_scored else 5) + size)
     return _count_unused(labels, used, lost)
 
 
