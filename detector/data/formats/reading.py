@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from detector.data.formats import coco_rows
+from detector.data.formats import box_csv, coco_rows, voc, yolo
 from detector.data.formats.annotations import Annotations, from_rows
 from detector.data.formats.building import Source
 from detector.data.formats.columns import Rows
@@ -34,4 +34,7 @@ def read_rows(source: Source | str | Path, is_strict: bool) -> Rows:
 # By name: reads a source, and raises the first fault if it is strict.
 FORMATS: dict[str, Callable[[Source, bool], Rows]] = {
     "coco": coco_rows.read,
+    "yolo": yolo.read,
+    "voc": voc.read,
+    "csv": box_csv.read,
 }
