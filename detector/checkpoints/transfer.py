@@ -13,7 +13,7 @@ from torch import Tensor
 from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config
 from detector.config.loader import config_to_dict, differences
 from detector.config.schema import Config
-from detector.data.formats.coco_rows import id_key
+from detector.data.formats.columns import id_key
 from detector.errors import WeightsError
 from detector.models import Model
 from detector.structures import Category

@@ -147,7 +147,7 @@ def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
         if path.stat().st_size > LARGEST_FILE:
             raise ConfigError(f"{path}: has {path.stat().st_size:,} bytes; a config has at most {LARGEST_FILE:,}")
         text = path.read_text(encoding="utf-8")
-        node, value = _load_yaml(text)
+        node, value = load_yaml(text)
         places: _Places = {(): str(path)}
         if node is not None:
             _note_places(node, (), str(path), places)
@@ -166,7 +166,7 @@ def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
     return tree, places
 
 
-def _load_yaml(text: str) -> tuple[yaml.Node | None, Any]:
+def load_yaml(text: str) -> tuple[yaml.Node | None, Any]:
     """The nodes of a document, with their lines, and its value."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -176,7 +176,7 @@ def _load_yaml(text: str) -> tuple[yaml.Node | None, Any]:
         if size == math.inf:
             raise yaml.YAMLError("an alias is inside the value that it names")
         if size > LARGEST_TREE:
-            raise yaml.YAMLError(f"its aliases expand to {size:,} values; a config has at most {LARGEST_TREE:,}")
+            raise yaml.YAMLError(f"its aliases expand to {size:,} values; it may have {LARGEST_TREE:,}")
         return node, yaml.constructor.SafeConstructor().construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
@@ -225,7 +225,7 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
         raise ConfigError(f"command line: {override}: an override is written key=value, as in train.epochs=12")
     keys = dotted.split(".")
     try:
-        node, value = _load_yaml(text)
+        node, value = load_yaml(text)
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"command line: {override[:120]}: the value is not valid YAML; quote it") from None
     if node is not None:

@@ -16,8 +16,10 @@ from torch.utils.data import Dataset
 
 from detector.config.schema import DataConfig
 from detector.data.box_rules import check_boxes
-from detector.data.formats.coco import Annotations, read_annotations, show_id
-from detector.data.formats.coco_rows import odd_areas
+from detector.data.formats.annotations import Annotations
+from detector.data.formats.coco_values import odd_areas
+from detector.data.formats.columns import show_id
+from detector.data.formats.reading import read_annotations
 from detector.data.formats.recognition import naming_format
 from detector.data.images import read_annotated_image, read_size
 from detector.data.names import Names, check_names, files_below, is_url

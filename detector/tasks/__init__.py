@@ -92,6 +92,7 @@ class Results(Protocol):
 
     FILE: str  # name of the file that inference writes
     HAS_IDS: bool  # whether it contains the data set's ids of images
+    HAS_BOXES: bool  # whether label files, crops and counts can be made of it
 
     def to_results(self, prediction: Any, image_id: Id, name: Path) -> list[dict[str, Any]]: ...
     def write_results(self, results: Iterable[dict[str, Any]], path: Path) -> None: ...
