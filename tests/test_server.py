@@ -39,7 +39,8 @@ from detector.tasks import get_results
 
 server = pytest.importorskip("detector.inference.server", reason="needs the extra serve")
 
-ANY_SCORE = ["model.predict.score_threshold=0.0", "model.predict.max_detections=5"]
+MOST = 20
+ANY_SCORE = ["model.predict.score_threshold=0.0", f"model.predict.max_detections={MOST}"]
 
 
 class Answer(NamedTuple):
@@ -196,7 +197,7 @@ def test_the_model_says_what_it_is(client: Client) -> None:
     answer = client.ask("/model").json
     assert answer["task"] == "detection"
     assert answer["classes"][0] == {"id": 1, "name": "circle"}
-    assert answer["predict"]["max_detections"] == 5
+    assert answer["predict"]["max_detections"] == MOST
     assert answer["versions"]["detector"] == detector.__version__
     assert "classes" not in answer["predict"]  # a key of classification
     assert client.ask("/healthz").body == b"ok\n"
@@ -405,6 +406,78 @@ def test_a_decoder_that_dies_costs_its_image_only(
         assert client.meter("detector_decoder_restarts_total") == 3
 
 
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+TRANSFER = """([name, data]) => {
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([Uint8Array.from(data)], name));
+  return transfer;
+}"""
+
+
+class Tab(NamedTuple):
+    page: Any
+    complaints: list[str]  # what the page says on the console, and what it asks of others
+
+    def drop(self, name: str, data: bytes) -> None:
+        transfer = self.page.evaluate_handle(TRANSFER, [name, list(data)])
+        self.page.dispatch_event("#drop", "drop", {"dataTransfer": transfer})
+        self.page.wait_for_selector(f"#status:has-text('{name}: ')")
+
+
+@pytest.fixture
+def open_tab(browser: Any) -> Iterator[Any]:
+    contexts = []
+
+    def open_page(client: Client, **options: Any) -> Tab:
+        contexts.append(browser.new_context(**options))
+        page, complaints = contexts[-1].new_page(), []
+        own = f"http://127.0.0.1:{client.port}/"
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda one: complaints.append(one.url) if own not in one.url else None)
+        page.goto(own)
+        page.wait_for_selector("#about:not(:empty)")
+        return Tab(page, complaints)
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+def test_the_page_shows_what_is_found(
+    width: int, scheme: str, client: Client, open_tab: Any, expected: dict[str, Any]
+) -> None:
+    page, complaints = tab = open_tab(client, viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab.drop("wide.jpg", FILES["wide.jpg"])
+    assert page.locator("#rows tr").count() == 0  # random weights: all scores are below 0.4
+    page.focus("#threshold")
+    page.keyboard.press("Home")
+    wanted = expected["wide.jpg"]
+    assert page.locator("#rows td:first-child").all_inner_texts() == [row["category_name"] for row in wanted]
+    stage = page.locator("#stage").bounding_box()
+    first = page.locator("#boxes div").last.bounding_box()  # drawn last, on top
+    scale, (x, y, w, h) = stage["width"] / PHOTO.width, wanted[0]["bbox"]
+    shown = [first["x"] - stage["x"], first["y"] - stage["y"], first["width"], first["height"]]
+    np.testing.assert_allclose(shown, np.array([x, y, w, h]) * scale, atol=1)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    with page.expect_download() as download:
+        page.click("#download")
+    assert_same([row | {"file_name": "wide.jpg"} for row in json.loads(download.value.path().read_text())], wanted)
+    page.locator("#filter input").first.uncheck()
+    assert 0 < page.locator("#boxes div").count() < len(wanted)
+    tab.drop("turned.jpg", FILES["turned.jpg"])
+    stage = page.locator("#stage").bounding_box()
+    assert stage["height"] > stage["width"]  # upright, as it was predicted
+    tab.drop("image.tif", FILES["image.tif"])  # of which a browser knows nothing: the server draws it
+    assert page.locator("#image").evaluate("image => image.naturalWidth") == 480
+    tab.page.locator("#file").set_input_files({"name": "a.txt", "mimeType": "text/plain", "buffer": b"hello cat"})
+    page.wait_for_selector("#status.error:has-text('is not an image')")
+    assert [one for one in complaints if not one.startswith(("blob:", "Failed to load resource"))] == []
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -428,7 +501,7 @@ def test_sigterm_finishes_what_was_taken(checkpoint: Path) -> None:
         taken.sendall(data[99:])
         with taken.makefile("rb") as answer:
             assert b" 200 OK" in answer.readline()
-            assert answer.read().count(b'"bbox"') == 5
+            assert answer.read().count(b'"bbox"') == MOST
         assert process.wait(60) == 0
         assert process.stderr.read() == "stopped; what was taken is answered\n"
     finally:

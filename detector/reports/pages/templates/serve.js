@@ -120,10 +120,12 @@ function draw() {
     }
     return line;
   }));
-  const count = isDetection ? `${shown.length} of ${rows.length} objects` : `${shown.length} best classes`;
-  part("count").textContent = count;
+  const count = isDetection ? `${shown.length} of ${rows.length} objects` : `the ${shown.length} best classes`;
+  part("count").textContent = isDetection ? `${count}, with a score of at least ${threshold.toFixed(2)}` : count;
   part("image").alt = `The image, with ${count}`;
 }
+
+const summary = () => (model.task === "detection" ? `${rows.length} objects found` : `${rows[0]?.name}`);
 
 function fit(width, height) {
   part("stage").style.setProperty("--ratio", width / height);
@@ -157,7 +159,7 @@ async function open(blob) {
     fit(...size);
     part("boxes").hidden = !isKnown;
     show(found);
-    say(`${blob.name || "The image"}: ${part("count").textContent}`);
+    say(`${blob.name || "The image"}: ${summary()}`);
   } catch (error) {
     if (number === newest) say(error.message, true);
   }
@@ -175,7 +177,7 @@ async function watch() {
       if (stream !== own) return;
       fit(width, height);
       show(found);
-      if (said !== part("count").textContent) say(`Camera: ${said = part("count").textContent}`);
+      if (said !== summary()) say(`Camera: ${said = summary()}`);
     } catch (error) {
       say(error.message, true);
       await new Promise((done) => setTimeout(done, 1000));
