@@ -312,7 +312,7 @@ WITHOUT_EFFECT = [  # text, line, key, what reads it
     ("data: {crop: {size: 96}}\n", 1, "data.crop", "task classification"),
     ("data:\n  classes: [cat, dog]\n", 2, "data.classes", "task classification"),
     ("data:\n  class_weights: balanced\n", 2, "data.class_weights", "task classification"),
-    ("data:\n  augment:\n    mixup: 0.2\n", 3, "data.augment.mixup", "task classification"),
+    ("data:\n  augment:\n    cutmix: 0.2\n", 3, "data.augment.cutmix", "task classification"),
     ("data:\n  augment:\n    cutmix: 1\n", 3, "data.augment.cutmix", "task classification"),
     ("model:\n  loss: {label_smoothing: 0.1}\n", 2, "model.loss.label_smoothing", "task classification"),
     ("model:\n  predict: {classes: 3}\n", 2, "model.predict.classes", "task classification"),

@@ -13,20 +13,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detector.config.schema import AugmentConfig, CropConfig, ResizeConfig
+from detector.config.schema import AugmentConfig, CropConfig, ResizeConfig, TrainConfig
 from detector.data.detection import CocoDataset, read_annotations
 from detector.data.loading.bad_images import Replacing
 from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import TrainBatches
-from detector.data.transforms.boxes import TrainTransform, Transform, Transformed, crop_boxes
+from detector.data.transforms.boxes import GRAY, TrainTransform, Transform, Transformed, crop_boxes
 from detector.data.transforms.classes import TrainClassTransform
+from detector.data.transforms.mixing import MixingTransform
 from detector.data.transforms.resize import input_size, resize
 from detector.errors import ConfigError
 from detector.structures import IGNORE_REGION, Batch
 
 NO_BOXES, NO_LABELS = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
 STILL = AugmentConfig(horizontal_flip=0)
-LIVELY = AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5, scale_jitter=[0.5, 2.0])
+LIVELY = AugmentConfig(horizontal_flip=0.5, vertical_flip=0.5, rotate90=0.5, scale_jitter=[0.5, 2.0])
 
 
 def size_of(short: int, long: int | None = None) -> ResizeConfig:
@@ -239,6 +240,37 @@ def test_all_four_flips_occur() -> None:
     counts = [sum(tuple(place) == corner for place in places) for corner in ((0, 0), (0, 7), (7, 0), (7, 7))]
     assert sum(counts) == 200
     assert min(counts) > 25  # 50 each are expected, with a standard deviation of 6
+
+
+def test_turns_by_hand() -> None:
+    # 160 wide and 100 high: a quarter counter-clockwise takes (x, y) to (y, 160 - x).
+    image, boxes, labels = scene()
+    transform = TrainTransform(size_of(100), AugmentConfig(horizontal_flip=0, rotate90=1), 0)
+    seen = set()
+    for index in range(20):
+        found = transform(image, boxes, labels, 0, index)
+        # A standing image is scaled to the short side of 100 as it is.
+        quarters = next(n for n in (1, 2, 3) if np.array_equal(found.image, np.rot90(image, n)))
+        first = {1: [15, 110, 45, 150], 2: [110, 55, 150, 85], 3: [55, 10, 85, 50]}[quarters]
+        assert np.allclose(found.boxes[0], first, atol=1e-3)
+        seen.add(quarters)
+    assert seen == {1, 2, 3}
+
+
+@pytest.mark.parametrize("jitter", [None, [0.1, 0.1], [2.0, 2.0], [0.1, 2.0]], ids=str)
+def test_a_canvas_has_its_size_whatever_the_image(jitter: list[float] | None) -> None:
+    augment = AugmentConfig(canvas=[90, 120], scale_jitter=jitter, min_visibility=0)
+    transform = TrainTransform(size_of(100), augment, 0)
+    widths = set()
+    for index in range(30):
+        found = transform(*scene(), 0, index)
+        assert found.image.shape == (90, 120, 3)
+        assert_boxes_bound_their_colors(found)
+        is_image = (found.image != GRAY).any(axis=(0, 2))
+        widths.add(int(is_image.sum()))
+    # 160 × 100 fits as 120 × 75; a tenth of that is 12 wide, twice that is cut.
+    expected = {"None": {120}, "[0.1, 0.1]": {12}, "[2.0, 2.0]": {120}}.get(str(jitter))
+    assert widths == expected if expected else len(widths) > 10
 
 
 def test_zooming_out_by_hand() -> None:
@@ -495,7 +527,9 @@ def test_other_draws_for_another_seed_epoch_or_index() -> None:
 
 def batches_of(folder: Path, workers: int) -> list[Batch]:
     notes = read_annotations(folder / "annotations" / "train.json")
-    transform = TrainTransform(ResizeConfig(short=[96, 128], long=256), EVERYTHING, seed=3)
+    mixing = {"mosaic": 0.5, "copy_paste": 0.5, "mixup": 8.0, "mix_share": 0.5}
+    augment, resize = EVERYTHING.model_copy(update=mixing), ResizeConfig(short=[96, 128], long=256)
+    transform = MixingTransform(resize, augment, TrainConfig(), seed=3)
     data = CocoDataset(notes, folder / "images", transform, "error")
     sampler = TrainBatches(len(data), batch_size=4, seed=3, start_step=0, steps=5)  # 3 steps an epoch
     return list(load_batches(data, sampler, workers, pin_memory=False))

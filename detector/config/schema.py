@@ -76,14 +76,22 @@ class AugmentConfig(Section):
 
     horizontal_flip: Probability = 0.5
     vertical_flip: Probability = 0.0  # for images without an up, such as of cells and from satellites
+    rotate90: Probability = 0.0  # probability of a turn by 90, 180 or 270 degrees, for such images too
     photometric: Probability = 0.0  # probability of brightness and contrast jitter, of saturation and hue in RGB
     # Such as [0.5, 2.0]; over 1 crops.
     scale_jitter: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    # Height and width of every training image: scaled to fit in, times scale_jitter, then cropped or put on gray at
+    # random. Large-scale jitter (Ghiasi et al. 2021, section 3) is scale_jitter [0.1, 2.0] on [1024, 1024].
+    canvas: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     min_visibility: Probability = 0.25  # boxes of which a crop keeps a smaller fraction become ignore regions
+    mosaic: Probability = 0.0  # probability of four images around a point (Bochkovskiy et al. 2020, section 3.3)
+    copy_paste: Probability = 0.0  # probability that objects of another image are pasted, cut out by their boxes
     # Mix two images by fractions drawn from Beta(α, α). The value is α, 0 = off; if both are on, each gets half of the
-    # images.
+    # images. In detection the boxes of both count in full, so the fractions should be near a half: α = 8 or more.
     mixup: Annotated[float, Field(ge=0)] = 0.0  # blended (Zhang et al. 2018)
     cutmix: Annotated[float, Field(ge=0)] = 0.0  # a window of the other image (Yun et al. 2019)
+    mix_share: Fraction = 1.0  # fraction of the images that mixup and cutmix change
+    close_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # last fraction of the epochs in which no images are mixed
     # albumentations' transforms, applied in this order at the input size, after flips and colours: the name and
     # arguments of each, such as {name: GaussNoise, p: 0.2}. Boxes follow.
     transforms: list[dict[str, JsonValue]] = []

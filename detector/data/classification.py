@@ -15,9 +15,11 @@ from detector.config.schema import AugmentConfig, Config, SplitConfig
 from detector.data.formats.class_folders import Labelled, divide, read_csv, read_folders, unknown_class
 from detector.data.formats.recognition import naming_format
 from detector.data.images import read_image
+from detector.data.loading.sampler import mixed_epochs
 from detector.data.split import images_folder, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms.classes import ClassTransform, TrainClassTransform, mix
+from detector.data.transforms.colors import same_depth
 from detector.errors import DataError, DetectorError
 from detector.structures import Category, ClassTargets
 
@@ -58,6 +60,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         seed: int = 0,
         exif: str = "auto",
         max_value: int | None = None,
+        mixed_epochs: float = np.inf,
     ) -> None:
         self.labelled = labelled
         self.transform = transform
@@ -66,6 +69,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         self.augment = augment
         self.seed = seed
         self.exif, self.max_value = exif, max_value
+        self.mixed_epochs = mixed_epochs  # below which images are mixed
 
     def __len__(self) -> int:
         return len(self.labelled)
@@ -98,7 +102,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
     def select(self, indices: Sequence[int]) -> ClassDataset:
         """Some of the images, in this order."""
         some = self.labelled.select(np.asarray(indices))
-        given = self.channels, self.augment, self.seed, self.exif, self.max_value
+        given = self.channels, self.augment, self.seed, self.exif, self.max_value, self.mixed_epochs
         return ClassDataset(some, self.transform, self.weights.numpy(), *given)
 
     def summary(self) -> str:
@@ -125,14 +129,16 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
 
     def _sample(self, epoch: int, index: int) -> ClassSample:
         image, probabilities, size = self._read(epoch, index)
-        if self.augment and (self.augment.mixup or self.augment.cutmix):
+        is_mixed = self.augment and (self.augment.mixup or self.augment.cutmix) and epoch < self.mixed_epochs
+        if self.augment and is_mixed:
             # A stream of its own: the transform's is seeded with the first three numbers.
             rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 1]))
-            other, other_probabilities, _ = self._read(epoch, int(rng.integers(len(self))))
-            if other.dtype != image.dtype:  # 8 bits with 16: 255 becomes 65535
-                image, other = (a if a.dtype == np.uint16 else a.astype(np.uint16) * 257 for a in (image, other))
-            image, fraction = mix(image, other, self.augment, rng)
-            probabilities = fraction * probabilities + (1 - fraction) * other_probabilities
+            partner = int(rng.integers(len(self)))
+            if self.augment.mix_share == 1 or rng.random() < self.augment.mix_share:
+                other, other_probabilities, _ = self._read(epoch, partner)
+                image, other = same_depth([image, other])
+                image, fraction = mix(image, other, self.augment, rng)
+                probabilities = fraction * probabilities + (1 - fraction) * other_probabilities
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         return ClassSample(pixels, probabilities, self.weights, size, index)
 
@@ -160,7 +166,8 @@ def open_classes(config: Config, name: str, categories: list[Category] | None = 
     else:
         weights, augment = _class_weights(config, labelled), data.augment
         transform = TrainClassTransform(data.crop, data.augment, config.seed, channels)
-    given = channels, augment, config.seed, data.exif, data.max_value
+    mixed = mixed_epochs(config.train, data.augment.close_out, len(labelled))
+    given = channels, augment, config.seed, data.exif, data.max_value, mixed
     return ClassDataset(labelled, transform, weights, *given)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from detector.data.images import read_annotated_image, read_size
 from detector.data.names import Names, check_names, files_below, is_url
 from detector.data.split import hold_back, images_folder, not_set, split_to_read
 from detector.data.spot_check import spot_check
-from detector.data.transforms.boxes import Transform
+from detector.data.transforms.boxes import Transform, Transformed
 from detector.data.transforms.resize import input_sizes, padded
 from detector.errors import DataError, DetectorError
 from detector.files.json_stream import show_text
@@ -278,21 +278,23 @@ class CocoDataset(Dataset[Sample | DetectorError]):
             return error
 
     def _sample(self, epoch: int, index: int) -> Sample:
-        annotations = self.annotations
-        height, width = int(annotations.heights[index]), int(annotations.widths[index])
-        image = self._read(index, height, width)
-        rows = annotations.rows(index)
-        is_kept = self.checked.is_kept[rows]
-        boxes = self.checked.boxes[rows][is_kept].numpy()
-        labels = torch.where(annotations.is_crowd[rows], IGNORE_REGION, annotations.labels[rows])[is_kept].numpy()
-        image, boxes, labels = self.transform(image, boxes, labels, epoch, index)
+        image, boxes, labels = self.transform.mixed(partial(self._transformed, epoch), epoch, index, len(self))
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1),
             boxes=torch.from_numpy(boxes),
             labels=torch.from_numpy(labels),
-            size_original=(height, width),
+            size_original=(int(self.annotations.heights[index]), int(self.annotations.widths[index])),
             id=index,
         )
+
+    def _transformed(self, epoch: int, index: int) -> Transformed:
+        annotations = self.annotations
+        image = self._read(index, int(annotations.heights[index]), int(annotations.widths[index]))
+        rows = annotations.rows(index)
+        is_kept = self.checked.is_kept[rows]
+        boxes = self.checked.boxes[rows][is_kept].numpy()
+        labels = torch.where(annotations.is_crowd[rows], IGNORE_REGION, annotations.labels[rows])[is_kept].numpy()
+        return self.transform(image, boxes, labels, epoch, index)
 
     def _read(self, index: int, height: int, width: int) -> np.ndarray:
         return read_annotated_image(self.file(index), height, width, self.channels, self.exif, self.max_value)

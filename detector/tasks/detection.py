@@ -16,7 +16,8 @@ from detector.config.tasks import HEADS
 from detector.data.detection import Annotations, CocoDataset, Sample, open_dataset
 from detector.data.own import BoxData, OwnDataset, read_own
 from detector.data.synthetic import write_shapes
-from detector.data.transforms.boxes import TrainTransform, Transform
+from detector.data.transforms.boxes import Transform
+from detector.data.transforms.mixing import MixingTransform
 from detector.data.transforms.resize import input_size, padded
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.tally import Tally
@@ -81,7 +82,7 @@ def make_transform(config: Config, name: str) -> Transform:
     """Augmentation for train, only resizing for val."""
     data = config.data
     if name == "train":
-        return TrainTransform(data.resize, data.augment, config.seed, config.model.in_channels)
+        return MixingTransform(data.resize, data.augment, config.train, config.seed, config.model.in_channels)
     return Transform(data.resize)
 
 

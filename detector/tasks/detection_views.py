@@ -13,7 +13,7 @@ from PIL import Image
 
 from detector.config.schema import Config, ModelConfig
 from detector.data.detection import CocoDataset, Sample
-from detector.data.transforms.boxes import Transformed
+from detector.data.transforms.boxes import Stored
 from detector.evaluation.coco import METRICS
 from detector.evaluation.coverage import RECALL_WANTED, coverage_of, input_boxes, level_ious, rare_classes
 from detector.ops.anchors import Anchors, level_sizes
@@ -34,7 +34,7 @@ PREVIEWED_IMAGES = 2000  # at most; of larger sets, a sample
 def untransformed(data: CocoDataset) -> CocoDataset:
     """The same images and boxes as stored."""
     stored = copy.copy(data)
-    stored.transform = lambda image, boxes, labels, epoch, index: Transformed(image, boxes, labels)  # type: ignore
+    stored.transform = Stored(data.transform.config)
     return stored
 
 

@@ -96,8 +96,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
 
 def plain_config(config: Config, count: int) -> Config:
     """The config without augmentation, averaging and regularisation, evaluated on what it is trained on."""
-    none = dict.fromkeys(("horizontal_flip", "vertical_flip", "photometric", "mixup", "cutmix"), 0.0)
-    augment = AugmentConfig(**none)
+    augment = AugmentConfig(horizontal_flip=0.0)
     resize = config.data.resize.model_copy(update={"short": config.data.resize.short[-1:]})
     own = {"val": config.data.train, "val_share": None, "augment": augment, "resize": resize}
     data = config.data.model_copy(update=own)

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from detector.config.schema import TrainConfig
+
 Key = tuple[int, int]  # (epoch, index), which indexes a data set
+
+
+def mixed_epochs(train: TrainConfig, close_out: float, num_images: int) -> float:
+    """The epochs of a run, counted from 0, below which images are mixed (``data.augment.close_out``)."""
+    epochs = train.epochs if train.steps is None else train.steps / -(-num_images // train.batch_size)
+    return round((1 - close_out) * epochs, 6)
 
 
 def epoch_batches(is_wide: np.ndarray | None, num_images: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:

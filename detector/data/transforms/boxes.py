@@ -5,6 +5,7 @@ Every random draw comes from (seed, epoch, index), so workers, ranks and restart
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +16,17 @@ from detector.data.transforms.colors import (
     apply_listed,
     color_transform,
     draw_flips,
+    draw_turns,
     flip,
     listed_transforms,
     load_albumentations,
     seeded,
+    turn,
 )
 from detector.data.transforms.resize import input_size, resize
 from detector.structures import IGNORE_REGION
+
+GRAY = 114  # of 255: what lies beyond an image on a canvas, near the mean that a model subtracts
 
 
 class Transformed(NamedTuple):
@@ -39,6 +44,10 @@ class Transform:
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
         return self._resized(image, boxes, labels, *input_size(*image.shape[:2], self.config))
 
+    def mixed(self, read: Callable[[int], Transformed], epoch: int, index: int, images: int) -> Transformed:
+        """The sample ``index`` of ``images``, which ``read`` transforms: with others, where training mixes them."""
+        return read(index)
+
     def _resized(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, height: int, width: int
     ) -> Transformed:
@@ -46,8 +55,15 @@ class Transform:
         return Transformed(resize(image, height, width, self.config.interpolation), boxes * factors, labels)
 
 
+class Stored(Transform):
+    """Images and boxes as they are stored."""
+
+    def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
+        return Transformed(image, boxes, labels)
+
+
 class TrainTransform(Transform):
-    """Size and scale jitter with crop, flips, colours, and ``data.augment.transforms``."""
+    """Turns, size and scale jitter with crop, flips, colours, and ``data.augment.transforms``."""
 
     def __init__(self, config: ResizeConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
         super().__init__(config)
@@ -63,7 +79,10 @@ class TrainTransform(Transform):
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
-        image, boxes, labels = self._rescale_and_crop(image, boxes, labels, rng)
+        if quarters := draw_turns(self.augment, rng):
+            image, boxes = turn(image, quarters), turn_boxes(boxes, *image.shape[:2], quarters)
+        rescale = self._onto_canvas if self.augment.canvas else self._rescale_and_crop
+        image, boxes, labels = rescale(image, boxes, labels, rng)
         across, down = draw_flips(self.augment, rng)
         image, boxes = flip(image, across, down), flip_boxes(boxes, *image.shape[:2], across, down)
         if self.colors is not None:
@@ -73,7 +92,7 @@ class TrainTransform(Transform):
             image, boxes, kept = apply_listed(transform, image, boxes)
             window = (0, 0, *image.shape[:2])
             boxes, labels = crop_boxes(boxes, labels[kept], window, self.augment.min_visibility)
-        if self.config.fixed:
+        if self.config.fixed or self.augment.canvas:
             image, boxes, labels = self._resized(image, boxes, labels, *size)
         # Rounding may move a box's edge outside by a fraction of a pixel, or make its edges coincide.
         height, width = image.shape[:2]
@@ -87,9 +106,7 @@ class TrainTransform(Transform):
         """Zoomed by a random factor. In: a window of the image fills the target size. Out: the target is smaller."""
         full_height, full_width = image.shape[:2]
         height, width = input_size(full_height, full_width, self.config, int(rng.choice(self.config.short)))
-        zoom = 1.0
-        if self.augment.scale_jitter:
-            zoom = float(np.exp(rng.uniform(*np.log(self.augment.scale_jitter))))
+        zoom = self._draw_zoom(rng)
         if zoom <= 1:
             window = (0, 0, full_height, full_width)
             height, width = max(1, round(height * zoom)), max(1, round(width * zoom))
@@ -103,6 +120,42 @@ class TrainTransform(Transform):
         top, left, window_height, window_width = window
         image = image[top : top + window_height, left : left + window_width]
         return self._resized(image, boxes, labels, height, width)
+
+    def _onto_canvas(
+        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> Transformed:
+        """Scaled to fit in ``augment.canvas``, times a random factor; on each axis cropped or put on gray at random."""
+        canvas = np.array(self.augment.canvas)
+        full = np.array(image.shape[:2])
+        scale = (canvas / full).min() * self._draw_zoom(rng)
+        sides = np.clip(np.rint(canvas / scale), 1, full).astype(int)  # of the window that is seen
+        top, left = (int(corner) for corner in rng.integers(full - sides + 1))
+        boxes, labels = crop_boxes(boxes, labels, (top, left, *sides), self.augment.min_visibility)
+        window = image[top : top + sides[0], left : left + sides[1]]
+        size = np.clip(np.rint(sides * scale), 1, canvas).astype(int)
+        window, boxes, labels = self._resized(window, boxes, labels, *size.tolist())
+        top, left = (int(corner) for corner in rng.integers(canvas - size + 1))
+        whole = gray(*canvas, window)
+        whole[top : top + size[0], left : left + size[1]] = window
+        return Transformed(whole, boxes + np.array([left, top, left, top], dtype=np.float32), labels)
+
+    def _draw_zoom(self, rng: np.random.Generator) -> float:
+        jitter = self.augment.scale_jitter
+        return float(np.exp(rng.uniform(*np.log(jitter)))) if jitter else 1.0
+
+
+def gray(height: int, width: int, like: np.ndarray) -> np.ndarray:
+    """An empty image of the depth and channels of another."""
+    return np.full((height, width, like.shape[2]), GRAY * (257 if like.dtype == np.uint16 else 1), dtype=like.dtype)
+
+
+def turn_boxes(boxes: np.ndarray, height: int, width: int, quarters: int) -> np.ndarray:
+    """The boxes of an image of this size turned by ``turn``."""
+    for _ in range(quarters):
+        left, top, right, bottom = boxes.T
+        boxes = np.stack([top, width - right, bottom, width - left], axis=1)
+        height, width = width, height
+    return boxes
 
 
 def flip_boxes(boxes: np.ndarray, height: int, width: int, across: bool, down: bool) -> np.ndarray:

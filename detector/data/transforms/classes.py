@@ -13,10 +13,12 @@ from detector.data.transforms.colors import (
     apply_listed,
     color_transform,
     draw_flips,
+    draw_turns,
     flip,
     listed_transforms,
     load_albumentations,
     seeded,
+    turn,
 )
 from detector.data.transforms.resize import resize
 
@@ -38,7 +40,7 @@ class ClassTransform:
 
 
 class TrainClassTransform(ClassTransform):
-    """A random crop (Szegedy et al. 2015, section 6), flips, colours, and ``data.augment.transforms``."""
+    """Turns, a random crop (Szegedy et al. 2015, section 6), flips, colours, and ``data.augment.transforms``."""
 
     def __init__(self, config: CropConfig, augment: AugmentConfig, seed: int, channels: int = 3) -> None:
         super().__init__(config)
@@ -53,6 +55,7 @@ class TrainClassTransform(ClassTransform):
 
     def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
+        image = turn(image, draw_turns(self.augment, rng)) if self.augment.rotate90 else image
         across, down = draw_flips(self.augment, rng)
         image = flip(apply(self.window_and_colors, image, rng), across, down)
         for transform in seeded(self.listed, rng):

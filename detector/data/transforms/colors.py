@@ -150,6 +150,23 @@ def draw_flips(augment: AugmentConfig, rng: np.random.Generator) -> tuple[bool, 
     return bool(across < augment.horizontal_flip), bool(down < augment.vertical_flip)
 
 
+def draw_turns(augment: AugmentConfig, rng: np.random.Generator) -> int:
+    """How many quarters to turn by, 0 to 3."""
+    # Without rotations nothing is drawn, so that the draws after it stay as they were before there were any.
+    return int(rng.integers(1, 4)) if augment.rotate90 and rng.random() < augment.rotate90 else 0
+
+
+def turn(image: np.ndarray, quarters: int) -> np.ndarray:
+    """An image turned counter-clockwise."""
+    return np.ascontiguousarray(np.rot90(image, quarters))
+
+
+def same_depth(images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Images of one depth: among 16-bit ones, 255 becomes 65535."""
+    are_deep = any(image.dtype == np.uint16 for image in images)
+    return [image.astype(np.uint16) * 257 if are_deep and image.dtype == np.uint8 else image for image in images]
+
+
 def flip(image: np.ndarray, across: bool, down: bool) -> np.ndarray:
     if not (across or down):
         return image
