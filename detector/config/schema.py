@@ -307,6 +307,11 @@ class MatcherConfig(Section):
             raise ValueError(f"negative: {self.negative} must not be greater than positive: {self.positive}")
         return self
 
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether an anchor's own IoU decides, so that it matters which anchors there are."""
+        return self.name == "max_iou"
+
 
 class BoxCoderConfig(Section):
     name: str = "deltas"  # a key of detector.ops.coders.BOX_CODERS
