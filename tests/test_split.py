@@ -224,7 +224,7 @@ def test_a_run_without_evaluation(coco: Path, tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert run_command("evaluate", ["--checkpoint", str(last)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {last}: was trained without data to evaluate on (data.val is null); give --annotations and --images\n"
+        f"error: {last}: names no data of its own to evaluate on; give --annotations and --images\n"
     )
     given = ["--annotations", f"{coco}/annotations/val.json", "--images", f"{coco}/images"]
     assert run_command("evaluate", ["--checkpoint", str(last), *given, "--json"]) == 0

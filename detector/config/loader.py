@@ -299,15 +299,33 @@ def _explain(detail: Any, places: _Places) -> str:
         known = list(_section_at(keys[:-1]).model_fields)
         near = difflib.get_close_matches(keys[-1], known, n=1)
         return f"{where}unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}")
-    message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
-        return where + message
-    return f"{where}{message[0].lower()}{message[1:]}; it is {_short(detail['input'])}"
+        return where + detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "model_type":
+        message = f"must be a section, with keys such as {', '.join(list(_section_at(keys).model_fields)[:3])}"
+    else:
+        message = WORDS.get(detail["type"], detail["msg"].replace("Input should", "must"))
+    return f"{where}{message.format(**detail.get('ctx', {}))}; it is {_short(detail['input'])}"
 
+
+# Our words for pydantic's types of errors that speak of Python.
+WORDS = {
+    "dict_type": "must be a mapping, as {{key: value}}",
+    "list_type": "must be a list, as [a, b]",
+    "string_type": "must be text",
+    "too_short": "must have at least {min_length} values",
+    "too_long": "must have at most {max_length} values",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+}
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+# As YAML writes them.
+_SHORT.repr_NoneType = lambda value, level: "null"  # type: ignore[attr-defined]
+_SHORT.repr_bool = lambda value, level: str(value).lower()  # type: ignore[attr-defined]
 
 
 def _short(value: Any) -> str:

@@ -36,16 +36,21 @@ class Section(BaseModel):
     @classmethod
     def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         # Python's bool is an int, and pydantic takes it for one: epochs: yes would be one epoch.
-        if isinstance(value, bool) and _is_number(cls.model_fields[info.field_name or ""].annotation):
-            raise ValueError(f"must be a number; it is {value}")
+        if _has_bool_as_number(value, cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError(f"must be a number; it is {str(value).lower()}")
         return value
 
 
-def _is_number(annotation: Any) -> bool:
-    """Whether a type is a number's, or an optional number's such as ``Count | None``."""
-    if get_origin(annotation) in (Annotated, UnionType, Union):
-        return any(map(_is_number, get_args(annotation)))
-    return annotation in (int, float)
+def _has_bool_as_number(value: Any, annotation: Any) -> bool:
+    """Whether a bool stands where a type such as ``list[Count] | None`` has a number."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Annotated, UnionType, Union):
+        return any(_has_bool_as_number(value, one) for one in inner)
+    if origin is list and isinstance(value, list):
+        return any(_has_bool_as_number(one, inner[0]) for one in value)
+    if origin is dict and isinstance(value, dict):
+        return any(_has_bool_as_number(one, inner[1]) for one in value.values())
+    return isinstance(value, bool) and annotation in (int, float)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------

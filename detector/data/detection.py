@@ -130,7 +130,7 @@ def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
         )
         if policy == "error":
             raise DataError(
-                f"{annotations.path}: {first_invalid}; {int(is_invalid.sum())} boxes in the file are like this:"
+                f"{annotations.path}: {first_invalid}; {int(is_invalid.sum())} boxes are like this:"
                 " correct them, or set data.invalid_boxes to clip or drop"
             )
     is_dropped = is_empty if policy == "clip" else is_invalid
@@ -326,8 +326,7 @@ def check_objects(dataset: CocoDataset) -> None:
     """Raises where there is no object to train on."""
     if not dataset.is_object.any():
         raise DataError(
-            f"{dataset.source}: has no object to train on ({dataset.summary()}); annotate some, or check that"
-            " data.train.annotations names the right file"
+            f"{dataset.source}: has no object to train on ({dataset.summary()}); annotate some, or give other data"
         )
 
 

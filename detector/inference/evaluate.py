@@ -73,9 +73,10 @@ def evaluate_checkpoint(
         given.append("data.val.annotations=null")
     opened = from_content(content, source, [*overrides, *given], device, allow_code)
     data = opened.config.data
-    if not data.has_val:
-        options = "--annotations and --images" if needs_annotations else "--images"
-        raise ConfigError(f"{source}: was trained without data to evaluate on (data.val is null); give {options}")
+    needed = ("annotations", "images") if needs_annotations else ("images",)
+    missing = [f"--{key}" for key in needed if data.val_share is None and getattr(data.val, key, None) is None]
+    if missing:
+        raise ConfigError(f"{source}: names no data of its own to evaluate on; give {' and '.join(missing)}")
     if data.val_share is not None:
         check_val_share(content, source)
     del content
