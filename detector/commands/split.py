@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", default="auto", dest="format", metavar="FORMAT", help="coco, yolo, voc or csv (default: by content)"
     )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images, where it is needed")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder for the parts")
 
 
@@ -56,36 +57,40 @@ def run(args: argparse.Namespace) -> int:
 
     from detector.data.formats.building import Source
     from detector.data.formats.parts import PARTS
-    from detector.data.formats.reading import read_annotations
+    from detector.data.formats.reading import detect, read_annotations
     from detector.data.split import group, split_folds, split_parts
     from detector.errors import ConfigError
     from detector.files.atomic import make_folder
 
     if args.val + (args.test or 0) >= 1:
         raise ConfigError("command line: --val and --test leave nothing to train on; give fractions that add up to < 1")
-    annotations = read_annotations(Source(args.annotations, format=args.format))
+    source = Source(args.annotations, args.images, args.format)
+    annotations = read_annotations(source)
     names = [annotations.file_name(index) for index in range(len(annotations))]
     keys, group_of = group(args.annotations, names, args.group)
-    given = args.annotations, keys, group_of[annotations.image_index().numpy()], annotations.labels.numpy()
+    image, label = group_of[annotations.image_index().numpy()], annotations.labels.numpy()
     if args.folds:
-        source, keys, own, label = given
-        fold = split_folds(source, keys, np.bincount(group_of), own, label, args.folds, args.seed)[group_of]
+        sizes = np.bincount(group_of)
+        fold = split_folds(args.annotations, keys, sizes, image, label, args.folds, args.seed)[group_of]
         masks = {f"fold{number + 1}/val": fold == number for number in range(args.folds)}
         parts = {name.replace("val", "train"): ~is_val for name, is_val in masks.items()} | masks
     else:
-        part = split_parts(*given, args.val, args.test or 0, args.seed)[group_of]
+        part = split_parts(args.annotations, keys, image, label, args.val, args.test or 0, args.seed)[group_of]
         parts = masks = {
             name: part == number for number, name in enumerate(["train", "val", "test"][: 2 + bool(args.test)])
         }
-    writer = PARTS[annotations.format]
+    form = detect(source)
+    writer = PARTS[form]
     paths = {name: args.output / f"{name}{writer.suffix}" for name in parts}
     for path in paths.values():
         if path.exists():
             raise ConfigError(f"{path}: exists already; give another --output")
     for path in paths.values():
         make_folder(path.parent)
-    writer.write(annotations, parts, paths)
+    writer.write(source, annotations, {paths[name]: is_in for name, is_in in parts.items()})
     print(describe(annotations, {paths[name]: is_in for name, is_in in masks.items()}, args.group and len(keys)))
+    if form == "csv":
+        print(f"\nfile names are relative to {annotations.images}: give it as data.train.images and data.val.images")
     return 0
 
 

@@ -7,8 +7,8 @@ from 0, or (OpenImages, by ``ImageID``) fractions of the image. An image without
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ SIZE = ("width", "height")
 CLASSES_FILE = "classes.csv"  # keras-retinanet's, beside the annotations: name,id
 
 
-class _Columns(NamedTuple):
+class Columns(NamedTuple):
     """The index of each column; -1: there is none."""
 
     image: int
@@ -47,23 +47,41 @@ class _Columns(NamedTuple):
     is_fraction: bool = False
 
 
-PLAIN = _Columns(0, (1, 2, 3, 4), 5)
+PLAIN = Columns(0, (1, 2, 3, 4), 5)
+
+
+class Layout(NamedTuple):
+    """How a CSV file of boxes is written."""
+
+    separator: str
+    header: list[str] | None  # its first row, if that names the columns
+    columns: Columns
+
+    def rows(self, path: Path) -> Iterator[tuple[int, list[str]]]:
+        """Line number and cells of each row below the header."""
+        return islice(read_cells(path, self.separator), int(self.header is not None), None)
+
+
+def layout_of(path: Path) -> Layout:
+    """The layout of a CSV file, by its first row."""
+    separator = _separator(path)
+    first = next(read_cells(path, separator), None)
+    if first is None:
+        raise DataError(f"{path}: is empty")
+    columns = _columns_of(path, first[1])
+    return Layout(separator, None, PLAIN) if columns is None else Layout(separator, first[1], columns)
 
 
 def read(source: Source, is_strict: bool) -> Rows:
     """The images and boxes of a CSV file; images are those that it names."""
     path, root = source.path, source.images or source.path.parent
-    separator = _separator(path)
-    rows = read_cells(path, separator)
-    first = next(rows, None)
-    if first is None:
-        raise DataError(f"{path}: is empty")
-    columns, form = _columns_of(path, first[1]), f"CSV with the header {show_text(separator.join(first[1]))}"
-    if columns is None:
-        columns, rows, form = PLAIN, chain([first], rows), "CSV without a header: path,x1,y1,x2,y2,class"
+    layout = layout_of(path)
+    form = "CSV without a header: path,x1,y1,x2,y2,class"
+    if layout.header:
+        form = f"CSV with the header {show_text(layout.separator.join(layout.header))}"
     ids = _class_ids(path.parent / CLASSES_FILE)
-    reader = _Reader(Builder(source, is_strict), root, columns, ids)
-    for line, cells in rows:
+    reader = _Reader(Builder(source, is_strict), root, layout.columns, ids)
+    for line, cells in layout.rows(path):
         reader.add_row(line, [cell.strip() for cell in cells])
     return reader.builder.named_rows(root, form + (f"; ids of {CLASSES_FILE}" if ids else ""), ids)
 
@@ -71,7 +89,7 @@ def read(source: Source, is_strict: bool) -> Rows:
 class _Reader:
     """Adds the rows of a file to a builder."""
 
-    def __init__(self, builder: Builder, root: Path, columns: _Columns, ids: dict[str, int] | None) -> None:
+    def __init__(self, builder: Builder, root: Path, columns: Columns, ids: dict[str, int] | None) -> None:
         self.builder, self.root, self.columns, self.ids = builder, root, columns, ids
         self.path = builder.source.path
         self.index_of: dict[str, int] = {}
@@ -124,7 +142,7 @@ class _Reader:
             builder.add_box(image, builder.label_of(label), pixels, is_crowd=is_group)
 
 
-def _columns_of(path: Path, header: Sequence[str]) -> _Columns | None:
+def _columns_of(path: Path, header: Sequence[str]) -> Columns | None:
     """The columns of a header; None for a first row that is none. Raises where columns are missing."""
     names = [name.strip().lower() for name in header]
 
@@ -137,7 +155,7 @@ def _columns_of(path: Path, header: Sequence[str]) -> _Columns | None:
         size = tuple(map(names.index, SIZE)) if set(SIZE) <= set(names) else ()
         is_openimages = names[image] == "imageid"
         is_group = names.index("isgroupof") if "isgroupof" in names else -1
-        return _Columns(image, corners, label, size, is_group, is_openimages)
+        return Columns(image, corners, label, size, is_group, is_openimages)
     if len(header) == 6 and image < 0 and label < 0 and not corners:
         return None
     missing = [

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,7 @@ import yaml
 
 from detector.data.formats import box_csv, voc
 from detector.data.formats.annotations import Annotations
-from detector.data.formats.building import Source, read_cells
-from detector.errors import DataError
+from detector.data.formats.building import Source
 from detector.files.atomic import atomic_write, storing
 
 Parts = Mapping[Path, np.ndarray]  # the file of each part, and which images are in it, [I] bool
@@ -37,36 +37,71 @@ def _key(image_id: Any) -> str:
 
 
 def write_csv(source: Source, annotations: Annotations, parts: Parts) -> None:
-    """CSV files with the rows of their images."""
-    table = box_csv.open_table(source.path)
+    """CSV files with the rows of their images, as they are."""
+    layout = box_csv.layout_of(source.path)
     index_of = {annotations.file_name(index): index for index in range(len(annotations))}
-    index_of |= (
-        {Path(name).with_suffix("").as_posix(): index for name, index in index_of.items()}
-        if table.columns.is_fraction
-        else {}
-    )
+    if layout.columns.is_fraction:  # OpenImages' ids have no suffix
+        index_of = {
+            PurePosixPath(name).with_suffix("").as_posix(): index for name, index in index_of.items()
+        } | index_of
     for path, is_in in parts.items():
         with atomic_write(path) as file:
-            writer = csv.writer(file, delimiter=table.separator, lineterminator="\n")
-            writer.writerows(table.header)
-            writer.writerows(cells for _, cells in table.rows() if is_in[index_of[cells[table.columns.image].strip()]])
+            writer = csv.writer(file, delimiter=layout.separator, lineterminator="\n")
+            writer.writerows([layout.header] if layout.header else [])
+            for _, cells in layout.rows(source.path):
+                if is_in[index_of[cells[layout.columns.image].strip()]]:
+                    writer.writerow(cells)
+        classes = source.path.parent / box_csv.CLASSES_FILE
+        if classes.is_file():
+            with storing(path):
+                shutil.copy(classes, path.parent)
 
 
 def write_yolo(source: Source, annotations: Annotations, parts: Parts) -> None:
     """Lists of images, a ``data.yaml``, and ``data``, a link to the data set, through which its labels are found."""
     root = annotations.images.absolute()
-    before, found, _ = f"{root}/".rpartition("/images/")
-    base = Path(before) if found else root
+    before, is_below, _ = f"{root}/".rpartition("/images/")
+    base = Path(before) if is_below else root  # labels are looked for beside the last folder ``images``
     names = {label: category.name for label, category in enumerate(annotations.categories)}
     for path, is_in in parts.items():
-        link = path.parent / "data"
-        with storing(link):
-            if not link.is_symlink():
-                link.symlink_to(base, target_is_directory=True)
-        with atomic_write(path) as file:
-            for index in np.flatnonzero(is_in).tolist():
-                file.write(f"./data/{(root / annotations.file_name(index)).relative_to(base)}\n")
-    for folder in {path.parent for path in parts}:
+        _write_lines(path, is_in, lambda index: f"./data/{(root / annotations.file_name(index)).relative_to(base)}")
+    for folder in {path.parent: None for path in parts}:
+        _link(folder / "data", base)
         own = {path.stem: path.name for path in parts if path.parent == folder}
         with atomic_write(folder / "data.yaml") as file:
             yaml.safe_dump(own | {"names": names}, file, allow_unicode=True, sort_keys=False)
+
+
+def write_voc(source: Source, annotations: Annotations, parts: Parts) -> None:
+    """Lists of images as in ``ImageSets/Main``, and links to the data set, through which their files are found."""
+    layout = voc.layout_of(source)
+    for path, is_in in parts.items():
+        _write_lines(path, is_in, lambda index: PurePosixPath(annotations.file_name(index)).with_suffix("").as_posix())
+    for folder in {path.parent: None for path in parts}:
+        _link(folder / "Annotations", layout.annotations)
+        _link(folder / "JPEGImages", layout.images)
+
+
+def _write_lines(path: Path, is_in: np.ndarray, line: Callable[[int], str]) -> None:
+    with atomic_write(path) as file:
+        file.writelines(f"{line(index)}\n" for index in np.flatnonzero(is_in).tolist())
+
+
+def _link(path: Path, target: Path) -> None:
+    with storing(path):
+        path.symlink_to(target.absolute(), target_is_directory=True)
+
+
+class Parted(NamedTuple):
+    """How the parts of a data set are written."""
+
+    suffix: str  # of the file of a part
+    write: Callable[[Source, Annotations, Parts], None]
+
+
+PARTS = {
+    "coco": Parted(".json", write_coco),
+    "yolo": Parted(".txt", write_yolo),
+    "voc": Parted(".txt", write_voc),
+    "csv": Parted(".csv", write_csv),
+}

@@ -38,3 +38,8 @@ FORMATS: dict[str, Callable[[Source, bool], Rows]] = {
     "voc": voc.read,
     "csv": box_csv.read,
 }
+
+
+def detect(source: Source) -> str:
+    """The format of a source."""
+    return "coco" if source.format == "auto" else source.format

@@ -29,7 +29,7 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 _below_one = re.compile(rb"<[xy]m(?:in|ax)>\s*(?:-[\d.]+|\+?(?:0+(?:\.\d*)?|\.\d+))\s*</").search
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     annotations: Path  # the folder of XML files
     images: Path
     listed: Path | None  # the file of ImageSets that names the images; None: all XML files
@@ -37,7 +37,7 @@ class _Layout(NamedTuple):
 
 def read(source: Source, is_strict: bool) -> Rows:
     """The images and boxes of a folder of XML files, or of those that a file of ImageSets lists."""
-    layout = _layout(source)
+    layout = layout_of(source)
     builder = Builder(source, is_strict)
     images = list_images(layout.images).files
     known, by_stem = set(images), {os.path.splitext(name)[0]: name for name in images}  # noqa: PTH122
@@ -50,7 +50,8 @@ def read(source: Source, is_strict: bool) -> Rows:
         name = by_stem.get(stem)
         if name is None:
             name = content.values.get("filename", "").strip().replace("\\", "/")
-            name = name if name in known or (name and "/" not in name) else f"{stem}.jpg"
+            is_own = os.path.splitext(name)[0] == stem or (name and "/" not in name)  # noqa: PTH122
+            name = name if name in known or is_own else f"{stem}.jpg"
         image = builder.add_image(
             name, *builder.whole_size(path, 0, content.values.get("width"), content.values.get("height"))
         )
@@ -86,7 +87,7 @@ def _part_folder(root: Path, part: str) -> Path | None:
     return next((folder for folder in folders if folder.is_dir() and any(folder.glob("*.xml"))), None)
 
 
-def _layout(source: Source) -> _Layout:
+def layout_of(source: Source) -> Layout:
     path = source.path
     if path.is_file():
         root = next((parent for parent in list(path.parents)[:4] if (parent / "Annotations").is_dir()), None)
@@ -103,10 +104,10 @@ def _layout(source: Source) -> _Layout:
     if not annotations.is_dir():
         raise DataError(f"{annotations}: no such folder")
     below = (root / name for name in IMAGE_FOLDERS)
-    return _Layout(annotations, source.images or next(filter(Path.is_dir, below), annotations), listed)
+    return Layout(annotations, source.images or next(filter(Path.is_dir, below), annotations), listed)
 
 
-def _files(layout: _Layout, builder: Builder) -> Iterator[str]:
+def _files(layout: Layout, builder: Builder) -> Iterator[str]:
     """The names of the XML files, without their suffix."""
     stems = [name[:-4] for name, is_file in walk(layout.annotations) if is_file and name.lower().endswith(".xml")]
     if layout.listed is None:
