@@ -515,5 +515,5 @@ def test_a_mistake_is_one_line(checkpoint: Path, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().err
     assert (
         said
-        == f"error: command line: 127.0.0.1:{port}: cannot be served: Address already in use; choose another --port\n"
+        == f"error: command line: 127.0.0.1:{port}: cannot be served: Address already in use; choose another --host or --port\n"
     )

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: --host {args.host}: whoever reaches it can use it; set {TOKEN}", file=sys.stderr)
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides, args.allow_code)
     settings = Settings(args.batch_size, args.workers, args.queue, args.timeout, args.max_mb * 10**6, max_pixels, token)
-    name = "/".join(Path(args.checkpoint).parts[-2:])  # the client need not know where it lies
+    name = str(Path(*Path(args.checkpoint).parts[-2:]))  # the client need not know where it lies
     with listen(args.host, args.port) as listening:
         host = f"[{args.host}]" if ":" in args.host else args.host
         started = partial(print, f"serving {name}: http://{host}:{listening.getsockname()[1]}", flush=True)
