@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint, or a COCO results file",
     "browse": "show the training data as it is stored and as it is augmented",
     "infer": "find objects in a folder of images, or classify them",
+    "export": "write a model to one ONNX file that runs without this package",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
     "anchors": "show how well anchors cover the objects of a data set, and suggest better ones",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 SUFFIX = ".onnx"
 FORMAT = 1  # of the metadata
-DTYPES = {"tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16}
+DTYPES = {
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(int64)": np.int64,
+    "tensor(float)": np.float32,
+}
 
 
 class Sample(NamedTuple):
@@ -44,7 +49,7 @@ class ExportedPredictor(ImagePredictor):
     def __init__(self, path: str | Path, overrides: Sequence[str] = (), threads: int | None = None) -> None:
         self.path = Path(path)
         self.session = _open(self.path, threads)
-        metadata = read_metadata(self.session, self.path)
+        self.metadata = metadata = read_metadata(self.session, self.path)
         self.config = _as_attributes(metadata["config"])
         self.categories = [Category(**category) for category in metadata["classes"]]
         self.settings: list[str] = metadata["settings"]
@@ -52,8 +57,8 @@ class ExportedPredictor(ImagePredictor):
         self.results = get_results(metadata["task"])
         inputs = {value.name: value for value in self.session.get_inputs()}
         inputs |= {value.name: value for value in self.session.get_overridable_initializers()}
-        self.dtype = DTYPES[inputs["images"].type]
-        self.inputs = set(inputs)
+        self.inputs = {name: DTYPES[value.type] for name, value in inputs.items()}
+        self.dtype = self.inputs["images"]
         for override in overrides:
             self._override(override)
 
@@ -78,6 +83,13 @@ class ExportedPredictor(ImagePredictor):
             raise ConfigError(f"command line: {key}: {text!r} is not {wanted}")
         setattr(self.config.model.predict, name, value)
 
+    def follow(self, predict: Any) -> None:
+        """Take the settings of another config's ``model.predict``, of which only some may differ."""
+        own = self.config.model.predict
+        for name, was in vars(own).items():
+            if getattr(predict, name) != was:
+                self._override(f"model.predict.{name}={getattr(predict, name)}")
+
     def check_threshold(self) -> None:
         """Refuse a score threshold where the file takes none."""
         if "score_threshold" not in self.inputs:
@@ -86,11 +98,12 @@ class ExportedPredictor(ImagePredictor):
 
     def sample(self, image: np.ndarray, image_id: int = 0) -> Sample:
         if image.dtype == np.uint16 and self.dtype == np.uint8:
-            raise DataError(
-                f"an image has 16 bits, and {self.path} takes 8; export the model with --bits 16, which takes both"
-            )
+            self.refuse_depth()
         pixels = self.results.prepare(image, self.config.data)
         return Sample(pixels.transpose(2, 0, 1), image.shape[:2])
+
+    def refuse_depth(self) -> NoReturn:
+        raise DataError(f"an image has 16 bits, {self.path} takes 8; export the model with --bits 16, which takes both")
 
     def predict_samples(self, samples: list[Sample], score_threshold: float | None = None) -> list[Any]:
         if score_threshold is not None:
@@ -114,17 +127,16 @@ class ExportedPredictor(ImagePredictor):
             np.multiply(image, self.dtype(factor), out=images[row, :, : image.shape[1], : image.shape[2]])
         return images, sizes, np.array([sample.size_original for sample in samples], dtype=np.int64)
 
-    def run(
-        self, images: np.ndarray, sizes: np.ndarray, sizes_original: np.ndarray, **settings: float
-    ) -> list[np.ndarray]:
-        """The file's outputs for a batch of one padded shape; ``settings`` replace those of ``model.predict``."""
+    def feed(self, images: np.ndarray, sizes: np.ndarray, sizes_original: np.ndarray, **settings: Any) -> dict:
+        """The file's inputs; ``settings`` replace those of ``model.predict``."""
         feed = {"images": images, "sizes": sizes, "sizes_original": sizes_original}
-        values = {name: getattr(self.config.model.predict, name) for name in self.results.INPUTS} | settings
-        feed |= {
-            name: np.array(value, dtype=np.int64 if isinstance(value, int) and name == "max_detections" else np.float32)
-            for name, value in values.items()
-        }
-        return self.session.run(list(self.results.OUTPUTS), {name: feed[name] for name in feed if name in self.inputs})
+        for name in self.results.INPUTS:
+            feed[name] = np.array(settings.get(name, getattr(self.config.model.predict, name)))
+        return {name: feed[name].astype(dtype, copy=False) for name, dtype in self.inputs.items() if name in feed}
+
+    def run(self, *batch: np.ndarray, **settings: Any) -> list[np.ndarray]:
+        """The file's outputs for the images of one padded shape that :meth:`batch` made."""
+        return self.session.run(list(self.results.OUTPUTS), self.feed(*batch, **settings))
 
     def digest(self) -> str:
         values = json.dumps(vars(self.config.model.predict), sort_keys=True)

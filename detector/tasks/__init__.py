@@ -87,6 +87,13 @@ class Task(Protocol):
     def to_predictions(self, predictions: Any, categories: Sequence[Category], config: ModelConfig) -> list[Any]: ...
 
 
+class Difference(NamedTuple):
+    """Two models' predictions of the same images."""
+
+    is_same: bool
+    text: str
+
+
 class Results(Protocol):
     """How an exported file is fed and read, and how predictions are written and described. Imports no torch."""
 
@@ -99,6 +106,8 @@ class Results(Protocol):
 
     def prepare(self, image: np.ndarray, data: Any) -> np.ndarray: ...  # [H, W, C] by the config's data, not padded
     def as_predictions(self, outputs: Sequence[np.ndarray], categories: Sequence[Category], predict: Any) -> list: ...
+
+    def compare(self, own: list, other: list, score: float, pixels: float) -> Difference: ...
 
     # Writing.
     FILE: str  # name of the file that inference writes

@@ -14,7 +14,7 @@ import numpy as np
 from detector.data.transforms.resize import center_crop
 from detector.files.atomic import atomic_write
 from detector.reports.drawing import score_texts
-from detector.tasks import get_views
+from detector.tasks import Difference, get_views
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -64,6 +64,17 @@ def as_predictions(
         ClassPrediction(row[label], label, [categories[index].name for index in label])
         for row, label in zip(scores, best, strict=True)
     ]
+
+
+def compare(own: list[ClassPrediction], other: list[ClassPrediction], score: float, pixels: float) -> Difference:
+    """Whether the scores are the same within ``score``, and the classes but for ties."""
+    gaps = [np.abs(one.scores - two.scores).max() for one, two in zip(own, other, strict=True)]
+    is_other = sum(
+        int((one.labels[0] != two.labels[0]) and abs(one.scores[0] - one.scores[1:2].max(initial=0)) > score)
+        for one, two in zip(own, other, strict=True)
+    )
+    text = f"{is_other} other classes, scores within {max(gaps, default=0):.1e}"
+    return Difference(is_other == 0 and max(gaps, default=0) <= score, text)
 
 
 def to_results(prediction: ClassPrediction, image_id: int, name: Path) -> list[dict[str, Any]]:
