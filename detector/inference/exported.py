@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from detector.data.loading.sampler import Key
 from detector.data.transforms.resize import by_shape, padded
-from detector.errors import ConfigError, DataError, WeightsError, one_of
-from detector.inference.images import ImagePredictor
+from detector.errors import ConfigError, DataError, DetectorError, WeightsError, one_of
+from detector.inference.images import ImagePredictor, Item, Samples
 from detector.structures import Category
 from detector.tasks import get_results
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import onnxruntime
 
 SUFFIX = ".onnx"
+AHEAD = 2  # batches that are read while one is predicted
 FORMAT = 1  # of the metadata
 DTYPES = {
     "tensor(uint8)": np.uint8,
@@ -90,24 +94,48 @@ class ExportedPredictor(ImagePredictor):
             if getattr(predict, name) != was:
                 self._override(f"model.predict.{name}={getattr(predict, name)}")
 
-    def check_threshold(self) -> None:
+    def check_score(self, score: float) -> None:
         """Refuse a score threshold where the file takes none."""
         if "score_threshold" not in self.inputs:
             why = "its thresholds were fixed at export" if self.results.INPUTS else f"it is of {self.config.task}"
             raise ConfigError(f"score: {self.path} has no lowest score to change: {why}")
 
-    def sample(self, image: np.ndarray, image_id: int = 0) -> Sample:
+    def sampler(self) -> Callable[[np.ndarray, int], Sample]:
+        return self._sample
+
+    def _sample(self, image: np.ndarray, image_id: int) -> Sample:
         if image.dtype == np.uint16 and self.dtype == np.uint8:
             self.refuse_depth()
         pixels = self.results.prepare(image, self.config.data)
         return Sample(pixels.transpose(2, 0, 1), image.shape[:2])
+
+    def read(self, samples: Samples, batches: Iterable[list[Key]], workers: int) -> Generator[list[Item], None, None]:
+        """By threads: OpenCV decodes and resizes without Python's lock."""
+
+        def read_one(key: Key) -> Item:
+            try:
+                return samples[key]
+            except DetectorError as error:
+                return Item(None, None, str(error))
+
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            waiting = deque[list[Future[Item]]]()
+            try:
+                for keys in batches:
+                    waiting.append([pool.submit(read_one, key) for key in keys])
+                    if len(waiting) > AHEAD:
+                        yield [item.result() for item in waiting.popleft()]
+                while waiting:
+                    yield [item.result() for item in waiting.popleft()]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def refuse_depth(self) -> NoReturn:
         raise DataError(f"an image has 16 bits, {self.path} takes 8; export the model with --bits 16, which takes both")
 
     def predict_samples(self, samples: list[Sample], score_threshold: float | None = None) -> list[Any]:
         if score_threshold is not None:
-            self.check_threshold()
+            self.check_score(score_threshold)
         predict, predictions = self.config.model.predict, [None] * len(samples)
         given = {} if score_threshold is None else {"score_threshold": score_threshold}
         for indices in by_shape(samples):
@@ -181,3 +209,22 @@ def _as_attributes(tree: Any) -> Any:
     if isinstance(tree, dict):
         return SimpleNamespace(**{name: _as_attributes(value) for name, value in tree.items()})
     return tree
+
+
+def open_predictor(
+    source: str | Path, device: str | None = None, overrides: Sequence[str] = (), allow_code: bool = False
+) -> ImagePredictor:
+    """The predictor of an exported file, or of a checkpoint where torch is installed."""
+    if Path(source).suffix == SUFFIX:
+        return ExportedPredictor(source, overrides)
+    try:
+        import torch
+
+        from detector.inference.predictor import Predictor
+    except ModuleNotFoundError as error:
+        raise WeightsError(
+            f"{source}: opening a checkpoint needs {error.name}, which is not installed; give an exported model"
+            f" ({SUFFIX}), which detector export writes"
+        ) from None
+    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
+    return Predictor.from_checkpoint(source, device, overrides, allow_code)

@@ -13,8 +13,8 @@ import numpy as np
 
 from detector.data.transforms.resize import center_crop
 from detector.files.atomic import atomic_write
-from detector.reports.drawing import score_texts
-from detector.tasks import Difference, get_views
+from detector.reports.drawing import draw_lines, score_texts
+from detector.tasks import Difference
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,7 +46,7 @@ class ClassPrediction(NamedTuple):
         from detector.data.inputs import as_shown, check_threshold
 
         check_threshold(score_threshold)
-        return get_views("classification").draw(as_shown(image, *self.reading), self, score_threshold)
+        return draw(as_shown(image, *self.reading), self, score_threshold)
 
 
 def prepare(image: np.ndarray, data: DataConfig) -> np.ndarray:
@@ -75,6 +75,14 @@ def compare(own: list[ClassPrediction], other: list[ClassPrediction], score: flo
     )
     text = f"{is_other} other classes, scores within {max(gaps, default=0):.1e}"
     return Difference(is_other == 0 and max(gaps, default=0) <= score, text)
+
+
+def draw(image: np.ndarray, prediction: ClassPrediction, draw_score: float) -> Image.Image:
+    """The image under its best class and the others that score at least ``draw_score``."""
+    is_drawn = [rank == 0 or score >= draw_score for rank, score in enumerate(prediction.scores)]
+    texts = score_texts(prediction.names, prediction.scores)
+    shown = [(label, text) for label, text, is_kept in zip(prediction.labels, texts, is_drawn, strict=True) if is_kept]
+    return draw_lines(image, [int(label) for label, _ in shown], [text for _, text in shown])
 
 
 def to_results(prediction: ClassPrediction, image_id: int, name: Path) -> list[dict[str, Any]]:

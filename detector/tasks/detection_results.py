@@ -11,9 +11,9 @@ import numpy as np
 
 from detector.data.transforms.resize import resize_by_rule
 from detector.files.atomic import atomic_write
-from detector.reports.drawing import score_texts
+from detector.reports.drawing import draw_boxes, score_texts
 from detector.structures import SIZE_DIVISOR
-from detector.tasks import Difference, get_views
+from detector.tasks import Difference
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +54,7 @@ class Prediction(NamedTuple):
         from detector.data.inputs import as_shown, check_threshold
 
         check_threshold(score_threshold)
-        return get_views("detection").draw(as_shown(image, *self.reading), self, score_threshold)
+        return draw(as_shown(image, *self.reading), self, score_threshold)
 
     def to_coco(self, image_id: Id, file_name: str | None = None) -> list[dict[str, Any]]:
         """COCO results: ``image_id``, ``category_id``, ``bbox`` (left, top, width, height), ``score`` of each object.
@@ -138,6 +138,14 @@ def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     inside = (high - low).clip(min=0).prod(axis=-1)
     areas, other_areas = ((each[:, 2:] - each[:, :2]).prod(axis=-1) for each in (boxes, others))
     return inside > 0.3 * (areas[:, None] + other_areas - inside)
+
+
+def draw(image: np.ndarray, prediction: Prediction, draw_score: float) -> Image.Image:
+    """The image with the boxes that score at least ``draw_score``."""
+    is_drawn = prediction.scores >= draw_score
+    texts = score_texts(prediction.names, prediction.scores)
+    texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
+    return draw_boxes(image, prediction.boxes[is_drawn], prediction.labels[is_drawn].tolist(), texts)
 
 
 def to_results(prediction: Prediction, image_id: Id, name: Path) -> list[dict[str, Any]]:
