@@ -13,8 +13,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from detector.commands import add_allow_code, count
-from detector.commands.train import RESUMABLE
+from detector.commands import RESUMABLE, add_allow_code, count
 
 GALLERY = 200  # at most so many images in the page of --html
 UNREADABLE = 1  # exit code if some images could not be read, or changed during the run; all others are done
