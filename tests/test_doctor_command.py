@@ -288,7 +288,7 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 )
 def test_fix_overwrites_nothing(data: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = (data / target).read_bytes()
-    assert "exists and is not written over" in refused([*arguments(data), "--fix", f"{data}/{target}"], capsys)
+    assert "exists already; choose another name" in refused([*arguments(data), "--fix", f"{data}/{target}"], capsys)
     assert (data / target).read_bytes() == before
 
 

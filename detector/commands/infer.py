@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from detector.config.tasks import TASKS
-    from detector.errors import ConfigError
+    from detector.errors import ConfigError, counted
     from detector.files.json_stream import show_text
     from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
     from detector.tasks import get_results
@@ -81,7 +81,7 @@ def _run(args: argparse.Namespace) -> int:
         images, ids, unknown = known_ids(images, args.annotations)
         if unknown:
             names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-            notes.append(f"{len(unknown):,} images are skipped, as {args.annotations} does not list them: {names}")
+            notes.append(f"skipped {counted(len(unknown), 'image')} that {args.annotations} does not list: {names}")
 
     import torch
 
@@ -106,19 +106,19 @@ def _run(args: argparse.Namespace) -> int:
         resume=args.resume,
         ids=ids,
     )
-    print(f"{summary.found} in {summary.read} images: {summary.path}")
+    print(f"{summary.found} in {counted(summary.read, 'image')}: {summary.path}")
     if args.html:
         from detector.analysis.gallery import show_drawings
 
         page = args.output / "gallery.html"
         shown = show_drawings(page, f"Found by {args.checkpoint}", args.output / "images", GALLERY)
-        print(f"{shown} of them: {page}")
+        print(f"{counted(shown, 'drawing')}: {page}")
     for error in summary.errors:
-        print(f"not read or changed: {error}")
+        print(error)
     if summary.num_errors:
         print(
-            f"{summary.num_errors} of {summary.images} images could not be read, or changed during the run:"
-            f" {args.output / ERRORS}"
+            f"{summary.num_errors:,} of {counted(summary.images, 'image')} could not be read, or changed during the"
+            f" run: {args.output / ERRORS}"
         )
     return UNREADABLE if summary.num_errors else 0
 

@@ -40,13 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from detector.analysis.doctor.reading import read_json
     from detector.data.detection import held_back, read_annotations
-    from detector.errors import ConfigError
-    from detector.files.atomic import atomic_write, make_folder
+    from detector.files.atomic import atomic_write, check_new, make_folder
 
     paths = [args.output / "train.json", args.output / "val.json"]
     for path in paths:
-        if path.exists():
-            raise ConfigError(f"{path}: exists already; give another --output")
+        check_new(path)
     annotations = read_annotations(args.annotations)
     is_val = held_back(annotations, args.val, args.seed)
     tree = read_json(args.annotations)

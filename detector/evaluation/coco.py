@@ -254,6 +254,7 @@ def _mean_best_overlap(index: np.ndarray, boxes: np.ndarray, truth: Annotations)
 def _oddities(rows: np.ndarray, truth: Annotations) -> Iterator[str]:
     """What suggests another format than COCO's, with the evidence."""
     if not len(rows):
+        yield "has no detections, so nothing is found"
         return
     index, boxes, scores = rows[:, 0].astype(np.int64), rows[:, 1:5], rows[:, 5]
     sides = np.stack([truth.widths.numpy(), truth.heights.numpy()], axis=1)[index]  # [R, 2]

@@ -67,6 +67,12 @@ def make_folder(folder: Path, may_exist: bool = True) -> None:
         raise ConfigError(f"{folder}: cannot be made: {error.strerror}") from None
 
 
+def check_new(path: Path) -> None:
+    """Refuse a path to write to where something exists already."""
+    if path.exists():
+        raise ConfigError(f"{path}: exists already; choose another name, or remove it")
+
+
 def write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as file:
         file.write(json.dumps(value, indent=2) + "\n")

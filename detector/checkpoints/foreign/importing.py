@@ -53,7 +53,11 @@ def import_content(
     package = package or next((name for name, source in SOURCES.items() if source.mark in state), None)
     if package is None or SOURCES[package].mark not in state:
         known = ", ".join(f"{name} ({source.mark})" for name, source in SOURCES.items())
-        raise WeightsError(f"{path}: is not a RetinaNet of {package or known}: its first tensor is {next(iter(state))}")
+        is_classifier = {"fc.weight", "classifier.weight"} & state.keys()
+        hint = "; a classifier's are given as model.backbone.weights" if is_classifier else ""
+        raise WeightsError(
+            f"{path}: is not a RetinaNet of {package or known}: its first tensor is {next(iter(state))}{hint}"
+        )
     source = SOURCES[package]
     if norms := [name for name in state if re.fullmatch(HEAD_BATCH_NORMS, name)]:
         raise WeightsError(
@@ -128,6 +132,8 @@ def _resolve_config(
 def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
     """The state dict, and the class names if the file has them."""
     names: list[str] = []
+    if isinstance(value, dict) and "format" in value:
+        raise WeightsError(f"{path}: is a checkpoint of this package already; use it as it is, or add --to torchvision")
     if isinstance(value, dict) and isinstance(value.get("meta"), dict):  # MMDetection
         meta = value["meta"].get("dataset_meta") or value["meta"]
         known = (meta.get("classes") or meta.get("CLASSES") or []) if isinstance(meta, dict) else meta

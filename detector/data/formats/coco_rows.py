@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from detector.errors import DataError
-from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
+from detector.files.json_stream import JsonStream, has_surrogates, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category, Id
 
 # OpenCV's limits: it decodes no larger image.
-MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
+MAX_SIDE = 1 << 20
 
 # An id's code is the integer that it is or plainly spells. Other texts, and integers beyond 64 bits, have codes below
 # all integers.
@@ -473,10 +473,8 @@ class _Reader:
         said = f"height {show(height)}, width {show(width)}"
         if not (is_integer(height) and is_integer(width) and height > 0 and width > 0):
             self.fault("size-malformed", f"{said} must be positive integers; write the image's own")
-        elif max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
-            self.fault(
-                "size-malformed", f"{said} is larger than any image that can be decoded (2^30 pixels); write its own"
-            )
+        elif max(height, width) > MAX_SIDE:
+            self.fault("size-malformed", f"{said} is larger than any image ({MAX_SIDE:,} pixels); write its own")
         else:
             return height, width
         return 0, 0
@@ -596,13 +594,13 @@ _NO_BOX = [math.nan] * 4
 def is_id(value: Any) -> bool:
     """Whether a JSON value can be an id: text or an integer."""
     if type(value) is str:
-        return value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
+        return value != "" and not has_surrogates(value)
     return type(value) is int
 
 
 def _is_file_name(name: str) -> bool:
     """Whether a file can have this name: JSON can escape NUL and half of a surrogate pair, which no file name holds."""
-    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+    return "\0" not in name and not has_surrogates(name)
 
 
 def is_box(value: Any) -> bool:
