@@ -15,7 +15,7 @@ import torch
 from detector.data.formats.coco import Annotations
 from detector.data.formats.coco_rows import id_key, is_id, number_of_text, read_box, sort_key
 from detector.data.names import Names, is_certain
-from detector.errors import DataError
+from detector.errors import DataError, kind_of
 from detector.files.json_stream import is_number, open_json, show
 from detector.ops.boxes import pairwise_iou
 
@@ -164,8 +164,8 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
     by_name = by_file = as_text = 0
     with open_json(path) as stream:
         if stream.peek() != "[":
-            kind = "dict" if stream.peek() == "{" else type(stream.value()).__name__
-            raise DataError(f"{path}: holds a {kind}; COCO results are a list of detections")
+            kind = kind_of({} if stream.peek() == "{" else stream.value())
+            raise DataError(f"{path}: holds {kind}; COCO results are a list of detections")
         for number, entry in enumerate(stream.elements()):
             where = f"{path}: entry {number}"
             if not isinstance(entry, dict):

@@ -193,8 +193,9 @@ def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
     parts = world_size * config.train.accumulate
     if config.train.batch_size % parts:
         raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} images per step cannot be divided among {world_size} ranks in"
-            f" {config.train.accumulate} parts (train.accumulate); use a multiple of {parts}"
+            f"train.batch_size: {counted(config.train.batch_size, 'image')} per step cannot be divided among"
+            f" {counted(world_size, 'rank')} in {counted(config.train.accumulate, 'part')} (train.accumulate);"
+            f" use a multiple of {parts}"
         )
     is_synchronised = any(section.norm == "sync_bn" for section in config.model.backbones)
     if is_synchronised and device.type == "cpu" and world_size > 1:

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from detector.errors import DataError
+from detector.errors import DataError, kind_of
 from detector.files.json_stream import JsonStream, has_surrogates, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category, Id
 
 # OpenCV's limits: it decodes no larger image.
-MAX_SIDE = 1 << 20
+MAX_SIDE, MAX_AREA = 1 << 20, 1 << 30
 
 # An id's code is the integer that it is or plainly spells. Other texts, and integers beyond 64 bits, have codes below
 # all integers.
@@ -270,8 +270,8 @@ class _Reader:
         with open_json(self.path) as self.stream:
             stream = self.stream
             if stream.peek() != "{":
-                kind = type(stream.value()).__name__ if stream.peek() != "[" else "list"
-                raise DataError(f"{self.path}: holds a {kind}; COCO annotations are an object with images, annotations")
+                kind = kind_of([] if stream.peek() == "[" else stream.value())
+                raise DataError(f"{self.path}: holds {kind}; COCO annotations are an object of images and annotations")
             for self.table in stream.members():
                 if self.table not in add:
                     stream.skip()
@@ -473,8 +473,8 @@ class _Reader:
         said = f"height {show(height)}, width {show(width)}"
         if not (is_integer(height) and is_integer(width) and height > 0 and width > 0):
             self.fault("size-malformed", f"{said} must be positive integers; write the image's own")
-        elif max(height, width) > MAX_SIDE:
-            self.fault("size-malformed", f"{said} is larger than any image ({MAX_SIDE:,} pixels); write its own")
+        elif max(height, width) > MAX_SIDE or height * width > MAX_AREA:
+            self.fault("size-malformed", f"{said} is larger than any image (2^30 pixels); write its own")
         else:
             return height, width
         return 0, 0
