@@ -93,7 +93,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["model.backbone.nmae=resnet18"],
         ["model.backbone.nmae", "did you mean 'name'?"],
     ),
-    "wrong type": (lambda data: None, ["train.batch_size=many"], ["train.batch_size", "integer", "'many'"]),
+    "wrong type": (lambda data: None, ["train.batch_size=many"], ["train.batch_size", "whole number", "'many'"]),
     "unknown backbone": (lambda data: None, ["model.backbone.name=resnet19"], ["'resnet19'", "resnet18", "resnet152"]),
     "no weights": (lambda data: None, ["model.backbone={name: resnet18, weights: w.pt}"], ["w.pt", "IMAGENET1K_V1"]),
     "annotation file missing": (lambda data: (data / TRAIN_JSON).unlink(), [], [TRAIN_JSON, "No such file"]),
