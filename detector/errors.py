@@ -78,6 +78,12 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 'es' if thing.endswith(('s', 'x')) else 's'}"
 
 
+def kind_of(value: object) -> str:
+    """What a document holds, in the words of JSON and YAML."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
 def one_of(choices: Iterable[object]) -> str:
     """``"a, b or c"`` for a message that lists the choices."""
     names = [str(choice) for choice in choices]

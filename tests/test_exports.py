@@ -127,7 +127,7 @@ def test_folders_of_classes_with_any_name() -> None:
     [
         (["--format", "yolo,vocc"], "--format: 'vocc' is not a format; use coco, yolo, voc, csv, cvat or labelstudio"),
         (["--format", ""], "--format: '' is not a format"),
-        (["--format=voc"], "/taken/voc: exists already; choose another --output, or remove it"),
+        (["--format=voc"], "/taken/voc: exists already; choose another name, or remove it"),
         (["--format=yolo"], "twice.jpg and twice.png would share the labels labels/twice.txt; rename one of them"),
     ],
 )

@@ -43,7 +43,7 @@ def test_a_run_begins_with_figures_warnings_and_a_drawing(
     before = said[: said.index("step 1/1")]
     assert "anchors: cover 0.0% of the objects at IoU 0.5" in before
     assert "warning: 100.0% of the objects get no anchor at IoU 0.5" in before
-    assert "warning: 4 images in 1 steps (from a set of 12) are few to train resnet10 from random weights" in before
+    assert "warning: 4 images in 1 step (from a set of 12) are few to train resnet10 from random weights" in before
     with Image.open(tmp_path / "run" / "first_batch.jpg") as image:
         assert image.size == (4 * 480, 480)  # four images of 64 px, enlarged so that their letters can be read
 

@@ -55,13 +55,12 @@ def check_target(args: argparse.Namespace) -> None:
     from detector.data.formats.reading import FORMATS
     from detector.data.formats.writing import WRITERS
     from detector.errors import ConfigError, one_of
-    from detector.files.atomic import make_folder
+    from detector.files.atomic import check_new, make_folder
 
     for option, name, known in (("--to", args.to, WRITERS), ("--from", args.format, ["auto", *FORMATS])):
         if name not in known:
             raise ConfigError(f"command line: {option}: {name!r} is not a format; use {one_of(known)}")
-    if args.target.exists():
-        raise ConfigError(f"{args.target}: exists already; give another one, or remove it")
+    check_new(args.target)
     make_folder(args.target.parent)
 
 

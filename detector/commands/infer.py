@@ -77,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from detector.config.tasks import TASKS
-    from detector.errors import ConfigError
+    from detector.errors import ConfigError, counted
+    from detector.files.atomic import check_new
     from detector.files.json_stream import show_text
-    from detector.inference.exports import Exports, check_labels, check_new
+    from detector.inference.exports import Exports, check_labels
     from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
     from detector.tasks import get_results
 
@@ -106,14 +107,14 @@ def _run(args: argparse.Namespace) -> int:
             f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
         )
     if not is_begun:
-        check_new(exports.targets(args.output))
+        check_new(*exports.targets(args.output).values())
     images, ids = find_images(args.input), None
     notes = [f"{args.input}: {images.note}"] if images.note else []
     if args.annotations:
         images, ids, unknown = known_ids(images, args.annotations)
         if unknown:
             names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-            notes.append(f"{len(unknown):,} images are skipped, as {args.annotations} does not list them: {names}")
+            notes.append(f"skipped {counted(len(unknown), 'image')} that {args.annotations} does not list: {names}")
     check_labels(exports, [images.name(index) for index in range(len(images))], args.input)
 
     from detector.inference.exported import open_predictor
@@ -142,7 +143,7 @@ def _run(args: argparse.Namespace) -> int:
         ids=ids,
         exports=exports,
     )
-    print(f"{summary.found} in {summary.read} images: {summary.path}")
+    print(f"{summary.found} in {counted(summary.read, 'image')}: {summary.path}")
     for line in summary.exports:
         print(line)
     if args.html:
@@ -150,13 +151,13 @@ def _run(args: argparse.Namespace) -> int:
 
         page = args.output / "gallery.html"
         shown = show_drawings(page, f"Found by {args.checkpoint}", args.output / "images", GALLERY)
-        print(f"{shown} of them: {page}")
+        print(f"{counted(shown, 'drawing')}: {page}")
     for error in summary.errors:
-        print(f"not read or changed: {error}")
+        print(error)
     if summary.num_errors:
         print(
-            f"{summary.num_errors} of {summary.images} images could not be read, or changed during the run:"
-            f" {args.output / ERRORS}"
+            f"{summary.num_errors:,} of {counted(summary.images, 'image')} could not be read, or changed during the"
+            f" run: {args.output / ERRORS}"
         )
     return UNREADABLE if summary.num_errors else 0
 

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from detector.data.formats.reading import detect, read_annotations
     from detector.data.split import group, split_folds, split_parts
     from detector.errors import ConfigError
-    from detector.files.atomic import make_folder
+    from detector.files.atomic import check_new, make_folder
 
     if args.val + (args.test or 0) >= 1:
         raise ConfigError("command line: --val and --test leave nothing to train on; give fractions that add up to < 1")
@@ -82,9 +82,7 @@ def run(args: argparse.Namespace) -> int:
     form = detect(source)
     writer = PARTS[form]
     paths = {name: args.output / f"{name}{writer.suffix}" for name in parts}
-    for path in paths.values():
-        if path.exists():
-            raise ConfigError(f"{path}: exists already; give another --output")
+    check_new(*paths.values())
     for path in paths.values():
         make_folder(path.parent)
     writer.write(source, annotations, {paths[name]: is_in for name, is_in in parts.items()})

@@ -28,7 +28,7 @@ from detector.data.detection import (
 )
 from detector.data.formats.recognition import naming_format
 from detector.data.listing import check_folder
-from detector.errors import ConfigError, DataError, near_path
+from detector.errors import ConfigError, DataError, counted, near_path
 from detector.evaluation.coco import read_results
 from detector.evaluation.tally import Tally
 from detector.inference.exported import SUFFIX, ExportedPredictor
@@ -193,8 +193,9 @@ def _describe_invalid(checked: CheckedBoxes, policy: str) -> str:
     """A line about boxes that training would refuse; a results file is scored against them unchanged."""
     if not checked.first_invalid:
         return ""
-    count = f"{checked.clipped + checked.dropped:,} invalid boxes"
+    count = counted(checked.clipped + checked.dropped, "invalid box")
     if policy == "error":
         remedy = "data.invalid_boxes=drop removes them, clip cuts them to the image"
-        return f"warning: {count} are scored unchanged (first: {checked.first_invalid}); {remedy}"
-    return f"{checked.clipped:,} invalid boxes clipped, {checked.dropped:,} dropped (first: {checked.first_invalid})"
+        return f"warning: {count} scored unchanged (first: {checked.first_invalid}); {remedy}"
+    clipped = f"{counted(checked.clipped, 'invalid box')} clipped"
+    return f"{clipped}, {checked.dropped:,} dropped (first: {checked.first_invalid})"

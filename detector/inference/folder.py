@@ -28,7 +28,7 @@ from detector.data.formats.coco_rows import read_rows
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.listing import list_images, sort_out
 from detector.data.loading.sampler import EvalBatches, Key
-from detector.errors import ConfigError, DataError, near_path
+from detector.errors import ConfigError, DataError, counted, near_path
 from detector.files.atomic import atomic_write, make_folder, only_one, storing
 from detector.inference.exports import NOTHING, Exports, class_folders, save_crops, write_exports
 from detector.inference.images import ImagePredictor, Item
@@ -65,7 +65,7 @@ def known_ids(images: Images, path: str) -> tuple[Images, dict[str, Id], list[st
     found = [name for name in names if PurePosixPath(name).as_posix() in listed]
     if not found:
         raise DataError(
-            f"{path}: lists none of the {len(names)} images of {images.root}, such as {names[0]}; its file names"
+            f"{path}: lists no image of {images.root} ({len(names):,}, such as {names[0]}); its file names"
             f" must be those below --input, such as {next(iter(listed), 'none')}"
         )
     unknown = sorted(set(names) - set(found))
@@ -253,7 +253,7 @@ class _Progress:
                     )
             before = Images(self.images.root, names)
             if num_new := len(np.setdiff1d(self.images.names, before.names)):
-                print(f"{num_new} images are new since the run began, and are skipped", file=sys.stderr)
+                print(f"skipped {counted(num_new, 'image')} that came after the run began", file=sys.stderr)
             self.images, self.began = before, began
             kept = end = len(header)
             for number, line in enumerate(file, start=1):

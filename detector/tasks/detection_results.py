@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from detector.data.transforms.resize import resize_by_rule
+from detector.errors import counted
 from detector.files.atomic import atomic_write, write_json_list
 from detector.reports.drawing import draw_boxes, score_texts
 from detector.structures import SIZE_DIVISOR
@@ -46,7 +47,7 @@ class Prediction(NamedTuple):
     def __repr__(self) -> str:
         count, texts = len(self.names), score_texts(self.names[:SHOWN], self.scores[:SHOWN])
         shown = f": {', '.join(texts)}{', …' * (count > SHOWN)}" if count else ""
-        return f"Prediction({count} object{'s' * (count != 1)}{shown})"
+        return f"Prediction({counted(count, 'object')}{shown})"
 
     def draw(self, image: ImageInput, score_threshold: float = 0.0) -> Image.Image:
         """A PIL image of ``image`` with the boxes that score at least ``score_threshold``."""
@@ -158,4 +159,4 @@ def write_results(results: Iterable[dict[str, Any]], path: Path) -> None:
 
 
 def describe_results(results: Iterable[dict[str, Any]]) -> str:
-    return f"{sum(1 for _ in results)} objects"
+    return counted(sum(1 for _ in results), "object")

@@ -14,6 +14,7 @@ from PIL import Image
 from detector.config.schema import Config, ModelConfig
 from detector.data.detection import CocoDataset, Sample
 from detector.data.transforms.boxes import Stored
+from detector.errors import counted
 from detector.evaluation.coco import METRICS
 from detector.evaluation.coverage import (
     RECALL_WANTED,
@@ -138,7 +139,9 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
         + f"  (at most {metrics['max_detections']} detections per image)",
     ]
     if metrics["dropped"]:
-        lines.append(f"dropped from the ground truth: {metrics['dropped']:,} invalid boxes (data.invalid_boxes)")
+        lines.append(
+            f"dropped from the ground truth: {counted(metrics['dropped'], 'invalid box')} (data.invalid_boxes)"
+        )
     if per_class:
         width = max(len(row["name"]) for row in metrics["per_class"])
         lines.append(f"{'class':<{width}}  objects     AP   AP50     AR")

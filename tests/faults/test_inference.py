@@ -123,7 +123,7 @@ def test_files_that_vanish_change_or_come_are_said(
     assert run_infer(checkpoint, images, tmp_path / "found", "--resume", "--no-images") == 2  # asked otherwise
     assert "draw_score was 0.4, is None" in capsys.readouterr().err
     assert run_infer(checkpoint, images, tmp_path / "found", "--resume") == 1
-    assert "1 images are new since the run began, and are skipped" in capsys.readouterr().err
+    assert "skipped 1 image that came after the run began" in capsys.readouterr().err
     errors = [json.loads(line) for line in (tmp_path / "found" / "errors.jsonl").read_text().splitlines()]
     assert [row["file"] for row in errors] == [str(vanished), str(changed)]
     assert "does not exist" in errors[0]["error"]
