@@ -72,9 +72,8 @@ def test_an_assigner_without_thresholds_is_asked(name: str, tiny: list[str]) -> 
     data = detection.open_split(config, "val")
     objects, start = int(data.is_object.sum()), " at the start" if name == "task_aligned" else ""
     (line,) = detection_views.preview(data, config)[:1]
-    match = re.match(
-        rf"anchors: {name} gives (.*) to an object{start}, and none to (.*)%; (.*) objects per image", line
-    )
+    pattern = rf"anchors: {name} gives (.*) to an object{start}, and none to (.*)%; (.*) objects per image"
+    match = re.match(pattern, line)
     assert match
     assert float(match[1]) > 2
     assert float(match[3]) == round(objects / len(data), 1)
