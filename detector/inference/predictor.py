@@ -14,6 +14,7 @@ from detector.checkpoints.opening import find_checkpoint, open_model
 from detector.config.schema import Config
 from detector.data.inputs import ImageInput, Reading, as_array, check_images, check_threshold
 from detector.data.loading.collate import by_shape, collate
+from detector.device import explain_memory
 from detector.models import Model
 from detector.models.precision import autocast, check_precision
 from detector.structures import Category
@@ -88,9 +89,10 @@ class Predictor:
         predictions: list[Any] = [None] * len(samples)
         for indices in by_shape(samples):
             batch = collate([samples[index] for index in indices]).to(self.device)
-            with autocast(config.predict.precision, self.device):
-                output = self.model(batch.images, batch.sizes)
-            found = self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
+            with explain_memory(batch.describe(), "give fewer images at once (--batch-size), or smaller ones"):
+                with autocast(config.predict.precision, self.device):
+                    output = self.model(batch.images, batch.sizes)
+                found = self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
             for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction._replace(reading=self.reading)
         return predictions

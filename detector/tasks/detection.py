@@ -125,12 +125,12 @@ def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Dete
 
 def to_rows(detections: Detections, ids: Tensor) -> np.ndarray:
     """Results as an array [R, 7]: index of the image, left, top, width, height, score, label."""
-    boxes, scores, labels = (part.cpu() for part in detections)
-    image, rank = torch.nonzero(labels >= 0, as_tuple=True)
-    boxes = boxes[image, rank].double()
-    boxes[:, 2:] -= boxes[:, :2]
-    columns = [ids.cpu()[image, None], boxes, scores[image, rank, None], labels[image, rank, None]]
-    return torch.cat([column.double() for column in columns], dim=1).numpy()
+    boxes, scores, labels = (part.double() for part in detections)
+    corner, opposite = boxes.split(2, dim=-1)
+    image = ids.double()[:, None].expand_as(labels)  # [B, D]
+    columns = [image[..., None], corner, opposite - corner, scores[..., None], labels[..., None]]
+    rows = torch.cat(columns, dim=-1).cpu().flatten(0, 1)  # one copy from a GPU; doubles hold every id and label
+    return rows[rows[:, -1] >= 0].numpy()
 
 
 def tally(detections: Detections, batch: Batch, config: ModelConfig) -> Tally:
@@ -156,13 +156,14 @@ def to_predictions(detections: Detections, categories: Sequence[Category], confi
     """The detections of each image, without padding."""
     kind = object if any(isinstance(category.id, str) for category in categories) else np.int64
     predictions = []
-    for boxes, scores, labels in zip(*(part.cpu().numpy() for part in detections), strict=True):
-        is_kept = labels >= 0
-        own = labels[is_kept]
+    columns = [detections.boxes, detections.scores[..., None], detections.labels[..., None]]
+    for rows in torch.cat([column.double() for column in columns], dim=-1).cpu():  # one copy from a GPU
+        rows = rows[rows[:, 5] >= 0]
+        own = rows[:, 5].long().numpy()
         predictions.append(
             Prediction(
-                boxes=boxes[is_kept],
-                scores=scores[is_kept],
+                boxes=rows[:, :4].float().numpy(),
+                scores=rows[:, 4].float().numpy(),
                 labels=own,
                 category_ids=np.array([categories[label].id for label in own], dtype=kind),
                 names=[categories[label].name for label in own],
