@@ -39,6 +39,10 @@ class StorageError(DetectorError):
     exit_code = 74  # EX_IOERR of sysexits.h: the input is fine; --resume continues once there is room
 
 
+class GpuMemoryError(DetectorError):
+    """A GPU has too little memory for what was asked; what was saved before stands."""
+
+
 class RankLostError(DetectorError):
     """Another rank has ended, so this one ends too."""
 

@@ -61,6 +61,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         return _map(self, lambda tensor: tensor.to(device, non_blocking=True))
 
+    def describe(self) -> str:
+        images, _, height, width = self.images.shape
+        return f"a batch of {images} image{'s' * (images > 1)} of {height}×{width}"
+
     def first(self, count: int) -> Batch:
         """The first ``count`` images, with the same padding."""
         return _map(self, lambda tensor: tensor[:count])

@@ -21,6 +21,7 @@ from detector.data.loading.collate import collate
 from detector.data.loading.sampler import Key
 from detector.data.loading.workers import load
 from detector.data.transforms.resize import by_shape
+from detector.device import explain_memory
 from detector.inference.images import ImagePredictor, Item, Samples
 from detector.inference.packed import Packed
 from detector.models import Model
@@ -77,9 +78,10 @@ class Predictor(ImagePredictor):
         predictions: list[Any] = [None] * len(samples)
         for indices in by_shape(samples):
             batch = collate([samples[index] for index in indices]).to(self.device)
-            with autocast(config.predict.precision, self.device):
-                output = self.model(batch.images, batch.sizes)
-            found = self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
+            with explain_memory(batch.describe(), "give fewer images at once (--batch-size), or smaller ones"):
+                with autocast(config.predict.precision, self.device):
+                    output = self.model(batch.images, batch.sizes)
+                found = self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
             for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction._replace(reading=self.reading)
         return predictions

@@ -160,12 +160,12 @@ def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Dete
 
 def to_rows(detections: Detections, ids: Tensor) -> np.ndarray:
     """Results as an array [R, 7]: index of the image, left, top, width, height, score, label."""
-    boxes, scores, labels = (part.cpu() for part in detections)
-    image, rank = torch.nonzero(labels >= 0, as_tuple=True)
-    boxes = boxes[image, rank].double()
-    boxes[:, 2:] -= boxes[:, :2]
-    columns = [ids.cpu()[image, None], boxes, scores[image, rank, None], labels[image, rank, None]]
-    return torch.cat([column.double() for column in columns], dim=1).numpy()
+    boxes, scores, labels = (part.double() for part in detections)
+    corner, opposite = boxes.split(2, dim=-1)
+    image = ids.double()[:, None].expand_as(labels)  # [B, D]
+    columns = [image[..., None], corner, opposite - corner, scores[..., None], labels[..., None]]
+    rows = torch.cat(columns, dim=-1).cpu().flatten(0, 1)  # one copy from a GPU; doubles hold every id and label
+    return rows[rows[:, -1] >= 0].numpy()
 
 
 def tally(detections: Detections, batch: Batch, config: ModelConfig) -> Tally:
@@ -189,4 +189,7 @@ def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
 
 def to_predictions(detections: Detections, categories: Sequence[Category], config: ModelConfig) -> list[Prediction]:
     """The detections of each image, without padding."""
-    return as_predictions([part.cpu().numpy() for part in detections], categories, config.predict)
+    columns = [detections.boxes, detections.scores[..., None], detections.labels[..., None]]
+    rows = torch.cat([column.double() for column in columns], dim=-1).cpu().numpy()  # one copy from a GPU
+    outputs = [rows[..., :4].astype(np.float32), rows[..., 4].astype(np.float32), rows[..., 5].astype(np.int64)]
+    return as_predictions(outputs, categories, config.predict)

@@ -26,10 +26,11 @@ from detector.checkpoints.start import begin_normalise, check_frozen, load_start
 from detector.config.loader import config_to_dict, differences
 from detector.config.schema import Config, SplitConfig
 from detector.data.own import OwnData
+from detector.data.transforms.resize import has_one_size
 from detector.errors import ConfigError, DataError, counted, one_of
 from detector.files.atomic import atomic_write
 from detector.models import Model, build_model
-from detector.models.precision import check_precision
+from detector.models.precision import check_precision, explain_nondeterministic, prepare_gpu
 from detector.reports import Scored
 from detector.tasks import Data, Task, get_task, get_views
 from detector.training import distributed
@@ -55,9 +56,10 @@ def fit(
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     task = get_task(config)
     check_run(config, device)
+    prepare_gpu(config.train, has_one_size(config.data.resize), device)
     writer = tensorboard_writer() if config.train.tensorboard else None
     try:
-        with distributed.peers():
+        with distributed.peers(), explain_nondeterministic():
             return _fit(config, task, run, device, resume, writer, data)
     finally:
         run.unlock()

@@ -42,6 +42,11 @@ def input_size(height: int, width: int, resize: ResizeConfig, short: int | None 
     return new_height, new_width
 
 
+def has_one_size(resize: ResizeConfig) -> bool:
+    """Whether all images get the same size, before augmentation."""
+    return resize.fixed is not None
+
+
 def in_words(resize: ResizeConfig) -> str:
     """``800/1333`` (short and long side in evaluation), or ``480×640`` (fixed height and width)."""
     return "×".join(map(str, resize.fixed)) if resize.fixed else f"{resize.short[-1]}/{resize.long}"
