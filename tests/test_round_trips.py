@@ -24,6 +24,7 @@ def data_set(folder: Path, seed: int) -> list[LabelledImage]:
         path = folder / "images" / image.name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("1", (image.width, image.height)).save(path, format="png")
+    Image.new("1", (9, 9)).save(folder / "images/of another split.png")
     write_coco(labels(images), folder / "coco.json")
     return images
 

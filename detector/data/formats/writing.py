@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
@@ -191,33 +191,33 @@ def _coco_rows(labels: Labels) -> Iterator[dict[str, Any]]:
 
 
 def write_yolo(labels: Labels, path: Path) -> Lost:
-    """YOLO, a folder: ``labels/NAME.txt`` for every image, links to the images, and ``data.yaml``.
+    """YOLO, a folder: ``labels/NAME.txt`` for every image, their list, ``data.yaml``, and links to the images.
 
     A row is class, centre and size as fractions of the image, and the score of a detection.
     """
     lost: Lost = Counter()
     folders: dict[str, str] = {}
     with atomic_folder(path) as folder:
-        for image in labels:
-            rows = [
-                row
-                for box in _boxes(image, lost, (IGNORED, AREAS))
-                if (row := _yolo_row(box, image.width, image.height, lost))
-            ]
-            _write_text(folder / yolo_file(image.name), "".join(rows))
-            own, below, _ = _yolo_folder(image.name)
-            if folders.setdefault(own, below) != below and labels.images:
-                raise DataError(
-                    f"{labels.images}: has images both in its folder images and outside; YOLO's folders cannot hold"
-                    " both: move them into one"
-                )
+        with _open(folder / "train.txt") as listed:  # the folder may have images that are not in the table
+            for image in labels:
+                rows = [
+                    row
+                    for box in _boxes(image, lost, (IGNORED, AREAS))
+                    if (row := _yolo_row(box, image.width, image.height, lost))
+                ]
+                _write_text(folder / yolo_file(image.name), "".join(rows))
+                own, below, rest = _yolo_folder(image.name)
+                listed.write(f"./{own}/{rest}\n")
+                if folders.setdefault(own, below) != below and labels.images:
+                    raise DataError(
+                        f"{labels.images}: has images both in its folder images and outside; YOLO's folders cannot hold"
+                        " both: move them into one"
+                    )
         for own, below in folders.items() if labels.images else ():
             _link(folder / own, labels.images / below)
-        train = sorted(folders)
         names = {label: category.name for label, category in enumerate(labels.categories)}
-        content = {"train": train[0] if len(train) == 1 else train, "names": names}
-        text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-        (folder / "data.yaml").write_text(text, encoding="utf-8")
+        content = yaml.safe_dump({"train": "train.txt", "names": names}, allow_unicode=True, sort_keys=False)
+        _write_text(folder / "data.yaml", content)
     return lost
 
 
@@ -261,9 +261,7 @@ def write_voc(labels: Labels, path: Path) -> Lost:
     lost: Lost = Counter()
     used = set()
     with atomic_folder(path) as folder:
-        names = folder / "ImageSets" / "Main" / "default.txt"
-        _write_text(names, "")
-        with names.open("w", encoding="utf-8", errors="surrogateescape") as listed:
+        with _open(folder / "ImageSets" / "Main" / "default.txt") as listed:
             for image in labels:
                 boxes = list(_boxes(image, lost, (SCORES, AREAS)))
                 used |= {box.label for box in boxes}
@@ -447,9 +445,14 @@ def _link(path: Path, target: Path) -> None:
     path.symlink_to(target.resolve(), target_is_directory=True)
 
 
-def _write_text(path: Path, text: str) -> None:
+def _open(path: Path) -> IO[str]:
+    """A text file to write, in which names of files may be any bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with _open(path) as file:
         file.write(text)
 
 
