@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detector.data.formats.writing import LabelledImage, Labels
+from detector.data.formats.labels import LabelledImage, Labels
 from detector.structures import Category
 
 CATEGORIES = [Category(7, "Katze <&>"), Category(2, '犬, "big"'), Category("x", "true"), Category(9, "unused")]

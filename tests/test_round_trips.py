@@ -12,8 +12,9 @@ from PIL import Image
 
 from detector.__main__ import run_command
 from detector.data.formats.building import Source
+from detector.data.formats.labels import LabelledImage, Labels, join_labels, labels_of
 from detector.data.formats.reading import read_annotations
-from detector.data.formats.writing import LabelledImage, Labels, join_labels, labels_of, write_coco
+from detector.data.formats.writing import write_coco
 from detector.structures import Category
 
 

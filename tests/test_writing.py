@@ -16,7 +16,8 @@ import yaml
 from labelled import CATEGORIES, Boxes, assert_equal, labels, table
 from PIL import Image
 
-from detector.data.formats.writing import WRITERS, LabelledImage, Labels, check_names, describe_lost
+from detector.data.formats.labels import LabelledImage, Labels, describe_lost
+from detector.data.formats.writing import WRITERS, check_names
 from detector.errors import DataError, StorageError
 from detector.structures import Category
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detector.data.formats.annotations import Annotations
-    from detector.data.formats.writing import Labels
+    from detector.data.formats.labels import Labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.data.formats.writing import labels_of
+    from detector.data.formats.labels import labels_of
 
     check_target(args)
     annotations = read(args.source, args.images, args)
@@ -79,7 +79,8 @@ def read(source: Path, images: Path | None, args: argparse.Namespace) -> Annotat
 
 def write(labels: Labels, images: int, args: argparse.Namespace) -> None:
     """Write the target and print what it holds, and what it cannot hold."""
-    from detector.data.formats.writing import WRITERS, check_names, describe_lost
+    from detector.data.formats.labels import describe_lost
+    from detector.data.formats.writing import WRITERS, check_names
 
     writer = WRITERS[args.to]
     boxes = 0
