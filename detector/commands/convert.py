@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from detector.data.formats.labels import Labels
 
 
+READABLE = ("auto", "coco", "yolo", "voc", "csv")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="IN", help="annotations: a file or a folder")
     parser.add_argument("target", type=Path, metavar="OUT", help="a new file, or a new folder for YOLO and VOC")
@@ -29,15 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Options that :func:`read` and :func:`write` take."""
     parser.add_argument("--to", required=True, metavar="FORMAT", help="coco, yolo, voc, csv, cvat or labelstudio")
-    parser.add_argument(
-        "--from",
-        default="auto",
-        dest="format",
-        metavar="FORMAT",
-        help="the format of what is read: coco, yolo, voc or csv (default: by its content)",
-    )
+    add_from(parser)
     parser.add_argument(
         "--part", default="train", choices=["train", "val", "test"], help="of a data set with several (default: train)"
+    )
+
+
+def add_from(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from", default="auto", dest="format", choices=READABLE, help="the format of what is read (default: auto)"
     )
 
 
@@ -51,15 +54,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_target(args: argparse.Namespace) -> None:
-    """Raises for formats that do not exist, and for a target that does."""
-    from detector.data.formats.reading import FORMATS
+    """Raises for a format that does not exist, and for a target that does."""
     from detector.data.formats.writing import WRITERS
     from detector.errors import ConfigError, one_of
     from detector.files.atomic import make_folder
 
-    for option, name, known in (("--to", args.to, WRITERS), ("--from", args.format, ["auto", *FORMATS])):
-        if name not in known:
-            raise ConfigError(f"command line: {option}: {name!r} is not a format; use {one_of(known)}")
+    if args.to not in WRITERS:
+        raise ConfigError(f"command line: --to: {args.to!r} is not a format; use {one_of(WRITERS)}")
     if args.target.exists():
         raise ConfigError(f"{args.target}: exists already; give another one, or remove it")
     make_folder(args.target.parent)
