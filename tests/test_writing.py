@@ -146,7 +146,9 @@ def test_what_is_written_is_what_was_given(name: str, is_scored: bool, tmp_path:
 def test_another_package_reads_the_same(name: str, tmp_path: Path) -> None:
     """globox, whose VOC corners are as in the file and whose YOLO sizes come from the images."""
     globox = pytest.importorskip("globox", reason="globox, an independent reader of these formats, is not installed")
-    plain = [own._replace(id=number, name=f"{number}.png") for number, own in enumerate(table(5), start=1)]
+    plain = [
+        own._replace(id=number, name=f"{number}.png") for number, own in enumerate(table(5, largest=2000), start=1)
+    ]
     out = tmp_path / ("out.json" if name == "coco" else "out.xml" if name == "cvat" else "out")
     categories = [own._replace(id=number) for number, own in enumerate(CATEGORIES)]  # globox has integers only
     WRITERS[name].write(Labels(categories, lambda: iter(plain)), out)
