@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detector.commands import count
+from detector.commands.convert import add_from
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group", metavar="REGEX", help="keep images together whose names agree in what this matches (in its groups)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
-    parser.add_argument(
-        "--from", default="auto", dest="format", metavar="FORMAT", help="coco, yolo, voc or csv (default: by content)"
-    )
+    add_from(parser)
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images, where it is needed")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder for the parts")
 

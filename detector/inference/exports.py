@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from detector.data.formats.writing import WRITERS, LabelledImage, Labels, check_names, describe_lost
+from detector.data.formats.labels import LabelledImage, Labels, describe_lost
+from detector.data.formats.writing import WRITERS, check_names
 from detector.files.atomic import atomic_write, make_folder, storing
 from detector.reports.drawing import as_rgb
 from detector.structures import Category, Id
