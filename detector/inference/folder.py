@@ -26,8 +26,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from detector.checkpoints.checkpoint import weights_digest
-from detector.config.loader import config_to_dict
 from detector.data.formats.coco_rows import read_rows
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.listing import list_images, sort_out
@@ -191,7 +189,7 @@ def infer_folder(
     results = get_results(predictor.config.task)
     path = output / results.FILE
     with only_one(output):
-        asked = {"model": _digest(predictor), "score": score, "draw_score": draw_score, "batch_size": batch_size}
+        asked = {"model": predictor.digest(), "score": score, "draw_score": draw_score, "batch_size": batch_size}
         if ids is not None:
             asked["annotations"] = hashlib.sha256(json.dumps(sorted(ids.items())).encode()).hexdigest()
         with contextlib.closing(_Progress(output / PROGRESS, images, asked, resume)) as progress:
@@ -320,12 +318,6 @@ class _Progress:
     def remove(self) -> None:
         with storing(self.path):
             self.path.unlink()
-
-
-def _digest(predictor: Predictor) -> str:
-    """Identifies everything of the model that affects its results."""
-    asked = [config_to_dict(predictor.config), predictor.categories, weights_digest(predictor.model)]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from detector.checkpoints.checkpoint import weights_digest
 from detector.checkpoints.opening import find_checkpoint, open_model
+from detector.config.loader import config_to_dict
 from detector.config.schema import Config
-from detector.data.inputs import ImageInput, Reading, as_array, check_images, check_threshold
-from detector.data.loading.collate import by_shape, collate
+from detector.data.loading.collate import collate
+from detector.data.transforms.resize import by_shape
+from detector.inference.images import ImagePredictor
 from detector.models import Model
 from detector.models.precision import autocast, check_precision
 from detector.structures import Category
 from detector.tasks import Task, get_task
 
 
-class Predictor:
-    """A model with everything around it: reading, resizing, batching and class names."""
+class Predictor(ImagePredictor):
+    """The predictor of a checkpoint."""
 
     def __init__(self, model: Model, config: Config, categories: list[Category], device: torch.device) -> None:
         check_precision(config.model.predict.precision, device, "model.predict.precision")
@@ -34,10 +38,6 @@ class Predictor:
     def task(self) -> Task:
         """Looked up each time: it is a module, which cannot be pickled or copied."""
         return get_task(self.config)
-
-    @property
-    def reading(self) -> Reading:
-        return self.config.model.in_channels, self.config.data.exif, self.config.data.max_value
 
     @classmethod
     def from_checkpoint(
@@ -53,35 +53,11 @@ class Predictor:
         model = model.fold_norms().to(memory_format=torch.channels_last)
         return cls(model, config, categories, next(model.buffers()).device)
 
-    def predict(
-        self, images: Iterable[ImageInput], score_threshold: float | None = None, batch_size: int = 8
-    ) -> list[Any]:
-        """What is in each image: a path, a PIL image, an array [H, W, C] or a tensor [C, H, W], uint8 or uint16.
-
-        Arrays and tensors are RGB; ``image[:, :, ::-1]`` converts the BGR of ``cv2.imread``. Paths and PIL images are
-        turned upright by EXIF, unless the model was trained with ``data.exif=stored``; 16-bit values are scaled by its
-        ``data.max_value``. The result is a list of :class:`detector.tasks.detection.Prediction`, where
-        ``score_threshold`` in [0, 1] replaces the config's own, or of
-        :class:`detector.tasks.classification.ClassPrediction`. Raises :class:`detector.errors.DataError` for a file
-        that cannot be read, and TypeError or ValueError for a wrong argument: before anything is predicted, or for a
-        generator's image when it is taken, ``batch_size`` at a time.
-        """
-        check_threshold(score_threshold)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ValueError(f"batch_size: {batch_size!r} is not a whole number of at least 1")
-        checked = check_images(images, self.config.model.in_channels)
-        predictions: list[Any] = []
-        while samples := [self.sample(as_array(image, *self.reading)) for image in islice(checked, batch_size)]:
-            predictions += self.predict_samples(samples, score_threshold)
-        return predictions
-
     def sample(self, image: np.ndarray, image_id: int = 0) -> Any:
-        """An image [H, W, C] as the model wants it, without targets."""
         return self.task.make_sample(image, image_id, self.config)
 
     @torch.inference_mode()
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
-        """What is in each sample; samples of one shape form a batch, so none is padded to the size of another."""
         config = self.config.model
         if score_threshold is not None:
             config = self.task.with_threshold(config, score_threshold)
@@ -94,3 +70,7 @@ class Predictor:
             for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction._replace(reading=self.reading)
         return predictions
+
+    def digest(self) -> str:
+        asked = [config_to_dict(self.config), self.categories, weights_digest(self.model)]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()

@@ -30,9 +30,9 @@ def select_candidates(predictions: Predictions, topk: int) -> tuple[Tensor, Tens
     for count in predictions.level_counts:
         level = all_logits[:, start : start + count]  # [B, count, K]
         # The k best pairs lie on the k anchors with the highest best class, so one pass over all logits is enough.
-        anchor = level.amax(dim=2).topk(min(topk, count), dim=1).indices  # [B, k]
+        anchor = level.amax(dim=2).topk(torch.sym_min(topk, count), dim=1).indices  # [B, k]
         pairs = level.gather(1, anchor[..., None].expand(-1, -1, num_classes)).flatten(1)  # [B, k · K]
-        best, index = pairs.float().topk(min(topk, pairs.shape[1]), dim=1)
+        best, index = pairs.float().topk(torch.sym_min(topk, pairs.shape[1]), dim=1)
         logits.append(best)
         labels.append(index % num_classes)
         anchors.append(anchor.gather(1, index // num_classes) + start)
@@ -72,6 +72,9 @@ def _suppress(candidates: Detections, config: PredictConfig) -> Detections:
     scores, order = candidates.scores.sort(dim=1, descending=True, stable=True)
     labels = candidates.labels.gather(1, order)
     boxes = candidates.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    if torch.compiler.is_exporting():
+        is_kept = class_nms(boxes, scores, labels, torch.as_tensor(config.nms_threshold))
+        return _first(Detections(boxes, scores, labels), is_kept & (scores > 0), config.max_detections)
     # Candidates of score 0 become the same box, so the first of each class suppresses the others cheaply.
     unit = torch.arange(4, device=boxes.device) // 2  # [0, 0, 1, 1]
     apart = _move_apart(boxes.where(scores[..., None] > 0, unit).double(), labels)
@@ -86,6 +89,20 @@ def _suppress(candidates: Detections, config: PredictConfig) -> Detections:
         compared *= 4
     best = Detections(boxes[:, :compared], scores[:, :compared], labels[:, :compared])
     return _first(best, is_kept & (best.scores > 0), most)
+
+
+@torch.library.custom_op("detector::class_nms", mutates_args=())
+def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: Tensor) -> Tensor:
+    """Which candidates [B, M], best first, class-wise NMS keeps, [B, M]; those of score 0 are of no meaning.
+
+    One operator of fixed shape: an exported graph has it instead of torchvision's, whose output has a size of its own.
+    """
+    return _survives(_move_apart(boxes.double(), labels), scores, float(threshold))
+
+
+@class_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: Tensor) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
 
 
 def _move_apart(boxes: Tensor, groups: Tensor) -> Tensor:
@@ -116,7 +133,7 @@ def _first(detections: Detections, is_kept: Tensor, most: int) -> Detections:
     """The first ``most`` detections of each image where ``is_kept`` [B, n], then padding."""
     count = is_kept.shape[1]
     countdown = torch.arange(count, 0, -1, device=is_kept.device) * is_kept  # [B, n]
-    rank, index = countdown.topk(min(most, count), dim=1)
+    rank, index = countdown.topk(torch.sym_min(most, count), dim=1)
     is_detection = rank > 0  # [B, D]
     boxes, scores, labels = detections
     return Detections(

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from detector.config.parts import is_code
-from detector.config.schema import Config, ModelConfig
 from detector.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from detector.config.schema import Config, ModelConfig
     from detector.data.own import BoxData
     from detector.evaluation.tally import Tally
     from detector.reports import Report, Scored
@@ -88,8 +88,19 @@ class Task(Protocol):
 
 
 class Results(Protocol):
-    """How predictions are written and described."""
+    """How an exported file is fed and read, and how predictions are written and described. Imports no torch."""
 
+    # An exported file.
+    INPUTS: tuple[str, ...]  # settings of model.predict that the network's graph takes as inputs
+    AFTER: tuple[str, ...]  # those that are applied to its outputs
+    OUTPUTS: Mapping[str, tuple[str, ...]]  # what the core predicts, with names of the dimensions
+    SIZE_RULE: str  # the section of the config's data that says how an image is resized
+    DIVISOR: int  # of the sides of a padded batch
+
+    def prepare(self, image: np.ndarray, data: Any) -> np.ndarray: ...  # [H, W, C] by the config's data, not padded
+    def as_predictions(self, outputs: Sequence[np.ndarray], categories: Sequence[Category], predict: Any) -> list: ...
+
+    # Writing.
     FILE: str  # name of the file that inference writes
     HAS_IDS: bool  # whether it contains the data set's ids of images
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from detector.data.transforms.resize import center_crop
 from detector.files.atomic import atomic_write
 from detector.reports.drawing import score_texts
 from detector.tasks import get_views
@@ -18,8 +19,13 @@ from detector.tasks import get_views
 if TYPE_CHECKING:
     from PIL import Image
 
+    from detector.config.schema import DataConfig, PredictConfig
     from detector.data.inputs import ImageInput, Reading
+    from detector.structures import Category
 
+INPUTS, AFTER = (), ("classes",)
+OUTPUTS = {"scores": ("batch", "classes")}
+SIZE_RULE, DIVISOR = "crop", 1
 FILE = "predictions.csv"
 HAS_IDS = False
 
@@ -41,6 +47,23 @@ class ClassPrediction(NamedTuple):
 
         check_threshold(score_threshold)
         return get_views("classification").draw(as_shown(image, *self.reading), self, score_threshold)
+
+
+def prepare(image: np.ndarray, data: DataConfig) -> np.ndarray:
+    """An image [H, W, C] as the model takes it, [size, size, C]."""
+    return center_crop(image, data.crop)
+
+
+def as_predictions(
+    outputs: Sequence[np.ndarray], categories: Sequence[Category], predict: PredictConfig
+) -> list[ClassPrediction]:
+    """The ``predict.classes`` best classes of each image, of scores [B, K]."""
+    (scores,) = outputs
+    best = np.argsort(-scores, axis=1, kind="stable")[:, : predict.classes]
+    return [
+        ClassPrediction(row[label], label, [categories[index].name for index in label])
+        for row, label in zip(scores, best, strict=True)
+    ]
 
 
 def to_results(prediction: ClassPrediction, image_id: int, name: Path) -> list[dict[str, Any]]:

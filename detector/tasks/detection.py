@@ -26,7 +26,7 @@ from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.ops.postprocess import detect
 from detector.structures import IGNORE, Batch, Category, Detections, Losses, Predictions, Targets
 from detector.tasks import Quickstart
-from detector.tasks.detection_results import Prediction
+from detector.tasks.detection_results import Prediction, as_predictions, prepare
 
 PARTS = {
     "head.name": HEADS["detection"],
@@ -86,10 +86,8 @@ def make_transform(config: Config, name: str) -> Transform:
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
     """An image [H, W, C] transformed for the model, without targets."""
-    no_boxes, no_labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
-    resized = Transform(config.data.resize)(image, no_boxes, no_labels, epoch=0, index=0)
-    pixels = torch.from_numpy(resized.image).permute(2, 0, 1)
-    return Sample(pixels, torch.from_numpy(resized.boxes), torch.from_numpy(resized.labels), image.shape[:2], image_id)
+    pixels = torch.from_numpy(prepare(image, config.data)).permute(2, 0, 1)
+    return Sample(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), image.shape[:2], image_id)
 
 
 def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Losses:
@@ -154,18 +152,4 @@ def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
 
 def to_predictions(detections: Detections, categories: Sequence[Category], config: ModelConfig) -> list[Prediction]:
     """The detections of each image, without padding."""
-    kind = object if any(isinstance(category.id, str) for category in categories) else np.int64
-    predictions = []
-    for boxes, scores, labels in zip(*(part.cpu().numpy() for part in detections), strict=True):
-        is_kept = labels >= 0
-        own = labels[is_kept]
-        predictions.append(
-            Prediction(
-                boxes=boxes[is_kept],
-                scores=scores[is_kept],
-                labels=own,
-                category_ids=np.array([categories[label].id for label in own], dtype=kind),
-                names=[categories[label].name for label in own],
-            )
-        )
-    return predictions
+    return as_predictions([part.cpu().numpy() for part in detections], categories, config.predict)

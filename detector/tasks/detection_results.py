@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from detector.data.transforms.resize import resize_by_rule
 from detector.files.atomic import atomic_write
 from detector.reports.drawing import score_texts
+from detector.structures import SIZE_DIVISOR
 from detector.tasks import get_views
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from detector.config.schema import DataConfig, PredictConfig
     from detector.data.inputs import ImageInput, Reading
-    from detector.structures import Id
+    from detector.structures import Category, Id
 
+INPUTS, AFTER = ("score_threshold", "nms_threshold", "max_detections"), ()
+OUTPUTS = {
+    "boxes": ("batch", "detections", "4"),
+    "scores": ("batch", "detections"),
+    "labels": ("batch", "detections"),
+}
+SIZE_RULE, DIVISOR = "resize", SIZE_DIVISOR
 FILE = "predictions.json"
 HAS_IDS = True
 SHOWN = 5  # objects in a prediction's repr
@@ -64,6 +74,32 @@ class Prediction(NamedTuple):
                 self.boxes, self.scores, self.category_ids.tolist(), self.names, strict=True
             )
         ]
+
+
+def prepare(image: np.ndarray, data: DataConfig) -> np.ndarray:
+    """An image [H, W, C] as the model takes it, without padding."""
+    return resize_by_rule(image, data.resize)
+
+
+def as_predictions(
+    outputs: Sequence[np.ndarray], categories: Sequence[Category], predict: PredictConfig
+) -> list[Prediction]:
+    """The detections of each image, without padding, of boxes [B, D, 4], scores [B, D] and labels [B, D]."""
+    kind = object if any(isinstance(category.id, str) for category in categories) else np.int64
+    predictions = []
+    for boxes, scores, labels in zip(*outputs, strict=True):
+        is_kept = labels >= 0
+        own = labels[is_kept]
+        predictions.append(
+            Prediction(
+                boxes=boxes[is_kept],
+                scores=scores[is_kept],
+                labels=own,
+                category_ids=np.array([categories[label].id for label in own], dtype=kind),
+                names=[categories[label].name for label in own],
+            )
+        )
+    return predictions
 
 
 def to_results(prediction: Prediction, image_id: Id, name: Path) -> list[dict[str, Any]]:
