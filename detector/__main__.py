@@ -9,6 +9,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import detector
 from detector.commands import Warnings, check_overrides
@@ -24,6 +25,7 @@ COMMANDS = {
     "browse": "show the training data as it is stored and as it is augmented",
     "infer": "find objects in a folder of images, or classify them",
     "serve": "answer images over HTTP, with a page to try it",
+    "export": "write a model to one ONNX file that runs without this package",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
     "anchors": "show how well anchors cover the objects of a data set, and suggest better ones",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
@@ -31,14 +33,21 @@ COMMANDS = {
     "env": "show versions, GPUs and settings of this machine, for a bug report",
     "stress": "kill, soak and overload tiny runs, and check that nothing is lost",
 }
+# The runtime (runtime/) is this package with few of its commands.
+COMMANDS = {
+    name: text
+    for name, text in COMMANDS.items()
+    if Path(__file__).with_name("commands").joinpath(f"{name}.py").exists()
+}
+PROGRAM = (__package__ or "detector").replace("_", "-")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="detector", description="RetinaNet-style detection and classification on feature pyramids."
+        prog=PROGRAM, description="RetinaNet-style detection and classification on feature pyramids."
     )
-    parser.add_argument("--version", action="version", version=f"detector {detector.__version__}")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {detector.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
@@ -47,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = [*arguments[1:], "--quiet"]
     name = arguments[0].replace("-", "_") if arguments else ""
     if name in COMMANDS:
-        return run_command(name, arguments[1:], prog=f"detector {name}")
+        return run_command(name, arguments[1:], prog=f"{PROGRAM} {name}")
     if arguments and not arguments[0].startswith("-"):
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"

@@ -7,20 +7,20 @@ tools/infer.py --checkpoint runs/x/best.pt --input 'images/*.jpg' --output found
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import sys
 from functools import partial
 from pathlib import Path
 
-from detector.commands import add_allow_code, count
-from detector.commands.train import RESUMABLE
+from detector.commands import RESUMABLE, add_allow_code, count
 
 GALLERY = 200  # at most so many images in the page of --html
 UNREADABLE = 1  # exit code if some images could not be read, or changed during the run; all others are done
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a .pt file, or a run's folder")
+    parser.add_argument("--checkpoint", required=True, help="a .pt file, a run's folder, or an exported .onnx")
     parser.add_argument("--input", required=True, help="a folder (searched recursively), a file, or a quoted pattern")
     parser.add_argument(
         "--output", required=True, type=Path, help="a new folder, for the predictions and the drawings in images/"
@@ -65,6 +65,8 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.html and args.no_images:
         raise ConfigError("command line: --html shows the drawings; remove --no-images")
+    if args.html and importlib.util.find_spec("jinja2") is None:
+        raise ConfigError("command line: --html needs jinja2, which is not installed; remove it")
     for name in (get_results(task).FILE for task in TASKS):
         if (args.output / name).exists():
             if args.resume:
@@ -83,16 +85,13 @@ def _run(args: argparse.Namespace) -> int:
             names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
             notes.append(f"{len(unknown):,} images are skipped, as {args.annotations} does not list them: {names}")
 
-    import torch
+    from detector.inference.exported import open_predictor
 
-    from detector.inference.predictor import Predictor
-
-    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
-    predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides, args.allow_code)
+    predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code)
     if ids is not None and not get_results(predictor.config.task).HAS_IDS:
         raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
     if args.score is not None:
-        predictor.task.with_threshold(predictor.config.model, args.score)  # raises before any work is done
+        predictor.check_score(args.score)  # before any work is done
     for note in notes:
         print(note, file=sys.stderr)
     summary = infer_folder(

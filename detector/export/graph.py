@@ -14,7 +14,7 @@ from torch.export import Dim, ExportedProgram
 from detector.config.schema import Config
 from detector.models import Model
 from detector.structures import SIZE_DIVISOR, Batch
-from detector.tasks import Task, get_results, get_task
+from detector.tasks import get_results, get_task
 
 EXAMPLE_SIDES = (3 * SIZE_DIVISOR, 4 * SIZE_DIVISOR)  # of the images that a graph with dynamic sides is traced with
 
@@ -26,7 +26,12 @@ class Prediction(nn.Module):
         super().__init__()
         self.model = model
         self.config = config.model
-        self.task: Task = get_task(config)
+        self.task, self.task_name = get_task(config), config.task
+
+    def settings(self, is_fixed: bool) -> dict[str, Tensor]:
+        """The config's values of the settings that are inputs."""
+        names = () if is_fixed else get_results(self.task_name).INPUTS
+        return {name: torch.tensor(getattr(self.config.predict, name)) for name in names}
 
     def forward(self, images: Tensor, sizes: Tensor, sizes_original: Tensor, **settings: Tensor) -> tuple[Tensor, ...]:
         """What the task predicts, such as boxes [B, D, 4], scores [B, D] and labels [B, D] in the original images.
@@ -62,12 +67,13 @@ def export_graph(model: Model, config: Config, is_deep: bool, is_fixed: bool) ->
         dynamic = {2: results.DIVISOR * Dim("rows"), 3: results.DIVISOR * Dim("columns")}
     images = torch.zeros(2, channels, *sides, dtype=torch.uint16 if is_deep else torch.uint8)
     sizes = torch.tensor([sides, sides])
-    settings = {} if is_fixed else {name: torch.tensor(getattr(config.model.predict, name)) for name in results.INPUTS}
+    prediction = Prediction(model, config).eval()
+    settings = prediction.settings(is_fixed)
     shapes = {"images": {0: batch, **dynamic}, "sizes": {0: batch}, "sizes_original": {0: batch}}
     shapes |= {"settings": dict.fromkeys(settings)} if settings else {}
     with torch.no_grad():
         return torch.export.export(
-            Prediction(model, config).eval(),
+            prediction,
             (images, sizes, sizes.clone()),  # one tensor twice would be one input
             settings,
             dynamic_shapes=shapes,

@@ -16,9 +16,8 @@ from torch.export import ExportedProgram
 import detector
 from detector.config.loader import config_to_dict
 from detector.config.schema import Config
-from detector.ops.postprocess import class_nms
 from detector.structures import Category
-from detector.tasks import get_results
+from detector.tasks import Results, get_results
 
 if TYPE_CHECKING:
     import onnx
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 FORMAT = 1  # of the metadata
 OPSET = 18
 IMAGES = ("batch", "channels", "height", "width")
+DYNAMIC = ("batch", "height", "width", "detections")
 
 
 def to_onnx(program: ExportedProgram, config: Config) -> onnx.ModelProto:
@@ -119,4 +119,14 @@ def describe(model: onnx.ModelProto, config: Config, categories: list[Category],
     )
 
 
-assert class_nms  # registers the operator that is translated here
+def check(model: onnx.ModelProto, results: Results) -> None:
+    """Refuse a graph that is not valid, or of which a dimension was fixed that must be dynamic."""
+    import onnx
+
+    onnx.checker.check_model(model, full_check=False)
+    wanted = {"images": IMAGES if results.DIVISOR > 1 else IMAGES[:1], **results.OUTPUTS}
+    for value in (*model.graph.input, *model.graph.output):
+        shape = value.type.tensor_type.shape.dim
+        for dimension, name in zip(shape, wanted.get(value.name, ()), strict=False):
+            if name in DYNAMIC and dimension.dim_param != name:
+                raise AssertionError(f"{value.name}: its {name} was fixed to {dimension.dim_value}")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from detector.data.loading.sampler import Key
 from detector.data.transforms.resize import by_shape, padded
-from detector.errors import ConfigError, DataError, WeightsError, one_of
-from detector.inference.images import ImagePredictor
+from detector.errors import ConfigError, DataError, DetectorError, WeightsError, one_of
+from detector.inference.images import ImagePredictor, Item, Samples
 from detector.structures import Category
 from detector.tasks import get_results
 
@@ -22,8 +25,14 @@ if TYPE_CHECKING:
     import onnxruntime
 
 SUFFIX = ".onnx"
+AHEAD = 2  # batches that are read while one is predicted
 FORMAT = 1  # of the metadata
-DTYPES = {"tensor(uint8)": np.uint8, "tensor(uint16)": np.uint16}
+DTYPES = {
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(int64)": np.int64,
+    "tensor(float)": np.float32,
+}
 
 
 class Sample(NamedTuple):
@@ -44,7 +53,7 @@ class ExportedPredictor(ImagePredictor):
     def __init__(self, path: str | Path, overrides: Sequence[str] = (), threads: int | None = None) -> None:
         self.path = Path(path)
         self.session = _open(self.path, threads)
-        metadata = read_metadata(self.session, self.path)
+        self.metadata = metadata = read_metadata(self.session, self.path)
         self.config = _as_attributes(metadata["config"])
         self.categories = [Category(**category) for category in metadata["classes"]]
         self.settings: list[str] = metadata["settings"]
@@ -52,8 +61,8 @@ class ExportedPredictor(ImagePredictor):
         self.results = get_results(metadata["task"])
         inputs = {value.name: value for value in self.session.get_inputs()}
         inputs |= {value.name: value for value in self.session.get_overridable_initializers()}
-        self.dtype = DTYPES[inputs["images"].type]
-        self.inputs = set(inputs)
+        self.inputs = {name: DTYPES[value.type] for name, value in inputs.items()}
+        self.dtype = self.inputs["images"]
         for override in overrides:
             self._override(override)
 
@@ -78,23 +87,55 @@ class ExportedPredictor(ImagePredictor):
             raise ConfigError(f"command line: {key}: {text!r} is not {wanted}")
         setattr(self.config.model.predict, name, value)
 
-    def check_threshold(self) -> None:
+    def follow(self, predict: Any) -> None:
+        """Take the settings of another config's ``model.predict``, of which only some may differ."""
+        own = self.config.model.predict
+        for name, was in vars(own).items():
+            if getattr(predict, name) != was:
+                self._override(f"model.predict.{name}={getattr(predict, name)}")
+
+    def check_score(self, score: float) -> None:
         """Refuse a score threshold where the file takes none."""
         if "score_threshold" not in self.inputs:
             why = "its thresholds were fixed at export" if self.results.INPUTS else f"it is of {self.config.task}"
             raise ConfigError(f"score: {self.path} has no lowest score to change: {why}")
 
-    def sample(self, image: np.ndarray, image_id: int = 0) -> Sample:
+    def sampler(self) -> Callable[[np.ndarray, int], Sample]:
+        return self._sample
+
+    def _sample(self, image: np.ndarray, image_id: int) -> Sample:
         if image.dtype == np.uint16 and self.dtype == np.uint8:
-            raise DataError(
-                f"an image has 16 bits, and {self.path} takes 8; export the model with --bits 16, which takes both"
-            )
+            self.refuse_depth()
         pixels = self.results.prepare(image, self.config.data)
         return Sample(pixels.transpose(2, 0, 1), image.shape[:2])
 
+    def read(self, samples: Samples, batches: Iterable[list[Key]], workers: int) -> Generator[list[Item], None, None]:
+        """By threads: OpenCV decodes and resizes without Python's lock."""
+
+        def read_one(key: Key) -> Item:
+            try:
+                return samples[key]
+            except DetectorError as error:
+                return Item(None, None, str(error))
+
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            waiting = deque[list[Future[Item]]]()
+            try:
+                for keys in batches:
+                    waiting.append([pool.submit(read_one, key) for key in keys])
+                    if len(waiting) > AHEAD:
+                        yield [item.result() for item in waiting.popleft()]
+                while waiting:
+                    yield [item.result() for item in waiting.popleft()]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def refuse_depth(self) -> NoReturn:
+        raise DataError(f"an image has 16 bits, {self.path} takes 8; export the model with --bits 16, which takes both")
+
     def predict_samples(self, samples: list[Sample], score_threshold: float | None = None) -> list[Any]:
         if score_threshold is not None:
-            self.check_threshold()
+            self.check_score(score_threshold)
         predict, predictions = self.config.model.predict, [None] * len(samples)
         given = {} if score_threshold is None else {"score_threshold": score_threshold}
         for indices in by_shape(samples):
@@ -114,17 +155,16 @@ class ExportedPredictor(ImagePredictor):
             np.multiply(image, self.dtype(factor), out=images[row, :, : image.shape[1], : image.shape[2]])
         return images, sizes, np.array([sample.size_original for sample in samples], dtype=np.int64)
 
-    def run(
-        self, images: np.ndarray, sizes: np.ndarray, sizes_original: np.ndarray, **settings: float
-    ) -> list[np.ndarray]:
-        """The file's outputs for a batch of one padded shape; ``settings`` replace those of ``model.predict``."""
+    def feed(self, images: np.ndarray, sizes: np.ndarray, sizes_original: np.ndarray, **settings: Any) -> dict:
+        """The file's inputs; ``settings`` replace those of ``model.predict``."""
         feed = {"images": images, "sizes": sizes, "sizes_original": sizes_original}
-        values = {name: getattr(self.config.model.predict, name) for name in self.results.INPUTS} | settings
-        feed |= {
-            name: np.array(value, dtype=np.int64 if isinstance(value, int) and name == "max_detections" else np.float32)
-            for name, value in values.items()
-        }
-        return self.session.run(list(self.results.OUTPUTS), {name: feed[name] for name in feed if name in self.inputs})
+        for name in self.results.INPUTS:
+            feed[name] = np.array(settings.get(name, getattr(self.config.model.predict, name)))
+        return {name: feed[name].astype(dtype, copy=False) for name, dtype in self.inputs.items() if name in feed}
+
+    def run(self, *batch: np.ndarray, **settings: Any) -> list[np.ndarray]:
+        """The file's outputs for the images of one padded shape that :meth:`batch` made."""
+        return self.session.run(list(self.results.OUTPUTS), self.feed(*batch, **settings))
 
     def digest(self) -> str:
         values = json.dumps(vars(self.config.model.predict), sort_keys=True)
@@ -169,3 +209,22 @@ def _as_attributes(tree: Any) -> Any:
     if isinstance(tree, dict):
         return SimpleNamespace(**{name: _as_attributes(value) for name, value in tree.items()})
     return tree
+
+
+def open_predictor(
+    source: str | Path, device: str | None = None, overrides: Sequence[str] = (), allow_code: bool = False
+) -> ImagePredictor:
+    """The predictor of an exported file, or of a checkpoint where torch is installed."""
+    if Path(source).suffix == SUFFIX:
+        return ExportedPredictor(source, overrides)
+    try:
+        import torch
+
+        from detector.inference.predictor import Predictor
+    except ModuleNotFoundError as error:
+        raise WeightsError(
+            f"{source}: opening a checkpoint needs {error.name}, which is not installed; give an exported model"
+            f" ({SUFFIX}), which detector export writes"
+        ) from None
+    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
+    return Predictor.from_checkpoint(source, device, overrides, allow_code)

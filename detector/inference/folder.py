@@ -22,21 +22,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from detector.data.formats.coco_rows import read_rows
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.listing import list_images, sort_out
-from detector.data.loading.collate import shared_zeros
 from detector.data.loading.sampler import EvalBatches, Key
-from detector.data.loading.workers import load
-from detector.errors import ConfigError, DataError, DetectorError
+from detector.errors import ConfigError, DataError
 from detector.files.atomic import atomic_write, make_folder, only_one, storing
-from detector.inference.predictor import Predictor
+from detector.inference.images import ImagePredictor, Item
 from detector.structures import Id
-from detector.tasks import Views, get_results, get_task, get_views
+from detector.tasks import Results, get_results
 
 PROGRESS = "progress.jsonl"
 ERRORS = "errors.jsonl"
@@ -84,64 +80,26 @@ class Summary(NamedTuple):
     errors: list[str]  # the first ten, one line each
 
 
-class _Item(NamedTuple):
-    image: np.ndarray | None  # [H, W, C], if it will be drawn
-    sample: Any  # None if it could not be read
-    error: str
-
-
-class _Packed(NamedTuple):
-    """A batch of items with their images in one block of shared memory: a pipe would copy them."""
-
-    items: list[_Item]  # without their images
-    forms: list[tuple[int, np.dtype[Any], tuple[int, ...]] | None]  # of each image: first byte, type, shape
-    memory: Tensor  # [bytes] uint8
-
-    @classmethod
-    def pack(cls, samples: list[_Item | DetectorError]) -> _Packed:
-        """Pack items; a DetectorError becomes one without a sample."""
-        items = [sample if isinstance(sample, _Item) else _Item(None, None, str(sample)) for sample in samples]
-        forms, size = [], 0
-        for item in items:
-            forms.append(None if item.image is None else (size, item.image.dtype, item.image.shape))
-            size += 0 if item.image is None else -(-item.image.nbytes // 16) * 16
-        packed = cls([item._replace(image=None) for item in items], forms, shared_zeros([size], torch.uint8))
-        for item, image in zip(items, packed._images(), strict=True):
-            if image is not None:
-                image[:] = item.image
-        return packed
-
-    def unpack(self) -> list[_Item]:
-        return [item._replace(image=image) for item, image in zip(self.items, self._images(), strict=True)]
-
-    def _images(self) -> Iterator[np.ndarray | None]:
-        memory = self.memory.numpy()
-        for form in self.forms:
-            yield None if form is None else np.ndarray(form[2], form[1], memory, offset=form[0])
-
-
 class _Samples:
-    """The data set of the loader processes."""
+    """The images of a run, in the form that the predictor takes."""
 
-    def __init__(self, progress: _Progress, predictor: Predictor, are_drawn: bool) -> None:
+    def __init__(self, progress: _Progress, predictor: ImagePredictor, are_drawn: bool) -> None:
         self.images, self.began = progress.images, progress.began
-        self.config, self.are_drawn = predictor.config, are_drawn
+        self.reading, self.make_sample, self.are_drawn = predictor.reading, predictor.sampler(), are_drawn
 
     def file(self, index: int) -> Path:
         return self.images[index]
 
-    def __getitem__(self, key: Key) -> _Item:
+    def __getitem__(self, key: Key) -> Item:
         _, index = key
         file = self.file(index)
-        data = self.config.data
-        image = read_image(file, self.config.model.in_channels, data.exif, data.max_value)
+        image = read_image(file, *self.reading)
         try:
             has_changed = file.stat().st_mtime > self.began
         except OSError as error:
             raise DataError(f"{file}: vanished while being read: {error.strerror}") from None
         note = f"{file}: was changed after the run began; its results are of the new content" if has_changed else ""
-        sample = get_task(self.config).make_sample(image, index + 1, self.config)
-        return _Item(image if self.are_drawn else None, sample, note)
+        return Item(image if self.are_drawn else None, self.make_sample(image, index + 1), note)
 
 
 def find_images(pattern: str) -> Images:
@@ -169,7 +127,7 @@ def find_images(pattern: str) -> Images:
 
 
 def infer_folder(
-    predictor: Predictor,
+    predictor: ImagePredictor,
     images: Images,
     output: Path,
     score: float | None,
@@ -203,7 +161,7 @@ def infer_folder(
 
 
 def _infer(
-    predictor: Predictor,
+    predictor: ImagePredictor,
     progress: _Progress,
     drawings: Path,
     score: float | None,
@@ -214,7 +172,6 @@ def _infer(
 ) -> None:
     """Predict the remaining batches; a batch is done when its drawings are."""
     results, images = get_results(predictor.config.task), progress.images
-    views = None if draw_score is None else get_views(predictor.config.task)
     batches = islice(EvalBatches(len(images), batch_size), progress.done // batch_size, None)
     waiting: deque[tuple[list[dict[str, Any]], list[Future[None]]]] = deque()
 
@@ -228,11 +185,10 @@ def _infer(
 
     with (
         ThreadPoolExecutor(max_workers=2) as pool,
-        contextlib.closing(load(samples, batches, workers, _Packed.pack)) as loader,
+        contextlib.closing(predictor.read(samples, batches, workers)) as loader,
         tqdm(initial=progress.done, total=len(images), unit="img", disable=not sys.stderr.isatty()) as bar,
     ):
-        for first, packed in zip(count(progress.done, batch_size), loader, strict=False):
-            items = packed.unpack()
+        for first, items in zip(count(progress.done, batch_size), loader, strict=False):
             found_in = iter(
                 predictor.predict_samples([item.sample for item in items if item.sample is not None], score)
             )
@@ -244,7 +200,7 @@ def _infer(
                     image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
                     row["results"] = results.to_results(found, image_id, _as_text(name))
                     if item.image is not None:
-                        drawn.append(pool.submit(_draw, views, item.image, found, draw_score, drawings / name))
+                        drawn.append(pool.submit(_draw, results, item.image, found, draw_score, drawings / name))
                 rows.append({"file": str(images[index])} | row)
             waiting.append((rows, drawn))
             # Drawings hold their images until they are done; this also waits when drawing is slower.
@@ -342,9 +298,9 @@ def _as_text(name: str) -> Path:
     return Path(os.fsencode(name).decode(errors="replace"))
 
 
-def _draw(views: Views, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
+def _draw(results: Results, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
     """Draw the detections on an image and save it under its own name."""
-    drawing = views.draw(image, found, draw_score)
+    drawing = results.draw(image, found, draw_score)
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         path = path.with_name(path.name + ".jpg")  # there may be both x.png and x.jpg
     with storing(path):

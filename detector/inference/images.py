@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from detector.data.inputs import ImageInput, Reading, as_array, check_images, check_threshold
+from detector.data.loading.sampler import Key
 from detector.structures import Category
+
+
+class Item(NamedTuple):
+    """An image of a folder."""
+
+    image: np.ndarray | None  # [H, W, C], if it will be drawn
+    sample: Any  # None if it could not be read
+    error: str
+
+
+class Samples(Protocol):
+    """What the processes or threads read: items by key, and the file of each for messages."""
+
+    def __getitem__(self, key: Key) -> Item: ...
+
+    def file(self, index: int) -> Path: ...
 
 
 class ImagePredictor(ABC):
@@ -45,13 +63,25 @@ class ImagePredictor(ABC):
             predictions += self.predict_samples(samples, score_threshold)
         return predictions
 
-    @abstractmethod
     def sample(self, image: np.ndarray, image_id: int = 0) -> Any:
         """An image [H, W, C] as the model wants it, without targets."""
+        return self.sampler()(image, image_id)
+
+    @abstractmethod
+    def sampler(self) -> Callable[[np.ndarray, int], Any]:
+        """:meth:`sample` as a function that other processes can take."""
+
+    @abstractmethod
+    def check_score(self, score: float) -> None:
+        """Raise :class:`detector.errors.ConfigError` where the model has no score threshold to set."""
 
     @abstractmethod
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
         """What is in each sample; samples of one shape form a batch, so none is padded to the size of another."""
+
+    @abstractmethod
+    def read(self, samples: Samples, batches: Iterable[list[Key]], workers: int) -> Generator[list[Item], None, None]:
+        """The items of each batch, read ahead by ``workers``; an error becomes an item without a sample."""
 
     @abstractmethod
     def digest(self) -> str:

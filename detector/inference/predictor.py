@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from detector.checkpoints.opening import find_checkpoint, open_model
 from detector.config.loader import config_to_dict
 from detector.config.schema import Config
 from detector.data.loading.collate import collate
+from detector.data.loading.sampler import Key
+from detector.data.loading.workers import load
 from detector.data.transforms.resize import by_shape
-from detector.inference.images import ImagePredictor
+from detector.inference.images import ImagePredictor, Item, Samples
+from detector.inference.packed import Packed
 from detector.models import Model
 from detector.models.precision import autocast, check_precision
 from detector.structures import Category
@@ -53,8 +58,16 @@ class Predictor(ImagePredictor):
         model = model.fold_norms().to(memory_format=torch.channels_last)
         return cls(model, config, categories, next(model.buffers()).device)
 
-    def sample(self, image: np.ndarray, image_id: int = 0) -> Any:
-        return self.task.make_sample(image, image_id, self.config)
+    def sampler(self) -> Callable[[np.ndarray, int], Any]:
+        return partial(self.task.make_sample, config=self.config)
+
+    def check_score(self, score: float) -> None:
+        self.task.with_threshold(self.config.model, score)
+
+    def read(self, samples: Samples, batches: Iterable[list[Key]], workers: int) -> Generator[list[Item], None, None]:
+        with contextlib.closing(load(samples, batches, workers, Packed.pack)) as loader:
+            for packed in loader:
+                yield packed.unpack()
 
     @torch.inference_mode()
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:

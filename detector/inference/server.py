@@ -246,6 +246,8 @@ class Service:
     async def _answer(self, images: list[tuple[str, bytes]], options: Options) -> Response:
         if options.output == "drawing" and len(images) > 1:
             raise HTTPException(422, f"output=drawing: is of one image, the body has {len(images)}")
+        if options.score is not None:
+            self.predictor.check_score(options.score)
         tasks = [asyncio.create_task(self._find(*image, options.score)) for image in images]
         try:
             found = await asyncio.gather(*tasks)

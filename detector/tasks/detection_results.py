@@ -11,9 +11,9 @@ import numpy as np
 
 from detector.data.transforms.resize import resize_by_rule
 from detector.files.atomic import atomic_write
-from detector.reports.drawing import score_texts
+from detector.reports.drawing import draw_boxes, score_texts
 from detector.structures import SIZE_DIVISOR
-from detector.tasks import get_views
+from detector.tasks import Difference
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -54,7 +54,7 @@ class Prediction(NamedTuple):
         from detector.data.inputs import as_shown, check_threshold
 
         check_threshold(score_threshold)
-        return get_views("detection").draw(as_shown(image, *self.reading), self, score_threshold)
+        return draw(as_shown(image, *self.reading), self, score_threshold)
 
     def to_coco(self, image_id: Id, file_name: str | None = None) -> list[dict[str, Any]]:
         """COCO results: ``image_id``, ``category_id``, ``bbox`` (left, top, width, height), ``score`` of each object.
@@ -100,6 +100,52 @@ def as_predictions(
             )
         )
     return predictions
+
+
+def compare(own: list[Prediction], other: list[Prediction], score: float, pixels: float) -> Difference:
+    """Whether each detection has a counterpart of its class within ``score`` and ``pixels``, but for ties.
+
+    A tie is one of the lowest scores, or overlaps a detection of the same class and about the same score that the other
+    model has kept: which of the two NMS keeps is decided by rounding.
+    """
+    worst, unmatched = np.zeros(2), 0
+    for one, two in zip(own, other, strict=True):
+        last = min((found.scores.min() for found in (one, two) if len(found.scores)), default=0.0)
+        for these, those in ((one, two), (two, one)):
+            if not len(those.scores):
+                unmatched += int((these.scores > last + score).sum())
+                continue
+            gap = np.abs(these.boxes[:, None] - those.boxes).max(axis=-1)  # [D, D']
+            score_gap = np.abs(these.scores[:, None] - those.scores)
+            is_class = these.labels[:, None] == those.labels
+            is_alike = is_class & (score_gap <= score)
+            is_matched = (is_alike & (gap <= pixels)).any(axis=1)
+            is_tie = (these.scores <= last + score) | (is_alike & _overlap(these.boxes, those.boxes)).any(axis=1)
+            unmatched += int((~is_matched & ~is_tie).sum())
+            if is_matched.any():
+                nearest = np.where(is_alike, gap, np.inf).argmin(axis=1)
+                rows = np.flatnonzero(is_matched)
+                gaps = [parts[rows, nearest[rows]].max() for parts in (gap, score_gap)]
+                worst = np.maximum(worst, gaps)
+    count = sum(len(found.scores) for found in own)
+    text = f"{count} detections, {unmatched} unmatched, boxes within {worst[0]:.1e} px, scores within {worst[1]:.1e}"
+    return Difference(unmatched == 0, text)
+
+
+def _overlap(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which boxes [D, 4] and [D', 4] overlap by IoU 0.3, [D, D']."""
+    low, high = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
+    inside = (high - low).clip(min=0).prod(axis=-1)
+    areas, other_areas = ((each[:, 2:] - each[:, :2]).prod(axis=-1) for each in (boxes, others))
+    return inside > 0.3 * (areas[:, None] + other_areas - inside)
+
+
+def draw(image: np.ndarray, prediction: Prediction, draw_score: float) -> Image.Image:
+    """The image with the boxes that score at least ``draw_score``."""
+    is_drawn = prediction.scores >= draw_score
+    texts = score_texts(prediction.names, prediction.scores)
+    texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
+    return draw_boxes(image, prediction.boxes[is_drawn], prediction.labels[is_drawn].tolist(), texts)
 
 
 def to_results(prediction: Prediction, image_id: Id, name: Path) -> list[dict[str, Any]]:

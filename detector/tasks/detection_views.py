@@ -22,9 +22,8 @@ from detector.ops.boxes import box_area
 from detector.ops.coders import build_box_coder
 from detector.reports import figure
 from detector.reports.box_page import detection_report
-from detector.reports.drawing import draw_boxes, draw_targets, score_texts
+from detector.reports.drawing import draw_boxes, draw_targets
 from detector.structures import IGNORE_REGION, PADDING, Batch, Category
-from detector.tasks.detection_results import Prediction
 
 PREVIEWED_IMAGES = 2000  # at most; of larger sets, a sample
 
@@ -94,14 +93,6 @@ def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig
             )
         )
     return drawings
-
-
-def draw(image: np.ndarray, prediction: Prediction, draw_score: float) -> Image.Image:
-    """The image with the boxes that score at least ``draw_score``."""
-    is_drawn = prediction.scores >= draw_score
-    texts = score_texts(prediction.names, prediction.scores)
-    texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
-    return draw_boxes(image, prediction.boxes[is_drawn], prediction.labels[is_drawn].tolist(), texts)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

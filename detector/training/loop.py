@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -338,28 +338,36 @@ def run_evaluation(
     return tally, task.evaluate(tally, data.truth, config) if distributed.is_main() else {}
 
 
-def predict_all(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> Tally:
+@torch.inference_mode()
+def predict_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
+    with autocast(config.model.predict.precision, batch.images.device):
+        output = model(batch.images, batch.sizes)
+    return task.tally(task.predict(output, batch, config.model), batch, config.model)
+
+
+def predict_all(
+    model: Any,
+    task: Task,
+    data: Data,
+    config: Config,
+    device: torch.device,
+    predict: Callable[[Any, Task, Batch, Config], Tally] = predict_batch,
+) -> Tally:
     """The tally of the predictions of ``model`` on ``data``: complete on the main rank, empty on the others."""
     distributed.barrier()  # the main rank may still score the last evaluation
-    model.eval()
-    # Each rank has its own running statistics; checkpoints have the main rank's.
-    distributed.copy_from_main(model.buffers())
+    if isinstance(model, nn.Module):
+        model.eval()
+        # Each rank has its own running statistics; checkpoints have the main rank's.
+        distributed.copy_from_main(model.buffers())
     own_batches = EvalBatches(
         len(data), config.eval.batch_size, distributed.rank(), distributed.world_size(), data.shapes
     )
     batches = load_batches(data, own_batches, config.data.workers, pin_memory=device.type == "cuda")
     hidden = not (distributed.is_main() and sys.stderr.isatty())
     bar = tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden)
-    own = merge(predict_batch(model, task, batch.to(device), config) for batch in bar)
+    own = merge(predict(model, task, batch.to(device), config) for batch in bar)
     # A rank without images must take part too.
     return merge(distributed.gather_on_main(own))
-
-
-@torch.inference_mode()
-def predict_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
-    with autocast(config.model.predict.precision, batch.images.device):
-        output = model(batch.images, batch.sizes)
-    return task.tally(task.predict(output, batch, config.model), batch, config.model)
 
 
 def _train_batches(

@@ -16,7 +16,9 @@ import detector
 from detector.__main__ import run_command
 from detector.dev.stress import infer, link_images, tiny_checkpoint
 from detector.errors import DataError, StorageError
-from detector.inference.folder import Images, _Item, _Packed, find_images, infer_folder
+from detector.inference.folder import Images, find_images, infer_folder
+from detector.inference.images import Item
+from detector.inference.packed import Packed
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +148,14 @@ def test_images_travel_in_memory_that_is_shared(checkpoint: Path, images: Path, 
         file.unlink()
     (images / "0000" / "broken.jpg").write_bytes(b"no image")
     deep = np.arange(300, dtype=np.uint16).reshape(10, 10, 3)
-    items = [_Item(np.full((333, 31, 3), 7, np.uint8), "a", ""), DataError("broken"), _Item(deep, "b", "changed")]
-    packed = _Packed.pack(items)
+    items = [Item(np.full((333, 31, 3), 7, np.uint8), "a", ""), DataError("broken"), Item(deep, "b", "changed")]
+    packed = Packed.pack(items)
     assert len(ForkingPickler.dumps(packed)) < 2_000
     first, broken, second = packed.unpack()
     assert np.array_equal(first.image, items[0].image)
     assert np.array_equal(second.image, deep)
     assert (broken.image, broken.sample, broken.error) == (None, None, "broken")
-    assert _Packed.pack([DataError("broken")]).unpack() == [broken]
+    assert Packed.pack([DataError("broken")]).unpack() == [broken]
 
     results = []
     for workers in ("0", "2"):
