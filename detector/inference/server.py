@@ -46,7 +46,7 @@ from detector.inference.meters import Count, Gauge, Histogram
 from detector.inference.openapi import describe
 from detector.processes import handled
 from detector.reports.pages import render
-from detector.tasks import get_results, get_views
+from detector.tasks import get_results
 
 MAX_IMAGES = 32  # in one request
 READY_BATCHES = 4  # batches that may be decoded and wait to be predicted; other images wait as files
@@ -282,7 +282,7 @@ class Service:
     def _draw(self, prediction: Any, draw_score: float, image: np.ndarray) -> bytes:
         """A JPEG file."""
         file = io.BytesIO()
-        get_views(self.predictor.config.task).draw(image, prediction, draw_score).save(file, "JPEG", quality=90)
+        get_results(self.predictor.config.task).draw(image, prediction, draw_score).save(file, "JPEG", quality=90)
         return file.getvalue()
 
     def _timings(self, times: list[dict[str, float]]) -> Iterator[str]:
