@@ -371,6 +371,7 @@ def test_an_image_that_breaks_the_model_fails_alone(predictor: Predictor, expect
             pool.map(lambda number: client.ask("/predict", [FILES["wide.jpg"], black][number % 2]), range(8))
         )
     assert [answer.status for answer in answers] == [200, 500] * 4
+    assert answers[1].json == {"error": "the server failed: RuntimeError; its log has the reason"}
     for answer in answers[::2]:
         assert_same([row | {"file_name": "wide.jpg"} for row in answer.json], expected["wide.jpg"])
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import multiprocessing
+import os
 import queue
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,8 @@ from detector.errors import DataError, DetectorError
 from detector.processes import begin_child
 
 Made = TypeVar("Made")
+
+STARTS = 5  # times that starting a process is tried
 
 
 class Decode(NamedTuple):
@@ -56,7 +60,7 @@ class Decoders:
         self._context.set_forkserver_preload([__name__])
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for _ in range(processes):
-            self._idle.put(_Process(self._context, decode))
+            self._idle.put(self._start())
         self._threads = ThreadPoolExecutor(processes)  # each asks one process and waits
 
     async def make(self, name: str, data: bytes, make: Callable[[np.ndarray], Made]) -> Made:
@@ -80,13 +84,19 @@ class Decoders:
                     return process.ask(name, data, timeout=self.timeout)
                 except (EOFError, OSError, TimeoutError) as error:
                     process.kill()
-                    process = _Process(self._context, self.decode)
+                    process = self._start()
                     self.on_restart()
                     if isinstance(error, TimeoutError):
                         raise DataError(f"{name}: took longer than {self.timeout:g} s to decode") from None
             raise DataError(f"{name}: the process that decoded the image died, twice; it may be damaged")
         finally:
             self._idle.put(process)
+
+    def _start(self) -> _Process:
+        for _ in range(STARTS - 1):
+            with contextlib.suppress(EOFError, OSError):  # the fork server was killed; the next try starts another
+                return _Process(self._context, self.decode)
+        return _Process(self._context, self.decode)
 
 
 class _Process:
@@ -115,6 +125,7 @@ class _Process:
 
 def _work(connection: Connection, decode: Decode) -> None:
     begin_child()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the decoders' libraries write of every fault, without a name
     cv2.setNumThreads(0)  # the processes are the parallelism
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     while True:

@@ -367,7 +367,7 @@ def build_app(service: Service) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(_Gate, service=service)],
-        exception_handlers={HTTPException: show_error, DetectorError: show_error},  # type: ignore[dict-item]
+        exception_handlers={HTTPException: show_error, DetectorError: show_error, Exception: show_error},  # type: ignore[dict-item]
         lifespan=service.lifespan,
     )
 
@@ -376,7 +376,9 @@ def show_error(_request: Request, error: Exception) -> Response:
     """One line, as JSON."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-    return JSONResponse({"error": str(error)}, 422)
+    if isinstance(error, DetectorError):
+        return JSONResponse({"error": str(error)}, 422)
+    return JSONResponse({"error": f"the server failed: {type(error).__name__}; its log has the reason"}, 500)
 
 
 def _as_tree(part: Any) -> Any:
