@@ -52,10 +52,13 @@ def ask(port: int, data: bytes) -> tuple[int, bytes]:
         return response.status, response.read()
 
 
-def descendants(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(one) for task in tasks for one in (task / "children").read_text().split()]
-    return [pid, *(one for child in children for one in descendants(child))]
+    return [int(one) for task in tasks for one in (task / "children").read_text().split()]
+
+
+def descendants(pid: int) -> list[int]:
+    return [pid, *(one for child in children(pid) for one in descendants(child))]
 
 
 def memory(pid: int) -> float:
@@ -144,9 +147,9 @@ def overload(
     def kill_decoders() -> None:
         nonlocal kills
         while not done.wait(0.25):
-            children = descendants(process.pid)[1:]
-            with contextlib.suppress(ProcessLookupError, IndexError):
-                os.kill(random.choice(children[-2:]), signal.SIGKILL)
+            with contextlib.suppress(OSError, IndexError):  # one may end meanwhile
+                decoders = [one for child in children(process.pid) for one in children(child)]
+                os.kill(random.choice(decoders), signal.SIGKILL)
                 kills += 1
 
     killer = threading.Thread(target=kill_decoders)

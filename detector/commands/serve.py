@@ -21,7 +21,7 @@ TOKEN = "DETECTOR_TOKEN"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a .pt file, or a run's folder")
+    parser.add_argument("--checkpoint", required=True, help="a .pt file, a run's folder, or an exported .onnx file")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=partial(count, least=0), default=8000, help="0: a free one (default: 8000)")
     parser.add_argument("--batch-size", type=count, default=8, help="most images per batch (default: 8)")
@@ -54,15 +54,12 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise ConfigError(f"serve: needs the package {error.name}; pip install 'pyramid-detector[serve]'") from None
 
-    import torch
+    from detector.inference.exported import open_predictor
 
-    from detector.inference.predictor import Predictor
-
-    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     token = os.environ.get(TOKEN) or None
     if token is None and args.host not in ("127.0.0.1", "localhost", "::1"):
         print(f"warning: --host {args.host}: whoever reaches it can use it; set {TOKEN}", file=sys.stderr)
-    predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides, args.allow_code)
+    predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code)
     settings = Settings(args.batch_size, args.workers, args.queue, args.timeout, args.max_mb * 10**6, max_pixels, token)
     name = str(Path(*Path(args.checkpoint).parts[-2:]))  # the client need not know where it lies
     with listen(args.host, args.port) as listening:

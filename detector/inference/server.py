@@ -10,12 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import io
+import json
 import math
 import os
 import platform
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,15 +36,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import detector
-from detector.config.loader import config_to_dict
 from detector.config.tasks import TASKS
 from detector.errors import ConfigError, DetectorError
 from detector.inference import meters
 from detector.inference.batching import Batcher, Timed
-from detector.inference.decoders import Decoders, Reader
+from detector.inference.decoders import Decode, Decoders
+from detector.inference.images import ImagePredictor
 from detector.inference.meters import Count, Gauge, Histogram
 from detector.inference.openapi import describe
-from detector.inference.predictor import Predictor
 from detector.processes import handled
 from detector.reports.pages import render
 from detector.tasks import get_results
@@ -82,7 +84,7 @@ class Options(NamedTuple):
 class Service:
     """The routes and their state, of one event loop."""
 
-    def __init__(self, predictor: Predictor, name: str, settings: Settings) -> None:
+    def __init__(self, predictor: ImagePredictor, name: str, settings: Settings) -> None:
         self.predictor, self.name, self.settings = predictor, name, settings
         self.is_ready, self.open = False, 0
         self.requests, self.restarts = Count("path", "status"), Count()
@@ -91,9 +93,9 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
-        settings, config = self.settings, self.predictor.config
-        reader = Reader(config, settings.max_pixels)
-        self.decoders = await asyncio.to_thread(Decoders, reader, settings.workers, settings.timeout, self.restarts.add)
+        settings = self.settings
+        decode = Decode(self.predictor.reading, settings.max_pixels)
+        self.decoders = await asyncio.to_thread(Decoders, decode, settings.workers, settings.timeout, self.restarts.add)
         self.batcher = Batcher(self.predictor.predict_samples, settings.batch_size, self.batches.add)
         self.room = asyncio.Semaphore(READY_BATCHES * settings.batch_size)
         warming = asyncio.create_task(self._warm_up())
@@ -104,8 +106,7 @@ class Service:
 
     async def _warm_up(self) -> None:
         """The first batch takes longer than all others."""
-        height, width = self.predictor.task.largest_input(self.predictor.config)
-        black = np.zeros((height, width, self.predictor.config.model.in_channels), dtype=np.uint8)
+        black = np.zeros((480, 640, self.predictor.reading[0]), dtype=np.uint8)
         await self.batcher.predict(self.predictor.sample(black))
         self.is_ready = True
 
@@ -127,21 +128,18 @@ class Service:
         return JSONResponse(describe(self.predictor.config.task, self.settings.token is not None))
 
     async def model(self, _request: Request) -> Response:
-        config, settings = config_to_dict(self.predictor.config), self.settings
-        others = set().union(*TASKS.values()) - set(TASKS[config["task"]])  # keys that mean nothing here
-        data = {
-            key: config["data"][key] for key in ("resize", "crop", "exif", "max_value") if f"data.{key}" not in others
-        }
-        predict = {
-            key: value for key, value in config["model"]["predict"].items() if f"model.predict.{key}" not in others
-        }
+        config, settings = self.predictor.config, self.settings
+        keys = ("exif", "max_value", get_results(config.task).SIZE_RULE)
+        others = set().union(*TASKS.values()) - set(TASKS[config.task])  # keys that mean nothing here
+        predict = _as_tree(config.model.predict)
         return JSONResponse(
             {
                 "name": self.name,
-                "task": config["task"],
+                "task": config.task,
                 "classes": [category._asdict() for category in self.predictor.categories],
-                "input": {"channels": config["model"]["in_channels"]} | data,
-                "predict": predict,
+                "input": {"channels": config.model.in_channels}
+                | {key: _as_tree(getattr(config.data, key)) for key in keys},
+                "predict": {key: value for key, value in predict.items() if f"model.predict.{key}" not in others},
                 "limits": {
                     "bytes": settings.max_bytes,
                     "pixels": settings.max_pixels,
@@ -249,7 +247,7 @@ class Service:
         if options.output == "drawing" and len(images) > 1:
             raise HTTPException(422, f"output=drawing: is of one image, the body has {len(images)}")
         if options.score is not None:
-            self.predictor.task.with_threshold(self.predictor.config.model, options.score)  # raises where there is none
+            self.predictor.check_score(options.score)
         tasks = [asyncio.create_task(self._find(*image, options.score)) for image in images]
         try:
             found = await asyncio.gather(*tasks)
@@ -258,7 +256,8 @@ class Service:
                 task.cancel()
         headers = {"Server-Timing": ", ".join(self._timings([times for _, times in found]))}
         if options.output == "drawing":
-            drawing = await self.decoders.draw(*images[0], found[0][0], options.draw_score)
+            draw = partial(self._draw, found[0][0], options.draw_score)
+            drawing = await self.decoders.make(*images[0], draw)
             return Response(drawing, media_type="image/jpeg", headers=headers)
         to_results = get_results(self.predictor.config.task).to_results
         results = [
@@ -272,13 +271,19 @@ class Service:
         """The prediction of one image, and the seconds of each stage."""
         started = time.perf_counter()
         async with self.room:
-            sample = await self.decoders.sample(name, data)
+            sample = await self.decoders.make(name, data, self.predictor.sample)
             decoded = time.perf_counter() - started
             timed: Timed = await self.batcher.predict(sample, score)
         times = {"decode": decoded, "wait": timed.waited, "model": timed.took}
         for stage, seconds in times.items():
             self.stages[stage].add(seconds)
         return timed.prediction, times
+
+    def _draw(self, prediction: Any, draw_score: float, image: np.ndarray) -> bytes:
+        """A JPEG file."""
+        file = io.BytesIO()
+        get_results(self.predictor.config.task).draw(image, prediction, draw_score).save(file, "JPEG", quality=90)
+        return file.getvalue()
 
     def _timings(self, times: list[dict[str, float]]) -> Iterator[str]:
         """Each stage's longest time, in milliseconds."""
@@ -362,7 +367,7 @@ def build_app(service: Service) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(_Gate, service=service)],
-        exception_handlers={HTTPException: show_error, DetectorError: show_error},  # type: ignore[dict-item]
+        exception_handlers={HTTPException: show_error, DetectorError: show_error, Exception: show_error},  # type: ignore[dict-item]
         lifespan=service.lifespan,
     )
 
@@ -371,7 +376,16 @@ def show_error(_request: Request, error: Exception) -> Response:
     """One line, as JSON."""
     if isinstance(error, HTTPException):
         return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-    return JSONResponse({"error": str(error)}, 422)
+    if isinstance(error, DetectorError):
+        return JSONResponse({"error": str(error)}, 422)
+    return JSONResponse({"error": f"the server failed: {type(error).__name__}; its log has the reason"}, 500)
+
+
+def _as_tree(part: Any) -> Any:
+    """A part of a config, or of what an exported file says of it, as dicts and lists."""
+    return json.loads(
+        json.dumps(part, default=lambda one: one.model_dump() if hasattr(one, "model_dump") else vars(one))
+    )
 
 
 def parse_options(query: QueryParams) -> Options:
