@@ -24,12 +24,11 @@ MODULES = (
     *("reports/__init__", "reports/drawing", "reports/fonts", "reports/pages/__init__"),
     *("tasks/__init__", "tasks/classification_results", "tasks/detection_results"),
 )
-_PARTS = "|".join(sorted({module.split("/")[0] for module in MODULES}))
 
 
 def renamed(text: str) -> str:
     """A module's text with ``detector.data`` and the like as ``detector_runtime.data``."""
-    text = re.sub(rf"\bdetector\.(?=(?:{_PARTS})\b)", f"{NAME}.", text)
+    text = re.sub(r"\bdetector\.(?=[a-z])", f"{NAME}.", text)
     return re.sub(r"^( *)import detector$", rf"\1import {NAME} as detector", text, flags=re.MULTILINE)
 
 

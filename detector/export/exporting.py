@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,16 +70,17 @@ def export(opened: Opened, source: str, output: Path, request: Request) -> Expor
     predictor = Predictor(opened.model.fold_norms(), config, opened.categories, torch.device("cpu"))
     program = export_graph(predictor.model, config, request.is_deep, request.is_fixed)
     with atomic_write(output, "wb") as file:
-        partial = Path(file.name)
         if request.kind == "pt2":
             described = {"config": config.model_dump(mode="json"), "classes": opened.categories}
-            torch.export.save(program, file, extra_files={"detector.json": json.dumps(described)})
-            file.flush()
-            found = _compare_program(predictor, torch.export.load(partial).module(), request)
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer, extra_files={"detector.json": json.dumps(described)})
+            file.write(buffer.getvalue())
+            buffer.seek(0)
+            found = _compare_program(predictor, torch.export.load(buffer).module(), request)
         else:
             file.write(_onnx_bytes(program, predictor, request))
             file.flush()
-            exported = ExportedPredictor(partial)
+            exported = ExportedPredictor(file.name)
             found = _compare_onnx(predictor, exported, request)
             if request.is_scored:
                 found += _score(predictor, exported, source, request)

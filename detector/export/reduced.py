@@ -63,12 +63,15 @@ class _Feeds:
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The network in FP16; its inputs, what stands before and after it, and the outputs keep their types."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     inside = network_nodes(model)
     outside = [node.name for node in model.graph.node if node.name not in inside]
     with warnings.catch_warnings():  # of weights that FP16 rounds to 0
         warnings.simplefilter("ignore")
-        return convert_float_to_float16(model, keep_io_types=True, node_block_list=outside, disable_shape_infer=False)
+        reduced = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=outside))
+    reduced.topological_sort()  # the conversion adds its casts at the end
+    return reduced.model
 
 
 def last_convolutions(model: onnx.ModelProto) -> list[str]:

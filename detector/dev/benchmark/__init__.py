@@ -10,6 +10,7 @@ PARTS = {
     "data": "JPEG files to padded batches, with two workers",
     "train": "a step of training",
     "infer": "files to detections",
+    "export": "exported files against eager, and INT8 against float, on one thread and on two",
     "eval": "the twelve COCO numbers of 500,000 detections",
     "report": "the evaluation report of 500,000 detections",
     "doctor": "JPEG files as the doctor reads them, against two threads that decode them",
