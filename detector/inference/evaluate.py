@@ -11,7 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from detector.checkpoints.checkpoint import check_val_share, checkpoint_config, weights_digest
+from detector.checkpoints.checkpoint import (
+    check_val_share,
+    checkpoint_config,
+    read_checkpoint,
+    weights_digest,
+    write_checkpoint,
+)
 from detector.checkpoints.opening import Opened, find_checkpoint, from_content, open_checkpoint, open_model
 from detector.checkpoints.transfer import reorder_classes
 from detector.config.loader import apply_overrides
@@ -27,6 +33,7 @@ from detector.data.detection import (
 )
 from detector.data.formats.recognition import naming_format
 from detector.errors import ConfigError, DataError
+from detector.evaluation.box_figures import box_report
 from detector.evaluation.coco import read_results
 from detector.evaluation.tally import Tally
 from detector.models.precision import check_precision
@@ -78,6 +85,22 @@ def evaluate_checkpoint(
         check_val_share(content, source)
     del content
     return _evaluate(opened, str(source), opened.config)
+
+
+def keep_thresholds(source: str | Path, evaluation: Evaluation) -> dict[str, float]:
+    """Choose a score threshold for each class that has objects, and write them into the checkpoint's config.
+
+    Each is where F1 at IoU 0.5 is best. Raises :class:`detector.errors.ConfigError` for another task's checkpoint.
+    """
+    if evaluation.config.task != "detection":
+        raise ConfigError(f"--keep-thresholds: {source} is of {evaluation.config.task}; thresholds are for detection")
+    path = find_checkpoint(source)
+    content = read_checkpoint(path)
+    report = box_report(evaluation.scored.rows, evaluation.truth, evaluation.scored.metrics)
+    thresholds = {row["name"]: row["best_threshold"] for row in report.classes if row["best_threshold"] >= 0}
+    content["config"]["model"]["predict"]["score_thresholds"] = thresholds
+    write_checkpoint(path, content)
+    return thresholds
 
 
 def evaluate_results(path: str, annotations: str, images: str | None, overrides: Sequence[str]) -> Evaluation:

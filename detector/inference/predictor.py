@@ -14,10 +14,12 @@ from detector.checkpoints.opening import find_checkpoint, open_model
 from detector.config.schema import Config
 from detector.data.inputs import ImageInput, Reading, as_array, check_images, check_threshold
 from detector.data.loading.collate import by_shape, collate
+from detector.errors import ConfigError, one_of
 from detector.models import Model
-from detector.models.precision import autocast, check_precision
+from detector.models.precision import check_precision
 from detector.structures import Category
 from detector.tasks import Task, get_task
+from detector.tasks.predicting import predict_batch
 
 
 class Predictor:
@@ -25,6 +27,9 @@ class Predictor:
 
     def __init__(self, model: Model, config: Config, categories: list[Category], device: torch.device) -> None:
         check_precision(config.model.predict.precision, device, "model.predict.precision")
+        known = {category.name for category in categories}
+        if unknown := sorted(set(config.model.predict.score_thresholds or {}) - known):
+            raise ConfigError(f"model.predict.score_thresholds: {unknown[0]!r} is not one of {one_of(sorted(known))}")
         self.device = device
         self.model = model.to(device).eval()
         self.config = config
@@ -79,7 +84,6 @@ class Predictor:
         """An image [H, W, C] as the model wants it, without targets."""
         return self.task.make_sample(image, image_id, self.config)
 
-    @torch.inference_mode()
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
         """What is in each sample; samples of one shape form a batch, so none is padded to the size of another."""
         config = self.config.model
@@ -88,9 +92,8 @@ class Predictor:
         predictions: list[Any] = [None] * len(samples)
         for indices in by_shape(samples):
             batch = collate([samples[index] for index in indices]).to(self.device)
-            with autocast(config.predict.precision, self.device):
-                output = self.model(batch.images, batch.sizes)
-            found = self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
+            predicted = predict_batch(self.model, self.task, batch, config)
+            found = self.task.to_predictions(predicted, self.categories, config)
             for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction._replace(reading=self.reading)
         return predictions

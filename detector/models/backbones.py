@@ -95,21 +95,31 @@ class Backbone(nn.Module):
         """Freeze everything that C<freeze_at> depends on, running statistics included; 0 freezes nothing."""
         if freeze_at == 0:
             return
-        parameters = {
-            name: torch.empty_like(parameter, device="meta", requires_grad=True)
-            for name, parameter in self.body.named_parameters()
-        }
-        feature = self._probe(parameters)[self.index_of_level[freeze_at]]
-        gradients = torch.autograd.grad(feature.sum(), list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                self.body.get_parameter(name).requires_grad_(False)
+        for name in self._leading_to(freeze_at):
+            self.body.get_parameter(name).requires_grad_(False)
         # A module whose parameters are all frozen stays in eval mode: no batch statistics, no dropout.
         for module in self.body.modules():
             own = [parameter.requires_grad for parameter in module.parameters()]
             if own and not any(own):
                 self.frozen.append(module)
         self.train(self.training)
+
+    def stage_of_parameters(self) -> dict[str, int]:
+        """The first level, 2 to 5, that each parameter leads to, by its name in ``body``; 5 if it leads to none."""
+        stages = {name: max(self.index_of_level) for name, _ in self.body.named_parameters()}
+        for level in sorted(self.index_of_level, reverse=True):
+            stages |= dict.fromkeys(self._leading_to(level), level)
+        return stages
+
+    def _leading_to(self, level: int) -> list[str]:
+        """Names of the parameters that C<level> depends on."""
+        parameters = {
+            name: torch.empty_like(parameter, device="meta", requires_grad=True)
+            for name, parameter in self.body.named_parameters()
+        }
+        feature = self._probe(parameters)[self.index_of_level[level]]
+        gradients = torch.autograd.grad(feature.sum(), list(parameters.values()), allow_unused=True)
+        return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
     def recompute(self) -> None:
         """From now on, training keeps only the inputs of blocks and recomputes the rest."""
