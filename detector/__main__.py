@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
+import errno
 import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import detector
 from detector.commands import Warnings, check_overrides
-from detector.errors import DetectorError
+from detector.errors import ConfigError, DataError, DetectorError
 from detector.processes import ends_with_its_output, handled, interrupt, prepare_command
 
 COMMANDS = {
@@ -20,10 +22,13 @@ COMMANDS = {
     "train": "train a model from a config",
     "compare": "train one or several configs with several seeds, and print mean and deviation",
     "doctor": "say what is wrong with a data set, and write a cleaned copy",
-    "split": "split a COCO file into one to train on and one to evaluate on",
+    "split": "split a data set into parts to train, evaluate and test on, or into folds",
+    "convert": "write a data set's boxes in another format",
+    "merge": "join several data sets into one",
     "evaluate": "score a checkpoint, or a COCO results file",
     "browse": "show the training data as it is stored and as it is augmented",
     "infer": "find objects in a folder of images, or classify them",
+    "serve": "answer images over HTTP, with a page to try it",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
     "anchors": "show how well anchors cover the objects of a data set, and suggest better ones",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
@@ -32,12 +37,14 @@ COMMANDS = {
     "stress": "kill, soak and overload tiny runs, and check that nothing is lost",
 }
 
+# What a path of the user's may raise wherever it is used first.
+PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
+LONGEST = 200  # characters of a path in a message
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="detector", description="RetinaNet-style detection and classification on feature pyramids."
-    )
+    parser = Parser(prog="detector", description="RetinaNet-style detection and classification on feature pyramids.")
     parser.add_argument("--version", action="version", version=f"detector {detector.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
@@ -48,13 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0].replace("-", "_") if arguments else ""
     if name in COMMANDS:
         return run_command(name, arguments[1:], prog=f"detector {name}")
-    if arguments and not arguments[0].startswith("-"):
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        print(f"error: {arguments[0]}: no such command; {hint}", file=sys.stderr)
-        return 2
     with ends_with_its_output():
-        parser.parse_args(arguments)  # exits: --help, --version, or a usage error
+        try:
+            if arguments and not arguments[0].startswith("-"):
+                near = difflib.get_close_matches(name, COMMANDS, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+                raise ConfigError(f"{arguments[0]}: no such command; {hint}")
+            parser.given = arguments
+            parser.parse_args(arguments)  # exits: --help or --version
+        except ConfigError as error:
+            return report(error)
     raise AssertionError("a command is required")
 
 
@@ -66,26 +76,55 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
 
 def _run_command(name: str, argv: Sequence[str] | None, prog: str | None) -> int:
     prepare_command()
-    args = build_parser(name, prog).parse_intermixed_args(argv)
     try:
+        parser = build_parser(name, prog)
+        parser.given = sys.argv[1:] if argv is None else argv
+        args = parser.parse_intermixed_args(argv)
         check_overrides(getattr(args, "overrides", []))
         quiet = contextlib.redirect_stderr(Warnings(sys.stderr)) if args.quiet else contextlib.nullcontext()
         with quiet, handled(interrupt):
             return importlib.import_module(f"detector.commands.{name}").run(args)
     except DetectorError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return error.exit_code
+        return report(error)
+    except OSError as error:
+        if error.filename is None or error.errno not in PATH_ERRORS:
+            raise
+        return report(DataError(f"{str(error.filename)[:LONGEST]}: {error.strerror}; choose or permit another path"))
     except KeyboardInterrupt as error:
         print("stopped", file=sys.stderr)
         return 128 + (error.args or (signal.SIGINT,))[0]  # 130 or 143, as in a shell
 
 
-def build_parser(name: str, prog: str | None = None) -> argparse.ArgumentParser:
-    """The parser of the command of ``detector.commands.NAME``."""
+def report(error: DetectorError) -> int:
+    """Print an error, which may list several faults, and return its exit code."""
+    print("error: " + str(error).replace("\n", "\n       "), file=sys.stderr)
+    return error.exit_code
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments that cannot be parsed are one line instead of the usage."""
+
+    given: Sequence[str] = ()  # all arguments
+
+    def error(self, message: str) -> NoReturn:
+        options = [name for name in self._option_string_actions if name.startswith("--")]
+        words = [word.partition("=")[0] for word in self.given if word.startswith("--")]
+        # argparse would say first that the option that a misspelled one means is missing.
+        for word in words:
+            if not any(option.startswith(word) for option in options):
+                near = difflib.get_close_matches(word, options, n=1)
+                message = f"{word}: no such option" + (f" (did you mean {near[0]}?)" if near else "")
+        message = message.removeprefix("argument ").replace("invalid int value", "is not a whole number")
+        raise ConfigError(f"command line: {message}; see {self.prog} --help")
+
+
+def build_parser(name: str, prog: str | None = None) -> Parser:
+    """The parser of the command of ``detector.commands.NAME``, as which ``tools/NAME.py`` runs without ``prog``."""
     command = importlib.import_module(f"detector.commands.{name}")
-    parser = argparse.ArgumentParser(
-        prog=prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog=prog or f"tools/{name}.py",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_arguments(parser)
     parser.add_argument(

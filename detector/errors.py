@@ -5,7 +5,14 @@ Commands print them as one line on stderr and exit with the error's code; nothin
 
 from __future__ import annotations
 
+import contextlib
+import difflib
+import os
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
+
+MOST_COMPARED = 10_000  # names beside a missing one
 
 
 class DetectorError(Exception):
@@ -47,10 +54,31 @@ def unreadable(path: Path, error: Exception, pattern: str) -> str:
     if isinstance(error, IsADirectoryError):
         names = sorted(file.name for file in path.glob(pattern))
         return "is a folder; give a file" + (f", as {path / names[0]}" if names else "")
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    near = near_path(path) if isinstance(error, FileNotFoundError) else ""
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}{near}"
 
 
-def one_of(choices: object) -> str:
+def near_path(path: str | Path, others: Iterable[str] = ()) -> str:
+    """``"; did you mean data/train.json?"`` of a missing ``path``, by what is beside it, or by ``others``; or empty."""
+    missing = path = Path(path)
+    while missing != missing.parent and not os.path.isdir(missing.parent):  # noqa: PTH112 (Path.is_dir may raise)
+        missing = missing.parent
+    known = {name.casefold(): name for name in others}
+    # ValueError: a path with a NUL in it
+    with contextlib.suppress(OSError, ValueError), os.scandir(missing.parent) as entries:
+        for name in (entry.name for entry in islice(entries, MOST_COMPARED) if entry.name != missing.name):
+            known[name.casefold()] = str(missing.parent / name)
+    near = difflib.get_close_matches(missing.name.casefold(), known, n=1)
+    whole = Path(known[near[0]], path.relative_to(missing)) if near else path
+    return f"; did you mean {whole if os.path.exists(whole) else known[near[0]]}?" if near else ""  # noqa: PTH110
+
+
+def counted(number: int, thing: str) -> str:
+    """``"1 image"``, ``"1,000 images"``, ``"2 classes"``."""
+    return f"{number:,} {thing}{'' if number == 1 else 'es' if thing.endswith(('s', 'x')) else 's'}"
+
+
+def one_of(choices: Iterable[object]) -> str:
     """``"a, b or c"`` for a message that lists the choices."""
-    names = [str(choice) for choice in choices]  # type: ignore[attr-defined]
+    names = [str(choice) for choice in choices]
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + f" or {names[-1]}"

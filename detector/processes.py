@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import functools
 import multiprocessing
 import os
 import select
@@ -19,10 +21,10 @@ from typing import Any
 
 from detector.errors import StorageError
 
-# Rounds for which a thread of GNU's OpenMP (in torch's wheels for Linux) spins before it sleeps. docs/BENCHMARKS.md has
-# what other numbers cost; any variable of WAIT_POLICIES that is set takes precedence.
-SPIN_COUNT = 2_000
+# Environment variables that say how OpenMP's threads wait.
 WAIT_POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+CONTENDED = 0.1  # seconds per second for which this process's threads are ready to run and wait for a core
+QUIET_POLLS = 2  # without contention, until threads spin again
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _POLL_SECONDS = 0.5
@@ -33,9 +35,60 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def prepare_command() -> None:
     """Set the environment that torch and OpenCV read when they are loaded, here and in child processes."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    if not any(name in os.environ for name in WAIT_POLICIES):
-        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
     silence_tiff_warnings()
+    if not any(name in os.environ for name in WAIT_POLICIES):
+        share_cores()
+
+
+@functools.cache
+def share_cores() -> None:
+    """From now on, let OpenMP's waiting threads sleep while other processes want the cores.
+
+    A waiting thread of GNU's OpenMP (in torch's wheels for Linux) spins for milliseconds. On free cores that is
+    fastest; beside a busy process it can keep from the core the very thread it waits for. A process that has more
+    OpenMP threads than cores spins 1/300 as long. So a second team, which does nothing, is kept while threads of this
+    process wait for a core.
+    """
+    if not Path("/proc/self/schedstat").exists():
+        return
+    has_ended = threading.Event()
+
+    def is_contended() -> bool:
+        waited, since = _seconds_ready(), time.monotonic()
+        has_ended.wait(_POLL_SECONDS)
+        return _seconds_ready() - waited > CONTENDED * (time.monotonic() - since)
+
+    def keep_team() -> None:
+        import torch
+
+        torch.ones(torch.get_num_threads() << 16).neg_()  # the team lives as long as the thread that needed it
+        while not has_ended.is_set() and any(is_contended() for _ in range(QUIET_POLLS)):
+            pass
+
+    def watch() -> None:
+        while not has_ended.is_set():
+            if is_contended() and "torch" in sys.modules and not has_ended.is_set():
+                team = threading.Thread(target=keep_team, daemon=True)
+                team.start()
+                team.join()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+
+    def end() -> None:  # at exit, no thread may be inside torch
+        has_ended.set()
+        watcher.join()
+
+    atexit.register(end)
+
+
+def _seconds_ready() -> float:
+    """For how long threads of this process were ready to run but waited for a core (Linux's run delay)."""
+    nanoseconds = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            nanoseconds += int(file.read_text().split()[1])
+    return nanoseconds / 1e9
 
 
 def silence_tiff_warnings() -> None:

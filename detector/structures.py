@@ -72,6 +72,7 @@ class Predictions(NamedTuple):
     box_channels: Tensor  # [B, N, C], decoded to boxes by a box coder
     anchors: Tensor  # [N, 4]
     level_counts: list[int]  # number of anchors of each level; their sum is N
+    quality: Tensor | None = None  # [B, N] logits of how good the box is, a factor of every class's score; None: 1
 
 
 class Assignment(NamedTuple):
@@ -79,6 +80,7 @@ class Assignment(NamedTuple):
 
     target: Tensor  # [B, N] int64 index into the image's targets, BACKGROUND or IGNORE
     quality: Tensor | None  # [B, N] float32 class score that a positive anchor should have; None: 1
+    weight: Tensor | None = None  # [B, N] float32 how much a positive anchor adds to the normaliser; None: 1
 
 
 class Losses(NamedTuple):
@@ -86,6 +88,7 @@ class Losses(NamedTuple):
 
     parts: dict[str, Tensor]
     normaliser: Tensor
+    least: float = 0.0  # what the engine divides by at least; a sum of 0 divides nothing
 
 
 class Detections(NamedTuple):

@@ -96,6 +96,28 @@ def test_mistakes_get_one_line(arguments: list[str], message: str, capsys: pytes
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["atss", "task_aligned"])
+def test_an_assigner_without_thresholds(
+    name: str, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What it assigns is reported, not IoUs at a threshold that it does not have; anchors that fit are no matter."""
+    own = [*data, f"model.matcher.name={name}", "model.anchors={base_size: 8.0, ratios: [1.0], scales: [1.0]}"]
+    page = tmp_path / "page.html"
+    assert main(["anchors", "--config", "quickstart.yaml", "--html", str(page), *own]) == 0
+    printed = capsys.readouterr().out
+    assert f"(fraction that {name} assigns anchors to)" in printed
+    assert ("This is what atss assigns, until" in printed) == (name == "task_aligned")
+    assert "low-quality" not in printed + page.read_text()
+    assert "threshold" not in printed + page.read_text()
+    assert main(["anchors", "--config", "quickstart.yaml", "--json", *own]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert (content["assigner"], content["positive_threshold"]) == (name, None)
+    assert content["overall"]["recall"] == pytest.approx(1 - content["overall"]["without_positive"])
+    assert [row["anchors"] for row in content["levels"]] == [16 * 16, 8 * 8, 4 * 4]
+    assert main(["anchors", "--config", "quickstart.yaml", "--suggest", *own]) == 2
+    assert f"model.matcher.name {name} does not need anchors that fit the objects" in capsys.readouterr().err
+
+
 def test_nothing_is_written_over(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("seed: 1\n")

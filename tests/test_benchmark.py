@@ -201,7 +201,7 @@ MISTAKES = {
     "data twice": (["data", "--data", "x", "--synthetic"], ["--data or --synthetic"]),
     "config without effect": (["eval", "--config", "quickstart.yaml"], ["--config has no effect on eval"]),
     "override without effect": (["loss", "train.batch_size=4"], ["train.batch_size=4 has no effect on loss"]),
-    "no runs": (["loss", "--runs", "0"], ["--runs 0"]),
+    "no runs": (["loss", "--runs", "0"], ["--runs: '0'"]),
     "scale": (["loss", "--scale", "2"], ["--scale 2"]),
     "unknown key": (["train", "train.batch=4"], ["train.batch: unknown key"]),
     "unknown config": (["train", "--config", "quickstar.yaml"], ["did you mean quickstart.yaml"]),

@@ -132,6 +132,8 @@ def test_calibration_by_hand(tmp_path: Path) -> None:
     assert [row["share_right"] for row in bins.values()] == [0, 0, 0, 0, 0, 1]
     assert bins[0.8]["mean_score"] == pytest.approx(0.825)
     # Gaps by detections, the one in the crowd not counted: (0.3 + 0.5 + 0.6 + 0.7 + 2 · 0.825 + 0.1) / 7
+    empty = [row for row in calibration["bins"] if not row["detections"]]
+    assert {(row["mean_score"], row["share_right"]) for row in empty} == {(-1.0, -1.0)}  # dashes on the page
     assert (calibration["ece"], calibration["mce"]) == (pytest.approx(3.85 / 7), pytest.approx(0.825))
 
 

@@ -32,7 +32,7 @@ class Case:
 
     def call(self, command: str, *arguments: str) -> tuple[int, str]:
         self.capsys.readouterr()
-        code = run_command_like_main(command, list(arguments))
+        code = run_command(command, list(arguments))
         out, err = self.capsys.readouterr()
         return code, err + out
 
@@ -58,13 +58,6 @@ class Case:
         code, text = self.call("evaluate", "--annotations", "a.json", "--results", results, "--output", "o", *overrides)
         assert code == 0, text
         return json.loads((self.folder / "o/results.json").read_text()), text
-
-
-def run_command_like_main(name: str, arguments: list[str]) -> int:
-    try:
-        return run_command(name, arguments)
-    except SystemExit as stop:  # argparse's
-        return int(stop.code or 0)
 
 
 def says(outcome: tuple[int, str], code: int, *texts: str) -> None:

@@ -32,7 +32,7 @@ from detector.data.detection import (
     apply_box_policy,
     open_dataset,
 )
-from detector.data.formats.coco import read_annotations
+from detector.data.formats.reading import read_annotations
 from detector.data.names import Names, files_below, is_certain
 from detector.data.transforms.boxes import Transform
 from detector.errors import DataError

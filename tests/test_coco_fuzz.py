@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.data.detection import apply_box_policy
-from detector.data.formats.coco import Annotations, read_annotations
+from detector.data.formats.annotations import Annotations
+from detector.data.formats.reading import read_annotations
 from detector.errors import DataError
 from detector.evaluation.coco import read_results
 

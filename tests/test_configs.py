@@ -20,7 +20,7 @@ def test_the_promised_configs_are_there() -> None:
     promised = ["quickstart", "retinanet_r18_fpn", "retinanet_r50_fpn", "retinanet_r101_fpn", "retinanet_r50_fpn_v2"]
     promised += ["retinanet_r50_fpn_p2", "retinanet_r50_fpn_small_anchors", "bccd_r18_scratch"]
     promised += ["retinanet_vgg16_fpn", "retinanet_x50_32x4d_fpn", "retinanet_x101_32x8d_fpn"]
-    promised += ["retinanet_x50_32x4d_fpn_800"]
+    promised += ["retinanet_x50_32x4d_fpn_800", "retinanet_r50_fpn_gfl", "retinanet_r50_fpn_gfl_plus"]
     promised += ["retinanet_convnext_t_fpn", "retinanet_vgg16_r50_fused"]
     promised += ["classify_vgg16_fpn", "classify_r50_fpn", "classify_vgg16_r50_fused", "classify_vgg16_bn"]
     promised += ["classify_x50_32x4d", "classify_quickstart", "trashnet_r18_pooled"]

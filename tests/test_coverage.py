@@ -91,6 +91,14 @@ def test_coverage_by_hand() -> None:
     assert coverage_of(best[:0], MatcherConfig()).missed == 0.0
 
 
+def test_without_thresholds_positives_decide() -> None:
+    best, positives = torch.tensor([0.6, 0.5, 0.3, 0.0]), torch.tensor([0.0, 9, 4, torch.nan])
+    found = coverage_of(best, MatcherConfig(name="atss"), positives)
+    assert (found.objects, found.recall, found.low_quality) == (4, pytest.approx(2 / 3), 0.0)
+    assert found.missed == pytest.approx(1 / 3)
+    assert coverage_of(best, MatcherConfig(), positives) == coverage_of(best, MatcherConfig())
+
+
 def test_positives_are_counted() -> None:
     # An object that is an anchor has that, and its four neighbours: 24 · 32 of 2 · 1024 - 768 is IoU 0.6. Those over
     # the corner overlap by 24 · 24, IoU 0.39, and those two cells away by 16 · 32, IoU 0.33. The second object is too

@@ -97,7 +97,7 @@ def test_a_run_keeps_the_values_and_resumes_with_them(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(
     ("config", "override", "message"),
     [
-        ("scratch.yaml", "data.resize.short=auto", "data.resize.short: input should be a valid list"),
+        ("scratch.yaml", "data.resize.short=auto", "data.resize.short: must be a list"),
         ("scratch.yaml", "auto=[train.epochs]", "train.epochs is not derived from data; use data.resize.long"),
         (
             "classify_finetune.yaml",

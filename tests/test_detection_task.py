@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import TINY
 from torch import Tensor
 from torch.testing import assert_close
 from torchvision.models.detection._utils import BoxCoder, Matcher
-from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import box_iou, distance_box_iou_loss, generalized_box_iou_loss, sigmoid_focal_loss
 
 from detector.checkpoints.checkpoint import checkpoint_categories, read_checkpoint, save_checkpoint
 from detector.config import tasks
@@ -33,10 +34,11 @@ from detector.data.detection import read_annotations
 from detector.errors import ConfigError
 from detector.evaluation.tally import Tally, merge
 from detector.models import build_model
+from detector.models.backbones import BACKBONES
 from detector.models.heads import HEADS
 from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.assignment import ASSIGNERS, assign
-from detector.ops.coders import BOX_CODERS, DeltaCoder
+from detector.ops.coders import BOX_CODERS, DeltaCoder, build_box_coder
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
 from detector.structures import (
     BACKGROUND,
@@ -146,6 +148,176 @@ def test_an_image_without_objects_is_a_good_negative(matcher: str, cls: str, box
     total(losses).backward()
     assert (predictions.cls_logits.grad > 0).all()  # every score goes down
     assert (predictions.box_channels.grad == 0).all()  # not None, so that ranks agree on which tensors have gradients
+
+
+# Published combinations of parts, with one square anchor per cell.
+ONE_ANCHOR = {"anchors": {"base_size": 8.0, "ratios": [1.0], "scales": [1.0]}}
+GFL = {
+    "matcher": {"name": "atss"},
+    "box_coder": {"name": "distribution"},
+    "loss": {"cls": "quality_focal", "box": "giou", "box_weight": 2.0, "weigh_boxes": "score"},
+}
+RECIPES = {
+    "ATSS": {
+        "matcher": {"name": "atss"},
+        "head": {"quality": "centerness"},
+        "box_coder": {"stds": [0.1, 0.2]},
+        "loss": {"box": "giou", "box_weight": 2.0, "weigh_boxes": "quality"},
+    },
+    "ATSS with IoU": {
+        "matcher": {"name": "atss"},
+        "head": {"quality": "iou"},
+        "loss": {"box": "diou", "weigh_boxes": "quality", "quality_weight": 0.5},
+    },
+    "GFL": GFL,
+    "GFLv2": GFL | {"head": {"quality": "distribution"}},
+    "VFL": {"matcher": {"name": "atss"}, "loss": {"cls": "varifocal", "box": "giou", "weigh_boxes": "quality"}},
+    "TOOD": {
+        "matcher": {"name": "task_aligned", "iou_power": 2.0},
+        "loss": {"cls": "quality_focal", "box": "giou", "weigh_boxes": "quality"},
+    },
+    "nine anchors": {"anchors": {}, "loss": {"cls": "quality_focal", "box": "giou"}},
+}
+
+
+def recipe(name: str) -> ModelConfig:
+    tree = ONE_ANCHOR | RECIPES[name] | {"backbone": {"name": "tiny"}, "fpn": {"channels": 16, "levels": [3, 4, 5]}}
+    tree["head"] = {"num_convs": 1, "level_scales": True} | tree.get("head", {})
+    return ModelConfig.model_validate(tree)
+
+
+def predictions_of(config: ModelConfig, num_images: int) -> Predictions:
+    """Random numbers of the shapes that the config's head gives; they require gradients."""
+    levels, generator = [3, 4, 5], torch.Generator().manual_seed(0)
+    anchors, counts = Anchors(config.anchors, levels)(level_sizes(SIDE, SIDE, levels))
+    shape, channels = (num_images, len(anchors)), build_box_coder(config.box_coder).num_channels
+    logits = torch.randn(*shape, NUM_CLASSES, generator=generator) - 2
+    boxes = 0.3 * torch.randn(*shape, channels, generator=generator)
+    has_branch = config.head.quality in ("centerness", "iou")
+    quality = torch.randn(shape, generator=generator).requires_grad_() if has_branch else None
+    return Predictions(logits.requires_grad_(), boxes.requires_grad_(), anchors, counts, quality)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_loss_of_a_recipe_equals_the_published_formulas(name: str) -> None:
+    """Of one image, with only its positives: box losses are divided by the sum of their own weights."""
+    config, targets = recipe(name), make_targets(OBJECTS[0])
+    predictions, coder = predictions_of(config, 1), build_box_coder(config.box_coder)
+    anchors, logits, score = predictions.anchors, predictions.cls_logits[0], predictions.cls_logits[0].sigmoid()
+    losses = detection.loss(predictions, targets, config)
+    total(losses).backward()
+    assert all(part.grad.isfinite().all() for part in predictions if isinstance(part, Tensor) and part.requires_grad)
+
+    found = assign(anchors, predictions.level_counts, targets, predictions, coder, config.matcher)
+    own = (found.target[0] >= 0).nonzero()[:, 0]  # [P]
+    assert len(own) > 4
+    boxes, labels = (part[0, found.target[0, own]] for part in targets[:2])
+    decoded = coder.decode(predictions.box_channels[0, own], anchors[own])
+    iou = box_iou(decoded, boxes).diagonal().detach()
+    centers = (anchors[own, :2] + anchors[own, 2:]) / 2
+    low, high = centers - boxes[:, :2], boxes[:, 2:] - centers
+    ratios = (torch.minimum(low, high) / torch.maximum(low, high)).prod(dim=1)
+    aligned = found.quality[0, own] if name == "TOOD" else None
+
+    target = torch.zeros_like(logits)
+    target[own, labels] = {"ATSS": torch.ones(len(own)), "ATSS with IoU": torch.ones(len(own)), "TOOD": aligned}.get(
+        name, iou
+    )
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    cls = {
+        "focal": sigmoid_focal_loss(logits, target),
+        "quality_focal": (score - target) ** 2 * entropy,
+        "varifocal": torch.where(target > 0, target, 0.75 * score**2) * entropy,
+    }[config.loss.cls][found.target[0] != IGNORE].sum()
+    normaliser = float(aligned.sum()) if name == "TOOD" else len(own)
+    assert losses.normaliser.item() == pytest.approx(normaliser)
+    assert_close(losses.parts["cls"], cls)
+
+    weights = {
+        "ATSS": ratios.clamp(min=0).sqrt(),
+        "ATSS with IoU": iou,
+        "GFL": score[own].amax(dim=1),
+        "GFLv2": score[own].amax(dim=1),
+        "VFL": iou,
+        "TOOD": aligned,
+        "nine anchors": torch.ones(len(own)),
+    }[name]
+    box_loss = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss}[config.loss.box]
+    box = (box_loss(decoded, boxes, reduction="none") * weights).sum() / weights.sum()
+    assert_close(losses.parts["box"] / normaliser, config.loss.box_weight * box)
+    if name.startswith("GFL"):
+        strides = ((anchors[own, 2:] - anchors[own, :2]) / 8).repeat(1, 2)
+        distances = (torch.cat([low, high], dim=1) / strides).clamp(min=0, max=15.9)
+        log_p, left = predictions.box_channels[0, own].unflatten(-1, (4, 17)).log_softmax(dim=-1), distances.long()
+        near, far = (log_p.gather(2, side[..., None])[..., 0] for side in (left, left + 1))
+        dfl = -((left + 1 - distances) * near + (distances - left) * far).sum(dim=1) / 4  # [P]
+        assert_close(losses.parts["dfl"] / normaliser, 0.25 * (dfl * weights).sum() / weights.sum())
+    if name.startswith("ATSS"):
+        branch = F.binary_cross_entropy_with_logits(predictions.quality[0, own], weights)
+        assert_close(losses.parts["quality"] / normaliser, config.loss.quality_weight * branch)
+    others = {"GFL": ["dfl"], "GFLv2": ["dfl"], "ATSS": ["quality"], "ATSS with IoU": ["quality"]}
+    assert sorted(losses.parts) == sorted(["cls", "box", *others.get(name, [])])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_parts_of_a_recipes_batch_add_up(name: str) -> None:
+    """However a batch is divided among ranks and accumulated parts. An image without objects adds its negatives."""
+    config = recipe(name)
+    predictions, targets = predictions_of(config, len(OBJECTS)), make_targets(*OBJECTS)
+    whole, parts = detection.loss(predictions, targets, config), []
+    for image in range(len(OBJECTS)):
+        of_image = slice(image, image + 1)
+        own = predictions._replace(
+            cls_logits=predictions.cls_logits[of_image],
+            box_channels=predictions.box_channels[of_image],
+            quality=None if predictions.quality is None else predictions.quality[of_image],
+        )
+        parts.append(detection.loss(own, Targets(targets.boxes[of_image], targets.labels[of_image]), config))
+    assert_close(whole.normaliser.float(), torch.stack([part.normaliser.float() for part in parts]).sum())
+    for key, loss in whole.parts.items():
+        assert_close(loss, sum(part.parts[key] for part in parts))
+    nothing = parts[-1]
+    assert nothing.normaliser == 0
+    assert nothing.parts["cls"] > 0
+    assert all(loss == 0 for key, loss in nothing.parts.items() if key != "cls")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_trains_every_parameter_of_its_head_and_predicts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKBONES, "tiny", TINY)
+    torch.manual_seed(0)
+    config = recipe(name)
+    model, images = build_model(config, NUM_CLASSES), torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)
+    sizes = torch.full((2, 2), SIDE)
+    with torch.autocast("cpu", torch.bfloat16):
+        predictions = model(images, sizes)
+    assert predictions.cls_logits.dtype == torch.bfloat16
+    losses = detection.loss(predictions, make_targets(OBJECTS[0], []), config)
+    assert all(part.dtype == torch.float32 for part in losses.parts.values())
+    total(losses).backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad.isfinite().all(), key
+        # A scale learns from its level's positives only.
+        assert (parameter.grad != 0).any() or not key.startswith("head") or "scales" in key, key
+    assert any((scale.grad != 0).all() for scale in model.head.scales)
+    batch = Batch(images, sizes, sizes, make_targets([], []), torch.arange(2))
+    every = config.model_copy(update={"predict": PredictConfig(score_threshold=0)})
+    with torch.inference_mode():
+        detections = detection.predict(predictions, batch, every)
+    assert (detections.labels[:, 0] >= 0).all()
+    assert detections.boxes.isfinite().all()
+
+
+def test_task_aligned_begins_as_atss() -> None:
+    """For a fraction of the run, a function of the step: resuming changes nothing."""
+    config = recipe("TOOD")
+    predictions, targets = predictions_of(config, 1), make_targets(OBJECTS[0])
+    as_atss = config.model_copy(update={"matcher": MatcherConfig(name="atss")})
+    early, expected = detection.loss(predictions, targets, config, 0.33), detection.loss(predictions, targets, as_atss)
+    assert early.normaliser == expected.normaliser
+    assert_close(early.parts, expected.parts)
+    late = [detection.loss(predictions, targets, config, progress).normaliser for progress in (1 / 3, 1.0)]
+    assert late[0] == late[1] < early.normaliser
 
 
 def test_an_assigner_is_one_function_in_the_dict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ def doublings(first: str, other: Callable[[str], str], times: int = 40) -> str:
         ("seed: " + "9" * 6000, "Exceeds the limit"),
         ("model: {anchors: {levels: {1000000000000: {}}}}", "less than or equal to 7"),
         ("seed: [" + "1, " * 20_000 + "]", "it is [1, 1, 1, 1, 1, 1, ...]"),
-        ("train: {epochs: yes}", "train.epochs: must be a number; it is True"),
+        ("train: {epochs: yes}", "train.epochs: must be a number; it is true"),
         (f"seed: {2**64}", "less than 9223372036854775808"),
         ("model: {in_channels: 1000000000}", "less than or equal to 4096"),
         ("base: " + "x" * 5000, "no such config file"),

@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead
 
-from detector.config.schema import AnchorConfig, HeadConfig, ModelConfig
+from detector.config.loader import load_config
+from detector.config.schema import AnchorConfig, BoxCoderConfig, HeadConfig, LossConfig, ModelConfig
 from detector.models.heads import HEADS, ClassicHead, PooledHead, RetinaHead
+from detector.ops.anchors import level_sizes
+from detector.ops.logits import product_logit
 
 SIZES = [(3, 4), (2, 2), (1, 1)]
 LEVELS = (3, 4, 5)
@@ -165,15 +168,109 @@ def test_initial_weights() -> None:
             assert (parameter == 0).all(), name
 
 
+# --- what says how good a box is --------------------------------------------------------------------------------------
+
+
+def test_each_level_has_its_scale() -> None:
+    """It multiplies the box channels, biases included, and nothing else."""
+    plain, scaled = make_head(3), make_head(3, level_scales=True)
+    pyramid = make_pyramid()
+    with torch.no_grad():
+        nn.init.normal_(plain.box_output.bias)
+        scaled.load_state_dict(plain.state_dict() | {f"scales.{index}": torch.ones(()) for index in range(3)})
+        before, same = plain(pyramid), scaled(pyramid)
+        assert torch.equal(same.box_channels, before.box_channels)  # 1 at first
+        for level, scale in enumerate(scaled.scales):
+            scale.fill_(level + 2.0)
+        after = scaled(pyramid)
+    factors = torch.tensor([2.0, 3.0, 4.0]).repeat_interleave(torch.tensor(before.level_counts))[:, None]
+    assert_close(after.box_channels, before.box_channels * factors)
+    assert torch.equal(after.cls_logits, before.cls_logits)
+
+
+@pytest.mark.parametrize("quality", ["centerness", "iou"])
+def test_a_branch_of_the_box_subnet_rates_each_anchor(quality: str) -> None:
+    head, pyramid = make_head(3, ratios=[0.5, 1.0], quality=quality), make_pyramid()
+    with torch.no_grad():
+        predictions, flat = head(pyramid), 0
+        for feature in pyramid:
+            own = head.quality_output(head.box_tower(feature)).permute(0, 2, 3, 1).flatten(1)  # row, column, anchor
+            assert torch.equal(predictions.quality[:, flat : flat + own.shape[1]], own)
+            flat += own.shape[1]
+    assert predictions.quality.shape == predictions.cls_logits.shape[:2] == (2, flat)
+
+
+def test_quality_from_distributions_equals_the_papers_formula() -> None:
+    """GFLv2, section 3.2: of each side the top 4 probabilities and their mean, two layers, and a product of scores."""
+    config = ModelConfig(
+        anchors=AnchorConfig(ratios=[1.0], scales=[1.0]),
+        head=HeadConfig(quality="distribution", num_convs=1),
+        box_coder=BoxCoderConfig(name="distribution", reg_max=6),
+        loss=LossConfig(box="giou"),
+    )
+    torch.manual_seed(0)
+    head, pyramid = RetinaHead(config, LEVELS, 16, 3), make_pyramid()
+    with torch.no_grad():
+        first, second = head.quality_output.hidden, head.quality_output.output
+        for layer in (first, second, head.box_output):
+            layer.weight.mul_(50)
+        predictions, scores = head(pyramid), []
+        for feature in pyramid:
+            channels = head.box_output(head.box_tower(feature))  # [B, 4 · 7, H, W]
+            probabilities = channels.unflatten(1, (4, 7)).softmax(dim=2)
+            top = probabilities.sort(dim=2, descending=True).values[:, :, :4]
+            statistics = torch.cat([top, top.mean(dim=2, keepdim=True)], dim=2).flatten(1, 2)  # [B, 20, H, W]
+            hidden = torch.einsum("oc,bchw->bohw", first.weight, statistics) + first.bias[:, None, None]
+            quality = torch.einsum("oc,bchw->bohw", second.weight, hidden.relu()) + second.bias[:, None, None]
+            score = head.cls_output(head.cls_tower(feature)).sigmoid() * quality.sigmoid()
+            scores.append(score.permute(0, 2, 3, 1).flatten(1, 2))
+    assert predictions.quality is None  # it is in the logits already
+    assert_close(predictions.cls_logits.sigmoid(), torch.cat(scores, dim=1), rtol=1e-4, atol=1e-6)
+    assert torch.cat(scores, dim=1).std() > 1e-4
+
+
+def test_logit_of_a_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    first, second = (8 * torch.randn(200, generator=generator, dtype=torch.float64) for _ in range(2))
+    expected = (first.sigmoid() * second.sigmoid()).logit()
+    assert_close(product_logit(first, second), expected.float(), rtol=1e-4, atol=1e-5)
+    assert product_logit(torch.zeros(1), torch.zeros(1)).item() == pytest.approx(-math.log(3))
+    extreme = torch.tensor([-200.0, -200, 200, 0], requires_grad=True)
+    product = product_logit(extreme, torch.tensor([-200.0, 200, 200, 200]))
+    # e^-200 · e^-200; e^-200 · 1; 1 - 2 e^-200; 1/2 · 1
+    assert product.tolist() == pytest.approx([-400, -200, 200 - math.log(2), 0], abs=1e-4)
+    # The derivative is (1 - σ(a)) / (1 - σ(a) σ(b)).
+    assert torch.autograd.grad(product.sum(), extreme)[0].tolist() == pytest.approx([1, 1, 0.5, 1])
+
+
+def test_one_square_anchor_per_cell_is_a_ninth_of_the_output() -> None:
+    """What ATSS and GFL predict, beside RetinaNet's nine anchors, from the configs' own heads."""
+    outputs = {}
+    for name in ("retinanet_r50_fpn.yaml", "retinanet_r50_fpn_gfl.yaml"):
+        config = load_config(name).model
+        head = HEADS[config.head.name](config, (3, 4, 5, 6, 7), 256, 80)
+        with torch.no_grad():
+            sizes = level_sizes(256, 320, (3, 4, 5, 6, 7))
+            outputs[name] = head([torch.zeros(1, 256, *size) for size in sizes])
+    nine, one = outputs.values()
+    assert nine.cls_logits.shape[1:] == (9 * one.cls_logits.shape[1], 80)
+    assert nine.level_counts == [9 * count for count in one.level_counts]
+    assert nine.cls_logits.numel() == 9 * one.cls_logits.numel()
+    sides = one.anchors[:, 2:] - one.anchors[:, :2]
+    strides = torch.tensor([8.0, 16, 32, 64, 128]).repeat_interleave(torch.tensor(one.level_counts))
+    assert torch.equal(sides, 8 * strides[:, None].expand(-1, 2))
+
+
 # --- all of them ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_every_parameter_of_every_head_is_used(name: str) -> None:
     torch.manual_seed(0)
-    head = HEADS[name](ModelConfig(head=HeadConfig(name=name, pool="gem", fuse="learned", hidden=[8])), LEVELS, 16, 3)
+    own = HeadConfig(name=name, pool="gem", fuse="learned", hidden=[8], level_scales=True, quality="centerness")
+    head = HEADS[name](ModelConfig(head=own), LEVELS, 16, 3)
     output = head(torch.randn(2, 16) if name == "classic" else make_pyramid())
-    tensors = [output] if isinstance(output, Tensor) else [output.cls_logits, output.box_channels]
+    tensors = [output] if isinstance(output, Tensor) else [output.cls_logits, output.box_channels, output.quality]
     sum(tensor.square().sum() for tensor in tensors).backward()
     for parameter_name, parameter in head.named_parameters():
         assert parameter.grad is not None, parameter_name

@@ -51,7 +51,7 @@ from detector.models import Model, build_model
 from detector.models.backbones import build_backbone
 from detector.models.fpn import FPN
 from detector.ops.anchors import Anchors, cell_anchors, level_sizes
-from detector.ops.coders import DeltaCoder
+from detector.ops.coders import DeltaCoder, build_box_coder
 from detector.ops.postprocess import detect
 from detector.structures import PADDING, Batch, Category, Detections, Predictions, Targets
 from detector.tasks import detection
@@ -643,7 +643,13 @@ def test_those_names_are_detectron2s(golden: Golden) -> None:
 # --- MMDetection ------------------------------------------------------------------------------------------------------
 
 
-def mmdetection_shapes(network: str, num_classes: int, channels: int, has_gn: bool = False) -> dict[str, torch.Size]:
+# MMDetection's detectors by their output layers: anchors per cell, and channels per box.
+MMDETECTION = {"retina": (ANCHORS, 4), "atss": (1, 4), "gfl": (1, 4 * 11)}
+
+
+def mmdetection_shapes(
+    network: str, num_classes: int, channels: int, has_gn: bool = False, kind: str = "retina", is_v2: bool = False
+) -> dict[str, torch.Size]:
     with torch.device("meta"):
         body = get_model(network, weights=None)
     own = {name: tensor.shape for name, tensor in body.state_dict().items() if not name.startswith("fc.")}
@@ -657,19 +663,32 @@ def mmdetection_shapes(network: str, num_classes: int, channels: int, has_gn: bo
     for place in range(3):
         convolution(f"neck.lateral_convs.{place}.conv", channels, body.inplanes >> (2 - place), 1)
     for place in range(5):
-        convolution(f"neck.fpn_convs.{place}.conv", channels, body.inplanes if place == 3 else channels, 3)
-    for kind in ("cls", "reg"):
+        from_c5 = place == 3 and kind == "retina"
+        convolution(f"neck.fpn_convs.{place}.conv", channels, body.inplanes if from_c5 else channels, 3)
+    for tower in ("cls", "reg"):
         for layer in range(4):
-            convolution(f"bbox_head.{kind}_convs.{layer}.conv", channels, channels, 3, has_bias=not has_gn)
+            convolution(f"bbox_head.{tower}_convs.{layer}.conv", channels, channels, 3, has_bias=not has_gn)
             if has_gn:
-                shapes.update({f"bbox_head.{kind}_convs.{layer}.gn.{part}": [channels] for part in ("weight", "bias")})
-    convolution("bbox_head.retina_cls", ANCHORS * num_classes, channels, 3)
-    convolution("bbox_head.retina_reg", ANCHORS * 4, channels, 3)
+                shapes.update({f"bbox_head.{tower}_convs.{layer}.gn.{part}": [channels] for part in ("weight", "bias")})
+    anchors, width = MMDETECTION[kind]
+    convolution(f"bbox_head.{kind}_cls", anchors * num_classes, channels, 3)
+    convolution(f"bbox_head.{kind}_reg", anchors * width, channels, 3)
+    if kind != "retina":
+        shapes.update({f"bbox_head.scales.{level}.scale": [] for level in range(5)})
+    if kind == "atss":
+        convolution("bbox_head.atss_centerness", 1, channels, 3)
+    if kind == "gfl":
+        shapes["bbox_head.integral.project"] = [11]
+    if is_v2:
+        convolution("bbox_head.reg_conf.0", 64, 20, 1)
+        convolution("bbox_head.reg_conf.2", 1, 64, 1)
     return {name: torch.Size(shape) for name, shape in shapes.items()}
 
 
-def mmdetection_forward(state: State, images: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-    """Logits [1, N, K], deltas [1, N, 4] and the levels' sizes, of normalised images."""
+def mmdetection_forward(
+    state: State, images: Tensor, kind: str = "retina"
+) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+    """Logits [1, N, K], box channels [1, N, C] and the levels' sizes, of normalised images."""
 
     def conv(name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight = state[f"{name}.weight"]
@@ -699,24 +718,36 @@ def mmdetection_forward(state: State, images: Tensor) -> tuple[Tensor, Tensor, l
     for place in (1, 0):
         merged[place] = merged[place] + F.interpolate(merged[place + 1], merged[place].shape[2:])
     levels = [conv(f"neck.fpn_convs.{place}.conv", feature) for place, feature in enumerate(merged)]
-    levels.append(conv("neck.fpn_convs.3.conv", stages[-1], 2))
+    levels.append(conv("neck.fpn_convs.3.conv", stages[-1] if kind == "retina" else levels[-1], 2))
     levels.append(conv("neck.fpn_convs.4.conv", levels[-1], 2))
 
-    def head(kind: str, last: str, width: int) -> Tensor:
+    def head(tower: str, last: str, width: int) -> Tensor:
         rows = []
-        for level in levels:
+        for index, level in enumerate(levels):
             for layer in range(4):
-                name = f"bbox_head.{kind}_convs.{layer}"
+                name = f"bbox_head.{tower}_convs.{layer}"
                 level = conv(f"{name}.conv", level)
                 if f"{name}.gn.weight" in state:
                     level = F.group_norm(level, 32, state[f"{name}.gn.weight"], state[f"{name}.gn.bias"])
                 level = F.relu(level)
-            rows.append(conv(f"bbox_head.{last}", level).permute(0, 2, 3, 1).reshape(1, -1, width))
+            output = conv(f"bbox_head.{last}", level)
+            if last == f"{kind}_reg" and kind != "retina":
+                output = output * state[f"bbox_head.scales.{index}.scale"]
+            rows.append(output.permute(0, 2, 3, 1).reshape(1, -1, width))
         return torch.cat(rows, dim=1)
 
-    num_classes = len(state["bbox_head.retina_cls.bias"]) // ANCHORS
-    sizes = [tuple(level.shape[2:]) for level in levels]
-    return head("cls", "retina_cls", num_classes), head("reg", "retina_reg", 4), sizes
+    anchors, width = MMDETECTION[kind]
+    logits = head("cls", f"{kind}_cls", len(state[f"bbox_head.{kind}_cls.bias"]) // anchors)
+    channels = head("reg", f"{kind}_reg", width)
+    if "bbox_head.reg_conf.0.weight" in state:  # GFLv2
+        top = channels.unflatten(-1, (4, -1)).softmax(dim=-1).topk(4).values
+        statistics = torch.cat([top, top.mean(dim=-1, keepdim=True)], dim=-1).flatten(-2).mT  # [1, 20, N]
+        hidden = conv("bbox_head.reg_conf.0", statistics[..., None]).relu()
+        quality = conv("bbox_head.reg_conf.2", hidden)[..., 0].mT.sigmoid()
+        logits = (logits.sigmoid() * quality).logit()
+    if kind == "atss":  # its factor is applied after the choice of candidates
+        channels = torch.cat([channels, head("reg", "atss_centerness", 1)], dim=-1)
+    return logits, channels, [tuple(level.shape[2:]) for level in levels]
 
 
 def mmdetection_anchors(sizes: list[tuple[int, int]]) -> Tensor:
@@ -805,6 +836,49 @@ def test_mmdetections_names_and_values(
     assert_close(ours.deltas, theirs.deltas)
     torch.testing.assert_close(ours.anchors, theirs.anchors, rtol=0, atol=1e-4)  # theirs are made in float64
     assert_same_detections(ours, theirs)
+
+
+@pytest.mark.parametrize(("kind", "is_v2"), [("atss", False), ("gfl", False), ("gfl", True)])
+@torch.inference_mode()
+def test_mmdetections_dense_heads(kind: str, is_v2: bool, scratch: Path) -> None:
+    """ATSS and GFL; GFLv2's authors build on the same package."""
+    state = drawn(mmdetection_shapes("resnet18", 3, 64, has_gn=True, kind=kind, is_v2=is_v2), seed=8)
+    for level in range(5):
+        state[f"bbox_head.scales.{level}.scale"] = torch.tensor(1.0 + level / 4)
+    made = imported({"state_dict": state}, scratch)
+    config = checkpoint_config(made.content, "x")
+    assert made.source == "mmdetection"
+    assert made.ignored == (["bbox_head.integral.project"] if kind == "gfl" else [])
+    assert (config.model.fpn.p6_from, config.model.fpn.relu_before_p7) == ("p5", False)
+    assert config.model.box_coder.reg_max == (10 if kind == "gfl" else 16)
+    assert config.model.predict.nms_threshold == 0.6
+
+    image = make_image(150, 201, seed=2)
+    model, images = load_model(made.content, "x"), mmdetection_input(image)
+    theirs, channels, sizes = mmdetection_forward(state, images, kind)
+    padded = F.pad(image, (0, images.shape[3] - 201, 0, images.shape[2] - 150))[None]
+    ours = model(padded.to(torch.uint8), torch.tensor([[150, 201]]))
+    assert_close(ours.cls_logits, theirs)
+    assert_close(ours.box_channels, channels[..., : ours.box_channels.shape[-1]])
+    cell = torch.tensor([-4.0, -4, 4, 4])  # in strides, around the cell's corner
+    strides = [8, 16, 32, 64, 128]
+    grids = [
+        torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy") * 2, dim=-1).reshape(-1, 4)
+        for height, width in sizes
+    ]
+    expected = torch.cat([stride * (grid + cell) for stride, grid in zip(strides, grids, strict=True)])
+    torch.testing.assert_close(ours.anchors, expected)
+
+    boxes = build_box_coder(config.model.box_coder).decode(ours.box_channels, ours.anchors)[0]
+    if kind == "gfl":
+        unit = torch.tensor(strides).repeat_interleave(torch.tensor(ours.level_counts))[:, None]
+        sides = (channels[0].unflatten(-1, (4, 11)).softmax(dim=-1) @ torch.arange(11.0)) * unit
+        centers = (expected[:, :2] + expected[:, 2:]) / 2
+        theirs = torch.cat([centers - sides[:, :2], centers + sides[:, 2:]], dim=1)
+    else:
+        theirs = BoxCoder((10.0, 10.0, 5.0, 5.0)).decode_single(channels[0, :, :4], expected)
+        assert_close(ours.quality, channels[..., 4])
+    torch.testing.assert_close(boxes, theirs, rtol=1e-4, atol=1e-2)
 
 
 # --- back to torchvision ----------------------------------------------------------------------------------------------

@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.ops import generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import (
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+    sigmoid_focal_loss,
+)
 
 from detector.config.schema import LossConfig
 from detector.ops import losses
 from detector.ops.coders import DeltaCoder
-from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES, focal_loss, giou_loss, l1_loss, smooth_l1_loss
+from detector.ops.losses import (
+    BOX_LOSSES,
+    CLASS_LOSSES,
+    ClassLoss,
+    focal_loss,
+    giou_loss,
+    l1_loss,
+    quality_focal_loss,
+    smooth_l1_loss,
+    varifocal_loss,
+)
 
 CODER = DeltaCoder()
 
@@ -89,35 +106,51 @@ def test_focal_loss_of_a_quality_interpolates_positive_and_negative_loss() -> No
     assert_close(gradient(loss, logits), gradient(expected, logits), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
-def test_focal_gradient_equals_differences(gamma: float) -> None:
-    logits, labels, is_counted = class_inputs(num_classes=2, spread=1.0)
-    logits, labels, is_counted = logits[:, :4].double().requires_grad_(), labels[:, :4], is_counted[:, :4]
-    config = LossConfig(gamma=gamma)
-    assert torch.autograd.gradcheck(lambda x: focal_loss(x, labels, None, is_counted, config), (logits,))
+# --- quality focal and varifocal loss ---------------------------------------------------------------------------------
 
 
-def test_focal_loss_keeps_nothing_but_the_logits() -> None:
+@pytest.mark.parametrize(
+    ("name", "score", "label", "quality", "expected"),
+    [
+        ("quality_focal", 0.5, 0, 0.8, 0.06238),  # 0.3² · log 2
+        ("quality_focal", 0.2, -1, 0.8, 0.00893),  # 0.2² · -log 0.8
+        ("quality_focal", 0.7, 0, 0.7, 0.0),
+        ("varifocal", 0.5, 0, 0.8, 0.5545),  # 0.8 · log 2
+        ("varifocal", 0.2, -1, 0.8, 0.00669),  # 0.75 · 0.2² · -log 0.8
+        ("varifocal", 0.2, 0, 0.0, 0.00669),
+    ],
+)
+def test_losses_of_a_quality_by_hand(name: str, score: float, label: int, quality: float, expected: float) -> None:
+    arguments = torch.tensor([[[score]]]).logit(), torch.tensor([[label]]), torch.tensor([[quality]])
+    loss = CLASS_LOSSES[name](*arguments, torch.tensor([[True]]), LossConfig(cls=name))
+    assert loss.item() == pytest.approx(expected, abs=6e-6 if expected < 0.1 else 6e-5)
+
+
+def dense_quality_focal(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (logits.sigmoid() - target).abs().pow(config.gamma) * entropy
+
+
+def dense_varifocal(logits: Tensor, target: Tensor, config: LossConfig) -> Tensor:
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return torch.where(target > 0, target, (1 - config.alpha) * logits.sigmoid().pow(config.gamma)) * entropy
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.0), (0.25, 1.5)])
+@pytest.mark.parametrize(
+    ("class_loss", "dense"), [(quality_focal_loss, dense_quality_focal), (varifocal_loss, dense_varifocal)]
+)
+def test_losses_of_a_quality_equal_dense_ones(class_loss: ClassLoss, dense: Any, alpha: float, gamma: float) -> None:
     logits, labels, is_counted = class_inputs()
     logits.requires_grad_()
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        focal_loss(logits, labels, None, is_counted, LossConfig())
-    large = [tensor.data_ptr() for tensor in kept if tensor.numel() >= logits.numel()]
-    assert large == [logits.data_ptr()]
-
-
-def test_focal_loss_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, labels, is_counted = class_inputs()
-    logits.requires_grad_()
-    results = []
-    for step in (1, 7, 1000):
-        monkeypatch.setattr(losses, "rows_at_once", lambda rows, width, device, step=step: step)
-        loss = focal_loss(logits, labels, None, is_counted, LossConfig())
-        results.append((loss, gradient(loss, logits)))
-    for loss, slope in results[:2]:
-        assert_close(loss, results[2][0])
-        assert_close(slope, results[2][1])
+    quality = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) * (torch.arange(40) % 5 > 0)
+    target = torch.zeros_like(logits).scatter_(2, labels.clamp(min=0)[..., None], quality[..., None])
+    target = target * (labels >= 0)[..., None]
+    config = LossConfig(alpha=alpha, gamma=gamma)
+    expected = dense(logits, target, config)[is_counted].sum()
+    loss = class_loss(logits, labels, quality, is_counted, config)
+    assert_close(loss, expected)
+    assert_close(gradient(loss, logits), gradient(expected, logits), rtol=1e-4, atol=1e-6)
 
 
 # --- box losses -------------------------------------------------------------------------------------------------------
@@ -150,18 +183,75 @@ def test_giou_loss_by_hand() -> None:
     assert giou_loss(torch.tensor([[2.0, 0, 0, 0]]), ANCHOR, ANCHOR, CODER, LossConfig()).item() == pytest.approx(4 / 3)
 
 
-def test_giou_loss_equals_torchvision() -> None:
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [("giou", generalized_box_iou_loss), ("diou", distance_box_iou_loss), ("ciou", complete_box_iou_loss)],
+)
+def test_iou_loss_equals_torchvision(name: str, theirs: Any) -> None:
     deltas, anchors, boxes = box_inputs()
+    if name == "ciou":  # torchvision's α is not 0 up to an IoU of 0.5
+        deltas = CODER.encode(boxes, anchors) + 0.1 * deltas
     deltas.requires_grad_()
-    loss = giou_loss(deltas, anchors, boxes, CODER, LossConfig())
+    loss = BOX_LOSSES[name](deltas, anchors, boxes, CODER, LossConfig())
     coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
     decoded = torch.stack([coder.decode_single(image, anchors) for image in deltas])
-    expected = generalized_box_iou_loss(decoded, boxes, reduction="none")
+    expected = theirs(decoded, boxes, reduction="none")
     assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     assert_close(gradient(loss, deltas), gradient(expected, deltas), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "expected"), [("giou", 0.4816), ("diou", 0.46877), ("ciou", 0.46882)])
+def test_iou_losses_of_one_pair_by_hand(name: str, expected: float) -> None:
+    """(0, 0, 10, 10) and (2, 0, 12, 8): 64 of 116 shared, hull 120, centres √2 apart, diagonal √244."""
+    box = torch.tensor([[2.0, 0, 12, 8]])
+    loss = BOX_LOSSES[name](torch.zeros(1, 4), ANCHOR, box, CODER, LossConfig())
+    assert loss.item() == pytest.approx(expected, abs=6e-5 if name == "giou" else 6e-6)
+
+
+def test_ciou_compares_ratios_only_of_boxes_that_overlap_by_half() -> None:
+    box = torch.tensor([[0.0, 0, 10, 4.9]])
+    both = [BOX_LOSSES[name](torch.zeros(1, 4), ANCHOR, box, CODER, LossConfig()).item() for name in ("ciou", "diou")]
+    assert both[0] == both[1]
+
+
 # --- every class loss -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_class_gradient_equals_differences(name: str, gamma: float) -> None:
+    logits, labels, is_counted = class_inputs(num_classes=2, spread=1.0)
+    logits, labels, is_counted = logits[:, :4].double().requires_grad_(), labels[:, :4], is_counted[:, :4]
+    config = LossConfig(gamma=gamma)
+    for quality in (None, torch.linspace(0, 1, 8, dtype=torch.float64).view(2, 4)):
+        assert torch.autograd.gradcheck(
+            lambda x, quality=quality: CLASS_LOSSES[name](x, labels, quality, is_counted, config), (logits,)
+        )
+
+
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_class_loss_keeps_nothing_but_the_logits(name: str) -> None:
+    logits, labels, is_counted = class_inputs()
+    logits.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        CLASS_LOSSES[name](logits, labels, None, is_counted, LossConfig())
+    large = [tensor.data_ptr() for tensor in kept if tensor.numel() >= logits.numel()]
+    assert large == [logits.data_ptr()]
+
+
+@pytest.mark.parametrize("name", CLASS_LOSSES)
+def test_class_loss_does_not_depend_on_chunks(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels, is_counted = class_inputs()
+    logits.requires_grad_()
+    results = []
+    for step in (1, 7, 1000):
+        monkeypatch.setattr(losses, "rows_at_once", lambda rows, width, device, step=step: step)
+        loss = CLASS_LOSSES[name](logits, labels, None, is_counted, LossConfig())
+        results.append((loss, gradient(loss, logits)))
+    for loss, slope in results[:2]:
+        assert_close(loss, results[2][0])
+        assert_close(slope, results[2][1])
 
 
 @pytest.mark.parametrize("name", CLASS_LOSSES)
@@ -198,7 +288,7 @@ def test_class_loss_is_finite_for_extreme_logits(name: str, gamma: float) -> Non
     labels = torch.tensor([[0, 0, -1, -1]])
     loss = CLASS_LOSSES[name](logits, labels, None, torch.ones(1, 4).bool(), LossConfig(cls=name, gamma=gamma))
     assert loss.isfinite()
-    assert loss > 100  # the second and the third are as wrong as can be
+    assert loss >= 100  # the second and the third are as wrong as can be
     assert gradient(loss, logits).isfinite().all()
 
 

@@ -20,11 +20,11 @@ from detector.checkpoints.checkpoint import read_checkpoint, save_checkpoint
 from detector.checkpoints.opening import open_model
 from detector.config.loader import load_config
 from detector.config.parts import find_part, is_code
-from detector.config.schema import ModelConfig
+from detector.config.schema import BackboneConfig, ModelConfig
 from detector.errors import ConfigError, DetectorError, WeightsError
 from detector.models import build_model
-from detector.models.backbones import Backbone
-from detector.models.heads import RetinaHead
+from detector.models.backbones import BACKBONES, Backbone, Network, build_backbone
+from detector.models.heads import HEADS, RetinaHead
 from detector.ops.coders import DeltaCoder
 from detector.structures import Category, Predictions
 
@@ -197,6 +197,9 @@ def own_backbone(config: object, in_channels: int) -> nn.Module:
     return OwnNetwork(in_channels)
 
 
+NETWORK = Network(nn.Identity, "")
+
+
 def own_coder(config: object) -> DeltaCoder:
     return DeltaCoder()
 
@@ -274,6 +277,12 @@ def test_names_that_are_code() -> None:
             find_part("model.head.name", name, {})
     with pytest.raises(ConfigError, match=r"^model\.head\.name: sys:maxsize is int; name a class or a function"):
         find_part("model.head.name", "sys:maxsize", {})
+    wanted = r"takes \(obj, skipkeys, .*\); it must take \(config, levels, in_channels, num_classes\)"
+    with pytest.raises(ConfigError, match=rf"^model\.head\.name: json:dumps {wanted}$"):
+        find_part("model.head.name", "json:dumps", HEADS)
+    with pytest.raises(ConfigError, match=r"json:loads takes .* it must take \(config, in_channels\)$"):
+        build_backbone(BackboneConfig(name="json:loads"), 3, 3)
+    assert find_part("model.backbone.name", f"{__name__}:NETWORK", BACKBONES) is NETWORK
 
 
 def test_modules_instead_of_a_configs_parts() -> None:
@@ -286,5 +295,15 @@ def test_modules_instead_of_a_configs_parts() -> None:
     # 8 × 12 cells of stride 8 and 4 × 6 of stride 16, with nine anchors each.
     assert model(images, sizes).cls_logits.unique().tolist() == [3.0]
     assert model(images, sizes).cls_logits.shape == (1, (8 * 12 + 4 * 6) * 9, 5)
+    for given, said in (
+        ({"head": OwnHead}, r"^head: OwnHead is not a module; give head=OwnHead\(…\)"),
+        (
+            {"head": torch.nn.Bilinear(1, 1, 1)},
+            r"^head: Bilinear.forward takes \(input1, input2\); it must take \(fe",
+        ),
+        ({"backbone": OwnNetwork(3)}, "^backbone: OwnNetwork has no attribute levels or channels; set levels, as"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            build_model(config, 5, **given)
     other = build_model(config, 2, pyramid=model.pyramid)
     assert other.pyramid is model.pyramid and other.head.num_classes == 2

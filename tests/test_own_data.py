@@ -91,6 +91,10 @@ def test_a_run_is_evaluated_reported_and_resumed_exactly(
         detector.train("quickstart.yaml", RUN, "stopped", tmp_path, device="cpu", data=(train, val))
     train.left = 1 << 30
     assert result(tmp_path / "stopped")["step"] == 1
+    with pytest.raises(DataError, match=r"last.pt: was trained on data given from Python; give the same: .*data=…"):
+        detector.train("quickstart.yaml", RUN, "stopped", tmp_path, resume=True, device="cpu")
+    with pytest.raises(ConfigError, match="names no data of its own to evaluate on; give --annotations and --images"):
+        detector.evaluate(run)
     detector.train("quickstart.yaml", RUN, "stopped", tmp_path, resume=True, device="cpu", data=(train, val))
     assert_same_tensors(result(tmp_path / "stopped"), result(run))
 

@@ -120,6 +120,20 @@ def test_topk_is_per_level() -> None:
     assert_close(detections.boxes, torch.tensor([[boxes[0], boxes[2]]]))
 
 
+def test_quality_is_a_factor_of_the_score() -> None:
+    """With q: 0.9 · 0.2 < 0.5 · 0.8, and the second anchor's other class comes before the first's best."""
+    predictions = exact_predictions([[0, 0, 10, 10], [20, 20, 30, 30]], [[0.9, 0.1], [0.5, 0.4]], [2])
+    quality = torch.tensor([[0.2, 0.8]]).logit()
+    logits, labels, anchors = select_candidates(predictions._replace(quality=quality), topk=3)
+    # The best two anchors, then the best three pairs: 0.5 · 0.8, 0.4 · 0.8 and 0.9 · 0.2.
+    assert_close(logits.sigmoid(), torch.tensor([[0.4, 0.32, 0.18]]))
+    assert labels.tolist() == [[0, 1, 0]]
+    assert anchors.tolist() == [[1, 1, 0]]
+    assert select_candidates(predictions._replace(quality=quality), topk=1)[2].tolist() == [[1]]
+    scores = detect(predictions._replace(quality=quality), torch.tensor([[40, 40]]), PredictConfig()).scores
+    assert_close(scores, torch.tensor([[0.4, 0.32, 0.18]]))  # 0.1 · 0.2 is under the threshold
+
+
 def test_nms_by_hand() -> None:
     boxes = [
         [0.0, 0, 10, 10],

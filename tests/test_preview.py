@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,23 @@ def test_good_anchors_raise_no_warning(tiny: list[str]) -> None:
     objects = int(data.is_object.sum())
     assert f"{objects / len(data):.1f} objects per image" in lines[0]
     assert not any("no anchor" in line for line in lines[1:])
+
+
+@pytest.mark.parametrize("name", ["atss", "task_aligned"])
+def test_an_assigner_without_thresholds_is_asked(name: str, tiny: list[str]) -> None:
+    """An object between the centres of the only level's cells gets nothing; the others do."""
+    own = [f"model.matcher.name={name}", "model.anchors={base_size: 8.0, ratios: [1.0], scales: [1.0]}"]
+    config = load_config("quickstart.yaml", [*tiny, *own, "data.resize={short: [128], long: 128}"])
+    data = detection.open_split(config, "val")
+    objects, start = int(data.is_object.sum()), " at the start" if name == "task_aligned" else ""
+    (line,) = detection_views.preview(data, config)[:1]
+    match = re.match(rf"anchors: {name} gives (.*) to an object{start}, and none to (.*)%; (.*) objects per image", line)
+    assert match
+    assert float(match[1]) > 2
+    assert float(match[3]) == round(objects / len(data), 1)
+    small = ["model.fpn.levels=[5]", "data.resize={short: [32], long: 32}"]
+    lines = detection_views.preview(data, load_config("quickstart.yaml", [*tiny, *own, *small]))
+    assert any("of the objects get no anchor: none has its centre in them" in line for line in lines)
 
 
 def test_rare_classes_are_warned_of(colors: Path) -> None:
@@ -180,7 +198,7 @@ def refuse_halves(precision: str, device: torch.device, key: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--overfit", "0"], "--overfit 0: must be at least 1"),
+        (["--overfit", "0"], "--overfit: '0' is not a whole number of at least 1; see detector train --help"),
         (["--overfit", "2", "--resume"], "--overfit starts afresh each time; remove --resume"),
         (["--overfit", "13"], "train.json has 12 images to learn from"),
         (["--overfit", "2", "train.compile=true"], "train.compile: there is no C++ compiler here"),

@@ -71,6 +71,7 @@ NOT_RUN = {
     "benchmark": "tens of seconds",
     "torchrun": "several GPUs",
     "compare": "many runs, tested with the comparison",
+    "serve": "runs until it is stopped, tested with the server",
     "--suggest": "many seconds, tested with the anchors",
     "--compare": "many seconds, tested with the summary",
     "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1": "a download",
@@ -104,7 +105,7 @@ def test_the_readme_has_commands_and_python() -> None:
 def test_a_line_parses(line: Line) -> None:
     if not line.command:
         program, *arguments = line.words
-        assert program in ("make", "pip")
+        assert program in ("make", "pip", "curl")
         if program == "make":
             assert f"\n{arguments[0]}:" in (REPOSITORY / "Makefile").read_text()
         return

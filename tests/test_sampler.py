@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.config.schema import ResizeConfig
-from detector.data.formats.coco import Annotations, read_annotations
+from detector.data.formats.annotations import Annotations
+from detector.data.formats.reading import read_annotations
 from detector.data.loading.sampler import EvalBatches, Key, TrainBatches, epoch_batches, repeat_factors
 from detector.data.transforms.resize import input_sizes, padded
 

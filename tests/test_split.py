@@ -24,7 +24,7 @@ from detector.config.schema import Config, DataConfig
 from detector.data.classification import open_classes
 from detector.data.detection import open_dataset
 from detector.data.formats.class_folders import read_folders
-from detector.data.split import hold_back
+from detector.data.split import group, hold_back, split_folds, split_parts
 from detector.data.synthetic import write_shapes
 from detector.data.transforms.boxes import Transform
 from detector.errors import ConfigError, DataError
@@ -155,8 +155,8 @@ def test_training_the_doctor_and_the_command_agree(
         assert sorted(rows, key=lambda row: row["id"]) == sorted(whole.pop(key), key=lambda row: row["id"])
     assert trees == [whole, whole]
     assert [line.split()[1] for line in said.splitlines()[1:3]] == [str(len(own)) for own in files]
-    with pytest.raises(SystemExit):
-        run_command("split", [str(path), "--val", "1", "--output", str(tmp_path)])
+    assert run_command("split", [str(path), "--val", "1", "--output", str(tmp_path)]) == 2
+    assert "error: command line: --val: '1' is not a number between 0 and 1" in capsys.readouterr().err
     before = (tmp_path / "new/x/train.json").read_bytes()
     assert run_command("split", [str(path), "--output", f"{tmp_path}/new/x"]) == 2
     assert "train.json: exists already" in capsys.readouterr().err
@@ -224,7 +224,7 @@ def test_a_run_without_evaluation(coco: Path, tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert run_command("evaluate", ["--checkpoint", str(last)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {last}: was trained without data to evaluate on (data.val is null); give --annotations and --images\n"
+        f"error: {last}: names no data of its own to evaluate on; give --annotations and --images\n"
     )
     given = ["--annotations", f"{coco}/annotations/val.json", "--images", f"{coco}/images"]
     assert run_command("evaluate", ["--checkpoint", str(last), *given, "--json"]) == 0
@@ -249,3 +249,70 @@ def test_runs_that_held_back_other_images_are_refused() -> None:
         check_val_share(old, "x.pt")
     for data in ({"val_share": None}, {"val_share": 0.2, "exif": "auto"}):
         check_val_share({"config": {"data": data}}, "x.pt")
+
+
+# --- groups, test parts and folds -------------------------------------------------------------------------------------
+
+
+def test_images_are_grouped_by_their_names() -> None:
+    names = ["v1_f1.png", "v2_f1.png", "v1_f2.png", "other.png", "x/v1_f3.png"]
+    path = Path("a.json")
+    assert [of.tolist() for _, of in [group(path, names, None)]] == [[0, 1, 2, 3, 4]]
+    assert group(path, names, None)[0] == [name.encode() for name in names]  # so that groups of one change nothing
+    assert group(path, names, r"(v\d)_f")[1].tolist() == [0, 1, 0, 2, 0]
+    assert group(path, names, r"^(.*)_f(\d)")[1].tolist() == [0, 1, 2, 3, 4]
+    assert group(path, names, r"v\d")[1].tolist() == [0, 1, 0, 2, 0]  # without a group: the whole match
+    with pytest.raises(ConfigError, match=r"a\.json: no file name matches 'z\+' of --group; names are like v1_f1\.png"):
+        group(path, names, "z+")
+    with pytest.raises(ConfigError, match=r"--group: '\(' is not a regular expression"):
+        group(path, names, "(")
+
+
+@given(sets, st.integers(0, 5))
+def test_a_test_part_leaves_val_as_it_is(classes: Sets, seed: int) -> None:
+    names = [f"{index}.png" for index in range(len(classes))]
+    image = np.array([index for index, own in enumerate(classes) for _ in own], dtype=np.int64)
+    label = np.array([label for own in classes for label in sorted(own)], dtype=np.int64)
+    given = Path("a.json"), [name.encode() for name in names], image, label
+    try:
+        is_val = hold_back(*given, 0.2, seed)
+        part = split_parts(*given, 0.2, 0.3, seed)
+    except DataError:
+        return
+    np.testing.assert_array_equal(part == 1, is_val)
+    assert {0, 1, 2} == set(part.tolist())
+    in_train = set(label[(part == 0)[image]].tolist())
+    assert in_train == set(label.tolist())  # everything can be learnt
+
+
+def test_fractions_of_three_parts() -> None:
+    names = [b"%d" % index for index in range(4000)]
+    nothing = np.empty(0, dtype=np.int64)
+    part = split_parts(Path("a.json"), names, nothing, nothing, 0.2, 0.1, seed=0)
+    assert (np.bincount(part) / 4000).tolist() == pytest.approx([0.7, 0.2, 0.1], abs=0.02)
+
+
+def test_folds_are_alike_in_size_and_classes() -> None:
+    """60 groups of 1 to 3 images, a class in all, one in every third, one in five and one in a single group."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 4, 60)
+    members = {0: range(60), 1: range(0, 60, 3), 2: range(7, 12), 3: [20]}
+    label = np.array([own for own, groups in members.items() for _ in groups])
+    image = np.array([index for groups in members.values() for index in groups])
+    names = [b"%d" % index for index in range(60)]
+    fold = split_folds(Path("a.json"), names, sizes, image, label, 5, seed=0)
+    assert {own: sorted(np.bincount(fold[list(groups)], minlength=5)) for own, groups in members.items()} == {
+        0: [12] * 5,
+        1: [4] * 5,
+        2: [1] * 5,
+        3: [0, 0, 0, 0, 1],
+    }
+    assert np.ptp(np.bincount(fold, weights=sizes)) <= 6
+    order = rng.permutation(60)  # nor does it matter in which order the images are listed
+    other = split_folds(
+        Path("a.json"), [names[own] for own in order], sizes[order], np.argsort(order)[image], label, 5, 0
+    )
+    np.testing.assert_array_equal(other, fold[order])
+    assert (split_folds(Path("a.json"), names, sizes, image, label, 5, seed=1) != fold).any()
+    with pytest.raises(DataError, match="4 images or groups cannot make 5 folds"):
+        split_folds(Path("a.json"), names[:4], sizes[:4], image[:0], label[:0], 5, 0)

@@ -12,7 +12,7 @@ from torchvision.models import WeightsEnum
 
 from detector.config.parts import TIMM
 from detector.config.schema import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig, for_channels
-from detector.errors import ConfigError, WeightsError, one_of
+from detector.errors import ConfigError, WeightsError, near_path, one_of
 from detector.files.tensors import check_tensor, is_state_dict, read_file, resolve
 from detector.models.backbones import Backbone
 
@@ -149,6 +149,7 @@ def _read(name: str, source: str) -> dict[str, Tensor]:
     if path is None:
         raise WeightsError(
             f"model.backbone.weights: {source} is not a file, a URL or a name of {name}'s weights ({hint})"
+            f"{near_path(source)}"
         )
     weights = read_file(path)
     if isinstance(weights, dict) and "format" in weights:

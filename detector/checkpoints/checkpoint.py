@@ -16,7 +16,8 @@ import detector
 from detector.config.loader import apply_overrides, config_from_dict, config_to_dict
 from detector.config.parts import check_code
 from detector.config.schema import Config
-from detector.data.formats.coco_rows import id_key, is_id
+from detector.data.formats.coco_values import is_id
+from detector.data.formats.columns import id_key
 from detector.errors import ConfigError, WeightsError
 from detector.files.atomic import atomic_write
 from detector.files.tensors import check_tensor, is_state_dict, read_file

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from detector.config.loader import apply_overrides, load_config, refuse_auto
 from detector.config.parts import check_code
 from detector.config.schema import Config
 from detector.device import choose_device
-from detector.errors import ConfigError, WeightsError
+from detector.errors import ConfigError, WeightsError, near_path
 from detector.files.tensors import read_file, resolve
 from detector.models import Model, build_model
 from detector.structures import Category
@@ -169,10 +168,7 @@ def find_checkpoint(source: str | Path) -> Path:
         raise WeightsError(f"{source}: is {kind}, not a checkpoint; give one, as runs/NAME/best.pt, or a run's folder")
     path = resolve(str(source))
     if path is None:
-        beside = {file.name: str(file) for file in Path(source).parent.glob("*")}
-        near = difflib.get_close_matches(Path(source).name, beside, n=1)
-        hint = f"; did you mean {beside[near[0]]}?" if near else ""
-        raise WeightsError(f"{source}: is not a file, a URL or a name of torchvision's weights{hint}")
+        raise WeightsError(f"{source}: is not a file, a URL or a name of torchvision's weights{near_path(source)}")
     return path
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from detector.checkpoints.checkpoint import checkpoint_categories, checkpoint_config
 from detector.config.loader import config_to_dict, differences
 from detector.config.schema import Config
-from detector.data.formats.coco_rows import id_key
+from detector.data.formats.columns import id_key
 from detector.errors import WeightsError
 from detector.models import Model
 from detector.structures import Category
@@ -122,7 +122,7 @@ def conventions(config: Config, has_head: bool = True) -> dict[str, Any]:
     part = {"model": {key: model[key] for key in ("in_channels", "normalise", "backbone", "pyramid", "fpn")}}
     part["data"] = {"max_value": data["max_value"]}
     if has_head:
-        part["model"] |= {key: model[key] for key in ("anchors", "head", "predict")}
+        part["model"] |= {key: model[key] for key in ("anchors", "box_coder", "head", "predict")}
         part["data"] |= {"resize": data["resize"], "crop": {key: data["crop"][key] for key in ("size", "eval_share")}}
     return part
 
@@ -142,7 +142,11 @@ def _short(value: Any) -> str:
 
 def missing_parts(outcome: Transfer) -> list[str]:
     """A warning if parts of the head other than the class layer stay random, though the task is the same."""
-    names = [name for name in outcome.random if re.match(r"head\.(cls_tower|box_tower|box_output|hidden)", name)]
+    names = [
+        name
+        for name in outcome.random
+        if re.match(r"head\.(cls_tower|box_tower|box_output|scales|quality_output|hidden)", name)
+    ]
     if not names:
         return []
     return [f"warning: {_grouped(names)} stay random: {names[0]} {outcome.random[names[0]]}"]

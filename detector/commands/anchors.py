@@ -79,6 +79,11 @@ def check_arguments(args: argparse.Namespace, config: Config) -> None:
     get_task(config)
     if config.task != "detection":
         raise ConfigError(f"{args.config}: task {config.task} has no anchors; give the config of a detector")
+    if args.suggest and not config.model.matcher.has_thresholds:
+        raise ConfigError(
+            f"{args.config}: model.matcher.name {config.model.matcher.name} does not need anchors that fit the objects,"
+            " so there is nothing to suggest; remove --suggest, or use max_iou"
+        )
     if args.write and not args.suggest:
         raise ConfigError("command line: --write has no effect without --suggest; add it, or remove --write")
     if args.write and args.write.exists():

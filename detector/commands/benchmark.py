@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detector.commands import count
 from detector.dev.benchmark import PARTS
 
 if TYPE_CHECKING:
@@ -37,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to compare with (default: torchvision, and pycocotools where its references use that)",
     )
     parser.add_argument("--config", help=f"of {' and '.join(WITH_CONFIG)}: a YAML file, or the name of one in configs/")
-    parser.add_argument("--classes", type=int, default=80, help="of train and infer: number of classes (default: 80)")
+    parser.add_argument("--classes", type=count, default=80, help="of train and infer: number of classes (default: 80)")
     parser.add_argument(
         "--data",
         help=f"of data and infer: a folder with images/ and annotations/train.json; of doctor: any (default: {DATA})",
     )
     parser.add_argument("--synthetic", action="store_true", help="generate images instead of reading --data")
-    parser.add_argument("--runs", type=int, help="runs of each side (default: 2 to 20, by part)")
+    parser.add_argument("--runs", type=count, help="runs of each side (default: 2 to 20, by part)")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
         "--scale",
@@ -95,10 +96,6 @@ def check_arguments(args: argparse.Namespace) -> None:
 
     if args.part not in (*PARTS, "all"):
         raise ConfigError(f"command line: {args.part}: no such part; use {one_of([*PARTS, 'all'])}")
-    for name in ("runs", "classes"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"command line: --{name} {value}: must be at least 1")
     if not 0 < args.scale <= 1:
         raise ConfigError(f"command line: --scale {args.scale}: must be over 0 and at most 1")
     if args.synthetic and args.data:

@@ -129,11 +129,10 @@ def _open(name: str, annotations: Path | None, images: Path, config: Config | No
     """A split with boxes or with labels; without a config, the annotation file's name tells which."""
     from detector.analysis.doctor.reading import read_coco, read_labelled
     from detector.data.formats.recognition import naming_format, unread, what_it_is
-    from detector.errors import DataError
+    from detector.data.listing import check_folder
     from detector.tasks import get_core
 
-    if not images.is_dir():
-        raise DataError(f"{images}: no such folder")
+    check_folder(images, f"data.{name}.images" if config else "--images" if name == "train" else "--val-images")
     source = annotations or images
     if annotations is None:
         is_labelled = True

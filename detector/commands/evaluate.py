@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from detector.commands import add_allow_code
 
@@ -106,8 +107,17 @@ def run(args: argparse.Namespace) -> int:
             if args.keep_thresholds:
                 for class_name, threshold in keep_thresholds(args.checkpoint, evaluation).items():
                     print(f"lowest score of {class_name}: {threshold:.3f}", file=sys.stderr)
-            numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-            print(json.dumps(numbers) if args.json else views.describe(metrics, config.eval.per_class))
+            print(as_json(metrics) if args.json else views.describe(metrics, config.eval.per_class))
         return 0
     finally:
         distributed.stop()
+
+
+def as_json(metrics: dict[str, Any]) -> str:
+    """The numbers, and those of each class; null where there is nothing to score."""
+
+    def known(row: dict[str, Any]) -> dict[str, Any]:
+        return {key: None if isinstance(value, float) and value == -1 else value for key, value in row.items()}
+
+    numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    return json.dumps(known(numbers) | {"per_class": list(map(known, metrics["per_class"]))}, ensure_ascii=False)

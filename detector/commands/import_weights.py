@@ -40,13 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.errors import ConfigError
+    from detector.errors import ConfigError, near_path
 
     for output in filter(None, (args.output, args.config_out)):
         if output.exists():
             raise ConfigError(f"{output}: exists already; choose another name, or remove it")
         if not output.parent.is_dir():
-            raise ConfigError(f"{output.parent}: no such folder; create it first")
+            raise ConfigError(f"{output.parent}: no such folder; create it first{near_path(output.parent)}")
     if args.to and (args.package or args.config or args.config_out or args.overrides):
         raise ConfigError("command line: --to has no --from, --config, --config-out and KEY=VALUE; remove them")
     print(_export(args.source, args.output) if args.to else _import(args))

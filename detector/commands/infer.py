@@ -2,6 +2,7 @@
 
 tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/
 tools/infer.py --checkpoint runs/x/best.pt --input 'images/*.jpg' --output found/ --draw-score 0.5
+tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/ --score 0.3 --format cvat,yolo --crops
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,9 +35,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--score", type=_probability, help="lowest score of an object in predictions.json (default: the config's)"
     )
     parser.add_argument(
-        "--draw-score", type=_probability, default=0.4, help="lowest score that is drawn (default: 0.4)"
+        "--draw-score",
+        type=_probability,
+        default=0.4,
+        help="lowest score that is drawn, cropped and counted (default: 0.4)",
     )
     parser.add_argument("--no-images", action="store_true", help="write the predictions only")
+    parser.add_argument(
+        "--format",
+        action="append",
+        default=[],
+        dest="formats",
+        metavar="NAMES",
+        help="also write coco, yolo, voc, csv, cvat or labelstudio; several as in cvat,yolo",
+    )
+    parser.add_argument(
+        "--crops", action="store_true", help="also write each object as an image, in a folder per class"
+    )
+    parser.add_argument(
+        "--counts", action="store_true", help="also write counts.csv, with the objects per image and class"
+    )
     parser.add_argument("--html", action="store_true", help="also write gallery.html, a page of the drawings")
     parser.add_argument("--batch-size", type=count, default=8, help="most images per batch (default: 8)")
     parser.add_argument(
@@ -60,21 +79,32 @@ def _run(args: argparse.Namespace) -> int:
     from detector.config.tasks import TASKS
     from detector.errors import ConfigError
     from detector.files.json_stream import show_text
+    from detector.inference.exports import Exports, check_labels, check_new
     from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
     from detector.tasks import get_results
 
     if args.html and args.no_images:
         raise ConfigError("command line: --html shows the drawings; remove --no-images")
+    lowest = args.draw_score
+    exports = Exports(formats(args.formats), lowest if args.crops else None, lowest if args.counts else None)
+    is_begun = (args.output / PROGRESS).exists()
     for name in (get_results(task).FILE for task in TASKS):
-        if (args.output / name).exists():
+        if (args.output / name).exists() and not is_begun:
             if args.resume:
+                for path in exports.targets(args.output).values():
+                    if not path.exists():
+                        raise ConfigError(
+                            f"{args.output}: was finished without {path.name}; choose another --output to write it"
+                        )
                 print(f"finished before: {args.output / name}")
                 return UNREADABLE if (args.output / ERRORS).exists() else 0
             raise ConfigError(f"{args.output}: holds predictions already; choose another --output, or remove it")
-    if (args.output / PROGRESS).exists() and not args.resume:
+    if is_begun and not args.resume:
         raise ConfigError(
             f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
         )
+    if not is_begun:
+        check_new(exports.targets(args.output))
     images, ids = find_images(args.input), None
     notes = [f"{args.input}: {images.note}"] if images.note else []
     if args.annotations:
@@ -82,6 +112,7 @@ def _run(args: argparse.Namespace) -> int:
         if unknown:
             names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
             notes.append(f"{len(unknown):,} images are skipped, as {args.annotations} does not list them: {names}")
+    check_labels(exports, [images.name(index) for index in range(len(images))], args.input)
 
     import torch
 
@@ -91,6 +122,11 @@ def _run(args: argparse.Namespace) -> int:
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides, args.allow_code)
     if ids is not None and not get_results(predictor.config.task).HAS_IDS:
         raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
+    if exports.asked() and not get_results(predictor.config.task).HAS_BOXES:
+        raise ConfigError(
+            f"command line: --format, --crops and --counts are of boxes, but {args.checkpoint} is of"
+            f" {predictor.config.task}; remove them"
+        )
     if args.score is not None:
         predictor.task.with_threshold(predictor.config.model, args.score)  # raises before any work is done
     for note in notes:
@@ -105,8 +141,11 @@ def _run(args: argparse.Namespace) -> int:
         workers=args.workers,
         resume=args.resume,
         ids=ids,
+        exports=exports,
     )
     print(f"{summary.found} in {summary.read} images: {summary.path}")
+    for line in summary.exports:
+        print(line)
     if args.html:
         from detector.analysis.gallery import show_drawings
 
@@ -121,6 +160,18 @@ def _run(args: argparse.Namespace) -> int:
             f" {args.output / ERRORS}"
         )
     return UNREADABLE if summary.num_errors else 0
+
+
+def formats(given: Sequence[str]) -> tuple[str, ...]:
+    """Names of formats, each of ``given`` one or several separated by commas."""
+    from detector.data.formats.writing import WRITERS
+    from detector.errors import ConfigError, one_of
+
+    names = [name.strip() for text in given for name in text.split(",")]
+    for name in names:
+        if name not in WRITERS:
+            raise ConfigError(f"command line: --format: {name!r} is not a format; use {one_of(WRITERS)}")
+    return tuple(dict.fromkeys(names))
 
 
 def _probability(text: str) -> float:

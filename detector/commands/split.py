@@ -1,29 +1,35 @@
-"""Split a COCO JSON file into one to train on and one to evaluate on.
+"""Split a data set into one part to train on and one to evaluate on, into three with a test part, or into folds.
 
 tools/split.py annotations.json --output split/
-tools/split.py annotations.json --val 0.1 --seed 3 --output split/
+tools/split.py annotations.json --val 0.1 --test 0.1 --seed 3 --output split/
+tools/split.py data.yaml --folds 5 --group '(.*)_frame' --output folds/
 
 File names and the seed alone decide which images go where, as with data.val_share in a config: adding images later
-moves no others. Everything else in the file is kept in both.
+moves no others. (Folds are made alike in size and classes, so there it may.) --group keeps images together whose names
+agree in what a regular expression matches: the frames of a video, the tiles of an image.
+
+COCO JSON and CSV files are split into such files, with everything else in them kept. Of YOLO and Pascal VOC, lists of
+the images are written, for YOLO with a data.yaml.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from detector.commands import count
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from detector.data.detection import Annotations
+    from detector.data.formats.annotations import Annotations
 
 LISTED = 20  # classes with their own row
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("annotations", type=Path, help="a COCO JSON file")
+    parser.add_argument("annotations", type=Path, help="a COCO JSON or CSV file, YOLO's data.yaml, a folder of VOC")
     parser.add_argument(
         "--val",
         type=_fraction,
@@ -31,69 +37,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FRACTION",
         help="fraction of the images that goes to val (default: 0.2)",
     )
+    parser.add_argument("--test", type=_fraction, metavar="FRACTION", help="fraction that goes to a test part")
+    parser.add_argument(
+        "--folds", type=lambda text: count(text, least=2), metavar="K", help="K folds instead, each val of one fold"
+    )
+    parser.add_argument(
+        "--group", metavar="REGEX", help="keep images together whose names agree in what this matches (in its groups)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="the folder for train.json and val.json"
+        "--from", default="auto", dest="format", metavar="FORMAT", help="coco, yolo, voc or csv (default: by content)"
     )
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images, where it is needed")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder for the parts")
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.analysis.doctor.reading import read_json
-    from detector.data.detection import held_back, read_annotations
-    from detector.errors import ConfigError
-    from detector.files.atomic import atomic_write, make_folder
+    import numpy as np
 
-    paths = [args.output / "train.json", args.output / "val.json"]
-    for path in paths:
+    from detector.data.formats.building import Source
+    from detector.data.formats.parts import PARTS
+    from detector.data.formats.reading import detect, read_annotations
+    from detector.data.split import group, split_folds, split_parts
+    from detector.errors import ConfigError
+    from detector.files.atomic import make_folder
+
+    if args.val + (args.test or 0) >= 1:
+        raise ConfigError("command line: --val and --test leave nothing to train on; give fractions that add up to < 1")
+    source = Source(args.annotations, args.images, args.format)
+    annotations = read_annotations(source)
+    names = [annotations.file_name(index) for index in range(len(annotations))]
+    keys, group_of = group(args.annotations, names, args.group)
+    image, label = group_of[annotations.image_index().numpy()], annotations.labels.numpy()
+    if args.folds:
+        sizes = np.bincount(group_of)
+        fold = split_folds(args.annotations, keys, sizes, image, label, args.folds, args.seed)[group_of]
+        masks = {f"fold{number + 1}/val": fold == number for number in range(args.folds)}
+        parts = {name.replace("val", "train"): ~is_val for name, is_val in masks.items()} | masks
+    else:
+        part = split_parts(args.annotations, keys, image, label, args.val, args.test or 0, args.seed)[group_of]
+        parts = masks = {
+            name: part == number for number, name in enumerate(["train", "val", "test"][: 2 + bool(args.test)])
+        }
+    form = detect(source)
+    writer = PARTS[form]
+    paths = {name: args.output / f"{name}{writer.suffix}" for name in parts}
+    for path in paths.values():
         if path.exists():
             raise ConfigError(f"{path}: exists already; give another --output")
-    annotations = read_annotations(args.annotations)
-    is_val = held_back(annotations, args.val, args.seed)
-    tree = read_json(args.annotations)
-    make_folder(args.output)
-    for path, is_chosen in zip(paths, (~is_val, is_val), strict=True):
-        with atomic_write(path) as file:
-            json.dump(select(tree, is_chosen), file)
-    print(describe(annotations, is_val, paths))
+    for path in paths.values():
+        make_folder(path.parent)
+    writer.write(source, annotations, {paths[name]: is_in for name, is_in in parts.items()})
+    print(describe(annotations, {paths[name]: is_in for name, is_in in masks.items()}, args.group and len(keys)))
+    if form == "csv":
+        print(f"\nfile names are relative to {annotations.images}: give it as data.train.images and data.val.images")
     return 0
 
 
-def select(tree: dict[str, Any], is_chosen: np.ndarray) -> dict[str, Any]:
-    """A COCO file's tree with only the images of a mask [I] and their annotations."""
-    images = [image for image, chosen in zip(tree["images"], is_chosen, strict=True) if chosen]
-    ids = {_key(image["id"]) for image in images}
-    rows = [row for row in tree["annotations"] if _key(row["image_id"]) in ids]
-    return tree | {"images": images, "annotations": rows}
-
-
-def _key(image_id: Any) -> str:
-    """The same for an id that is written as 1, 1.0 or "1"."""
-    return str(int(image_id) if isinstance(image_id, float) else image_id)
-
-
-def describe(annotations: Annotations, is_val: np.ndarray, paths: list[Path]) -> str:
-    """Counts of both parts and of their classes, and the classes that val lacks."""
+def describe(annotations: Annotations, parts: dict[Path, np.ndarray], groups: int | None) -> str:
+    """Counts of all parts and of their classes, and the classes that a part lacks."""
     import numpy as np
 
     from detector.reports.pages import Table
 
     image, labels = annotations.image_index().numpy(), annotations.labels.numpy()
-    in_val = is_val[image]
-    files = [
-        [str(path), int(chosen.sum()), int(chosen[image].sum())]
-        for path, chosen in zip(paths, (~is_val, is_val), strict=True)
-    ]
-    text = Table(["file", "images", "annotations"], files).as_text()
-    counts = [np.bincount(labels[part], minlength=len(annotations.categories)) for part in (~in_val, in_val)]
-    rows = [
-        [category.name, int(train), int(val)]
-        for category, train, val in zip(annotations.categories, *counts, strict=True)
-    ]
+    files = [[str(path), int(is_in.sum()), int(is_in[image].sum())] for path, is_in in parts.items()]
+    text = f"{groups:,} groups of images\n" if groups else ""
+    text += Table(["file", "images", "annotations"], files).as_text()
+    counts = [np.bincount(labels[is_in[image]], minlength=len(annotations.categories)) for is_in in parts.values()]
+    rows = [[category.name, *map(int, own)] for category, *own in zip(annotations.categories, *counts, strict=True)]
+    names = [path.parent.name if path.parent.name.startswith("fold") else path.stem for path in parts]
     if len(rows) <= LISTED:
-        text += "\n\n" + Table(["class", "train", "val"], rows).as_text()
-    if lacking := [name for name, train, val in rows if train and not val]:
-        names = ", ".join(map(str, lacking[:LISTED])) + (", …" if len(lacking) > LISTED else "")
-        text += f"\n\nnot in val, as they have too few images: {names}"
+        text += "\n\n" + Table(["class", *names], rows).as_text()
+    for number, name in enumerate(names, start=1):
+        if lacking := [row[0] for row in rows if any(row[1:]) and not row[number]]:
+            listed = ", ".join(map(str, lacking[:LISTED])) + (", …" if len(lacking) > LISTED else "")
+            text += f"\n\nnot in {name}, as they have too few images: {listed}"
     return text
 
 

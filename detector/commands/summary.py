@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detector.commands import add_allow_code
+from detector.commands import add_allow_code, count
 
 if TYPE_CHECKING:
     from detector.analysis.summary import Latency, Level, Summary
@@ -32,11 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", nargs=2, type=int, metavar=("H", "W"), help="image size (default: the config's own, padded)"
     )
     parser.add_argument(
-        "--classes", type=int, help="number of classes (default: data.classes, or those of COCO or ImageNet)"
+        "--classes", type=count, help="number of classes (default: data.classes, or those of COCO or ImageNet)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--time", action="store_true", help="also measure the time of a forward pass")
-    parser.add_argument("--runs", type=int, help=f"with --time: number of runs (default: {RUNS})")
+    parser.add_argument("--runs", type=count, help=f"with --time: number of runs (default: {RUNS})")
     parser.add_argument("--device", help="with --time: cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add_allow_code(parser)
     parser.add_argument(
@@ -87,9 +87,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         if not all(SIZE_DIVISOR <= side <= LONGEST_SIDE for side in args.size):
             limits = f"{SIZE_DIVISOR} to {LONGEST_SIDE:,}"
             raise ConfigError(f"command line: --size {height} {width}: a side has {limits} pixels")
-    for name, value in (("classes", args.classes), ("runs", args.runs)):
-        if value is not None and value < 1:
-            raise ConfigError(f"command line: --{name} {value}: must be at least 1")
     for name, value in (("runs", args.runs), ("device", args.device)):
         if value is not None and not args.time:
             raise ConfigError(f"command line: --{name} has no effect without --time; add it, or remove --{name}")

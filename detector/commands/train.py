@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.commands import add_allow_code
+from detector.commands import add_allow_code, count
 
 if TYPE_CHECKING:
     from detector.config.schema import Config
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--overfit",
-        type=int,
+        type=count,
         metavar="N",
         help="overfit N images, in runs/NAME_overfit, and say whether it works (exit code 0 or 1)",
     )
@@ -88,8 +88,6 @@ def _train(args: argparse.Namespace, config: Config, run_folder: RunFolder) -> i
 def check_overfit(args: argparse.Namespace) -> None:
     from detector.errors import ConfigError
 
-    if args.overfit < 1:
-        raise ConfigError(f"command line: --overfit {args.overfit}: must be at least 1")
     if args.resume:
         raise ConfigError("command line: --overfit starts afresh each time; remove --resume")
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from detector.config.parts import check_code
 from detector.config.schema import DERIVED, Config, Section
 from detector.config.tasks import HEADS, TASKS
-from detector.errors import ConfigError, one_of, unreadable
+from detector.errors import ConfigError, near_path, one_of, unreadable
 from detector.files.atomic import atomic_write
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -44,11 +44,9 @@ def find_config(name: str | Path) -> Path:
             return candidate
     if os.path.isdir(name):  # noqa: PTH112
         raise ConfigError(f"{name}: {unreadable(Path(name), IsADirectoryError(), '*.yaml')}")
-    packaged = {path.name: path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml")}
-    beside = {path.name: str(path) for path in Path(name).parent.glob("*.y*ml")}
-    near = difflib.get_close_matches(Path(name).name, packaged | beside, n=1)
-    hint = f"did you mean {(packaged | beside)[near[0]]}?" if near else f"the package has {', '.join(sorted(packaged))}"
-    raise ConfigError(f"{name}: no such config file; {hint}")
+    packaged = sorted(path.name for folder in CONFIG_FOLDERS for path in folder.glob("*.yaml"))
+    hint = near_path(name, packaged) or f"; the package has {', '.join(packaged)}"
+    raise ConfigError(f"{name}: no such config file{hint}")
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), allow_code: bool = False) -> Config:
@@ -150,7 +148,7 @@ def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
         if path.stat().st_size > LARGEST_FILE:
             raise ConfigError(f"{path}: has {path.stat().st_size:,} bytes; a config has at most {LARGEST_FILE:,}")
         text = path.read_text(encoding="utf-8")
-        node, value = _load_yaml(text)
+        node, value = load_yaml(text)
         places: _Places = {(): str(path)}
         if node is not None:
             _note_places(node, (), str(path), places)
@@ -169,7 +167,7 @@ def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
     return tree, places
 
 
-def _load_yaml(text: str) -> tuple[yaml.Node | None, Any]:
+def load_yaml(text: str) -> tuple[yaml.Node | None, Any]:
     """The nodes of a document, with their lines, and its value."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -179,7 +177,7 @@ def _load_yaml(text: str) -> tuple[yaml.Node | None, Any]:
         if size == math.inf:
             raise yaml.YAMLError("an alias is inside the value that it names")
         if size > LARGEST_TREE:
-            raise yaml.YAMLError(f"its aliases expand to {size:,} values; a config has at most {LARGEST_TREE:,}")
+            raise yaml.YAMLError(f"its aliases expand to {size:,} values; it may have {LARGEST_TREE:,}")
         return node, yaml.constructor.SafeConstructor().construct_document(node)
     except RecursionError:
         raise yaml.YAMLError("nested too deeply") from None
@@ -228,7 +226,7 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
         raise ConfigError(f"command line: {override}: an override is written key=value, as in train.epochs=12")
     keys = dotted.split(".")
     try:
-        node, value = _load_yaml(text)
+        node, value = load_yaml(text)
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"command line: {override[:120]}: the value is not valid YAML; quote it") from None
     if node is not None:
@@ -329,15 +327,33 @@ def _explain(detail: Any, places: _Places) -> str:
         known = list(_section_at(keys[:-1]).model_fields)
         near = difflib.get_close_matches(keys[-1], known, n=1)
         return f"{where}unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}")
-    message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":
-        return where + message
-    return f"{where}{message[0].lower()}{message[1:]}; it is {_short(detail['input'])}"
+        return where + detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "model_type":
+        message = f"must be a section, with keys such as {', '.join(list(_section_at(keys).model_fields)[:3])}"
+    else:
+        message = WORDS.get(detail["type"], detail["msg"].replace("Input should", "must"))
+    return f"{where}{message.format(**detail.get('ctx', {}))}; it is {_short(detail['input'])}"
 
+
+# Our words for pydantic's types of errors that speak of Python.
+WORDS = {
+    "dict_type": "must be a mapping, as {{key: value}}",
+    "list_type": "must be a list, as [a, b]",
+    "string_type": "must be text",
+    "too_short": "must have at least {min_length} values",
+    "too_long": "must have at most {max_length} values",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+}
 
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 120
+# As YAML writes them.
+_SHORT.repr_NoneType = lambda value, level: "null"  # type: ignore[attr-defined]
+_SHORT.repr_bool = lambda value, level: str(value).lower()  # type: ignore[attr-defined]
 
 
 def _short(value: Any) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +23,11 @@ def is_code(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None and not name.startswith(TIMM)
 
 
-def find_part(key: str, name: str, known: Mapping[str, Part]) -> Part:
+def find_part(key: str, name: str, known: Mapping[str, Part], like: Callable[..., Any] | None = None) -> Part:
     """``known[name]``, or the object that ``package.module:name`` names, of the same kind as the dict's values.
 
-    ``key`` is the name's key in the config, for messages. :func:`check_code` has decided whether code is allowed.
+    It must take the arguments of ``like``, by default those of the first value. ``key`` is the name's key in a config,
+    for messages. :func:`check_code` has decided whether code is allowed.
     """
     if name in known:
         return known[name]
@@ -36,9 +38,25 @@ def find_part(key: str, name: str, known: Mapping[str, Part]) -> Part:
         part = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{key}: {name} cannot be imported ({error}); is its folder in PYTHONPATH?") from None
-    if not callable(part):
+    example = next(iter(known.values()), None)
+    if not callable(part) and type(part) is not type(example):
         raise ConfigError(f"{key}: {name} is {type(part).__name__}; name a class or a function")
+    if callable(part) and (like or example):
+        check_signature(f"{key}: {name}", part, list(inspect.signature(like or example).parameters))
     return part
+
+
+def check_signature(name: str, part: Callable[..., Any], given: Sequence[str]) -> None:
+    """Refuse a part of the user's that does not take the arguments ``given``, by their order."""
+    try:
+        signature = inspect.signature(part)
+    except ValueError:  # of a function in C, which is not known
+        return
+    try:
+        signature.bind(*given)
+    except TypeError:
+        takes = ", ".join(signature.parameters)
+        raise ConfigError(f"{name} takes ({takes}); it must take ({', '.join(given)})") from None
 
 
 def check_code(config: Config, source: str | Path) -> None:

@@ -36,16 +36,21 @@ class Section(BaseModel):
     @classmethod
     def _refuse_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
         # Python's bool is an int, and pydantic takes it for one: epochs: yes would be one epoch.
-        if isinstance(value, bool) and _is_number(cls.model_fields[info.field_name or ""].annotation):
-            raise ValueError(f"must be a number; it is {value}")
+        if _has_bool_as_number(value, cls.model_fields[info.field_name or ""].annotation):
+            raise ValueError(f"must be a number; it is {str(value).lower()}")
         return value
 
 
-def _is_number(annotation: Any) -> bool:
-    """Whether a type is a number's, or an optional number's such as ``Count | None``."""
-    if get_origin(annotation) in (Annotated, UnionType, Union):
-        return any(map(_is_number, get_args(annotation)))
-    return annotation in (int, float)
+def _has_bool_as_number(value: Any, annotation: Any) -> bool:
+    """Whether a bool stands where a type such as ``list[Count] | None`` has a number."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin in (Annotated, UnionType, Union):
+        return any(_has_bool_as_number(value, one) for one in inner)
+    if origin is list and isinstance(value, list):
+        return any(_has_bool_as_number(one, inner[0]) for one in value)
+    if origin is dict and isinstance(value, dict):
+        return any(_has_bool_as_number(one, inner[1]) for one in value.values())
+    return isinstance(value, bool) and annotation in (int, float)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -273,6 +278,10 @@ class HeadConfig(Section):
     norm: Literal["none", "gn"] = "none"
     norm_bias: bool = False  # convolutions before a norm have a bias too, as in Detectron2
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # initial score of every class (RetinaNet, section 4.1)
+    level_scales: bool = False  # multiply the box output by a learnable number per level
+    # A factor of the class scores that says how good the box is. centerness, iou: a branch of the box subnet learns it
+    # (ATSS). distribution: computed from how sharp the distributions of box_coder are (GFLv2).
+    quality: Literal["none", "centerness", "iou", "distribution"] = "none"
     # pooled
     pool: Literal["avg", "max", "gem"] = "avg"  # each level to one vector; gem: generalised mean
     fuse: Literal["mean", "concat", "learned"] = "concat"  # the levels' vectors; learned: a weighted mean
@@ -288,9 +297,16 @@ class HeadConfig(Section):
 
 class MatcherConfig(Section):
     name: str = "max_iou"  # a key of detector.ops.assignment.ASSIGNERS
+    # max_iou: IoUs of matches and of background, and whether every object keeps its nearest anchors
     positive: Annotated[float, Field(gt=0, le=1)] = 0.5
     negative: Probability = 0.4
     low_quality: bool = True
+    topk: Count = 9  # atss: candidates per object and level
+    candidates: Count = 13  # task_aligned: per object
+    score_power: Annotated[float, Field(ge=0)] = 1.0  # task_aligned: α
+    iou_power: Annotated[float, Field(ge=0)] = 6.0  # task_aligned: β
+    # Fraction of the run in which assigners get no predictions, which mean little then; task_aligned is atss so long.
+    warmup: Probability = 1 / 3
     ignore_cover: Probability = 0.5  # anchors with more than this fraction in a crowd region are ignored
 
     @model_validator(mode="after")
@@ -299,19 +315,34 @@ class MatcherConfig(Section):
             raise ValueError(f"negative: {self.negative} must not be greater than positive: {self.positive}")
         return self
 
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether an anchor's own IoU decides, so that it matters which anchors there are."""
+        return self.name == "max_iou"
+
 
 class BoxCoderConfig(Section):
     name: str = "deltas"  # a key of detector.ops.coders.BOX_CODERS
+    # deltas: what they are divided by, of centres and of sides; elsewhere often 0.1 and 0.2
+    stds: Annotated[list[Positive], Field(min_length=2, max_length=2)] = [1.0, 1.0]
+    # distribution: the largest distance of a side from the anchor's centre, in units
+    reg_max: Annotated[int, Field(ge=4, le=1000)] = 16
+    unit: Positive = 0.125  # distribution: in sides of the anchor, a stride if they have 8
 
 
 class LossConfig(Section):
     cls: str = "focal"  # a key of detector.ops.losses.CLASS_LOSSES
-    alpha: Probability = 0.25
-    gamma: Annotated[float, Field(ge=0)] = 2.0
+    alpha: Probability = 0.25  # focal: weight of positives; focal and varifocal: 1 - alpha is that of negatives
+    gamma: Annotated[float, Field(ge=0)] = 2.0  # the power of the focal losses, β of the quality focal loss
     cls_weight: Annotated[float, Field(ge=0)] = 1.0
     box: str = "smooth_l1"  # a key of detector.ops.losses.BOX_LOSSES
     beta: Positive = 0.1  # smooth L1: where the loss turns from quadratic to linear
     box_weight: Annotated[float, Field(ge=0)] = 1.0
+    # What weighs an image's positive anchors in the box losses: all equal; the best class score (GFL); or the target of
+    # head.quality's branch, without one that of the class score (ATSS, VFNet, TOOD).
+    weigh_boxes: Literal["equal", "score", "quality"] = "equal"
+    dfl_weight: Annotated[float, Field(ge=0)] = 0.25  # distribution focal loss of box_coder distribution
+    quality_weight: Annotated[float, Field(ge=0)] = 1.0  # of the branch that head.quality adds
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # classification
 
 
@@ -384,6 +415,19 @@ class ModelConfig(Section):
         for name, values in (("mean", self.normalise.mean), ("std", self.normalise.std)):
             if values is not None and len(values) != self.in_channels:
                 raise ValueError(f"normalise.{name}: {len(values)} values for {self.in_channels} in_channels")
+        if self.head.quality == "distribution" and self.box_coder.name == "deltas":
+            raise ValueError("head.quality: distribution needs box_coder.name distribution; deltas have none")
+        if self.loss.box in ("l1", "smooth_l1") and self.box_coder.name == "distribution":
+            raise ValueError(
+                f"loss.box: {self.loss.box} compares channels, which in box_coder.name distribution are not yet a box;"
+                " use giou, diou or ciou"
+            )
+        has_quality = self.head.quality in ("centerness", "iou") or self.loss.cls != "focal"
+        if self.loss.weigh_boxes == "quality" and not has_quality and self.matcher.name in ("max_iou", "atss"):
+            raise ValueError(
+                "loss.weigh_boxes: quality has no effect, as nothing gives anchors one: set head.quality, loss.cls or"
+                " matcher.name too"
+            )
         if self.head.name == "classic" and self.backbone is None:
             raise ValueError("head.name: classic is one network's own classifier; with pyramid.branches use pooled")
         return self

@@ -18,7 +18,7 @@ TASKS = {
         *_in("data", "group_by_aspect invalid_boxes resize"),
         *_in("data.augment", "scale_jitter canvas min_visibility mosaic copy_paste"),
         *_in("model", "anchors matcher box_coder"),
-        *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight"),
+        *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight weigh_boxes dfl_weight quality_weight"),
         *_in("model.predict", "topk score_threshold nms_threshold max_detections clip keep_empty scales"),
         *_in("model.predict", "score_thresholds"),
         *_in("eval", "backend"),
@@ -29,6 +29,6 @@ TASKS = {
     ),
 }
 HEADS = {
-    "detection": {"retina": _in("model.head", "num_convs channels norm norm_bias prior")},
+    "detection": {"retina": _in("model.head", "num_convs channels norm norm_bias prior level_scales quality")},
     "classification": {"pooled": _in("model.head", "pool fuse hidden dropout"), "classic": ()},
 }

@@ -16,8 +16,10 @@ from torch.utils.data import Dataset
 
 from detector.config.schema import DataConfig
 from detector.data.box_rules import check_boxes
-from detector.data.formats.coco import Annotations, read_annotations, show_id
-from detector.data.formats.coco_rows import odd_areas
+from detector.data.formats.annotations import Annotations
+from detector.data.formats.coco_values import odd_areas
+from detector.data.formats.columns import show_id
+from detector.data.formats.reading import read_annotations
 from detector.data.formats.recognition import naming_format
 from detector.data.images import read_annotated_image, read_size
 from detector.data.names import Names, check_names, files_below, is_url
@@ -128,7 +130,7 @@ def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
         )
         if policy == "error":
             raise DataError(
-                f"{annotations.path}: {first_invalid}; {int(is_invalid.sum())} boxes in the file are like this:"
+                f"{annotations.path}: {first_invalid}; {int(is_invalid.sum())} boxes are like this:"
                 " correct them, or set data.invalid_boxes to clip or drop"
             )
     is_dropped = is_empty if policy == "clip" else is_invalid
@@ -329,8 +331,7 @@ def check_objects(dataset: CocoDataset) -> None:
     """Raises where there is no object to train on."""
     if not dataset.is_object.any():
         raise DataError(
-            f"{dataset.source}: has no object to train on ({dataset.summary()}); annotate some, or check that"
-            " data.train.annotations names the right file"
+            f"{dataset.source}: has no object to train on ({dataset.summary()}); annotate some, or give other data"
         )
 
 

@@ -57,7 +57,14 @@ class ChannelsError(DataError):
 
 def read_image(path: Path, channels: int = 3, exif: str = "auto", max_value: int | None = None) -> np.ndarray:
     """The image upright, unless ``exif`` is stored. Raises :class:`detector.errors.DataError` that names the file."""
-    return scale_depth(_decode(path, _read_bytes(path), channels, upright=exif != "stored"), max_value)
+    return decode_image(path, _read_bytes(path), channels, exif, max_value)
+
+
+def decode_image(
+    path: Path, data: bytes, channels: int = 3, exif: str = "auto", max_value: int | None = None
+) -> np.ndarray:
+    """:func:`read_image` of a file's bytes; ``path`` is its name, in errors, and no file is opened."""
+    return scale_depth(_decode(path, data, channels, upright=exif != "stored"), max_value)
 
 
 def read_annotated_image(

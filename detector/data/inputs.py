@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from detector.data.images import read_image, scale_depth
-from detector.errors import DataError
+from detector.errors import DataError, near_path
 
 ImageInput = str | Path | Image.Image | np.ndarray | Tensor
 Reading = tuple[int, str, int | None]  # how images are read: channels, data.exif, data.max_value
@@ -68,7 +68,8 @@ def _check_path(image: str | Path, name: str) -> None:
         files = f"sorted(Path({str(image)!r}).glob('*.jpg'))"
         raise DataError(f"{name}: {image}: is a folder; give its files: predict({files})")
     if not os.path.exists(image):  # noqa: PTH110
-        raise DataError(f"{name}: {image}: does not exist; relative paths start at {Path.cwd()}")
+        hint = near_path(image) or f"; relative paths start at {Path.cwd()}"
+        raise DataError(f"{name}: {image}: does not exist{hint}")
 
 
 def _array_fault(image: np.ndarray | Tensor, channels: int) -> str:

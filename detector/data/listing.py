@@ -10,7 +10,13 @@ from pathlib import Path
 
 from detector.data.headers import is_image_start
 from detector.data.images import IMAGE_SUFFIXES
-from detector.errors import DataError
+from detector.errors import DataError, near_path
+
+
+def check_folder(folder: str | Path, key: str) -> None:
+    """Refuse what is not a folder; ``key`` is the option or config key that gave it."""
+    if not os.path.isdir(folder):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+        raise DataError(f"{key}: {folder} is not a folder{near_path(folder)}")
 
 
 def walk(root: Path) -> Iterator[tuple[str, bool]]:

@@ -11,8 +11,8 @@ import torch
 
 from detector.config.schema import DataConfig
 from detector.data.detection import CocoDataset, check_objects
-from detector.data.formats.coco import Annotations
-from detector.data.formats.coco_rows import Ids, Texts
+from detector.data.formats.annotations import Annotations
+from detector.data.formats.columns import Ids, Texts
 from detector.data.inputs import ImageInput, as_array
 from detector.data.transforms.boxes import Transform
 from detector.errors import DataError

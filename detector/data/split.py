@@ -1,9 +1,12 @@
-"""Which images are held back for evaluation: one rule for every task, for the doctor and for ``detector split``."""
+"""Which images are held back for evaluation: one rule for every task, for the doctor and for ``detector split``.
+
+Dimension key: I images, M annotations, G groups of images that stay together.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from detector.config.schema import DataConfig, SplitConfig
+from detector.data.listing import check_folder
 from detector.errors import ConfigError, DataError
+from detector.files.json_stream import show_text
 
 
 def hold_back(
@@ -64,6 +69,84 @@ def hold_back(
     return is_val
 
 
+def group(source: Path, names: Sequence[str], pattern: str | None) -> tuple[list[bytes], np.ndarray]:
+    """Which of I images stay together, such as the frames of a video: keys of G groups, and the group of each, [I].
+
+    ``pattern`` is a regular expression that is searched in the names: images are together where all its groups match
+    the same text, or the whole of it where it has none. An image that does not match stays alone; so does every one
+    without a pattern.
+    """
+    if pattern is None:
+        return [name.encode() for name in names], np.arange(len(names))
+    try:
+        matches = list(map(re.compile(pattern).search, names))
+    except re.error as error:
+        raise ConfigError(f"command line: --group: {pattern!r} is not a regular expression: {error}") from None
+    if not any(matches):
+        raise ConfigError(
+            f"{source}: no file name matches {pattern!r} of --group; names are like {show_text(names[0])}"
+        )
+    keys = [
+        "\0".join(match.groups("") or [match[0]]) if match else f"\0{name}"
+        for match, name in zip(matches, names, strict=True)
+    ]
+    index = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return [key.encode() for key in index], np.array([index[key] for key in keys])
+
+
+def split_parts(
+    source: Path, names: Sequence[bytes], image: np.ndarray, label: np.ndarray, val: float, test: float, seed: int
+) -> np.ndarray:
+    """The part of each image, [I]: 0 train, 1 val, 2 test (none if its fraction is 0). Val is the same without test."""
+    part = hold_back(source, names, image, label, val, seed).astype(np.int64)
+    if test:
+        rest = np.flatnonzero(part == 0)
+        place = np.full(len(names), -1)
+        place[rest] = np.arange(len(rest))
+        is_left = place[image] >= 0
+        others = [b"test " + names[index] for index in rest]  # other numbers than those that chose val
+        is_test = hold_back(source, others, place[image[is_left]], label[is_left], test / (1 - val), seed)
+        part[rest[is_test]] = 2
+    return part
+
+
+def split_folds(
+    source: Path, names: Sequence[bytes], sizes: np.ndarray, image: np.ndarray, label: np.ndarray, folds: int, seed: int
+) -> np.ndarray:
+    """The fold of each of G groups of ``sizes`` [G] images, [G] in 0..folds-1; annotation m is in group image[m].
+
+    Folds are alike in size and in their classes: the groups of the rarest class come first, each goes where that class
+    has the fewest annotations yet (Sechidis et al. 2011, iterative stratification, with the order of classes fixed).
+    """
+    if len(names) < folds:
+        raise DataError(f"{source}: {len(names)} images or groups cannot make {folds} folds; give fewer --folds")
+    number = [hashlib.sha256(b"%d %s" % (seed, name)).digest() for name in names]
+    order = np.array(sorted(range(len(names)), key=number.__getitem__))
+    pairs, counts = np.unique(np.stack([image, label]), axis=1, return_counts=True)  # [2, P] by group
+    bounds = np.searchsorted(pairs[0], np.arange(len(names) + 1))
+    rank = np.argsort(order)
+    fold = np.full(len(names), -1)
+    has = np.zeros((folds, label.max(initial=-1) + 1), dtype=np.int64)  # annotations of each class
+    images = np.zeros(folds, dtype=np.int64)
+
+    def place(index: int, own: int | None) -> None:
+        first = np.lexsort((images, images if own is None else has[:, own]))[0]
+        fold[index] = first
+        images[first] += sizes[index]
+        mine = slice(*bounds[index : index + 2])
+        has[first, pairs[1, mine]] += counts[mine]
+
+    classes, frequency = np.unique(pairs[1], return_counts=True)
+    for own in classes[np.argsort(frequency, kind="stable")]:
+        members = pairs[0, pairs[1] == own]
+        for index in members[np.argsort(rank[members])]:
+            if fold[index] < 0:
+                place(index, own)
+    for index in order[fold[order] < 0]:
+        place(index, None)
+    return fold
+
+
 def split_to_read(data: DataConfig, name: str) -> tuple[str, SplitConfig]:
     """The split that lists the images of ``data.train`` or ``data.val`` (``name``); train, if val is held back.
 
@@ -88,10 +171,8 @@ def images_folder(data: DataConfig, name: str, split: SplitConfig) -> Path:
     """``split.images``. Raises :class:`detector.errors.DataError` where it is not set or not a folder."""
     if split.images is None:
         raise not_set(data, name, "images")
-    images = Path(split.images)
-    if not os.path.isdir(images):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
-        raise DataError(f"data.{name}.images: {images} is not a folder")
-    return images
+    check_folder(split.images, f"data.{name}.images")
+    return Path(split.images)
 
 
 def not_set(data: DataConfig, name: str, key: str) -> DataError:

@@ -199,8 +199,8 @@ def _calibration(calibration: dict[str, Any]) -> dict[str, Any]:
             "from": row["bin_lower"],
             "to": row["bin_upper"],
             "detections": row["count"],
-            "mean_score": row["avg_confidence"],
-            "share_right": row["avg_accuracy"],
+            "mean_score": row["avg_confidence"] if row["count"] else -1.0,
+            "share_right": row["avg_accuracy"] if row["count"] else -1.0,
         }
         for row in calibration["bins"]
     ]

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from detector.data.formats.coco import Annotations
-from detector.data.formats.coco_rows import id_key, is_id, number_of_text, read_box, sort_key
+from detector.data.formats.annotations import Annotations
+from detector.data.formats.coco_values import is_id, number_of_text, read_box
+from detector.data.formats.columns import id_key, sort_key
 from detector.data.names import Names, is_certain
 from detector.errors import DataError
 from detector.files.json_stream import is_number, open_json, show

@@ -25,6 +25,11 @@ from detector.structures import IGNORE_REGION, Category, Targets
 FEW = 10  # examples of a class; with fewer it is hardly learned
 RECALL_WANTED = 0.95  # below this, many objects give the loss few or poor positives
 CHUNK = 50_000  # objects per block
+# Of assigners without thresholds.
+WHY_MISSED = (
+    "none has its centre in them, or many overlap them equally; another model.anchors.base_size, finer model.fpn.levels"
+    " or larger images may help"
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ class Coverage(NamedTuple):
 
     objects: int
     mean_iou: float  # mean best IoU
-    recall: float  # fraction at the matcher's positive threshold or above
+    recall: float  # fraction at the matcher's positive threshold or above; without one, with positive anchors
     low_quality: float  # fraction below it that low-quality matching gives an anchor
 
     @property
@@ -152,12 +157,19 @@ class Coverage(NamedTuple):
         return max(0.0, 1 - self.recall - self.low_quality) if self.objects else 0.0
 
 
-def coverage_of(best: Tensor, matcher: MatcherConfig) -> Coverage:
-    """The coverage of objects by their best IoUs, ``best`` [M]."""
+def coverage_of(best: Tensor, matcher: MatcherConfig, positives: Tensor | None = None) -> Coverage:
+    """The coverage of objects by their best IoUs, ``best`` [M].
+
+    If the matcher has no thresholds, ``positives`` [M] decide: how many anchors each is assigned, NaN where unknown.
+    """
     if not len(best):
         return Coverage(0, 0.0, 0.0, 0.0)
-    is_covered = best >= matcher.positive
-    is_saved = ~is_covered & (best > 0) & matcher.low_quality
+    if matcher.has_thresholds or positives is None:
+        is_covered = best >= matcher.positive
+        is_saved = ~is_covered & (best > 0) & matcher.low_quality
+    else:
+        is_covered = positives[~positives.isnan()] > 0
+        is_saved = torch.zeros_like(is_covered)
     figures = (best.mean(), is_covered.double().mean(), is_saved.double().mean())
     return Coverage(len(best), *map(float, figures))
 

@@ -6,8 +6,9 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -67,6 +68,30 @@ def make_folder(folder: Path, may_exist: bool = True) -> None:
         raise ConfigError(f"{folder}: cannot be made: {error.strerror}") from None
 
 
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that takes the name ``path``, in place of an earlier one, once all of it is written."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    with storing(path):
+        try:
+            partial.mkdir()
+            yield partial
+            if path.exists():
+                shutil.rmtree(path)
+            partial.rename(path)
+            _sync_folder(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_json_list(file: IO[str], values: Iterable[Any]) -> None:
+    """A JSON list, written value by value, so that they need not fit into memory together."""
+    file.write("[")
+    for index, value in enumerate(values):
+        file.write((", " if index else "") + json.dumps(value, ensure_ascii=False))
+    file.write("]")
+
+
 def write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as file:
         file.write(json.dumps(value, indent=2) + "\n")
@@ -112,7 +137,7 @@ def only_one(folder: Path) -> Iterator[None]:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
             for partial in folder.glob(f"*{PARTIAL}"):
-                partial.unlink(missing_ok=True)
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
         yield
     finally:
         # Removed while still held: a process that has opened it meanwhile finds that it is no longer the folder's lock.

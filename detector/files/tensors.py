@@ -17,7 +17,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detector.errors import WeightsError
+from detector.errors import WeightsError, unreadable
 
 # All that a pickle of arrays needs. Anything else that a file asks for is refused by its name, and not imported.
 SAFE_GLOBALS = {
@@ -73,7 +73,7 @@ def read_file(path: Path) -> Any:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raise WeightsError(f"{path}: {unreadable(path, error, '*.pt')}") from None
     try:
         return _read(path)
     except WeightsError:

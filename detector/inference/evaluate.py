@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,8 @@ from detector.data.detection import (
     with_sizes,
 )
 from detector.data.formats.recognition import naming_format
-from detector.errors import ConfigError, DataError
+from detector.data.listing import check_folder
+from detector.errors import ConfigError, DataError, near_path
 from detector.evaluation.box_figures import box_report
 from detector.evaluation.coco import read_results
 from detector.evaluation.tally import Tally
@@ -78,9 +80,10 @@ def evaluate_checkpoint(
         given.append("data.val.annotations=null")
     opened = from_content(content, source, [*overrides, *given], device, allow_code)
     data = opened.config.data
-    if not data.has_val:
-        options = "--annotations and --images" if needs_annotations else "--images"
-        raise ConfigError(f"{source}: was trained without data to evaluate on (data.val is null); give {options}")
+    needed = ("annotations", "images") if needs_annotations else ("images",)
+    missing = [f"--{key}" for key in needed if data.val_share is None and getattr(data.val, key, None) is None]
+    if missing:
+        raise ConfigError(f"{source}: names no data of its own to evaluate on; give {' and '.join(missing)}")
     if data.val_share is not None:
         check_val_share(content, source)
     del content
@@ -106,8 +109,8 @@ def keep_thresholds(source: str | Path, evaluation: Evaluation) -> dict[str, flo
 def evaluate_results(path: str, annotations: str, images: str | None, overrides: Sequence[str]) -> Evaluation:
     """Score a COCO results file against its annotations."""
     folder = Path(images) if images else None
-    if folder and not folder.is_dir():
-        raise DataError(f"--images: {images} is not a folder")
+    if folder:
+        check_folder(folder, "--images")
     val = json.dumps({"annotations": annotations, "images": images}, ensure_ascii=False)
     config = apply_overrides(Config(), [*overrides, f"data.val={val}"], source=path)
     with naming_format(Path(annotations)):
@@ -128,8 +131,8 @@ def open_other(source: str, device: torch.device, allow_code: bool = False) -> O
     """Open the results file, checkpoint or run to compare an evaluation with."""
     path = Path(source)
     if path.suffix == ".json":
-        if not path.is_file():
-            raise DataError(f"--against {path}: does not exist")
+        if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+            raise DataError(f"--against {path}: does not exist{near_path(path)}")
         return Other(source, None)
     path = find_checkpoint(source)
     return Other(str(path), open_model(path, (), device, allow_code=allow_code))

@@ -34,8 +34,9 @@ from detector.data.listing import list_images, sort_out
 from detector.data.loading.collate import shared_zeros
 from detector.data.loading.sampler import EvalBatches, Key
 from detector.data.loading.workers import load
-from detector.errors import ConfigError, DataError, DetectorError
+from detector.errors import ConfigError, DataError, DetectorError, near_path
 from detector.files.atomic import atomic_write, make_folder, only_one, storing
+from detector.inference.exports import NOTHING, Exports, class_folders, save_crops, write_exports
 from detector.inference.predictor import Predictor
 from detector.structures import Id
 from detector.tasks import Views, get_results, get_task, get_views
@@ -84,10 +85,11 @@ class Summary(NamedTuple):
     read: int
     num_errors: int  # images that could not be read, or changed during the run
     errors: list[str]  # the first ten, one line each
+    exports: list[str]  # a line on each file or folder that was written besides
 
 
 class _Item(NamedTuple):
-    image: np.ndarray | None  # [H, W, C], if it will be drawn
+    image: np.ndarray | None  # [H, W, C], if it will be drawn or cropped
     sample: Any  # None if it could not be read
     error: str
 
@@ -125,9 +127,9 @@ class _Packed(NamedTuple):
 class _Samples:
     """The data set of the loader processes."""
 
-    def __init__(self, progress: _Progress, predictor: Predictor, are_drawn: bool) -> None:
+    def __init__(self, progress: _Progress, predictor: Predictor, are_kept: bool) -> None:
         self.images, self.began = progress.images, progress.began
-        self.config, self.are_drawn = predictor.config, are_drawn
+        self.config, self.are_kept = predictor.config, are_kept
 
     def file(self, index: int) -> Path:
         return self.images[index]
@@ -143,7 +145,7 @@ class _Samples:
             raise DataError(f"{file}: vanished while being read: {error.strerror}") from None
         note = f"{file}: was changed after the run began; its results are of the new content" if has_changed else ""
         sample = get_task(self.config).make_sample(image, index + 1, self.config)
-        return _Item(image if self.are_drawn else None, sample, note)
+        return _Item(image if self.are_kept else None, sample, note)
 
 
 def find_images(pattern: str) -> Images:
@@ -152,9 +154,9 @@ def find_images(pattern: str) -> Images:
     Links are followed; a broken one is listed, and reported as unreadable later.
     """
     path = Path(pattern)
-    if path.is_file():
+    if os.path.isfile(path):  # noqa: PTH113 (Path's functions raise for a name that is too long)
         return Images(path.parent, [path.name])
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112
         root, listing = path, list_images(path)
     elif glob.has_magic(pattern):
         fixed = pattern[: min(pattern.index(sign) for sign in "*?[" if sign in pattern)]
@@ -163,7 +165,7 @@ def find_images(pattern: str) -> Images:
         found = ((match.relative_to(root).as_posix(), match.is_file()) for match in matches if not match.is_dir())
         listing = sort_out(root, found)
     else:
-        raise DataError(f"{pattern}: no such file or folder")
+        raise DataError(f"{pattern}: no such file or folder{near_path(pattern)}")
     if not listing.files:
         skipped = f"; {listing.note()}" if listing.skipped else ""
         raise DataError(f"{pattern}: has no images ({', '.join(sorted(IMAGE_SUFFIXES))}){skipped}")
@@ -180,47 +182,54 @@ def infer_folder(
     workers: int,
     resume: bool = False,
     ids: Mapping[str, Id] | None = None,
+    exports: Exports = NOTHING,
 ) -> Summary:
     """Predict ``images`` and write ``output``; those that cannot be read are listed and do not stop the others.
 
     ``ids`` are a data set's image ids by file name; without them, images are numbered from 1. ``draw_score`` None
-    draws nothing. File names in the output are relative to the images' root. With ``resume`` a run that was stopped or
-    killed continues with the images that it began with; its model and settings must be the same.
+    draws nothing. File names in the output are relative to the images' root. ``exports``, for detection only, are
+    written besides. With ``resume`` a run that was stopped or killed continues with the images that it began with; its
+    model and settings must be the same.
     """
     make_folder(output)
     results = get_results(predictor.config.task)
     path = output / results.FILE
     with only_one(output):
-        asked = {"model": _digest(predictor), "score": score, "draw_score": draw_score, "batch_size": batch_size}
+        digest = _digest(predictor)
+        asked = {"model": digest, "score": score, "draw_score": draw_score, "batch_size": batch_size}
+        asked |= exports.asked()
         if ids is not None:
             asked["annotations"] = hashlib.sha256(json.dumps(sorted(ids.items())).encode()).hexdigest()
         with contextlib.closing(_Progress(output / PROGRESS, images, asked, resume)) as progress:
-            _infer(predictor, progress, output / "images", score, draw_score, batch_size, workers, ids)
+            _infer(predictor, progress, output, score, draw_score, batch_size, workers, ids, exports)
         # The predictions come last: if they exist, the run is complete.
         read, num_errors, errors = _write_errors(progress, output / ERRORS)
+        written = write_exports(exports, progress.read, predictor.categories, f"detector {digest[:8]}", output)
         results.write_results(progress.results(), path)
         found = results.describe_results(progress.results())
         progress.remove()
-    return Summary(found, path, len(progress.images), read, num_errors, errors)
+    return Summary(found, path, len(progress.images), read, num_errors, errors, written)
 
 
 def _infer(
     predictor: Predictor,
     progress: _Progress,
-    drawings: Path,
+    output: Path,
     score: float | None,
     draw_score: float | None,
     batch_size: int,
     workers: int,
     ids: Mapping[str, Id] | None,
+    exports: Exports,
 ) -> None:
-    """Predict the remaining batches; a batch is done when its drawings are."""
+    """Predict the remaining batches; a batch is done when its drawings and crops are."""
     results, images = get_results(predictor.config.task), progress.images
     views = None if draw_score is None else get_views(predictor.config.task)
     batches = islice(EvalBatches(len(images), batch_size), progress.done // batch_size, None)
     waiting: deque[tuple[list[dict[str, Any]], list[Future[None]]]] = deque()
 
-    samples = _Samples(progress, predictor, are_drawn=draw_score is not None)
+    samples = _Samples(progress, predictor, are_kept=draw_score is not None or exports.crops is not None)
+    folders = class_folders(predictor.categories)
 
     def finish_first() -> None:
         rows, drawn = waiting.popleft()
@@ -244,9 +253,14 @@ def _infer(
                 if item.sample is not None:
                     name, found = images.name(index), next(found_in)
                     image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
+                    row |= {"id": image_id, "size": item.sample.size_original}
                     row["results"] = results.to_results(found, image_id, _as_text(name))
-                    if item.image is not None:
-                        drawn.append(pool.submit(_draw, views, item.image, found, draw_score, drawings / name))
+                    if views is not None:
+                        path = output / "images" / name
+                        drawn.append(pool.submit(_draw, views, item.image, found, draw_score, path))
+                    if exports.crops is not None:
+                        given = item.image, found, exports.crops, folders, name, output
+                        drawn.append(pool.submit(save_crops, *given))
                 rows.append({"file": str(images[index])} | row)
             waiting.append((rows, drawn))
             # Drawings hold their images until they are done; this also waits when drawing is slower.
@@ -304,10 +318,16 @@ class _Progress:
             self._file.flush()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """For each image ``file``, and ``results`` or ``error`` or both."""
+        """For each image ``file``; ``id``, ``size`` (height, width), ``results`` if it was read; ``error`` if any."""
         with self.path.open(encoding="utf-8") as file:
             for line in islice(file, 1, None):
                 yield json.loads(line)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The rows of the images that were read, with their ``name`` below the root."""
+        for index, row in enumerate(self.rows()):
+            if "results" in row:
+                yield row | {"name": self.images.name(index)}
 
     def results(self) -> Iterator[dict[str, Any]]:
         for row in self.rows():

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from detector.config.parts import find_part
+from detector.config.parts import check_signature, find_part
 from detector.config.schema import ModelConfig
+from detector.errors import ConfigError, one_of
 from detector.models.backbones import PROBE_SIDES, Backbone
 from detector.models.heads import HEADS, RetinaHead
 from detector.models.norms import fold_norms
@@ -81,9 +82,23 @@ def build_model(
         config = detector.Config().model
         build_model(config, 3, head=MyHead(config, (3, 4, 5, 6, 7), in_channels=256, num_classes=3))
     """
+    for name, part in (("backbone", backbone), ("pyramid", pyramid), ("head", head)):
+        if part is not None:
+            _check_given(name, part)
     build_head = None if head else find_part("model.head.name", config.head.name, HEADS)
     if pyramid is None:
         pyramid = Pyramid(backbone, config.fpn) if backbone else build_pyramid(config)
     if build_head:
         head = build_head(config, pyramid.levels, pyramid.channels, num_classes)
     return Model(config.mean, config.std, pyramid, head)
+
+
+def _check_given(name: str, part: object) -> None:
+    """Refuse an argument of :func:`build_model` that cannot be that part of a model."""
+    kind = part.__name__ if isinstance(part, type) else type(part).__name__
+    if not isinstance(part, nn.Module):
+        raise ConfigError(f"{name}: {kind} is not a module; give {name}={kind}(…), of a subclass of nn.Module")
+    missing = [attribute for attribute in ("levels", "channels") if name != "head" and not hasattr(part, attribute)]
+    if missing:
+        raise ConfigError(f"{name}: {kind} has no attribute {one_of(missing)}; set levels, as (3, 4, 5), and channels")
+    check_signature(f"{name}: {kind}.forward", part.forward, ["images" if name != "head" else "feature_maps"])

@@ -193,7 +193,7 @@ def build_backbone(config: BackboneConfig, in_channels: int, finest: int, with_v
     Raises :class:`detector.errors.ConfigError` for an unknown name, and for a network without the strides 4 to 32.
     """
     is_timm = config.name.startswith(TIMM)
-    known = _timm_body if is_timm else find_part("model.backbone.name", config.name, BACKBONES)
+    known = _timm_body if is_timm else find_part("model.backbone.name", config.name, BACKBONES, like=_timm_body)
     if isinstance(known, Network):
         body = _body(known, config, in_channels, with_vector)
     elif with_vector:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.config.schema import HeadConfig, ModelConfig
 from detector.models.fpn import group_norm
 from detector.models.recompute import Recomputed
 from detector.ops.anchors import Anchors
-from detector.ops.coders import build_box_coder
+from detector.ops.coders import DistributionCoder, build_box_coder
+from detector.ops.logits import product_logit
 from detector.structures import Predictions
 
 
 class RetinaHead(nn.Module):
-    """Class and box subnets, shared by all levels (RetinaNet, section 4)."""
+    """Class and box subnets, shared by all levels (RetinaNet, section 4), and what says how good a box is."""
 
     by_class = ("cls_output.weight", "cls_output.bias")  # tensors whose rows are the classes, repeated per anchor
 
@@ -25,16 +28,23 @@ class RetinaHead(nn.Module):
         super().__init__()
         head, anchors = config.head, config.anchors
         channels = head.channels or in_channels
-        self.num_classes, self.box_channels = num_classes, build_box_coder(config.box_coder).num_channels
+        coder = build_box_coder(config.box_coder)
+        self.num_classes, self.box_channels = num_classes, coder.num_channels
         self.cls_tower = _tower(in_channels, channels, head)
         self.box_tower = _tower(in_channels, channels, head)
         out_channels = channels if head.num_convs else in_channels
         self.cls_output = nn.Conv2d(out_channels, anchors.per_cell * num_classes, 3, padding=1)
         self.box_output = nn.Conv2d(out_channels, anchors.per_cell * self.box_channels, 3, padding=1)
+        self.scales = nn.ParameterList(torch.ones(()) for _ in levels) if head.level_scales else None
+        self.quality = head.quality
+        if head.quality in ("centerness", "iou"):
+            self.quality_output = nn.Conv2d(out_channels, anchors.per_cell, 3, padding=1)
+        elif head.quality == "distribution":
+            self.quality_output = DistributionQuality(cast(DistributionCoder, coder))
         self.anchors = Anchors(anchors, levels)
         self.recomputes = False  # whether the backward pass recomputes the towers' inner features
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.normal_(module.weight, std=0.01)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -47,9 +57,38 @@ class RetinaHead(nn.Module):
         towers = (self.cls_tower, self.box_tower)
         cls_tower, box_tower = (Recomputed(tower) for tower in towers) if self.recomputes else towers
         logits = [_per_anchor(self.cls_output(cls_tower(feature)), self.num_classes) for feature in pyramid]
-        channels = [_per_anchor(self.box_output(box_tower(feature)), self.box_channels) for feature in pyramid]
+        box_features = [box_tower(feature) for feature in pyramid]
+        box_outputs = [self.box_output(feature) for feature in box_features]
+        if self.scales is not None:
+            box_outputs = [output * scale for output, scale in zip(box_outputs, self.scales, strict=True)]
+        channels = [_per_anchor(output, self.box_channels) for output in box_outputs]
         anchors, level_counts = self.anchors([tuple(feature.shape[-2:]) for feature in pyramid])
-        return Predictions(torch.cat(logits, dim=1), torch.cat(channels, dim=1), anchors, level_counts)
+        raw = Predictions(torch.cat(logits, dim=1), torch.cat(channels, dim=1), anchors, level_counts)
+        if self.quality == "none":
+            return raw
+        if self.quality == "distribution":  # the class loss learns the product (GFLv2, eq. 3)
+            quality = self.quality_output(raw.box_channels)
+            return raw._replace(cls_logits=product_logit(raw.cls_logits, quality).to(raw.cls_logits.dtype))
+        qualities = [_per_anchor(self.quality_output(feature), 1) for feature in box_features]
+        return raw._replace(quality=torch.cat(qualities, dim=1)[..., 0])
+
+
+class DistributionQuality(nn.Module):
+    """How good a box is, from how sharp its sides' distributions are (GFLv2: Li et al. 2021, section 3.2)."""
+
+    HIGHEST, HIDDEN = 4, 64  # probabilities of each side that are looked at, and hidden features
+
+    def __init__(self, coder: DistributionCoder) -> None:
+        super().__init__()
+        self.coder = coder
+        self.hidden = nn.Linear(4 * (self.HIGHEST + 1), self.HIDDEN)
+        self.output = nn.Linear(self.HIDDEN, 1)
+
+    def forward(self, channels: Tensor) -> Tensor:
+        """Channels of boxes [B, N, C] → logits [B, N, 1]."""
+        highest = self.coder.logits(channels).softmax(dim=-1).topk(self.HIGHEST, dim=-1).values  # [B, N, 4, HIGHEST]
+        statistics = torch.cat([highest, highest.mean(dim=-1, keepdim=True)], dim=-1)
+        return self.output(F.relu(self.hidden(statistics.flatten(-2))))
 
 
 class PooledHead(nn.Module):

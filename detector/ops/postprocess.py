@@ -14,30 +14,33 @@ from torchvision.ops import nms
 from detector.config.schema import PredictConfig
 from detector.ops import boxes as box_ops
 from detector.ops.coders import BoxCoder
+from detector.ops.logits import product_logit
 from detector.structures import PADDING, Detections, Predictions
-
-
-def score_logits(predictions: Predictions) -> Tensor:
-    """What top-k and NMS rank by, as logits, [B, N, K]."""
-    return predictions.cls_logits
 
 
 def select_candidates(predictions: Predictions, topk: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ``topk`` best (anchor, class) pairs of each level: logits [B, M], labels [B, M], anchor indices [B, M]."""
-    all_logits = score_logits(predictions)
-    num_classes = all_logits.shape[-1]
+    num_classes = predictions.cls_logits.shape[-1]
     logits, labels, anchors, start = [], [], [], 0
     for count in predictions.level_counts:
-        level = all_logits[:, start : start + count]  # [B, count, K]
+        level = predictions.cls_logits[:, start : start + count]  # [B, count, K]
+        quality = None if predictions.quality is None else predictions.quality[:, start : start + count]
         # The k best pairs lie on the k anchors with the highest best class, so one pass over all logits is enough.
-        anchor = level.amax(dim=2).topk(min(topk, count), dim=1).indices  # [B, k]
-        pairs = level.gather(1, anchor[..., None].expand(-1, -1, num_classes)).flatten(1)  # [B, k · K]
+        best_class = score_logits(level.amax(dim=2), quality)
+        anchor = best_class.topk(min(topk, count), dim=1).indices[..., None]  # [B, k, 1]
+        pairs = level.gather(1, anchor.expand(-1, -1, num_classes))  # [B, k, K]
+        pairs = score_logits(pairs, None if quality is None else quality[..., None].gather(1, anchor)).flatten(1)
         best, index = pairs.float().topk(min(topk, pairs.shape[1]), dim=1)
         logits.append(best)
         labels.append(index % num_classes)
-        anchors.append(anchor.gather(1, index // num_classes) + start)
+        anchors.append(anchor[..., 0].gather(1, index // num_classes) + start)
         start += count
     return torch.cat(logits, dim=1), torch.cat(labels, dim=1), torch.cat(anchors, dim=1)
+
+
+def score_logits(cls_logits: Tensor, quality: Tensor | None) -> Tensor:
+    """What top-k and NMS rank by, as logits: the class score, times the ``quality`` if there is one (ATSS)."""
+    return cls_logits if quality is None else product_logit(cls_logits, quality)
 
 
 def detect(predictions: Predictions, sizes: Tensor, coder: BoxCoder, config: PredictConfig) -> Detections:

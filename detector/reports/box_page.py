@@ -232,7 +232,7 @@ def _calibration(report: BoxReport) -> list[Block]:
     axes.plot([b["mean_score"] for b in bins], [b["share_right"] for b in bins], marker="o", color=COLORS[0])
     axes.legend(fontsize=8)
     rows = [
-        [f"{b['from']:.1f}–{b['to']:.1f}", b["detections"], b["mean_score"], b["share_right"]]
+        [f"{b['from']:.1f}–{b['to']:.1f}", b["detections"], known(b["mean_score"]), known(b["share_right"])]
         for b in report.calibration["bins"]
     ]
     return [

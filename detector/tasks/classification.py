@@ -61,7 +61,7 @@ def make_sample(image: np.ndarray, image_id: int, config: Config) -> ClassSample
     return ClassSample(tensor, empty, empty, image.shape[:2], image_id)
 
 
-def loss(logits: Tensor, targets: ClassTargets, config: ModelConfig) -> Losses:
+def loss(logits: Tensor, targets: ClassTargets, config: ModelConfig, progress: float = 1.0) -> Losses:
     """Cross entropy, or with ``multi_label`` binary cross entropy, of smoothed targets, weighted by class."""
     probabilities, weights, smoothing = targets.probabilities, targets.weights, config.loss.label_smoothing
     logits = logits.float()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from detector.data.inputs import ImageInput, Reading
 
 FILE = "predictions.csv"
-HAS_IDS = False
+HAS_IDS = HAS_BOXES = False
 
 
 class ClassPrediction(NamedTuple):

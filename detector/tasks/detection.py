@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from detector.config.parts import find_part
@@ -22,8 +23,8 @@ from detector.evaluation.coco import coco_metrics
 from detector.evaluation.tally import Tally
 from detector.ops import boxes as box_ops
 from detector.ops.assignment import ASSIGNERS, assign
-from detector.ops.coders import BOX_CODERS, build_box_coder
-from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
+from detector.ops.coders import BOX_CODERS, DistributionCoder, build_box_coder
+from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES, LEARN_IOU
 from detector.ops.postprocess import detect, suppress
 from detector.structures import IGNORE, Batch, Category, Detections, Losses, Predictions, Targets
 from detector.tasks import Quickstart
@@ -93,27 +94,62 @@ def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
     return Sample(pixels, torch.from_numpy(resized.boxes), torch.from_numpy(resized.labels), image.shape[:2], image_id)
 
 
-def loss(predictions: Predictions, targets: Targets, config: ModelConfig) -> Losses:
-    """Class and box loss over all anchors; the normaliser is the number of positives (RetinaNet, section 4.1)."""
+def loss(predictions: Predictions, targets: Targets, config: ModelConfig, progress: float = 1.0) -> Losses:
+    """The losses over all anchors, and their normaliser.
+
+    Parts: ``cls``, ``box``, ``dfl`` (of distributions) and ``quality`` (of a branch). The normaliser is the number of
+    positives (RetinaNet, section 4.1), or the sum of what the assigner says each counts. ``progress`` is the fraction
+    of the run that is done.
+    """
     anchors, coder = predictions.anchors, build_box_coder(config.box_coder)
-    target, quality = assign(anchors, predictions.level_counts, targets, predictions, coder, config.matcher)  # [B, N]
+    seen = predictions if progress >= config.matcher.warmup else None
+    target, quality, weight = assign(anchors, predictions.level_counts, targets, seen, coder, config.matcher)  # [B, N]
     is_positive, is_counted = target >= 0, target != IGNORE  # [B, N]
+    weight = is_positive if weight is None else weight * is_positive
+    normaliser = weight.sum()
     target = target.clamp(min=0)
     labels = torch.where(is_positive, targets.labels.gather(1, target), -1)  # [B, N]
-    cls_loss = find_part("model.loss.cls", config.loss.cls, CLASS_LOSSES)
-    cls_sum = cls_loss(predictions.cls_logits, labels, quality, is_counted, config.loss)
-
     # Anchors without a target regress to themselves at weight 0: shapes are fixed, gradients finite, and every
     # parameter takes part in every step even if a rank has no object.
     boxes = targets.boxes.gather(1, target[..., None].expand(-1, -1, 4))
     boxes = torch.where(is_positive[..., None], boxes, anchors)
+
+    iou = None  # of each prediction with its object, [B, N]
+    learns_iou = quality is None and config.loss.cls in LEARN_IOU
+    if learns_iou or config.head.quality == "iou":
+        iou = box_ops.paired_iou(coder.decode(predictions.box_channels.detach(), anchors), boxes)
+    quality = iou if learns_iou else quality
+    cls_loss = find_part("model.loss.cls", config.loss.cls, CLASS_LOSSES)
+    cls_sum = cls_loss(predictions.cls_logits, labels, quality, is_counted, config.loss)
+    parts = {"cls": cls_sum * config.loss.cls_weight}
+
+    if predictions.quality is not None:
+        quality = iou if config.head.quality == "iou" else box_ops.centerness(box_ops.box_centers(anchors), boxes)
+        entropy = F.binary_cross_entropy_with_logits(predictions.quality.float(), quality, reduction="none")
+        parts["quality"] = (entropy * is_positive).sum() * config.loss.quality_weight
+
+    if config.loss.weigh_boxes == "score":
+        weight = _shared(weight, is_positive * predictions.cls_logits.detach().amax(dim=2).float().sigmoid())
+    elif config.loss.weigh_boxes == "quality" and quality is not None:
+        weight = _shared(weight, is_positive * quality)
     box_loss = find_part("model.loss.box", config.loss.box, BOX_LOSSES)
     box_losses = box_loss(predictions.box_channels, anchors, boxes, coder, config.loss)  # [B, N]
-    parts = {
-        "cls": cls_sum * config.loss.cls_weight,
-        "box": (box_losses * is_positive).sum() * config.loss.box_weight,
-    }
-    return Losses(parts, is_positive.sum())
+    parts["box"] = (box_losses * weight).sum() * config.loss.box_weight
+    if isinstance(coder, DistributionCoder):
+        dfl = coder.loss(predictions.box_channels, anchors, boxes)  # [B, N]
+        parts["dfl"] = (dfl * weight).sum() * config.loss.dfl_weight
+    return Losses(parts, normaliser, least=1.0)
+
+
+def _shared(weight: Tensor, by: Tensor) -> Tensor:
+    """What an image adds to the normaliser, ``weight`` [B, N], shared out among its anchors by ``by`` [B, N].
+
+    The published losses divide box losses by another sum than class losses, over the batch. That needs all ranks and
+    accumulated parts before the first backward pass. By image, one normaliser serves all losses, and how a batch is
+    divided into parts and ranks does not matter; for one image both are the same.
+    """
+    factor = weight.sum(dim=1) / by.sum(dim=1).clamp(min=box_ops.EPS)  # [B]
+    return by * factor[:, None]
 
 
 def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Detections:

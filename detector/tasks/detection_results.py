@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from detector.files.atomic import atomic_write
+from detector.files.atomic import atomic_write, write_json_list
 from detector.reports.drawing import score_texts
 from detector.tasks import get_views
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from detector.structures import Id
 
 FILE = "predictions.json"
-HAS_IDS = True
+HAS_IDS = HAS_BOXES = True
 SHOWN = 5  # objects in a prediction's repr
 
 
@@ -72,12 +71,8 @@ def to_results(prediction: Prediction, image_id: Id, name: Path) -> list[dict[st
 
 
 def write_results(results: Iterable[dict[str, Any]], path: Path) -> None:
-    """A JSON list, written result by result, so the predictions of many images need not fit into memory."""
     with atomic_write(path) as file:
-        file.write("[")
-        for index, result in enumerate(results):
-            file.write((", " if index else "") + json.dumps(result, ensure_ascii=False))
-        file.write("]")
+        write_json_list(file, results)
 
 
 def describe_results(results: Iterable[dict[str, Any]]) -> str:

@@ -15,7 +15,16 @@ from detector.config.schema import Config, ModelConfig
 from detector.data.detection import CocoDataset, Sample
 from detector.data.transforms.boxes import Stored
 from detector.evaluation.coco import METRICS
-from detector.evaluation.coverage import RECALL_WANTED, coverage_of, input_boxes, level_ious, rare_classes
+from detector.evaluation.coverage import (
+    RECALL_WANTED,
+    WHY_MISSED,
+    InputBoxes,
+    coverage_of,
+    input_boxes,
+    level_ious,
+    rare_classes,
+)
+from detector.evaluation.coverage import assign as assign_boxes
 from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.assignment import assign
 from detector.ops.boxes import box_area
@@ -27,6 +36,7 @@ from detector.structures import IGNORE_REGION, PADDING, Batch, Category
 from detector.tasks.detection_results import Prediction
 
 PREVIEWED_IMAGES = 2000  # at most; of larger sets, a sample
+ASSIGNED_IMAGES = 200  # at most, where the assigner must be asked
 
 # --- looking at the data ----------------------------------------------------------------------------------------------
 
@@ -56,20 +66,41 @@ def preview(data: CocoDataset, config: Config) -> list[str]:
         chosen = np.random.default_rng(config.seed).choice(images, PREVIEWED_IMAGES, replace=False)
     part = data.select(chosen)
     objects = input_boxes(part.annotations, part.checked, config.data.resize, config.seed).objects()
+    of_sample = f" ({len(part):,} sampled images)" if len(part) < images else ""
+    crowding = f"{len(objects.boxes) / len(part):.1f} objects per image{of_sample}"
+    lines = _covered(objects, config) if config.model.matcher.has_thresholds else _assigned(objects, config)
+    lines[0] += f"; {crowding}"
+    counts = torch.bincount(data.annotations.labels[data.is_object], minlength=len(data.categories))
+    return lines + rare_classes(data.categories, counts.tolist(), "objects")
+
+
+def _covered(objects: InputBoxes, config: Config) -> list[str]:
+    """How many objects the anchors overlap enough for the matcher's threshold."""
     best = level_ious(objects, config.model.anchors, config.model.fpn.levels).amax(dim=1)
     coverage, threshold = coverage_of(best, config.model.matcher), config.model.matcher.positive
-    of_sample = f" ({len(part):,} sampled images)" if len(part) < images else ""
     lines = [
         f"anchors: cover {coverage.recall:.1%} of the objects at IoU {threshold:g} (mean best IoU"
-        f" {coverage.mean_iou:.2f}); {coverage.objects / len(part):.1f} objects per image{of_sample}"
+        f" {coverage.mean_iou:.2f})"
     ]
     if coverage.objects and coverage.recall < RECALL_WANTED:
         lines.append(
             f"warning: {1 - coverage.recall:.1%} of the objects get no anchor at IoU {threshold:g};"
             " detector anchors --suggest finds anchors that fit"
         )
-    counts = torch.bincount(data.annotations.labels[data.is_object], minlength=len(data.categories))
-    return lines + rare_classes(data.categories, counts.tolist(), "objects")
+    return lines
+
+
+def _assigned(objects: InputBoxes, config: Config) -> list[str]:
+    """To how many objects an assigner without thresholds gives positive anchors."""
+    sample, name = objects.sample(ASSIGNED_IMAGES, config.seed), config.model.matcher.name
+    positives = assign_boxes(sample, config.model).positives.double()
+    if not len(positives):
+        return [f"anchors: {name} has no object to give any to"]
+    missed, start = float((positives == 0).double().mean()), " at the start" if name == "task_aligned" else ""
+    lines = [f"anchors: {name} gives {positives.mean():.1f} to an object{start}, and none to {missed:.1%}"]
+    if missed > 1 - RECALL_WANTED:
+        lines.append(f"warning: {missed:.1%} of the objects get no anchor: {WHY_MISSED}")
+    return lines
 
 
 def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]:

@@ -73,7 +73,7 @@ def _fit(
     start = open_start(config) if content is None else None
     config, normalised = begin_normalise(config, start or content, str(run.last if content else config.model.weights))
     if content is not None:
-        check_config(content, config, run)
+        check_config(content, config, run, own)
     train_data, val_data = open_data(config, task, own)
     categories = train_data.categories
 
@@ -230,10 +230,13 @@ KEPT = (
 _REMEDY = "resume with the same, or start another run with --name"
 
 
-def check_config(content: dict[str, Any], config: Config, run: RunFolder) -> None:
+def check_config(content: dict[str, Any], config: Config, run: RunFolder, own: OwnData | None) -> None:
     """Refuse to resume a run with another config: it would not be the same run."""
     check_val_share(content, run.last)
-    old_tree, new_tree = config_to_dict(checkpoint_config(content, run.last)), config_to_dict(config)
+    before = checkpoint_config(content, run.last)
+    if own is None and before.data.train == config.data.train == SplitConfig():
+        raise DataError(f"{run.last}: was trained on data given from Python; give the same: detector.train(…, data=…)")
+    old_tree, new_tree = config_to_dict(before), config_to_dict(config)
     for key in KEPT:
         old, new = old_tree, new_tree
         for part in key.split("."):

@@ -185,14 +185,15 @@ def train(
                 with contextlib.nullcontext() if is_last or world_size == 1 else network.no_sync():
                     with autocast(config.train.precision, device), _explain_single_values():
                         output = network(batch.images, batch.sizes)
-                    losses = task.loss(output, batch.targets, config.model)
+                    losses = task.loss(output, batch.targets, config.model, state.step / steps)
                     state.scaler.scale(sum(losses.parts.values())).backward()
                 part_sums.append(torch.stack([*losses.parts.values(), losses.normaliser]).detach().float())
 
             # One collective carries the loss parts, the normaliser and whether any rank was asked to stop.
             asked = torch.full((1,), float(stop.asked), device=device)
             totals = distributed.sum_over_ranks(torch.cat([torch.stack(part_sums).sum(dim=0), asked]))
-            normaliser = torch.where(totals[-2] > 0, totals[-2], 1)  # no objects in any image: no division
+            normaliser = totals[-2].clamp(min=losses.least)
+            normaliser = torch.where(normaliser > 0, normaliser, 1)  # no objects in any image: no division
             state.scaler.unscale_(state.optimizer)
             # DDP averages gradients over ranks, but the loss is a sum over them.
             gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
@@ -201,7 +202,8 @@ def train(
             # The only wait of a step for the device: the numbers decide whether the weights may change. Loading goes on
             # meanwhile; the device idles until the optimizer's few launches and the next pass arrive.
             *parts, divisor, asked_ranks, norm = torch.cat([totals, grad_norm[None]]).tolist()
-            loss_parts = dict(zip(losses.parts, (part / (divisor or 1.0) for part in parts), strict=True))
+            divided = (part / (max(divisor, losses.least) or 1.0) for part in parts)
+            loss_parts = dict(zip(losses.parts, divided, strict=True))
             loss = sum(loss_parts.values())
             # The fp16 scaler meets infinite gradients now and then: it skips the step and halves its scale. If they
             # remain at scale 1, they are a fault.

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from PIL import Image
 
 import detector
 from detector.__main__ import run_command
+from detector.data.formats.writing import WRITERS, LabelledImage, Labels, Lost
 from detector.dev.stress import infer, link_images, tiny_checkpoint
 from detector.errors import DataError, StorageError
 from detector.inference.folder import Images, _Item, _Packed, find_images, infer_folder
@@ -48,10 +53,21 @@ def test_killed_half_way_and_resumed(checkpoint: Path, tmp_path: Path) -> None:
 def test_every_place_to_stop_gives_the_same(
     checkpoint: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after each batch in turn, with half a line of the next one behind it."""
-    assert run_infer(checkpoint, images, tmp_path / "whole") == 0
+    """Stopped after each batch in turn, with half a line of the next one behind it; then while labels are written."""
+    exports = ["--format", "coco,voc", "--format=yolo", "--crops", "--counts", "--draw-score", "0"]
+    exports.append("model.predict.max_detections=3")
+    assert run_infer(checkpoint, images, tmp_path / "whole", *exports) == 0
     output = tmp_path / "stopped"
     predict = detector.inference.predictor.Predictor.predict_samples
+    write = WRITERS["yolo"].write
+
+    def stopped(labels: Labels, path: Path) -> Lost:
+        def read() -> Iterator[LabelledImage]:
+            yield from islice(labels, 10)
+            raise KeyboardInterrupt
+
+        return write(replace(labels, read=read), path)
+
     for place in range(1, 5):
         calls = iter(range(place + 1))
 
@@ -62,21 +78,24 @@ def test_every_place_to_stop_gives_the_same(
 
         with monkeypatch.context() as patch:
             patch.setattr("detector.inference.predictor.Predictor.predict_samples", stop)
+            if place == 3:  # predicts the rest
+                patch.setitem(WRITERS, "yolo", WRITERS["yolo"]._replace(write=stopped))
             flags = ["--resume"] if place > 1 else []
-            code = run_infer(checkpoint, images, output, *flags)
-        if code == 0:
-            break
-        assert code == 75
-        with (output / "progress.jsonl").open("a") as file:
-            file.write('{"file": "half')
-    assert place > 1
-    assert (output / "predictions.json").read_bytes() == (tmp_path / "whole" / "predictions.json").read_bytes()
-    drawn = [
-        {file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.jpg")} for name in ("whole", "stopped")
+            code = run_infer(checkpoint, images, output, *exports, *flags)
+        assert code == (75 if place < 4 else 0)
+        assert (output / "predictions.json").exists() == (place == 4)
+        if place < 3:
+            with (output / "progress.jsonl").open("a") as file:
+                file.write('{"file": "half')
+    files = [
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("whole", "stopped")
     ]
-    assert len(drawn[0]) == 40
-    assert drawn[0] == drawn[1]
-    assert run_infer(checkpoint, images, output, "--resume") == 0  # it is finished, and stays so
+    kinds = Counter(path.suffix for path in files[0])
+    assert kinds == {".jpg": 40 + 3 * 40, ".json": 2, ".txt": 40 + 1, ".yaml": 1, ".xml": 40, ".csv": 1}
+    assert files[0] == files[1]
+    assert run_infer(checkpoint, images, output, "--resume", "--counts") == 0  # it is finished, and stays so
+    assert run_infer(checkpoint, images, output, "--resume", "--format=cvat") == 2  # but this was not asked for
 
 
 def test_files_that_vanish_change_or_come_are_said(

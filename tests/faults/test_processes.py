@@ -20,7 +20,7 @@ from PIL import Image
 import detector
 from detector.config.loader import load_config
 from detector.dev.stress import CONFIG, TINY, data_overrides, link_images, start, tiny_checkpoint
-from detector.processes import SPIN_COUNT, WAIT_POLICIES
+from detector.processes import WAIT_POLICIES
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 
@@ -197,25 +197,56 @@ def test_loading_changes_nothing_of_the_process(inputs: dict[str, Path]) -> None
     assert done.stdout == "[] True 3\n", done.stdout  # 3: OpenCV's warnings, its own choice
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, str(SPIN_COUNT)),
-        ({"GOMP_SPINCOUNT": "7"}, "7"),
-        ({"OMP_WAIT_POLICY": "passive"}, None),
-        ({"KMP_BLOCKTIME": "1"}, None),
-    ],
-)
-def test_a_command_sets_what_libraries_read_unless_a_person_did(
-    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in (*WAIT_POLICIES, "OPENCV_LOG_LEVEL"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    # In a process of its own: only there is nothing loaded yet that would read them too early.
-    code = "import sys; from detector.processes import prepare_command; prepare_command(); import os; "
-    code += "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules, 'cv2' in sys.modules); "
+def test_a_command_sets_what_opencv_reads_and_imports_nothing_heavy() -> None:
+    # In a process of its own: only there is nothing loaded yet that would read it too early.
+    code = "import sys; from detector.processes import prepare_command; prepare_command(); "
+    code += "print('torch' in sys.modules, 'cv2' in sys.modules); "
     code += "import cv2; print(cv2.utils.logging.getLogLevel())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{expected} False False\n0\n"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENCV_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "False False\n0\n"
+
+
+needs_run_delay = pytest.mark.skipif(
+    not Path("/proc/self/schedstat").exists(), reason="this system does not count how long threads wait for a core"
+)
+
+
+@needs_run_delay
+@pytest.mark.parametrize(
+    "given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "passive"}, {"KMP_BLOCKTIME": "1"}], ids=str
+)
+def test_commands_watch_for_busy_processes_unless_a_person_chose_how_to_wait(given: dict[str, str]) -> None:
+    code = "import threading; from detector.processes import prepare_command; prepare_command(); prepare_command(); "
+    code += "print(threading.active_count())"
+    environment = {name: value for name, value in os.environ.items() if name not in WAIT_POLICIES} | given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == ("1\n" if given else "2\n")
+
+
+# Works until a second team of OpenMP's threads is kept, then ends in the middle of it.
+CONTENTION = """
+import threading, time
+from detector.processes import prepare_command
+prepare_command()
+import torch
+torch.set_num_threads(2)
+ones, end = torch.ones(1 << 20), time.monotonic() + 30
+while threading.active_count() < 3 and time.monotonic() < end:
+    ones.mul_(1)
+print(threading.active_count())
+"""
+
+
+@needs_run_delay
+def test_threads_that_wait_give_way_to_busy_processes() -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in WAIT_POLICIES}
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+    try:
+        command = [sys.executable, "-c", CONTENTION]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert done.stdout == "3\n"

@@ -14,11 +14,11 @@ from PIL import Image
 from detector.analysis.anchors.search import Option
 from detector.analysis.anchors.study import Row, Study
 from detector.analysis.summary import Summary, summarise
-from detector.config.schema import AnchorConfig, Config
+from detector.config.schema import AnchorConfig, Config, MatcherConfig
 from detector.data.images import read_annotated_image
 from detector.data.transforms.resize import resize
 from detector.errors import DataError
-from detector.evaluation.coverage import RECALL_WANTED, anchor_shapes
+from detector.evaluation.coverage import RECALL_WANTED, WHY_MISSED, anchor_shapes
 from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.boxes import pairwise_iou
 from detector.reports.drawing import draw_targets
@@ -98,11 +98,13 @@ def cost(config: Config, num_classes: int) -> Summary:
 
 def as_json(name: str, study: Study, summary: Summary, suggestion: Suggestion | None) -> Row:
     """All figures, as ``--json`` prints them."""
+    matcher = study.config.model.matcher
     content: Row = {
         "config": name,
         "annotations": str(study.split.annotations.path),
         "anchors": study.config.model.anchors.model_dump(mode="json"),
-        "positive_threshold": study.config.model.matcher.positive,
+        "assigner": matcher.name,
+        "positive_threshold": matcher.positive if matcher.has_thresholds else None,
         "overall": study.overall(),
         "levels": study.levels(summary),
         **{f"by_{kind}": rows for kind, rows in study.groups()},
@@ -123,7 +125,8 @@ def sections(
     overall = study.overall()
     after = suggestion.after["train"] if suggestion and suggestion.yaml else None
     remarks = [Text(text, tone) for text, tone in _remarks(study, overall)]
-    parts = [Section("All objects", [_numbers(overall, summary), *remarks, *_charts(study, after)])]
+    numbers = _numbers(overall, summary, study.config.model.matcher)
+    parts = [Section("All objects", [numbers, *remarks, *_charts(study, after)])]
     if suggestion:
         parts.append(Section("Suggestion", list(_suggestion(suggestion))))
     for kind, rows in study.groups():
@@ -163,16 +166,25 @@ def _number_line(label: str, value: Any, note: str = "") -> str:
     return f"  {label:<24}{shown}" + (f"  ({note})" if note else "")
 
 
-def _numbers(overall: Row, summary: Summary) -> Numbers:
+def _numbers(overall: Row, summary: Summary, matcher: MatcherConfig) -> Numbers:
     images, matched = overall["images"], overall["matched_images"]
     sample = "" if matched == images else f"of {matched:,} sampled images"
+    if matcher.has_thresholds:
+        recall = [
+            ("recall", overall["recall"], "fraction at or above the positive threshold"),
+            ("class-mean recall", overall["class_recall"], "what --suggest maximises"),
+            ("only low-quality", overall["low_quality"], "fraction below it that low-quality matching gives anchors"),
+        ]
+    else:
+        recall = [
+            ("recall", overall["recall"], f"fraction that {matcher.name} assigns anchors to"),
+            ("class-mean recall", overall["class_recall"]),
+        ]
     return Numbers(
         [
             ("objects", overall["objects"], f"{overall['objects_per_image']:.1f} per image, {images:,} images"),
             ("mean best IoU", overall["mean_iou"]),
-            ("recall", overall["recall"], "fraction at or above the positive threshold"),
-            ("class-mean recall", overall["class_recall"], "what --suggest maximises"),
-            ("only low-quality", overall["low_quality"], "fraction below it that low-quality matching gives anchors"),
+            *recall,
             ("missed", overall["missed"], "fraction that no anchor is assigned to"),
             ("positives per object", overall["positives"], sample),
             ("positives per image", overall["positives_per_image"], sample),
@@ -183,14 +195,21 @@ def _numbers(overall: Row, summary: Summary) -> Numbers:
 
 def _remarks(study: Study, overall: Row) -> Iterator[tuple[str, Tone]]:
     config = study.config
-    if overall["recall"] < RECALL_WANTED:
+    matcher = config.model.matcher
+    if matcher.name == "task_aligned":
         yield (
-            (
-                f"{1 - overall['recall']:.1%} of the objects get no anchor at IoU {config.model.matcher.positive:g}:"
-                " --suggest searches for anchors that fit them."
-            ),
-            "warning",
+            "This is what atss assigns, until the model's own predictions decide (model.matcher.warmup).",
+            "",
         )
+    if overall["recall"] < RECALL_WANTED:
+        missed = f"{1 - overall['recall']:.1%} of the objects get no anchor"
+        if matcher.has_thresholds:
+            yield f"{missed} at IoU {matcher.positive:g}: --suggest searches for anchors that fit them.", "warning"
+        else:
+            yield (
+                f"{missed}: {WHY_MISSED}.",
+                "warning",
+            )
     if config.data.augment.scale_jitter:
         low, high = config.data.augment.scale_jitter
         yield f"data.augment.scale_jitter, {low:g} to {high:g} times these sizes, is not taken into account.", ""
@@ -242,11 +261,14 @@ def _charts(study: Study, after: Study | None) -> list[Chart]:
     axes = figure.add_subplot()
     for label, own in studies:
         axes.hist(own.best.numpy(), bins=np.linspace(0, 1, 41), histtype="step", label=label, linewidth=1.5)
-    axes.axvline(study.config.model.matcher.positive, linestyle="--", linewidth=1, color=FAINT)
+    matcher, title = study.config.model.matcher, "The best IoU of every object"
+    if matcher.has_thresholds:
+        title += "; the dashed line is the positive threshold"
+        axes.axvline(matcher.positive, linestyle="--", linewidth=1, color=FAINT)
     axes.set_xlabel("best IoU")
     axes.set_ylabel("objects")
     axes.legend(loc="upper left")
-    best = chart(figure, "The best IoU of every object; the dashed line is the positive threshold")
+    best = chart(figure, title)
 
     figure = new_figure()
     axes = figure.add_subplot()

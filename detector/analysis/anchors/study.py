@@ -43,11 +43,14 @@ class Study:
 
     def row(self, is_member: Tensor) -> Row:
         """The figures of a subset of the objects, ``is_member`` [M]."""
-        coverage = coverage_of(self.best[is_member], self.config.model.matcher)
         positives = self.positives[is_member]
+        coverage = coverage_of(self.best[is_member], self.config.model.matcher, positives)
         positives = positives[~positives.isnan()]
+        figures = coverage._asdict()
+        if not self.config.model.matcher.has_thresholds:
+            del figures["low_quality"]
         return {
-            **coverage._asdict(),
+            **figures,
             "missed": coverage.missed,
             "positives": float(positives.mean()) if len(positives) else None,
             "without_positive": float((positives == 0).double().mean()) if len(positives) else None,
@@ -112,12 +115,13 @@ class Study:
         return rows
 
     def worst(self, count: int) -> list[int]:
-        """Indices of objects below the matcher's threshold, the worst first; at most two per image."""
-        best = self.best
+        """Indices of objects under the matcher's threshold or without positives, worst first; at most two per image."""
+        best, matcher = self.best, self.config.model.matcher
+        is_bad = best < matcher.positive if matcher.has_thresholds else self.positives == 0
         order = best.argsort(stable=True)
         chosen: list[int] = []
         count_of_image: dict[int, int] = {}
-        for index in order[best[order] < self.config.model.matcher.positive].tolist():
+        for index in order[is_bad[order]].tolist():
             image = int(self.objects.image[index])
             count_of_image[image] = count_of_image.get(image, 0) + 1
             if count_of_image[image] <= 2:

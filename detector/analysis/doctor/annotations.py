@@ -11,7 +11,8 @@ import numpy as np
 from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.findings import Finding, findings_of, in_words
 from detector.data.box_rules import check_boxes
-from detector.data.formats.coco_rows import id_key, odd_areas
+from detector.data.formats.coco_values import odd_areas
+from detector.data.formats.columns import id_key
 
 DUPLICATE_IOU = 0.95
 TINY_SIDE = 2.0  # pixels

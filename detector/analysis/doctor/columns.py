@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from detector.analysis.doctor.findings import Example, Finding, findings_of
-from detector.data.formats.coco_rows import BAD_ID, Ids, Rows
+from detector.data.formats.columns import BAD_ID, Ids, Rows
 from detector.data.split import hold_back
 from detector.errors import DataError
 from detector.structures import Category

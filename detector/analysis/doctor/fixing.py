@@ -40,26 +40,20 @@ from detector.analysis.doctor.files import FileFacts
 from detector.analysis.doctor.names import fix_names
 from detector.analysis.doctor.reading import read_json
 from detector.data.box_rules import TOLERANCE
-from detector.data.formats.coco_rows import (
-    BAD_ID,
-    DANGLING,
-    NO_ID,
+from detector.data.formats.coco_values import (
     area_of_segmentation,
     box_of_segmentation,
-    duplicated,
-    id_key,
-    indices_of,
     is_box,
-    is_number,
     number_of_text,
     odd_areas,
     plain_polygons,
     read_box,
-    shift_between,
 )
+from detector.data.formats.columns import BAD_ID, DANGLING, NO_ID, duplicated, id_key, indices_of, shift_between
 from detector.data.headers import QUARTER_TURNS
 from detector.errors import ConfigError
 from detector.files.atomic import atomic_write, make_folder
+from detector.files.json_stream import is_number
 
 ROUNDING = 2  # pixels by which both sides may differ in an image that was not scaled
 MOST_LOST = 0.01  # fraction of the annotations, without --allow-loss

@@ -13,7 +13,8 @@ import numpy as np
 from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.findings import EXAMPLES, Example, Finding, findings_of, in_words
 from detector.data.formats.class_folders import Fault, read_csv, read_folders
-from detector.data.formats.coco_rows import WITHOUT_SIZE, Ids, Rows, describe_notes, read_rows
+from detector.data.formats.coco_rows import read_rows
+from detector.data.formats.columns import WITHOUT_SIZE, Ids, Rows
 
 
 def read_coco(name: str, path: Path, root: Path) -> Split:
@@ -34,7 +35,7 @@ def read_coco(name: str, path: Path, root: Path) -> Split:
         boxes=rows.boxes_xywh,
         areas=rows.areas,
         is_crowd=rows.is_crowd,
-        notice=describe_notes(path, rows.notes, rows.skipped),
+        notice=rows.notice,
         rows=rows,
     )
     split.faults = list(_findings(split, rows))

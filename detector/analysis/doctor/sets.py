@@ -10,7 +10,7 @@ import numpy as np
 from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.findings import Finding, findings_of, in_words
 from detector.config.schema import ResizeConfig
-from detector.data.formats.coco_rows import class_differences
+from detector.data.formats.columns import class_differences
 from detector.data.transforms.resize import input_sizes
 
 RARE = 10  # objects of a class; with fewer it is hardly learned

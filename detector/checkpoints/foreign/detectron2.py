@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from detector.checkpoints.foreign.source import Source, renamed
+from detector.checkpoints.foreign.source import Source, State, renamed
 from detector.config.schema import AnchorConfig
 
 
@@ -33,7 +33,7 @@ def _detectron2_name(ours: str, layers: int) -> str:
     return renamed(rules, ours)
 
 
-def _detectron2_settings(file: str) -> dict[str, Any]:
+def _detectron2_settings(file: str, state: State) -> dict[str, Any]:
     """R50 and R101 there are Microsoft's ResNets: stride in the 1×1, pixels not scaled."""
     return {
         "model": {

@@ -24,6 +24,7 @@ from detector.errors import WeightsError, one_of
 from detector.files.tensors import check_tensor, is_state_dict
 from detector.models import build_model
 from detector.models.backbones import BACKBONES
+from detector.ops.coders import build_box_coder
 from detector.structures import Category
 
 HEAD_BATCH_NORMS = r"(head|bbox_head)\..*\.running_(mean|var)"
@@ -50,11 +51,12 @@ def import_content(
 ) -> Imported:
     """What :func:`detector.checkpoints.opening.import_checkpoint` makes of a file's ``value``."""
     state, names = _unwrap(value, path)
-    package = package or next((name for name, source in SOURCES.items() if source.mark in state), None)
-    if package is None or SOURCES[package].mark not in state:
-        known = ", ".join(f"{name} ({source.mark})" for name, source in SOURCES.items())
-        raise WeightsError(f"{path}: is not a RetinaNet of {package or known}: its first tensor is {next(iter(state))}")
-    source = SOURCES[package]
+    sources = [(name, source) for name in ([package] if package else SOURCES) for source in SOURCES[name]]
+    found = [(name, source) for name, source in sources if source.mark in state]
+    if not found:
+        known = package or ", ".join(f"{name} ({source.mark})" for name, source in sources)
+        raise WeightsError(f"{path}: is not a RetinaNet of {known}: its first tensor is {next(iter(state))}")
+    package, source = found[0]
     if norms := [name for name in state if re.fullmatch(HEAD_BATCH_NORMS, name)]:
         raise WeightsError(
             f"{path}: {norms[0]}: its head has batch norms, one per level, which a head that all levels share cannot"
@@ -70,13 +72,14 @@ def import_content(
             raise WeightsError(f"{path}: {name} is {list(state[name].shape)}, not {ndim}-dimensional")
         return state[name]
 
-    resolved = _resolve_config(_read_shapes(theirs, state, source, layers, path), source, path, config, overrides)
-    anchors = resolved.model.anchors.per_cell
+    shapes = _read_shapes(theirs, state, source, layers, path)
+    resolved = _resolve_config(shapes, source.settings(path.name, state), path, config, overrides)
+    anchors, channels = resolved.model.anchors.per_cell, build_box_coder(resolved.model.box_coder).num_channels
     rows, sides = len(theirs("head.cls_output.bias", 1)), len(theirs("head.box_output.bias", 1))
-    if rows % anchors or sides != 4 * anchors or rows == 0:
+    if rows % anchors or sides != channels * anchors or rows == 0:
         raise WeightsError(
-            f"{path}: has {sides // 4} anchors per cell, the config {anchors}; give the model.anchors that it was"
-            " trained with by --config"
+            f"{path}: has {sides // channels} anchors per cell, the config {anchors}; give the model.anchors that it"
+            " was trained with by --config"
         )
     num_classes = rows // anchors
     categories = _categories(num_classes, names, package)
@@ -113,11 +116,10 @@ def import_content(
 
 
 def _resolve_config(
-    shapes: dict[str, Any], source: Source, path: Path, config: str | None, overrides: Sequence[str]
+    shapes: dict[str, Any], settings: dict[str, Any], path: Path, config: str | None, overrides: Sequence[str]
 ) -> Config:
     """The config from the tensors' shapes, the package's defaults and the user's settings, in this order."""
     tree = merge(config_to_dict(Config()), shapes)
-    settings = source.settings(path.name)
     if overlay(tree, str(path), config, overrides).model.anchors != Config().model.anchors:
         settings["model"].get("anchors", {}).pop("levels", None)  # the user's sizes, not the package's
     resolved = overlay(merge(tree, settings), str(path), config, overrides)
@@ -226,8 +228,9 @@ def _categories(num_classes: int, names: list[str], package: str) -> list[Catego
     return [Category(label, f"class {label}") for label in range(num_classes)]
 
 
-SOURCES: dict[str, Source] = {
-    "torchvision": torchvision.SOURCE,
-    "detectron2": detectron2.SOURCE,
-    "mmdetection": mmdetection.SOURCE,
+# Of each package, its detectors.
+SOURCES: dict[str, list[Source]] = {
+    "torchvision": [torchvision.SOURCE],
+    "detectron2": [detectron2.SOURCE],
+    "mmdetection": mmdetection.SOURCES,
 }

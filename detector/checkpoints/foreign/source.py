@@ -30,7 +30,7 @@ class Source(NamedTuple):
     backbone: str  # prefix of its backbone's tensors
     name: Callable[[str, int], str]  # our name, layers per head convolution -> its name
     second_layer: str  # the norm after the first convolution of the class head, where there is one
-    settings: Callable[[str], dict[str, Any]]  # file name -> config values that tensors do not show
+    settings: Callable[[str, State], dict[str, Any]]  # file name, tensors -> config values that names do not show
     convert: Callable[[str, Tensor, AnchorConfig], Tensor]  # our name, its tensor, anchors -> our tensor
     unused: str  # a pattern of tensors that are not learnt
 

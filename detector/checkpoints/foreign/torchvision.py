@@ -32,7 +32,7 @@ def _torchvision_name(ours: str, layers: int) -> str:
     return renamed(rules, ours)
 
 
-def _torchvision_settings(file: str) -> dict[str, Any]:
+def _torchvision_settings(file: str, state: State) -> dict[str, Any]:
     # Anchor sizes are truncated to whole pixels, corners rounded.
     steps = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)]
     scales = {level: [int(4 * 2**level * step) / (4 * 2**level) for step in steps] for level in range(3, 8)}
@@ -93,6 +93,10 @@ def check_exportable(config: Config, path: str | Path) -> None:
         "head.name": (model.head.name, "retina"),
         "head.num_convs": (model.head.num_convs, 4),
         "head.norm_bias": (model.head.norm_bias, False),
+        "head.level_scales": (model.head.level_scales, False),
+        "head.quality": (model.head.quality, "none"),
+        "box_coder.name": (model.box_coder.name, "deltas"),
+        "box_coder.stds": (model.box_coder.stds, [1.0, 1.0]),
         "head.channels": (model.head.channels or model.fpn.channels, model.fpn.channels),
         # torchvision sets the eps 0 of its published weights after building the model.
         "backbone.norm_eps": (model.backbone.norm_eps or 1e-5, 1e-5),

@@ -6,22 +6,21 @@ unknown classes become further classes.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from detector.data.formats.building import read_cells
 from detector.data.formats.recognition import BOX_CSV, unread, what_it_is
 from detector.data.listing import list_images
 from detector.data.names import Names, check_names, files_below
 from detector.data.split import hold_back
-from detector.errors import DataError, one_of, unreadable
-from detector.files.json_stream import show_text
+from detector.errors import DataError, one_of
 from detector.structures import Category
 
 # A first row is a header if it begins with one of these, else it is data.
@@ -156,7 +155,7 @@ def read_csv(
     names = dict.fromkeys(classes or ())
     line_of: dict[str, int] = {}
     texts: list[list[str]] = []
-    for number, (line, (file, *rest)) in enumerate(_cells(path)):
+    for number, (line, (file, *rest)) in enumerate(read_cells(path)):
         if number == 0 and file.strip().lower() in PATH_NAMES:
             header = ",".join([file, *rest])
             continue
@@ -204,18 +203,6 @@ def _row_fault(
     if file in line_of:
         return f"{file} is listed twice, first in line {line_of[file]}; keep one row per image"
     return ""
-
-
-def _cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and cells of each row that is not empty."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            yield from ((reader.line_num, cells) for cells in reader if cells)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not a CSV file in UTF-8: {error}") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
-        raise DataError(f"{show_text(str(path))}: {unreadable(path, error, '*.csv')}") from None
 
 
 def _header_hint(line: int) -> str:

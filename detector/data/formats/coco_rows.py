@@ -12,227 +12,60 @@ segmentation.
 from __future__ import annotations
 
 import math
-import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from detector.data.formats.building import Source
+from detector.data.formats.coco_values import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    box_of_segmentation,
+    is_box,
+    is_id,
+    number_of_text,
+    read_box,
+)
+from detector.data.formats.columns import (
+    BAD_ID,
+    DANGLING,
+    FIRST_INTEGER,
+    FIRST_TEXT,
+    KEPT,
+    NO_ID,
+    WITHOUT_SIZE,
+    Faults,
+    Ids,
+    Rows,
+    Texts,
+    counts_of,
+    duplicated,
+    id_key,
+    id_of_key,
+    is_code,
+    is_file_name,
+    joined,
+    key_of,
+    keys_of,
+    shift_between,
+    show_category,
+    show_id,
+    sort_key,
+)
 from detector.errors import DataError
 from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
-from detector.structures import Category, Id
-
-# OpenCV's limits: it decodes no larger image.
-MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
-
-# An id's code is the integer that it is or plainly spells. Other texts, and integers beyond 64 bits, have codes below
-# all integers.
-NO_ID, BAD_ID, FIRST_TEXT, FIRST_INTEGER = -(2**63), -(2**63) + 1, -(2**63) + 2, -(2**62)
-_spells_integer = re.compile(r"\s*(0|-?[1-9][0-9]{0,99})(?:\.0+)?\s*").fullmatch
-DANGLING, MALFORMED = -1, -2  # indices that lead nowhere: an id that is not listed, and a field that is not an id
-
-WITHOUT_SIZE = "image{s} without width and height"  # a note that the doctor looks into
-
-KEPT = 8  # faults of each check that are kept in words; of the others, only the row is
+from detector.structures import Category
 
 
-def show_id(value: Any) -> str:
-    """An id in a message."""
-    return show_text(value) if isinstance(value, str) and value else show(value)
-
-
-def show_category(category: Category) -> str:
-    return f"{show_id(category.id)} {show_text(category.name)}"
-
-
-def id_key(value: Id) -> Id:
-    """The same for all ways of writing one id: 1 for 1, "1", " 1" and "1.0"."""
-    return int(spelled[1]) if isinstance(value, str) and (spelled := _spells_integer(value)) else value
-
-
-def sort_key(value: Id) -> tuple[bool, Id]:
-    """Orders ids: integers, then texts."""
-    key = id_key(value)
-    return isinstance(key, str), key
-
-
-def class_differences(
-    own: Sequence[Category], known: Sequence[Category], is_used: Sequence[bool] | np.ndarray
-) -> list[tuple[Category, Category | None]]:
-    """Each class that is not in ``known`` by the same id and name, and the class there with its id or else its name.
-
-    The order, further classes of ``known``, and unused classes unlike all of ``known`` make no difference.
-    """
-    by_key = {id_key(category.id): category for category in known}
-    by_name = {category.name: category for category in known}
-    pairs = [(category, by_key.get(id_key(category.id)) or by_name.get(category.name)) for category in own]
-    return [
-        (category, other)
-        for (category, other), used in zip(pairs, is_used, strict=True)
-        if (used if other is None else (id_key(other.id), other.name) != (id_key(category.id), category.name))
-    ]
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Many strings in one array of bytes; NumPy arrays, or tensors that worker processes share."""
-
-    data: Any  # uint8, all strings in a row
-    ends: Any  # [N] int64
-
-    @classmethod
-    def of(cls, texts: Iterable[str]) -> Texts:
-        parts = [text.encode() for text in texts]
-        ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
-        return cls(np.frombuffer(bytearray(b"".join(parts)), dtype=np.uint8), ends)
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, index: int) -> str:
-        start = int(self.ends[index - 1]) if index else 0
-        return bytes(memoryview(np.asarray(self.data[start : int(self.ends[index])]))).decode()
-
-    def map(self, convert: Callable[[Any], Any]) -> Texts:
-        return Texts(convert(self.data), convert(self.ends))
-
-
-@dataclass(frozen=True)
-class Ids:
-    """A column of ids as they were given; NumPy arrays, or tensors that worker processes share."""
-
-    codes: Any  # [N] int64
-    is_text: Any  # [N] bool
-    texts: Texts  # [T] of the codes below all integers
-    text_keys: Any  # [T] int64, the code of the same id in its plainest spelling; most often its own
-
-    @classmethod
-    def counting(cls, count: int) -> Ids:
-        """0, 1, 2, …"""
-        return cls(np.arange(count), np.zeros(count, dtype=bool), Texts.of([]), np.empty(0, dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __getitem__(self, index: int) -> Id | None:
-        """The id; None where there is no valid one."""
-        code = int(self.codes[index])
-        if code < FIRST_TEXT:
-            return None
-        text = self.texts[code - FIRST_TEXT] if code < FIRST_INTEGER else str(code)
-        return text if self.is_text[index] else int(text)
-
-    @property
-    def keys(self) -> np.ndarray:
-        """Codes that are equal for all ways of writing one id, [N] int64."""
-        return keys_of(np.asarray(self.codes), np.asarray(self.text_keys))
-
-    def tolist(self) -> list[Id | None]:
-        return [self[index] for index in range(len(self))]
-
-    def __iter__(self) -> Any:
-        return iter(self.tolist())
-
-    def select(self, rows: Any) -> Ids:
-        return Ids(self.codes[rows], self.is_text[rows], self.texts, self.text_keys)
-
-    def map(self, convert: Callable[[Any], Any]) -> Ids:
-        return Ids(convert(self.codes), convert(self.is_text), self.texts.map(convert), convert(self.text_keys))
-
-
-def keys_of(codes: np.ndarray, text_keys: np.ndarray) -> np.ndarray:
-    """The keys of codes; ``text_keys`` [T] are the keys of texts."""
-    if not len(text_keys):
-        return codes
-    is_listed = (codes >= FIRST_TEXT) & (codes < FIRST_INTEGER)
-    return np.where(is_listed, text_keys[np.where(is_listed, codes - FIRST_TEXT, 0)], codes)
-
-
-@dataclass
-class Faults:
-    """All rows that fail one check."""
-
-    rows: array[int] = field(default_factory=lambda: array("q"))
-    words: list[str] = field(default_factory=list)  # of the first ones
-
-    def add(self, row: int, words: str) -> None:
-        if not self.rows or self.rows[-1] != row:
-            self.rows.append(row)
-            if len(self.rows) <= KEPT:
-                self.words.append(words)
-        elif len(self.rows) <= KEPT:
-            self.words[-1] += f", {words}"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The content of a file, in its order: I images, M annotations. Rows at fault have values that no valid row has."""
-
-    path: Path
-    categories: list[Category]  # those with an id and a name
-    image_ids: Ids  # [I]
-    heights: np.ndarray  # [I] int64; 0: not given
-    widths: np.ndarray  # [I] int64
-    names: Texts  # [I] empty: invalid or missing
-    annotation_ids: Ids  # [M]
-    of_image: np.ndarray  # [M] keys of ids
-    of_category: np.ndarray  # [M] keys of ids
-    image: np.ndarray  # [M] int64 index, DANGLING or MALFORMED
-    label: np.ndarray  # [M] int64 index of the category, DANGLING or MALFORMED
-    boxes_xywh: np.ndarray  # [M, 4] float64; NaN: invalid or missing
-    areas: np.ndarray  # [M] float64; the box's where it is missing
-    is_crowd: np.ndarray  # [M] bool: iscrowd or ignore
-    notes: Counter[str]  # deviations from COCO that were read (in words), and how often
-    skipped: list[str]  # classes without annotations, in words
-    faults: dict[str, Faults]  # by the doctor's name of the check
-    text_codes: dict[str, int]
-
-    def key(self, value: Id) -> int:
-        """The key of a valid id; NO_ID for one that the file does not have."""
-        return _key(value, self.text_codes)
-
-    def id_of(self, key: int) -> Id | None:
-        """The id of a key; None for a key without one."""
-        return _id_of(key, self.image_ids.texts)
-
-    @property
-    def is_used(self) -> np.ndarray:
-        """Which categories have annotations, [K] bool."""
-        return _counts(self.label, len(self.categories)) > 0
-
-
-def _counts(label: np.ndarray, size: int) -> np.ndarray:
-    """Annotations of each category, [K] int64."""
-    return np.bincount(label[label >= 0], minlength=size)
-
-
-def _key(value: Id, text_codes: dict[str, int]) -> int:
-    key = id_key(value)
-    return key if _is_code(key) else text_codes.get(str(key), NO_ID)  # type: ignore[return-value]
-
-
-def _is_code(value: Any) -> bool:
-    return type(value) is int and FIRST_INTEGER <= value < 2**63
-
-
-def _id_of(key: int, texts: Texts) -> Id | None:
-    return Ids(np.array([key]), np.array([key < FIRST_INTEGER]), texts, np.empty(0))[0]
-
-
-def describe_notes(path: Path, notes: Counter[str], skipped: Sequence[str] = ()) -> str:
-    """One line on ``Rows.notes`` and skipped classes; empty where there is nothing to say."""
-    said = [
-        f"{count:,} {what.format(s='' if count == 1 else 's', es='' if count == 1 else 'es')}"
-        for what, count in notes.items()
-        if count
-    ]
-    parts = (("read", said), ("skipped classes without annotations:", skipped))
-    told = "; ".join(f"{what} {', '.join(own)}" for what, own in parts if own)
-    return f"{path}: {told}" if told else ""
+def read(source: Source, is_strict: bool) -> Rows:
+    """The rows of a COCO JSON file, with the folder of its images."""
+    rows = read_rows(source.path, is_strict)
+    rows.root = source.images
+    return rows
 
 
 def read_rows(path: Path, is_strict: bool) -> Rows:
@@ -331,7 +164,7 @@ class _Reader:
     def _join_categories(self, of_category: np.ndarray, annotation_ids: Ids) -> np.ndarray:
         """The index of each annotation's category, [M]. Removes unused classes that have the name of another."""
         own = self.categories
-        keys = np.array([_key(category.id, self.text_codes) for category in own], dtype=np.int64)
+        keys = np.array([key_of(category.id, self.text_codes) for category in own], dtype=np.int64)
 
         def same_id(index: int) -> str:
             names = ", ".join(show_text(own[other].name) for other in np.flatnonzero(keys == keys[index])[:2])
@@ -339,7 +172,7 @@ class _Reader:
 
         self.refuse("category-id-duplicate", duplicated(keys), same_id)
         label = joined(of_category, keys)
-        counts = _counts(label, len(own))
+        counts = counts_of(label, len(own))
         by_name: dict[str, list[int]] = {}
         for index, category in enumerate(own):
             by_name.setdefault(category.name, []).append(index)
@@ -364,7 +197,7 @@ class _Reader:
         def unknown(row: int) -> str:
             names = [show_category(category) for category in sorted(self.categories, key=lambda one: sort_key(one.id))]
             listed = ", ".join(names if len(names) <= 6 else [*names[:5], "…"])
-            value = show_id(_id_of(int(of_category[row]), annotation_ids.texts))
+            value = show_id(id_of_key(int(of_category[row]), annotation_ids.texts))
             return (
                 f"category_id {value} is not among the categories ({listed});"
                 f" remove the annotation or add the category{_shift_hint(of_category, keys)}"
@@ -378,7 +211,7 @@ class _Reader:
         keys, own_keys = image_ids.keys, annotation_ids.keys
 
         def image_of(row: int) -> str:
-            return show_id(_id_of(int(of_image[row]), annotation_ids.texts))
+            return show_id(id_of_key(int(of_image[row]), annotation_ids.texts))
 
         def same_image(index: int) -> str:
             indices = np.flatnonzero(keys == keys[index])[:2].tolist()
@@ -453,7 +286,7 @@ class _Reader:
             row = {}
         value, name = row.get("id"), row.get("file_name")
         code = self.id_code(value, "image-malformed", "id")
-        if not isinstance(name, str) or not name or not _is_file_name(name):
+        if not isinstance(name, str) or not name or not is_file_name(name):
             self.fault("image-malformed", f"file_name is {show(name)}; it must be a path")
             name = ""
         height, width = self._size(row.get("height"), row.get("width"))
@@ -520,11 +353,11 @@ class _Reader:
             return BAD_ID
         self.notes["id{s} written as text"] += type(value) is str
         key, text = id_key(value), str(value)
-        if _is_code(key) and str(key) == text:
+        if is_code(key) and str(key) == text:
             return key  # type: ignore[return-value]
         code = self._text_code(text)
         if str(key) != text:
-            self.text_keys[code - FIRST_TEXT] = key if _is_code(key) else self._text_code(str(key))  # type: ignore[call-overload]
+            self.text_keys[code - FIRST_TEXT] = key if is_code(key) else self._text_code(str(key))  # type: ignore[call-overload]
         return code
 
     def _text_code(self, text: str) -> int:
@@ -593,149 +426,6 @@ class _Reader:
 _NO_BOX = [math.nan] * 4
 
 
-def is_id(value: Any) -> bool:
-    """Whether a JSON value can be an id: text or an integer."""
-    if type(value) is str:
-        return value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
-    return type(value) is int
-
-
-def _is_file_name(name: str) -> bool:
-    """Whether a file can have this name: JSON can escape NUL and half of a surrogate pair, which no file name holds."""
-    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def is_box(value: Any) -> bool:
-    """Whether a JSON value is a list of four finite numbers."""
-    return isinstance(value, list) and len(value) == 4 and all(map(is_number, value))
-
-
-def number_of_text(value: Any) -> int | float | None:
-    """The finite number that a text spells; None for anything else."""
-    if type(value) is not str or len(value) > 40 or not re.fullmatch(r"\s*[-+]?[0-9.]+([eE][-+]?[0-9]+)?\s*", value):
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    if not is_number(number):
-        return None
-    return int(number) if value.strip().lstrip("+-").isdigit() else number
-
-
-_SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
-
-
-def read_box(value: Any) -> list[float] | None:
-    """Left, top, width, height, as a list, one text ("1 2 3 4", "[1, 2, 3, 4]") or an object; None for anything else.
-
-    The numbers may be written as text.
-    """
-    if isinstance(value, str) and len(value) <= 200:
-        value = re.split(r"\s*[,;\s]\s*", value.strip().removeprefix("[").removesuffix("]").strip())
-    elif isinstance(value, dict):
-        value = next(([value[side] for side in sides] for sides in _SIDES if value.keys() == {*sides}), None)
-    if not isinstance(value, list) or len(value) != 4:
-        return None
-    numbers = [one if is_number(one) else number_of_text(one) for one in value]
-    return numbers if is_box(numbers) else None  # type: ignore[return-value]
-
-
-def _encoded(segmentation: Any) -> Any:
-    """A run-length mask as pycocotools takes it; raises ValueError, TypeError or KeyError for anything else."""
-    from pycocotools import mask
-
-    # pycocotools divides by the height unchecked: zero would end the process.
-    height, width = segmentation["size"]
-    if not all(is_integer(side) and 0 < side <= MAX_SIDE for side in (height, width)):
-        raise ValueError
-    return mask.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
-
-
-def _polygons(segmentation: list[Any]) -> list[np.ndarray]:
-    """The corners of each polygon, [N, 2]; a single one may be a flat list."""
-    polygons = segmentation if any(isinstance(polygon, list) for polygon in segmentation) else [segmentation]
-    return [np.asarray(polygon, dtype=float).reshape(-1, 2) for polygon in polygons]
-
-
-def plain_polygons(segmentation: list[Any]) -> list[Any]:
-    """Polygons as lists of numbers, without empty ones; what cannot be read stays."""
-    polygons = segmentation if any(isinstance(polygon, list) for polygon in segmentation) else [segmentation]
-    plain = []
-    for polygon in polygons:
-        numbers = [number_of_text(one) for one in polygon if isinstance(one, str)] if isinstance(polygon, list) else []
-        if numbers and None not in numbers:
-            texts = iter(numbers)
-            polygon = [next(texts) if isinstance(one, str) else one for one in polygon]
-        if polygon != []:
-            plain.append(polygon)
-    return plain
-
-
-def box_of_segmentation(segmentation: Any) -> list[float] | None:
-    """The box around polygons or a run-length mask; None where there is none."""
-    from pycocotools import mask
-
-    try:
-        if isinstance(segmentation, list):
-            corners = np.concatenate(_polygons(segmentation))
-            (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
-            box = [float(left), float(top), float(right - left), float(bottom - top)]
-        else:
-            box = [float(number) for number in mask.toBbox(_encoded(segmentation))]
-    except (TypeError, KeyError, ValueError, OverflowError):
-        return None
-    return box if is_box(box) else None
-
-
-def area_of_segmentation(segmentation: Any) -> float | None:
-    """The area of polygons (their sum) or of a run-length mask; None where there is none."""
-    from pycocotools import mask
-
-    try:
-        if isinstance(segmentation, list):
-            area = 0.0
-            for corners in _polygons(segmentation):
-                x, y = corners.T
-                area += abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
-        else:
-            area = float(mask.area(_encoded(segmentation)))
-    except (TypeError, KeyError, ValueError, OverflowError):
-        return None
-    return area if is_number(area) and area > 0 else None
-
-
-def odd_areas(boxes: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """Which areas [M] are impossible for their ``boxes`` [M, 4] xywh: not positive, or larger than the box.
-
-    One more pixel along each side is accepted: tools count the pixels that a box touches.
-    """
-    with np.errstate(invalid="ignore"):
-        has_area = (boxes[:, 2:] > 0).all(axis=1)
-        return has_area & ((areas <= 0) | (areas > 1.01 * (boxes[:, 2:] + 1).prod(axis=1)))
-
-
-def duplicated(codes: np.ndarray) -> np.ndarray:
-    """Indices of rows whose id an earlier row has, in order; rows without an id are not among them."""
-    first = np.zeros(len(codes), dtype=bool)
-    first[np.unique(codes, return_index=True)[1]] = True
-    return np.flatnonzero(~first & (codes > BAD_ID))
-
-
-def indices_of(known: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """The first index in ``known`` of each of ``codes``; -1 where there is none."""
-    if not len(known):
-        return np.full(len(codes), -1, dtype=np.int64)
-    order = np.argsort(known, kind="stable")
-    indices = np.searchsorted(known[order], codes).clip(max=len(known) - 1)
-    return np.where((known[order[indices]] == codes) & (codes > BAD_ID), order[indices], -1)
-
-
-def joined(used: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The first index in ``known`` of each key of ``used`` [M]; DANGLING if it is not there, MALFORMED if not an id."""
-    return np.where(used <= BAD_ID, MALFORMED, indices_of(known, used))
-
-
 def _shift_hint(used: np.ndarray, known: np.ndarray) -> str:
     """A further remedy where all ids are, or may be, off by one."""
     used = used[used > BAD_ID]
@@ -744,17 +434,3 @@ def _shift_hint(used: np.ndarray, known: np.ndarray) -> str:
     less, more = (np.isin(used - move, known).all() for move in (1, -1))
     which = "minus" if less else "plus"
     return f"; each id {which} 1 is listed: if all are off by one, correct all of them" if less or more else ""
-
-
-def shift_between(used: np.ndarray, known: np.ndarray) -> int:
-    """1 or -1 where the ``used`` ids are all of ``known`` plus it, and none of them is in ``known``; else 0.
-
-    Where some are, such as 1 and 2 of 1, 2, 3 for 0, 1, 2, one id may be a stray one and all others right.
-    """
-    used, known = np.unique(used), np.unique(known)
-    if len(used) != len(known) or (used < FIRST_INTEGER).any() or (known < FIRST_INTEGER).any():
-        return 0
-    if np.isin(used, known).any():
-        return 0
-    moves = np.unique(used - known)
-    return int(moves[0]) if len(moves) == 1 and abs(moves[0]) == 1 else 0

@@ -64,9 +64,14 @@ def by_shape(samples: Sequence[Any]) -> list[list[int]]:
     """
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
-        height, width = sample.image.shape[-2:]
-        groups[padded(height), padded(width)].append(index)
+        groups[padded_shape(sample)].append(index)
     return list(groups.values())
+
+
+def padded_shape(sample: Any) -> tuple[int, int]:
+    """Height and width of a sample's image when it is padded on its own."""
+    height, width = sample.image.shape[-2:]
+    return padded(height), padded(width)
 
 
 def load_batches(

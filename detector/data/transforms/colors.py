@@ -17,6 +17,9 @@ from pydantic import JsonValue, ValidationError
 from detector.config.schema import AugmentConfig
 from detector.errors import ConfigError, one_of
 
+# Transforms that do what data.resize does.
+RESIZING = ("Resize", "SmallestMaxSize", "LongestMaxSize", "LetterBox", "RandomScale")
+
 
 def load_albumentations() -> Any:
     """albumentations, which is slow to import and only needed for some transforms."""
@@ -76,6 +79,8 @@ def _build(library: Any, given: dict[str, JsonValue]) -> Any:
     }
     if name not in known:
         raise _unfit(name, f"albumentations {library.__version__} has no such transform of images", name, known)
+    if name in RESIZING:
+        raise _unfit(name, "changes the input's size; use data.resize, and data.augment.scale_jitter for random scales")
     taken = [key for key in inspect.signature(known[name].__init__).parameters if key != "self"]
     for key in arguments:
         if key not in taken:
@@ -86,7 +91,10 @@ def _build(library: Any, given: dict[str, JsonValue]) -> Any:
         transform = known[name](**arguments, **strict)
     except (ValueError, TypeError) as error:
         faults = error.__cause__.errors() if isinstance(error.__cause__, ValidationError) else []
-        lines = [": ".join([*map(str, fault["loc"][:1]), fault["msg"]]) for fault in faults]
+        lines = [
+            f"{fault['loc'][0]}: {fault['msg']}" + (f"; it is {fault['input']!r}" if fault["type"] != "missing" else "")
+            for fault in faults
+        ]
         raise _unfit(name, "; ".join(dict.fromkeys(lines)) or str(error)) from None
     if transform.targets_as_params or "image" not in transform.targets:
         wanted = ", ".join(transform.targets_as_params) or "a volume"

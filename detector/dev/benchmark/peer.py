@@ -20,7 +20,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detector.checkpoints.foreign.importing import SOURCES
+from detector.checkpoints.foreign import torchvision
 from detector.checkpoints.foreign.torchvision import check_exportable, to_torchvision
 from detector.config.loader import config_from_dict, config_to_dict, load_config, merge
 from detector.config.schema import Config
@@ -39,7 +39,7 @@ def comparable(name: str, overrides: Sequence[str]) -> Config:
     """
     config = load_config(name, overrides)
     check_exportable(config, name)
-    tree = merge(config_to_dict(config), SOURCES["torchvision"].settings(""))
+    tree = merge(config_to_dict(config), torchvision.SOURCE.settings("", {}))
     tree = merge(tree, {"model": {"weights": None, "loss": {"box": "l1"}}, "train": PLAIN_STEP})
     return config_from_dict(tree, name)
 

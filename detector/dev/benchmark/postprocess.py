@@ -46,7 +46,7 @@ def cases(settings: Settings) -> list[Case]:
 
 def make_inputs(height: int, width: int, mean: float, spread: float, device: str) -> Inputs:
     generator = torch.Generator().manual_seed(0)
-    logits, deltas, anchors, counts = make_predictions(height, width, BATCH, generator, mean, spread)
+    logits, deltas, anchors, counts, _ = make_predictions(height, width, BATCH, generator, mean, spread)
     sizes = torch.tensor([[height, width]] * BATCH)
     nothing = Targets(torch.zeros(BATCH, 1, 4), torch.full((BATCH, 1), -1))
     batch = Batch(torch.zeros(BATCH, 3, 1, 1, dtype=torch.uint8), sizes, sizes, nothing, torch.arange(BATCH))
@@ -61,7 +61,7 @@ def ours(inputs: Inputs) -> Run:
 
 def theirs(inputs: Inputs) -> Run:
     model = torchvision_without_backbone(CLASSES)
-    logits, deltas, anchors, counts = inputs.predictions
+    logits, deltas, anchors, counts, _ = inputs.predictions
     sizes = [tuple(size) for size in inputs.batch.sizes.tolist()]
 
     @torch.inference_mode()

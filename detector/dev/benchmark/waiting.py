@@ -1,7 +1,7 @@
 """How OpenMP's threads wait: as commands set it, against torch's default (alone) or sleeping (beside a busy process).
 
-Each side is a process of its own, as the setting is read when torch is loaded. ``GOMP_SPINCOUNT=1000 detector benchmark
-waiting`` measures another value.
+Each side is a process of its own, as torch reads the settings when it is loaded. ``GOMP_SPINCOUNT=1000 detector
+benchmark waiting`` measures a fixed number of rounds instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from detector.config.loader import load_config
 from detector.dev.benchmark.measure import BenchmarkError, Case, Settings
 from detector.models import build_model
-from detector.processes import WAIT_POLICIES, child_command, child_environment
+from detector.processes import WAIT_POLICIES, child_command, child_environment, prepare_command
 from detector.structures import PADDING, Targets
 from detector.tasks import detection
 
@@ -32,16 +32,16 @@ def cases(settings: Settings) -> list[Case]:
 
     def case(work: str, company: str) -> Case:
         def inputs(_folder: Path) -> list[Process]:
-            return [] if company == "alone" else [Process(child_environment(), "busy")]
+            return [] if company == "alone" else [Process(child_environment(), "as-torch", "busy")]
 
         def theirs(_busy: list[Process]) -> Process:
             unset = {key: value for key, value in child_environment().items() if key not in WAIT_POLICIES}
-            return Process(unset | COMPANY[company], work, side)
+            return Process(unset | COMPANY[company], "as-torch", work, side)
 
         return Case(
             name=f"{work}, {company}",
             inputs=inputs,
-            ours=lambda _busy: Process(child_environment(), work, side),
+            ours=lambda _busy: Process(child_environment(), "as-commands", work, side),
             theirs=theirs,
             images=BATCH * REPEATS[work],
             runs=20,
@@ -71,8 +71,10 @@ class Process:
             raise BenchmarkError("a measured process has ended")
 
 
-def main(work: str, side: str = "") -> None:
+def main(waiting: str, work: str, side: str = "") -> None:
     """Print a line when ready, and one after each run, which a line on stdin starts."""
+    if waiting == "as-commands":
+        prepare_command()
     run = {"train": trainer, "infer": predictor}[work](int(side)) if side else None
     print(flush=True)
     while run is None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
@@ -119,10 +119,15 @@ class Section:
 
 def write_page(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
     """Write the page atomically; raises :class:`detector.errors.StorageError` where it cannot be written."""
-    text = _environment().get_template("page.html").render(title=title, lead=lead, sections=sections)
+    text = render("page.html", title=title, lead=lead, sections=sections)
     make_folder(path.parent)
     with atomic_write(path) as file:
         file.write(text)
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this folder as text."""
+    return _environment().get_template(template).render(values)
 
 
 def page_image(image: Image.Image, caption: str, long_side: int = 800, quality: int = 80) -> PageImage:

@@ -1,4 +1,4 @@
-"""COCO annotation files as flat arrays, sorted by image, ready to train on and to score against.
+"""Annotations of boxes as flat arrays, sorted by image, ready to train on and to score against.
 
 Everything that grows with the data is a tensor, not a Python object: forked workers share its pages (no reference count
 is touched), spawned ones get it through shared memory.
@@ -14,14 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.data.formats.coco_rows import (
+from detector.data.formats.columns import (
     Ids,
     Rows,
     Texts,
     class_differences,
-    describe_notes,
     id_key,
-    read_rows,
     show_category,
     show_id,
     sort_key,
@@ -35,7 +33,7 @@ NO_LABEL = -1  # of a class without annotations that the model does not know
 
 @dataclass(frozen=True)
 class Annotations:
-    """A COCO JSON file as columns: I images, M annotations sorted by image. Images are referred to by index."""
+    """I images, M annotations sorted by image. Images are referred to by index."""
 
     path: Path
     categories: list[Category]  # sorted by id; a label is an index into these
@@ -51,6 +49,7 @@ class Annotations:
     is_crowd: Tensor  # [M] bool; iscrowd or ignore
     notice: str = ""  # one line on what was read although it is not strict COCO
     dropped: int = 0  # annotations that data.invalid_boxes has removed
+    images: Path | None = None  # the folder that names are relative to; None: not said by the file
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -104,41 +103,41 @@ class Annotations:
         return f"annotation {row - int(self.first[image]) + 1} of its image, which has no id"
 
 
-def read_annotations(path: str | Path, categories: list[Category] | None = None) -> Annotations:
-    """Annotations of a COCO JSON file; its classes must be among ``categories`` (of a checkpoint), if given.
-
-    Missing sizes are 0 (see :func:`detector.data.detection.with_sizes`). Raises
-    :class:`detector.errors.DataError` that names file, line, image or annotation id, value and remedy.
-    """
-    rows = read_rows(Path(path), is_strict=True)
+def from_rows(rows: Rows, categories: list[Category] | None = None) -> Annotations:
+    """The columns of a file without faults; its classes must be among ``categories`` (of a model), if given."""
     by_id = sorted(range(len(rows.categories)), key=lambda index: sort_key(rows.categories[index].id))
     own = [rows.categories[index] for index in by_id]
     label_of = {index: label for label, index in enumerate(by_id)}
     if categories is None:
-        categories = own
-    else:
-        if differences := class_differences(own, categories, rows.is_used[by_id]):
-            said = [
-                f"{show_category(category)}, which is {show_category(other) if other else 'not a class'} there"
-                for category, other in differences[:LISTED]
-            ]
-            if len(differences) > LISTED:
-                said.append(f"and {len(differences) - LISTED} more")
-            raise DataError(
-                f"{path}: has classes that are not those of the model: {'; '.join(said)}; give the same ids and names"
-                " (classes that do not occur may be missing)"
-            )
-        labels = {id_key(category.id): label for label, category in enumerate(categories)}
-        label_of = {index: labels.get(id_key(category.id), NO_LABEL) for index, category in enumerate(rows.categories)}
-        unknown = (rows.categories[index] for index in by_id if label_of[index] == NO_LABEL)
-        rows.skipped.extend(f"{show_category(category)}, which the model does not have" for category in unknown)
-    return _sort(rows, categories, np.array([label_of[index] for index in range(len(own))]))
+        return _sort(rows, own, label_of)
+    if not rows.has_ids:  # the model's hold, and other classes have ids that no model has
+        by_name = {category.name: category for category in categories}
+        names = (category.name for category in rows.categories)
+        rows.categories = [by_name.get(name) or Category(f"class {name}", name) for name in names]
+        own = [rows.categories[index] for index in by_id]
+    if differences := class_differences(own, categories, rows.is_used[by_id]):
+        said = [
+            f"{show_category(category)}, which is {show_category(other) if other else 'not a class'} there"
+            for category, other in differences[:LISTED]
+        ]
+        if len(differences) > LISTED:
+            said.append(f"and {len(differences) - LISTED} more")
+        same = "ids and names" if rows.has_ids else "names"
+        raise DataError(
+            f"{rows.path}: has classes that are not those of the model: {'; '.join(said)}; give the same {same}"
+            " (classes that do not occur may be missing)"
+        )
+    labels = {id_key(category.id): label for label, category in enumerate(categories)}
+    label_of = {index: labels.get(id_key(category.id), NO_LABEL) for index, category in enumerate(rows.categories)}
+    unknown = (rows.categories[index] for index in by_id if label_of[index] == NO_LABEL)
+    rows.skipped.extend(f"{show_category(category)}, which the model does not have" for category in unknown)
+    return _sort(rows, categories, label_of)
 
 
-def _sort(rows: Rows, categories: list[Category], label_of: np.ndarray) -> Annotations:
+def _sort(rows: Rows, categories: list[Category], label_of: dict[int, int]) -> Annotations:
     """The columns with the annotations sorted by image, in place: copies would set the peak memory of a whole run."""
     ids, labels = rows.annotation_ids, rows.label
-    labels[:] = label_of[labels]
+    labels[:] = np.array([label_of[index] for index in range(len(label_of))], dtype=np.int64)[labels]
     order = np.argsort(rows.image, kind="stable")
     for column in (ids.codes, ids.is_text, labels, rows.areas, rows.is_crowd, *rows.boxes_xywh.T):
         column[:] = column[order]
@@ -155,5 +154,6 @@ def _sort(rows: Rows, categories: list[Category], label_of: np.ndarray) -> Annot
         labels=torch.from_numpy(labels),
         areas=torch.from_numpy(rows.areas),
         is_crowd=torch.from_numpy(rows.is_crowd),
-        notice=describe_notes(rows.path, rows.notes, rows.skipped),
+        notice=rows.notice,
+        images=rows.root,
     )

@@ -1,0 +1,94 @@
+"""Write a data set's boxes in another format, for training elsewhere or for a labelling tool.
+
+tools/convert.py data.yaml coco.json --to coco
+tools/convert.py annotations.json yolo/ --to yolo --images images/
+
+YOLO and Pascal VOC are written as a folder that links to the images, the other formats as one file. Boxes alone are
+converted: polygons and masks are not kept. What the new format cannot hold is counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detector.data.formats.annotations import Annotations
+    from detector.data.formats.writing import Labels
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", type=Path, metavar="IN", help="annotations: a file or a folder")
+    parser.add_argument("target", type=Path, metavar="OUT", help="a new file, or a new folder for YOLO and VOC")
+    add_reading(parser)
+    parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images, where IN does not say it")
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Options that :func:`read` and :func:`write` take."""
+    parser.add_argument("--to", required=True, metavar="FORMAT", help="coco, yolo, voc, csv, cvat or labelstudio")
+    parser.add_argument(
+        "--from",
+        default="auto",
+        dest="format",
+        metavar="FORMAT",
+        help="the format of what is read: coco, yolo, voc or csv (default: by its content)",
+    )
+    parser.add_argument(
+        "--part", default="train", choices=["train", "val", "test"], help="of a data set with several (default: train)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from detector.data.formats.writing import labels_of
+
+    check_target(args)
+    annotations = read(args.source, args.images, args)
+    write(labels_of(annotations), len(annotations), args)
+    return 0
+
+
+def check_target(args: argparse.Namespace) -> None:
+    """Raises for formats that do not exist, and for a target that does."""
+    from detector.data.formats.reading import FORMATS
+    from detector.data.formats.writing import WRITERS
+    from detector.errors import ConfigError, one_of
+    from detector.files.atomic import make_folder
+
+    for option, name, known in (("--to", args.to, WRITERS), ("--from", args.format, ["auto", *FORMATS])):
+        if name not in known:
+            raise ConfigError(f"command line: {option}: {name!r} is not a format; use {one_of(known)}")
+    if args.target.exists():
+        raise ConfigError(f"{args.target}: exists already; give another one, or remove it")
+    make_folder(args.target.parent)
+
+
+def read(source: Path, images: Path | None, args: argparse.Namespace) -> Annotations:
+    """The annotations of a source, with the sizes of all images."""
+    from detector.data.detection import with_sizes
+    from detector.data.formats.building import Source
+    from detector.data.formats.reading import read_annotations
+
+    annotations = read_annotations(Source(source, images, args.format, args.part))
+    if annotations.notice:
+        print(annotations.notice, file=sys.stderr)
+    return annotations if args.to == "csv" else with_sizes(annotations, annotations.images)
+
+
+def write(labels: Labels, images: int, args: argparse.Namespace) -> None:
+    """Write the target and print what it holds, and what it cannot hold."""
+    from detector.data.formats.writing import WRITERS, check_names, describe_lost
+
+    writer = WRITERS[args.to]
+    boxes = 0
+    for image in labels:
+        boxes += len(image.labels)
+    check_names(writer, (image.name for image in labels), args.target)
+    lost = describe_lost(writer.write(labels, args.target))
+    print(f"{images:,} images, {boxes:,} boxes of {len(labels.categories)} classes: {args.target}")
+    if lost:
+        print(f"{args.to} cannot hold: {lost}")
+    if writer.images and labels.images is None:
+        print(f"not linked, as their folder is not known: the images; put them into {args.target / writer.images}")

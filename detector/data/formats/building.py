@@ -1,0 +1,211 @@
+"""What every reader of boxes is told, and the columns that readers of formats other than COCO fill."""
+
+from __future__ import annotations
+
+import csv
+import math
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from detector.data.formats.coco_values import MAX_SIDE, number_of_text
+from detector.data.formats.columns import WITHOUT_SIZE, Faults, Ids, Rows, Texts, is_file_name
+from detector.data.images import read_size
+from detector.errors import DataError, unreadable
+from detector.files.json_stream import show, show_text
+from detector.structures import Category
+
+LARGEST_TEXT = 1 << 26  # bytes of a label or XML file: far more than any image's objects
+
+
+@dataclass(frozen=True)
+class Source:
+    """Annotations, and how to read them."""
+
+    path: Path  # a file or a folder
+    images: Path | None = None  # the folder that file names are relative to; None: where the format has it
+    format: str = "auto"  # a key of :data:`detector.data.formats.reading.FORMATS`
+    part: str = "train"  # train, val or test, of what holds several
+    one_based: bool | None = None  # Pascal VOC: whether the first pixel is 1; None: by the corners
+    exif: str = "auto"  # data.exif, where sizes come from the image files
+    allow_outside: bool = False  # data.allow_outside
+
+
+class Builder:
+    """Columns of images and boxes, with the faults in the rows that they are read from."""
+
+    def __init__(self, source: Source, is_strict: bool) -> None:
+        self.source, self.is_strict = source, is_strict
+        self.notes: Counter[str] = Counter()
+        self.faults: dict[str, Faults] = {}
+        self.names = bytearray()
+        self.name_ends, self.widths, self.heights, self.image, self.label = (array("q") for _ in range(5))
+        self.corners, self.areas = array("d"), array("d")
+        self.is_crowd = array("b")
+        self.classes: dict[str, int] = {}  # names in the order of their first object, where only objects name them
+
+    def fault(self, path: Path | str, line: int, words: str) -> None:
+        """Report a row, by its file and line (0: the whole file), that cannot be read."""
+        text = f"{path}:{line}: {words}" if line else f"{path}: {words}"
+        if self.is_strict:
+            raise DataError(text)
+        faults = self.faults.setdefault("row-malformed", Faults())
+        faults.rows.append(len(faults.rows))
+        faults.words.append(text)  # all of them: what --fix leaves out is listed
+
+    def add_image(self, name: str, width: int = 0, height: int = 0) -> int:
+        """Add an image by its name relative to the root, with its size where that is known; returns its index."""
+        if not is_file_name(name):
+            raise DataError(f"{self.source.path}: the file name {show(name)} is not UTF-8 text; rename the file")
+        self.names += name.encode()
+        self.name_ends.append(len(self.names))
+        self.widths.append(width)
+        self.heights.append(height)
+        return len(self.widths) - 1
+
+    def whole_size(self, path: Path | str, line: int, width: str | None, height: str | None) -> tuple[int, int]:
+        """Width and height as texts give them; 0, 0 where they are missing or 0, or else no size of an image."""
+        sides = [number_of_text((side or "0").strip() or "0") for side in (width, height)]
+        if any(side is None or side != int(side) or not 0 <= side <= MAX_SIDE for side in sides):
+            self.fault(path, line, f"width {show(width)}, height {show(height)} must be positive integers")
+            return 0, 0
+        if not all(sides):
+            self.notes[WITHOUT_SIZE] += 1
+            return 0, 0
+        return int(sides[0]), int(sides[1])  # type: ignore[arg-type]
+
+    def numbers(self, path: Path | str, line: int, texts: Sequence[str]) -> tuple[float, ...]:
+        """The finite numbers that texts spell; none, with a fault, where one does not."""
+        try:
+            numbers = tuple(map(float, texts))
+        except ValueError:
+            numbers = (math.nan,)
+        if all(map(math.isfinite, numbers)):
+            return numbers
+        self.fault(path, line, f"the box {show(list(texts))} must be four finite numbers")
+        return ()
+
+    def label_of(self, name: str) -> int:
+        """The index of a class that objects name."""
+        return self.classes.setdefault(name, len(self.classes))
+
+    def shift(self, *moves: float) -> None:
+        """Move all left, top, right and bottom sides."""
+        corners = np.asarray(self.corners).reshape(-1, 4)
+        corners += moves
+
+    def size_of(self, path: Path) -> tuple[int, int]:
+        """Width and height of an image file, for boxes that are fractions; 0, 0 and a fault where it has none."""
+        try:
+            height, width = read_size(path, self.source.exif)
+        except DataError as error:
+            self.fault(*_without_place(error, path))
+            return 0, 0
+        return width, height
+
+    def add_box(
+        self, image: int, label: int, corners: tuple[float, ...], area: float | None = None, is_crowd: bool = False
+    ) -> None:
+        """Add a box xyxy in pixels; ``area`` is that of its polygon, or else the box's."""
+        self.image.append(image)
+        self.label.append(label)
+        self.corners.extend(corners)
+        self.areas.append(math.nan if area is None else area)
+        self.is_crowd.append(is_crowd)
+
+    def named_rows(self, root: Path, form: str, ids: dict[str, int] | None = None) -> Rows:
+        """:meth:`rows` with the classes that objects name, sorted; their ids count from 1 unless ``ids`` has them."""
+        names = sorted(self.classes)
+        order = np.empty(len(names), dtype=np.int64)
+        order[[self.classes[name] for name in names]] = np.arange(len(names))
+        label = np.asarray(self.label)
+        label[:] = order[label]
+        categories = [
+            Category(number if ids is None else ids[name], name) for number, name in enumerate(names, start=1)
+        ]
+        return self.rows(categories, root, form)
+
+    def rows(self, categories: list[Category], root: Path, form: str, has_ids: bool = False) -> Rows:
+        """The columns, without exact duplicates; ``form`` says how the source was read."""
+        if not len(self.widths) and self.is_strict:
+            raise DataError(f"{self.source.path}: has no images ({form})")
+        image, label = np.asarray(self.image), np.asarray(self.label)
+        boxes = np.asarray(self.corners).reshape(-1, 4)
+        boxes[:, 2:] -= boxes[:, :2]
+        areas = np.asarray(self.areas)
+        areas = np.where(np.isnan(areas), boxes[:, 2:].prod(axis=1), areas)
+        kept = _first_of_equals(image, label, boxes)
+        self.notes["exact duplicate{s} of a box, removed"] += len(image) - len(kept)
+        ids = np.array([category.id for category in categories], dtype=np.int64)
+        image, label = image[kept], label[kept]
+        annotation_ids, image_ids = Ids.counting(len(kept)), Ids.counting(len(self.widths))
+        return Rows(
+            path=self.source.path,
+            categories=categories,
+            image_ids=image_ids,
+            heights=np.asarray(self.heights),
+            widths=np.asarray(self.widths),
+            names=Texts(np.frombuffer(self.names, dtype=np.uint8), np.asarray(self.name_ends)),
+            annotation_ids=annotation_ids,
+            of_image=image.copy(),
+            of_category=ids[label] if len(ids) else label,
+            image=image,
+            label=label,
+            boxes_xywh=boxes[kept],
+            areas=areas[kept],
+            is_crowd=np.asarray(self.is_crowd).view(bool)[kept],
+            notes=self.notes,
+            skipped=[],
+            faults=self.faults,
+            text_codes={},
+            root=root,
+            form=form,
+            has_ids=has_ids,
+        )
+
+
+def read_text(path: Path, pattern: str) -> str:
+    """A text file in UTF-8; ``pattern`` is that of such files. Raises :class:`detector.errors.DataError`."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_TEXT + 1)
+        if len(data) > LARGEST_TEXT:
+            raise DataError(f"{path}: is larger than {LARGEST_TEXT:,} bytes")
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        raise DataError(f"{show_text(str(path))}: {unreadable(path, error, pattern)}") from None
+
+
+def read_cells(path: Path, separator: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Line number and cells of each row of a CSV file that is not empty."""
+    line = 0
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True, delimiter=separator)
+            for cells in reader:
+                line = reader.line_num
+                if cells:
+                    yield line, cells
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not a CSV file in UTF-8: {error} (after line {line})") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        raise DataError(f"{show_text(str(path))}: {unreadable(path, error, '*.csv')}") from None
+
+
+def _without_place(error: DataError, path: Path) -> tuple[Path, int, str]:
+    return path, 0, str(error).removeprefix(f"{path}: ")
+
+
+def _first_of_equals(image: np.ndarray, label: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Indices of the boxes without those that equal an earlier one of the same image and class; the order stays."""
+    order = np.lexsort((*boxes.T, label, image))  # stable: of equals, the earliest comes first
+    keys = np.column_stack([image, label, boxes])[order]
+    is_again = np.zeros(len(order), dtype=bool)
+    is_again[1:] = (keys[1:] == keys[:-1]).all(axis=1)
+    return np.sort(order[~is_again])

@@ -1,0 +1,218 @@
+"""Pascal VOC: an XML file per image in ``Annotations/``, images in ``JPEGImages/``, splits in ``ImageSets/Main/``.
+
+Corners are pixels, the last one included. The original counts from 1 (Everingham et al. 2010, development kit), many
+tools from 0: where any corner of the folder is under 1, all count from 0. ``difficult`` objects become ignore regions.
+
+XML from strangers is parsed without entities, of bounded size and depth.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from xml.parsers import expat
+
+from detector.data.formats.building import LARGEST_TEXT, Builder, Source, read_text
+from detector.data.formats.columns import Rows
+from detector.data.listing import list_images, walk
+from detector.errors import DataError, unreadable
+from detector.files.json_stream import show_text
+
+PARTS = {"train": ("train", "trainval"), "val": ("val", "valid", "test"), "test": ("test",)}
+IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
+DEEPEST = 32  # elements inside each other; VOC has 5
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+_below_one = re.compile(rb"<[xy]m(?:in|ax)>\s*(?:-[\d.]+|\+?(?:0+(?:\.\d*)?|\.\d+))\s*</").search
+
+
+class Layout(NamedTuple):
+    annotations: Path  # the folder of XML files
+    images: Path
+    listed: Path | None  # the file of ImageSets that names the images; None: all XML files
+
+
+def read(source: Source, is_strict: bool) -> Rows:
+    """The images and boxes of a folder of XML files, or of those that a file of ImageSets lists."""
+    layout = layout_of(source)
+    builder = Builder(source, is_strict)
+    images = list_images(layout.images).files
+    known, by_stem = set(images), {os.path.splitext(name)[0]: name for name in images}  # noqa: PTH122
+    stems = list(_files(layout, builder))
+    for stem in stems:
+        path = f"{layout.annotations}/{stem}.xml"
+        content = _parse(path, builder)
+        if content is None:
+            continue
+        name = by_stem.get(stem)
+        if name is None:
+            name = content.values.get("filename", "").strip().replace("\\", "/")
+            is_own = os.path.splitext(name)[0] == stem or (name and "/" not in name)  # noqa: PTH122
+            name = name if name in known or is_own else f"{stem}.jpg"
+        image = builder.add_image(
+            name, *builder.whole_size(path, 0, content.values.get("width"), content.values.get("height"))
+        )
+        for line, values in content.objects:
+            _add(builder, image, path, line, values)
+    is_one_based = source.one_based
+    if is_one_based is None:
+        is_one_based = min(builder.corners, default=1.0) >= 1 and not _any_below_one(layout.annotations, stems)
+    if is_one_based:  # from 1 to 1 is the first pixel, which is from 0 to 1
+        builder.shift(-1.0, -1.0, 0.0, 0.0)
+    why = "" if source.one_based is not None else ", as no corner is under 1" if is_one_based else ", as one is under 1"
+    listed = f", {layout.listed.name}" if layout.listed else ""
+    form = f"Pascal VOC{listed}: corners count from {int(is_one_based)}{why} (data.one_based)"
+    return builder.named_rows(layout.images, form)
+
+
+# --- where files are --------------------------------------------------------------------------------------------------
+
+
+def has_part(path: Path, part: str) -> bool:
+    """Whether a source names this part itself."""
+    return path.is_dir() and (_list_of(path, part) is not None or _part_folder(path, part) is not None)
+
+
+def _list_of(root: Path, part: str) -> Path | None:
+    files = (root / "ImageSets" / "Main" / f"{name}.txt" for name in PARTS[part])
+    return next((file for file in files if file.is_file()), None)
+
+
+def _part_folder(root: Path, part: str) -> Path | None:
+    """The folder of a part with its own XML files, as Roboflow writes them."""
+    folders = (root / name for name in PARTS[part])
+    return next((folder for folder in folders if folder.is_dir() and any(folder.glob("*.xml"))), None)
+
+
+def layout_of(source: Source) -> Layout:
+    path = source.path
+    if path.is_file():
+        root = next((parent for parent in list(path.parents)[:4] if (parent / "Annotations").is_dir()), None)
+        if root is None or path.suffix == ".xml":
+            raise DataError(
+                f"{path}: give the folder of the XML files, or a file in ImageSets/Main beside Annotations/"
+            )
+        annotations, listed = root / "Annotations", path
+    elif (path / "Annotations").is_dir():
+        root, annotations, listed = path, path / "Annotations", _list_of(path, source.part)
+    else:
+        annotations = _part_folder(path, source.part) or path
+        root, listed = annotations.parent, None
+    if not annotations.is_dir():
+        raise DataError(f"{annotations}: no such folder")
+    below = (root / name for name in IMAGE_FOLDERS)
+    return Layout(annotations, source.images or next(filter(Path.is_dir, below), annotations), listed)
+
+
+def _files(layout: Layout, builder: Builder) -> Iterator[str]:
+    """The names of the XML files, without their suffix."""
+    stems = [name[:-4] for name, is_file in walk(layout.annotations) if is_file and name.lower().endswith(".xml")]
+    if layout.listed is None:
+        yield from sorted(stems, key=os.fsencode)
+        return
+    known = set(stems)
+    for number, text in enumerate(read_text(layout.listed, "*.txt").splitlines(), start=1):
+        # In the lists of one class, 1 or -1 follows.
+        stem = text.strip() if text.strip() in known else next(iter(text.split()), "")
+        if stem in known:
+            yield stem
+        elif stem:
+            builder.fault(layout.listed, number, f"{show_text(stem)} has no XML file in {layout.annotations}")
+
+
+def _any_below_one(folder: Path, stems: list[str]) -> bool:
+    """Whether another XML file of the folder than those read has a corner under 1, so that its parts count alike."""
+    seen = set(stems)
+    for name, is_file in walk(folder):
+        if is_file and name.endswith(".xml") and name[:-4] not in seen:
+            with suppress(OSError), (folder / name).open("rb") as file:
+                if _below_one(file.read(LARGEST_TEXT)):
+                    return True
+    return False
+
+
+# --- one file ---------------------------------------------------------------------------------------------------------
+
+
+class _RefusedError(Exception):
+    """What XML may hold and no annotation needs."""
+
+
+class _Content:
+    """The values of an XML file: those of the image, and for each object its line and values."""
+
+    def __init__(self, data: bytes) -> None:
+        self.values: dict[str, str] = {}
+        self.objects: list[tuple[int, dict[str, str]]] = []
+        self.path: list[str] = []
+        self.text = ""
+        self.parser = expat.ParserCreate()
+        self.parser.buffer_text = True
+        self.parser.StartElementHandler, self.parser.EndElementHandler = self.start, self.end
+        self.parser.CharacterDataHandler = self.add_text
+        self.parser.EntityDeclHandler = self.refuse_entity
+        self.parser.Parse(data, True)
+
+    def refuse_entity(self, name: str, *_: object) -> None:
+        raise _RefusedError(f"declares the entity {show_text(name)}; entities are not read")
+
+    def start(self, name: str, _: dict[str, str]) -> None:
+        path = self.path
+        if not path and name != "annotation":
+            raise _RefusedError(f"holds <{show_text(name)}>; Pascal VOC's file is an <annotation>")
+        if len(path) == 1 and name == "object":
+            self.objects.append((self.parser.CurrentLineNumber, {}))
+        elif len(path) >= DEEPEST:
+            raise _RefusedError(f"has more than {DEEPEST} elements inside each other")
+        path.append(name)
+        self.text = ""
+
+    def add_text(self, text: str) -> None:
+        self.text += text
+
+    def end(self, name: str) -> None:
+        path = self.path
+        path.pop()
+        depth = len(path)
+        if depth == 1 or (depth == 2 and path[1] == "size"):
+            self.values[name] = self.text
+        elif (depth == 2 and path[1] == "object") or (depth == 3 and path[1] == "object" and path[2] == "bndbox"):
+            self.objects[-1][1][name] = self.text
+        self.text = ""
+
+
+def _parse(path: str, builder: Builder) -> _Content | None:
+    """The content of an XML file; None, with a fault, where it cannot be read."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 (a Path for each of 100,000 is slow)
+            data = file.read(LARGEST_TEXT + 1)
+        if len(data) > LARGEST_TEXT:
+            raise _RefusedError(f"is larger than {LARGEST_TEXT:,} bytes")
+        return _Content(data)
+    except expat.ExpatError as error:
+        builder.fault(path, error.lineno, f"is not valid XML: {expat.ErrorString(error.code)}; restore the file")
+    except _RefusedError as error:
+        builder.fault(path, 0, str(error))
+    except OSError as error:
+        builder.fault(path, 0, unreadable(Path(path), error, "*.xml"))
+    except (ValueError, LookupError) as error:  # encodings that the parser does not know
+        builder.fault(path, 0, f"is not valid XML: {error}; save it as UTF-8")
+    return None
+
+
+def _add(builder: Builder, image: int, path: str, line: int, values: dict[str, str]) -> None:
+    """Add an object."""
+    name = values.get("name", "").strip()
+    if not name:
+        builder.fault(path, line, "the object has no name")
+        return
+    if any(side not in values for side in SIDES):
+        builder.fault(path, line, f"the object {show_text(name)} has no bndbox with {', '.join(SIDES)}")
+        return
+    corners = builder.numbers(path, line, [values[side] for side in SIDES])
+    if corners:
+        is_difficult = values.get("difficult", "").strip() in ("1", "true", "True")
+        builder.add_box(image, builder.label_of(name), corners, is_crowd=is_difficult)

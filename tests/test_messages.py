@@ -1,0 +1,82 @@
+"""What a mistake on the command line, in a path or in a config is answered: one line, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from detector.__main__ import main
+from detector.errors import counted, near_path
+from detector.processes import child_environment
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with data, in which the commands run."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images/cat", "runs/mine"):
+        Path(folder).mkdir(parents=True)
+    Path("train.json").write_text("{}")
+    Path("mine.yaml").write_text("base: quickstart.yaml\n")
+
+
+LONG = "x" * 300
+MISTAKES = {
+    "": "command line: the following arguments are required: COMMAND; see detector --help",
+    "--frob": "command line: --frob: no such option; see detector --help",
+    "trian": "trian: no such command; did you mean train?",
+    "train": "command line: the following arguments are required: --config; see detector train --help",
+    "train --confg x": "command line: --confg: no such option (did you mean --config?); see detector train --help",
+    "train --config": "command line: --config: expected one argument; see detector train --help",
+    "train --config x --overfit 0": "command line: --overfit: '0' is not a whole number of at least 1; see",
+    "split train.json --seed x": "command line: --seed: is not a whole number: 'x'; see detector split --help",
+    "browse --config x --split trian": "command line: --split: invalid choice: 'trian' (choose from 'train', 'val');",
+    "env now": "command line: unrecognized arguments: now; see detector env --help",
+    "train --config mine.yml": "mine.yml: no such config file; did you mean mine.yaml?",
+    "train --config quickstar.yaml": "quickstar.yaml: no such config file; did you mean quickstart.yaml?",
+    "evaluate --checkpoint run/mine": "run/mine: is not a file, a URL or a name of torchvision's weights; did you mean"
+    " runs/mine?",
+    "infer --checkpoint x --input Image --output o": "Image: no such file or folder; did you mean images?",
+    "doctor --images imges --annotations train.json": "--images: imges is not a folder; did you mean images?",
+    "doctor --images imges/cat": "--images: imges/cat is not a folder; did you mean images/cat?",
+    "split trian.json --output o": "trian.json: cannot be read: No such file or directory; did you mean train.json?",
+    "evaluate --results train.json --annotations train.json --images img": "--images: img is not a folder",
+    f"summary --config {LONG}": f"{LONG[:200]}: File name too long; choose or permit another path",
+    f"infer --checkpoint x --input {LONG} --output o": f"{LONG}: no such file or folder",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_a_mistake_is_one_line(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {MISTAKES[arguments]}")
+    assert err.count("\n") == 1
+
+
+def test_a_tool_names_itself() -> None:
+    tool = Path(__file__).parents[1] / "tools" / "env.py"
+    done = subprocess.run([sys.executable, str(tool), "--jsn"], capture_output=True, text=True, env=child_environment())
+    said = "error: command line: --jsn: no such option (did you mean --json?); see tools/env.py --help\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+def test_what_may_be_meant() -> None:
+    assert near_path("IMAGES") == "; did you mean images?"
+    assert near_path("imgs/dogs/1.jpg") == "; did you mean images?"  # images/dogs does not exist
+    assert near_path("quickstart", ["quickstart.yaml"]) == "; did you mean quickstart.yaml?"
+    assert near_path("images") == ""  # itself
+    assert near_path("a\0b") == near_path("/") == near_path("zzz") == ""
+
+
+def test_counted() -> None:
+    assert [counted(*given) for given in ((1, "image"), (0, "class"), (1000, "invalid box"))] == [
+        "1 image",
+        "0 classes",
+        "1,000 invalid boxes",
+    ]
