@@ -494,9 +494,31 @@ def test_a_network_for_images_of_one_size_is_refused() -> None:
     assert message.startswith(expected)
 
 
-def test_a_classic_classifier_needs_the_whole_network() -> None:
-    expected = "model.head.name: classic takes torchvision's networks, not timm:resnet18; use pooled"
-    assert refusal("timm:resnet18", with_vector=True) == expected
+@pytest.mark.parametrize("name", ["resnet10t", "efficientnet_lite0", "convnext_atto"])
+def test_timms_own_classifier_equals_timms(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = timm.create_model(name, pretrained=False, num_classes=5).eval()
+    vary_constants(network)
+    published, last = network.state_dict(), network.default_cfg["classifier"]
+    config = ModelConfig(backbone=BackboneConfig(name=f"timm:{name}"), head=HeadConfig(name="classic"))
+    with undrawn():
+        model = build_model(config, num_classes=5)
+    own = {
+        f"head.{key.rpartition('.')[2]}" if key.startswith(f"{last}.") else f"pyramid.backbone.body.{key}": tensor
+        for key, tensor in published.items()
+    }
+    model.load_state_dict(own, strict=True)
+    images, sizes = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8), torch.tensor([[64, 96]] * 2)
+    with torch.no_grad():
+        assert_equal_to(network(model.normalise(images, sizes)), model.eval()(images, sizes))
+    model.train()(images, sizes).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_classic_classifier_needs_a_pyramid_of_strides_too() -> None:
+    expected = "model.backbone.name: its stages have strides [16]; a pyramid needs 4, 8, 16 and 32"
+    assert refusal("timm:vit_tiny_patch16_224", with_vector=True) == expected
 
 
 def test_without_timm_its_networks_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

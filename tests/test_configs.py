@@ -25,6 +25,7 @@ def test_the_promised_configs_are_there() -> None:
     promised += ["retinanet_convnext_t_fpn", "retinanet_vgg16_r50_fused"]
     promised += ["classify_vgg16_fpn", "classify_r50_fpn", "classify_vgg16_r50_fused", "classify_vgg16_bn"]
     promised += ["classify_x50_32x4d", "classify_quickstart", "trashnet_r18_pooled"]
+    promised += ["scratch", "finetune", "classify_finetune"]
     assert {f"{name}.yaml" for name in promised} <= set(NAMES)
 
 
@@ -33,7 +34,7 @@ def test_configs_that_classify_say_so(name: str) -> None:
     config = load_config(name)
     assert config.task == "classification"
     assert len(config.model.backbones) == (2 if "fused" in name else 1)
-    is_classic = name in ("classify_vgg16_bn.yaml", "classify_x50_32x4d.yaml")
+    is_classic = name in ("classify_vgg16_bn.yaml", "classify_x50_32x4d.yaml", "classify_finetune.yaml")
     assert config.model.head.name == ("classic" if is_classic else "pooled")
 
 

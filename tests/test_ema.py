@@ -75,6 +75,17 @@ def test_decay_rises_to_its_limit() -> None:
     assert kept == sorted(kept)
 
 
+def test_the_decay_rises_by_its_tau_by_hand() -> None:
+    # 0.9999 · (1 - e^(-n / 2000)): n = 2000 keeps 0.632057; 0.993 · (1 - e^(-n / 100)): n = 100 keeps 0.627696.
+    for decay, tau, updates, expected in ((0.9999, 2000, 2000, 0.632057), (0.993, 100, 100, 0.627696)):
+        model = Mixed()
+        average = AveragedWeights(model, decay, tau)
+        model.set(0.0)
+        average.updates = updates
+        average.update(model)
+        assert average.model.wide.tolist() == pytest.approx([expected] * 2, abs=1e-6)
+
+
 def test_every_digit_is_that_of_torch() -> None:
     """Against torch's own class, whose constant decay is set at each step."""
     torch.manual_seed(0)

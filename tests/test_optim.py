@@ -43,7 +43,7 @@ def test_scaled_lr_by_hand(lr: float, lr_batch_size: int, batch_size: int, expec
 
 
 def factors(steps: int, **schedule: object) -> list[float]:
-    return [lr_factor(ScheduleConfig(**schedule), step, steps) for step in range(steps)]
+    return [lr_factor(ScheduleConfig(**schedule), step, steps, steps_per_epoch=4) for step in range(steps)]
 
 
 def test_warmup_by_hand() -> None:
@@ -53,6 +53,10 @@ def test_warmup_by_hand() -> None:
     # A run shorter than the warm-up: 0.1 + 0.9 · step / 3
     assert factors(3, warmup_steps=500, warmup_factor=0.1, milestones=[]) == pytest.approx([0.1, 0.4, 0.7])
     assert factors(3, warmup_steps=0, milestones=[]) == [1, 1, 1]
+    # An epoch has 4 steps: 0.1 + 0.9 · step / 6
+    expected = [0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1, 1]
+    assert factors(8, warmup_epochs=1.5, warmup_factor=0.1, milestones=[]) == pytest.approx(expected)
+    assert factors(3, warmup_epochs=0, milestones=[]) == [1, 1, 1]
 
 
 def test_multistep_by_hand() -> None:
@@ -70,7 +74,7 @@ def test_multistep_of_the_reference_schedule() -> None:
     # RetinaNet, section 4.1: 90,000 steps, a tenth from 60,000 and again from 80,000.
     config = ScheduleConfig()
     table = {0: 0.001, 250: 0.5005, 500: 1, 59_999: 1, 60_000: 0.1, 79_999: 0.1, 80_000: 0.01, 89_999: 0.01}
-    assert {step: lr_factor(config, step, 90_000) for step in table} == pytest.approx(table)
+    assert {step: lr_factor(config, step, 90_000, 7_500) for step in table} == pytest.approx(table)
 
 
 def test_cosine_by_hand() -> None:
@@ -118,6 +122,32 @@ def test_every_trained_parameter_is_optimised_once(name: str, decay_norm_and_bia
     ]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 6
     assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.01]  # 0.02 · 8 / 16
+
+
+@pytest.mark.parametrize("name", ["resnet10", "vgg11", "swin_t", "timm:resnet10t", "timm:efficientnet_lite0"])
+def test_a_stage_has_a_part_of_the_next_ones_rate(name: str) -> None:
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    with undrawn():
+        model = build_model(ModelConfig(backbone=BackboneConfig(name=name)), num_classes=2)
+    config = OptimizerConfig(lr=1.0, backbone_rate=0.5, layer_decay=0.8, decay_norm_and_bias=False)
+    optimizer = build_optimizer(model, config, batch_size=16)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    set_lr(optimizer, 2.0)
+    rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    rates = {name: rate_of[id(parameter)] for name, parameter in model.named_parameters()}
+    assert {rate for name, rate in rates.items() if ".backbone." not in name} == {2.0}
+    own = [rate for name, rate in rates.items() if ".backbone." in name]
+    # Half of 2 in C5, 0.8 of that in C4, 0.64 in C3, 0.512 in the stem and C2; parameters come in the network's order.
+    # VGG's C5 is pooled from C4, without parameters of its own.
+    assert list(dict.fromkeys(own)) == pytest.approx([0.512, 0.64, 0.8, 1.0][: 3 if name == "vgg11" else 4])
+
+
+def test_resnets_stages_by_name() -> None:
+    with torch.device("meta"):
+        stages = build_backbone(BackboneConfig(name="resnet18"), in_channels=3, finest=3).stage_of_parameters()
+    assert all(stages[name] == int(name[5]) + 1 for name in stages if name.startswith("layer"))
+    assert {stages[name] for name in stages if not name.startswith("layer")} == {2}
 
 
 def layer_weights(network: nn.Module) -> set[str]:

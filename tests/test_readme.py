@@ -70,6 +70,7 @@ NOT_RUN = {
     "quickstart": "minutes",
     "benchmark": "tens of seconds",
     "torchrun": "several GPUs",
+    "compare": "many runs, tested with the comparison",
     "serve": "runs until it is stopped, tested with the server",
     "--suggest": "many seconds, tested with the anchors",
     "--compare": "many seconds, tested with the summary",
@@ -116,9 +117,9 @@ def test_a_line_parses(line: Line) -> None:
     parser.exit_on_error = False  # the parser's own SystemExit says less
     args = parser.parse_intermixed_args(arguments)
     given = getattr(args, "config", None)
-    is_packaged = given is not None and (CONFIG_FOLDERS[0] / given).exists()
-    if is_packaged:
-        load_config(given, args.overrides)
+    for config in given if isinstance(given, list) else [given]:
+        if config is not None and (CONFIG_FOLDERS[0] / config).exists():
+            load_config(config, args.overrides)
     for config in getattr(args, "compare", None) or []:
         load_config(config)
     for override in getattr(args, "overrides", []):

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.config.schema import ResizeConfig
 from detector.data.formats.annotations import Annotations
 from detector.data.formats.reading import read_annotations
-from detector.data.loading.sampler import EvalBatches, Key, TrainBatches, epoch_batches
+from detector.data.loading.sampler import EvalBatches, Key, TrainBatches, epoch_batches, repeat_factors
 from detector.data.transforms.resize import input_sizes, padded
 
 sizes = st.integers(1, 60)
@@ -48,6 +48,30 @@ def test_the_last_batch_is_filled_from_the_beginning() -> None:
     # Of 2 images, 4 times each.
     batch = epoch_batches(None, 2, 8, seed=0, epoch=0)[0].tolist()
     assert batch == batch[:2] * 4
+
+
+def test_repeat_factors_by_hand() -> None:
+    # Class 0 is in 4 of 4 images, 1 in two of them, 2 in one (twice): sqrt(0.5 / 1) < 1, sqrt(0.5 / 0.5) = 1, and
+    # sqrt(0.5 / 0.25) = 1.414; an image takes the largest, and one without objects comes once.
+    image, label = np.array([0, 1, 1, 2, 2, 2, 3, 3]), np.array([0, 0, 1, 0, 2, 2, 0, 1])
+    assert repeat_factors(image, label, 4, 0.5) == pytest.approx([1, 1, 2**0.5, 1])
+    assert repeat_factors(image, label, 5, 0.9) == pytest.approx([1.125**0.5, 1.5, 4.5**0.5, 1.5, 1])
+
+
+@settings(max_examples=20)
+@given(st.lists(st.sampled_from([1.0, 1.5, 4.0]), min_size=1, max_size=40), st.booleans())
+def test_images_come_in_proportion_to_their_repeats(factors: list[float], grouped: bool) -> None:
+    repeats, images = np.array(factors), len(factors)
+    is_wide = wide_and_tall(images) if grouped else None
+    drawn = [epoch_batches(is_wide, images, 1, 3, epoch, repeats).ravel() for epoch in range(60)]
+    expected = repeats * images / repeats.sum()
+    for batch in drawn:
+        counts = np.bincount(batch, minlength=images)
+        assert counts.sum() == images  # an epoch keeps its length
+        assert (np.abs(counts - expected) < 1).all()  # rounded up or down
+    # The mean of 60 roundings has a standard deviation of at most 0.5 / sqrt(60) = 0.065.
+    assert np.bincount(np.concatenate(drawn), minlength=images) / 60 == pytest.approx(expected, abs=0.3)
+    assert np.array_equal(drawn[7], epoch_batches(is_wide, images, 1, 3, 7, repeats).ravel())
 
 
 def test_batches_are_of_one_aspect_by_hand() -> None:

@@ -234,3 +234,23 @@ def test_the_files_of_a_run(tmp_path: Path, tiny: list[str], shapes: Path) -> No
     predictor = detector.load(run.best, device="cpu")
     assert [category.name for category in predictor.categories] == ["circle", "square", "triangle", "cross"]
     assert len(predictor.predict(sorted((shapes / "images").glob("val_*.jpg"))[:1])) == 1
+
+
+def test_patience_ends_a_run_that_gets_no_better(tmp_path: Path, tiny: list[str]) -> None:
+    # At this rate nothing is learned, so the first evaluation stays the best, and two more are awaited.
+    still = [
+        *tiny,
+        "train.optimizer={name: sgd, lr: 1.0e-30}",
+        "train.batch_size=12",
+        "train.epochs=9",
+        "eval.every_epochs=1",
+    ]
+    config = load_config("quickstart.yaml", [*still, "train.steps=null", "train.patience=2", "data.workers=0"])
+    run = RunFolder(tmp_path / "run")
+    for resume in (False, True):  # a resumed run is as finished as before
+        assert fit(config, run, CPU, resume=resume)
+        saved = torch.load(run.last, weights_only=True)
+        assert (saved["step"], saved["best_epoch"], saved["stale"]) == (3, 1, 2)
+    more = load_config("quickstart.yaml", [*still, "train.patience=3"])
+    assert fit(more, run, CPU, resume=True)
+    assert torch.load(run.last, weights_only=True)["step"] == 4

@@ -39,6 +39,10 @@ def save_checkpoint(path: Path, config: Config, categories: list[Category], stat
         "versions": versions(),
         **state,
     }
+    write_checkpoint(path, content)
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     with atomic_write(path, "wb") as file:
         torch.save(content, file)
 

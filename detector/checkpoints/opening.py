@@ -13,7 +13,7 @@ import torch
 from detector.checkpoints.checkpoint import check_format, checkpoint_categories, load_model, override_config
 from detector.checkpoints.foreign.importing import Imported, import_content
 from detector.checkpoints.start import begin_normalise, load_start
-from detector.config.loader import apply_overrides, load_config
+from detector.config.loader import apply_overrides, load_config, refuse_auto
 from detector.config.parts import check_code
 from detector.config.schema import Config
 from detector.device import choose_device
@@ -91,6 +91,7 @@ def _begin(
             check_code(config, name)
     else:
         config = load_config(source, overrides, allow_code)
+    refuse_auto(config, name)
     content = open_start(config)
     if names := classes or config.data.classes:
         categories = [Category(label, name) for label, name in enumerate(names)]

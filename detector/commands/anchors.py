@@ -48,7 +48,11 @@ def run(args: argparse.Namespace) -> int:
     from detector.analysis.anchors.report import as_json, as_text, cost, gallery, sections
     from detector.analysis.anchors.study import study
     from detector.reports.pages import write_page
+    from detector.training.derived import derive
 
+    config, derived = derive(config)
+    for line in derived:
+        print(line, file=sys.stderr)
     splits = open_splits(config, ["train", "val"] if args.suggest else ["train"])
     found = study(config, splits["train"])
     summary = cost(config, len(found.split.annotations.categories))

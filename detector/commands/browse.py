@@ -33,9 +33,11 @@ def run(args: argparse.Namespace) -> int:
 
     from detector.analysis.gallery import browse
     from detector.tasks import get_task, get_views
+    from detector.training.derived import derive
 
+    config, derived = derive(config)
     data, views = get_task(config).open_split(config, args.split), get_views(config.task)
-    print(data.summary(), file=sys.stderr)
+    print("\n".join([*derived, data.summary()]), file=sys.stderr)
     epochs = args.epochs if args.split == "train" else 1  # val is not augmented
     shown = browse(args.output, f"{args.split} data of {args.config}", data, views, args.number, epochs)
     print(f"{counted(shown, 'image')}: {args.output}")

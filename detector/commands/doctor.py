@@ -155,11 +155,12 @@ def _open(name: str, annotations: Path | None, images: Path, config: Config | No
 def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     from detector.analysis.doctor.columns import hold_back_val
     from detector.analysis.doctor.examination import Settings
-    from detector.config.loader import load_config
+    from detector.config.loader import load_config, refuse_auto
     from detector.errors import ConfigError
     from detector.tasks import get_core
 
     config = load_config(args.config, args.overrides, args.allow_code)
+    refuse_auto(config, args.config)
     needs_annotations = get_core(config.task).FOLDER_FORMAT is None
     splits = []
     for name, split in (("train", config.data.train), ("val", config.data.val)):

@@ -38,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OTHER",
         help="in the report, compare with another results file, checkpoint or run folder, on the same data",
     )
+    parser.add_argument(
+        "--keep-thresholds",
+        action="store_true",
+        help="choose a score threshold for each class by F1, and write them into the checkpoint, for infer and predict",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add_allow_code(parser)
@@ -53,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("command line: give either --checkpoint or --results")
     if args.results and not args.annotations:
         raise ConfigError("command line: --results needs --annotations to be scored against")
+    if args.keep_thresholds and not args.checkpoint:
+        raise ConfigError("command line: --keep-thresholds writes into a checkpoint; give --checkpoint")
     if args.against and not args.report:
         raise ConfigError("command line: --against compares in a report; give --report DIR too")
     if args.against and args.results and not args.images and not args.against.endswith(".json"):
@@ -66,7 +73,13 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from detector.inference.evaluate import evaluate_checkpoint, evaluate_other, evaluate_results, open_other
+    from detector.inference.evaluate import (
+        evaluate_checkpoint,
+        evaluate_other,
+        evaluate_results,
+        keep_thresholds,
+        open_other,
+    )
     from detector.tasks import get_views
     from detector.training import distributed
 
@@ -91,6 +104,9 @@ def run(args: argparse.Namespace) -> int:
                 report = views.report(evaluation.scored, evaluation.truth, config, evaluation.images, against)
                 path = report.write(args.report, f"Evaluation of {evaluation.scored.name}")
                 print(f"report: {path}", file=sys.stderr)
+            if args.keep_thresholds:
+                for class_name, threshold in keep_thresholds(args.checkpoint, evaluation).items():
+                    print(f"lowest score of {class_name}: {threshold:.3f}", file=sys.stderr)
             print(as_json(metrics) if args.json else views.describe(metrics, config.eval.per_class))
         return 0
     finally:

@@ -94,14 +94,16 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def open_config(name: str, overrides: Sequence[str], allow_code: bool) -> tuple[Config, int | None]:
     """A config, and the number of classes of a checkpoint or a run."""
-    from detector.config.loader import CHECKPOINT_SUFFIXES, load_config
+    from detector.config.loader import CHECKPOINT_SUFFIXES, load_config, refuse_auto
 
     if Path(name).is_dir() or Path(name).suffix in CHECKPOINT_SUFFIXES:
         from detector.checkpoints.opening import open_model
 
         _, config, categories = open_model(name, overrides, "cpu", allow_code=allow_code)
         return config, len(categories)
-    return load_config(name, overrides, allow_code), None
+    config = load_config(name, overrides, allow_code)
+    refuse_auto(config, name)
+    return config, None
 
 
 def summarise_config(name: str, config: Config, classes: int | None, size: tuple[int, int] | None) -> Summary:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import os
@@ -17,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from detector.config.parts import check_code
-from detector.config.schema import Config, Section
+from detector.config.schema import DERIVED, Config, Section
 from detector.config.tasks import HEADS, TASKS
 from detector.errors import ConfigError, kind_of, near_path, one_of, unreadable
 from detector.files.atomic import atomic_write
@@ -244,9 +245,37 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
     places[tuple(keys)] = "command line"
 
 
+def refuse_auto(config: Config, source: object) -> None:
+    """Raises for values that are still to be derived, where there are no data to derive them from."""
+    if config.auto:
+        raise ConfigError(
+            f"{source}: {config.auto[0]}: auto is derived from the data when training starts; give a value, such as"
+            f" {config.auto[0]}={_value_at(config_to_dict(config), config.auto[0])}"
+        )
+
+
+def _value_at(tree: Any, dotted: str) -> Any:
+    """The value of a key below ``tree``; None where there is none."""
+    for key in dotted.split("."):
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _list_auto(tree: _Tree) -> _Tree:
+    """The tree with the keys whose value is auto in the list ``auto`` instead."""
+    keys = [key for key in DERIVED if _value_at(tree, key) == "auto"]
+    if not keys:
+        return tree
+    tree = copy.deepcopy(tree)
+    for key in keys:
+        *sections, name = key.split(".")
+        del _value_at(tree, ".".join(sections))[name]
+    return tree | {"auto": [*tree.get("auto", []), *keys]}
+
+
 def _validate(tree: _Tree, places: _Places) -> Config:
     try:
-        config = Config.model_validate(tree)
+        config = Config.model_validate(_list_auto(tree))
     except ValidationError as error:
         details = [detail for detail in error.errors() if not _is_other_branch(detail)]
         lines = [_explain(detail, places) for detail in details[:MOST_ERRORS]]
@@ -268,11 +297,10 @@ def _without_effect(config: Config) -> Iterator[tuple[str, str]]:
     heads = {name: keys for own_heads in HEADS.values() for name, keys in own_heads.items()}
     for kind, name, readers in (("task", config.task, TASKS), ("head", config.model.head.name, heads)):
         for key in dict.fromkeys(key for keys in readers.values() for key in keys if name in readers):
-            values, defaults = own, default
-            for part in key.split("."):
-                values, defaults = values[part], defaults[part]
+            is_set = _value_at(own, key) != _value_at(default, key)
+            is_auto = any(f"{auto}.".startswith(f"{key}.") for auto in config.auto)
             users = [user for user, keys in readers.items() if key in keys]
-            if name not in users and values != defaults:
+            if name not in users and (is_set or is_auto):
                 yield key, f"{kind} {one_of(users)}"
     if config.model.head.name == "classic" and own["model"]["fpn"] != default["model"]["fpn"]:
         yield "model.fpn", "heads on a pyramid"

@@ -151,6 +151,9 @@ class DataConfig(Section):
     resize: ResizeConfig = ResizeConfig()
     crop: CropConfig = CropConfig()
     augment: AugmentConfig = AugmentConfig()
+    # Images of rare classes come more often: sqrt(this / f) times for a class in a fraction f < this of the images
+    # (Gupta et al. 2019: LVIS, 0.001). An epoch keeps its length, so the others come less often. null: all once.
+    repeat_threshold: Fraction | None = None
     group_by_aspect: bool = True  # batches of either portrait or landscape images, which need little padding
     workers: Annotated[int, Field(ge=0, le=1024)] = 2  # loading processes per rank
 
@@ -350,6 +353,12 @@ class PredictConfig(Section):
     max_detections: Count = 100
     clip: Literal["before_nms", "after_nms"] = "before_nms"  # boxes to the image
     keep_empty: bool = False  # keep boxes without area in the image, as torchvision does
+    # Test-time augmentation: each image is also predicted as its mirror image, and at these factors of the input size.
+    # Boxes of all of them go through one more NMS, classes' scores are averaged.
+    flip: bool = False
+    scales: Annotated[list[Positive], Field(min_length=1)] = [1.0]
+    # Lowest score by class name in inference; evaluation needs all. evaluate --keep-thresholds chooses them.
+    score_thresholds: dict[str, Probability] | None = None
     classes: Count = 5  # classification: how many of the best classes are written per image
     # Of the network in evaluation and inference, independent of training; boxes, scores and NMS are always in fp32.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -451,12 +460,15 @@ class OptimizerConfig(Section):
     lr_batch_size: Count = 16
     momentum: Probability = 0.9  # sgd
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    backbone_rate: Positive = 1.0  # factor of the rate of backbones
+    layer_decay: Fraction = 1.0  # and of each stage's rate from that of the next: C5 1, C4 this, C3 its square ...
     decay_norm_and_bias: bool = True  # false: only weights of convolutions and linear layers decay
 
 
 class ScheduleConfig(Section):
     name: Literal["multistep", "cosine"] = "multistep"
     warmup_steps: Annotated[int, Field(ge=0)] = 500
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None  # instead of warmup_steps
     warmup_factor: Annotated[float, Field(gt=0, le=1)] = 0.001
     milestones: list[Probability] = [2 / 3, 8 / 9]  # multistep: fractions of the whole run
     gamma: Positive = 0.1  # multistep: factor at each milestone
@@ -478,6 +490,10 @@ class TrainConfig(Section):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = (
         None  # decay of the averaged weights, which are evaluated and saved
     )
+    # After n updates the decay is ema · (1 - exp(-n / ema_tau)): YOLOv5 has 0.9999 and 2000, RF-DETR 0.993 and 100.
+    # null: min(ema, (1 + n) / (10 + n)).
+    ema_tau: Positive | None = None
+    patience: Count | None = None  # stop after so many evaluations in a row without a better score
     compile: bool = False  # torch.compile: minutes at the start, then faster steps; needs a C++ compiler
     # Recompute the inner features of the network's blocks and the head's towers in the backward pass: about half the
     # memory, a third more time, the same mathematics.
@@ -490,6 +506,12 @@ class TrainConfig(Section):
     max_skips: Count = 20
     log_steps: Count = 20  # steps between progress lines if there is no terminal for a bar
     tensorboard: bool = False  # also write metrics.jsonl's numbers for TensorBoard (extra: log)
+
+    @model_validator(mode="after")
+    def _tau_of_an_average(self) -> TrainConfig:
+        if self.ema_tau is not None and self.ema is None:
+            raise ValueError("ema_tau: has no effect without an average; set ema, or remove it")
+        return self
 
     @model_validator(mode="after")
     def _recompute_once(self) -> TrainConfig:
@@ -505,6 +527,10 @@ class EvalConfig(Section):
     per_class: bool = True
 
 
+# Keys that may be auto: the training data decides them once, before the first step, in this order.
+DERIVED = ("data.resize.long", "model.anchors.base_size", "train.schedule.warmup_steps")
+
+
 class Config(Section):
     """A whole experiment."""
 
@@ -514,6 +540,22 @@ class Config(Section):
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    # The keys of DERIVED that are auto: the loader moves them here, and a run's own config has their values instead.
+    auto: list[str] = []
+
+    @model_validator(mode="after")
+    def _evaluations_to_wait_for(self) -> Config:
+        if self.train.patience is not None and not self.data.has_val:
+            raise ValueError("train.patience: counts evaluations, and data.val is null; set data.val or data.val_share")
+        return self
+
+    @field_validator("auto")
+    @classmethod
+    def _derived(cls, keys: list[str]) -> list[str]:
+        for key in keys:
+            if key not in DERIVED:
+                raise ValueError(f"{key} is not derived from data; use {one_of(DERIVED)}")
+        return keys
 
     @field_validator("task")
     @classmethod

@@ -19,7 +19,8 @@ TASKS = {
         *_in("data.augment", "scale_jitter canvas min_visibility mosaic copy_paste"),
         *_in("model", "anchors matcher box_coder"),
         *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight weigh_boxes dfl_weight quality_weight"),
-        *_in("model.predict", "topk score_threshold nms_threshold max_detections clip keep_empty"),
+        *_in("model.predict", "topk score_threshold nms_threshold max_detections clip keep_empty scales"),
+        *_in("model.predict", "score_thresholds"),
         *_in("eval", "backend"),
     ),
     "classification": (

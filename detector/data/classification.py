@@ -99,6 +99,11 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         """Which images have a label, [I] bool."""
         return np.diff(self.labelled.first) > 0
 
+    @property
+    def image_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The image and the class of each label, [M] both."""
+        return self.labelled.image_index(), self.labelled.labels
+
     def select(self, indices: Sequence[int]) -> ClassDataset:
         """Some of the images, in this order."""
         some = self.labelled.select(np.asarray(indices))

@@ -242,6 +242,11 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         images = self.annotations.image_index()[self.is_object]
         return (torch.bincount(images, minlength=len(self)) > 0).numpy()
 
+    @property
+    def image_labels(self) -> tuple[np.ndarray, np.ndarray]:
+        """The image and the class of each object, [M] both."""
+        return self.annotations.image_index()[self.is_object].numpy(), self.annotations.labels[self.is_object].numpy()
+
     def select(self, indices: Sequence[int]) -> CocoDataset:
         """Some of the images, in this order."""
         part = self.annotations.select(indices)

@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from detector.checkpoints.checkpoint import check_val_share, checkpoint_config, override_config, weights_digest
+from detector.checkpoints.checkpoint import (
+    check_val_share,
+    checkpoint_config,
+    override_config,
+    read_checkpoint,
+    weights_digest,
+    write_checkpoint,
+)
 from detector.checkpoints.opening import Opened, find_checkpoint, from_content, open_checkpoint, open_model
 from detector.checkpoints.transfer import reorder_classes
 from detector.config.loader import apply_overrides, config_from_dict
@@ -29,6 +36,7 @@ from detector.data.detection import (
 from detector.data.formats.recognition import naming_format
 from detector.data.listing import check_folder
 from detector.errors import ConfigError, DataError, counted, near_path
+from detector.evaluation.box_figures import box_report
 from detector.evaluation.coco import read_results
 from detector.evaluation.tally import Tally
 from detector.inference.exported import SUFFIX, ExportedPredictor
@@ -37,7 +45,7 @@ from detector.reports import Scored
 from detector.structures import Batch, Detections
 from detector.tasks import Task, detection, get_core, get_task
 from detector.training import distributed
-from detector.training.loop import predict_all, predict_batch
+from detector.training.loop import predict_all, tally_batch
 
 
 class Evaluation(NamedTuple):
@@ -88,6 +96,22 @@ def evaluate_checkpoint(
         check_val_share(content, source)
     del content
     return evaluate_opened(opened, str(source), opened.config)
+
+
+def keep_thresholds(source: str | Path, evaluation: Evaluation) -> dict[str, float]:
+    """Choose a score threshold for each class that has objects, and write them into the checkpoint's config.
+
+    Each is where F1 at IoU 0.5 is best. Raises :class:`detector.errors.ConfigError` for another task's checkpoint.
+    """
+    if evaluation.config.task != "detection":
+        raise ConfigError(f"--keep-thresholds: {source} is of {evaluation.config.task}; thresholds are for detection")
+    path = find_checkpoint(source)
+    content = read_checkpoint(path)
+    report = box_report(evaluation.scored.rows, evaluation.truth, evaluation.scored.metrics)
+    thresholds = {row["name"]: row["best_threshold"] for row in report.classes if row["best_threshold"] >= 0}
+    content["config"]["model"]["predict"]["score_thresholds"] = thresholds
+    write_checkpoint(path, content)
+    return thresholds
 
 
 def evaluate_results(path: str, annotations: str, images: str | None, overrides: Sequence[str]) -> Evaluation:
@@ -166,14 +190,14 @@ def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
         distributed.check_same(
             images=len(data), weights=(model.digest() if is_exported else weights_digest(model))[:12]
         )
-    predict = _predict_exported if is_exported else predict_batch
+    predict = _predict_exported if is_exported else tally_batch
     tally = predict_all(model, task, data, config, device, predict)
     metrics = task.evaluate(tally, data.truth, scored_by) if distributed.is_main() else {}
     return Evaluation(Scored(name, tally.rows, metrics), config, data.truth, data.images)
 
 
 def _predict_exported(model: ExportedPredictor, task: Task, batch: Batch, config: Config) -> Tally:
-    """As :func:`detector.training.loop.predict_batch`, of a batch of one padded shape."""
+    """As :func:`detector.training.loop.tally_batch`, of a batch of one padded shape."""
     images = batch.images.contiguous().numpy()
     if images.dtype != model.dtype:
         images = images.astype(model.dtype) * 257 if model.dtype == np.uint16 else model.refuse_depth()

@@ -22,12 +22,14 @@ from detector.data.loading.sampler import Key
 from detector.data.loading.workers import load
 from detector.data.transforms.resize import by_shape
 from detector.device import explain_memory
+from detector.errors import ConfigError, one_of
 from detector.inference.images import ImagePredictor, Item, Samples
 from detector.inference.packed import Packed
 from detector.models import Model
-from detector.models.precision import autocast, check_precision
+from detector.models.precision import check_precision
 from detector.structures import Category
 from detector.tasks import Task, get_task
+from detector.tasks.predicting import predict_batch
 
 
 class Predictor(ImagePredictor):
@@ -35,6 +37,9 @@ class Predictor(ImagePredictor):
 
     def __init__(self, model: Model, config: Config, categories: list[Category], device: torch.device) -> None:
         check_precision(config.model.predict.precision, device, "model.predict.precision")
+        known = {category.name for category in categories}
+        if unknown := sorted(set(config.model.predict.score_thresholds or {}) - known):
+            raise ConfigError(f"model.predict.score_thresholds: {unknown[0]!r} is not one of {one_of(sorted(known))}")
         self.device = device
         self.model = model.to(device).eval()
         self.config = config
@@ -70,7 +75,6 @@ class Predictor(ImagePredictor):
             for packed in loader:
                 yield packed.unpack()
 
-    @torch.inference_mode()
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
         config = self.config.model
         if score_threshold is not None:
@@ -79,9 +83,8 @@ class Predictor(ImagePredictor):
         for indices in by_shape(samples):
             batch = collate([samples[index] for index in indices]).to(self.device)
             with explain_memory(batch.describe(), "give fewer images at once (--batch-size), or smaller ones"):
-                with autocast(config.predict.precision, self.device):
-                    output = self.model(batch.images, batch.sizes)
-                found = self.task.to_predictions(self.task.predict(output, batch, config), self.categories, config)
+                predicted = predict_batch(self.model, self.task, batch, config)
+                found = self.task.to_predictions(predicted, self.categories, config)
             for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction._replace(reading=self.reading)
         return predictions

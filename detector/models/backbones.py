@@ -95,21 +95,31 @@ class Backbone(nn.Module):
         """Freeze everything that C<freeze_at> depends on, running statistics included; 0 freezes nothing."""
         if freeze_at == 0:
             return
-        parameters = {
-            name: torch.empty_like(parameter, device="meta", requires_grad=True)
-            for name, parameter in self.body.named_parameters()
-        }
-        feature = self._probe(parameters)[self.index_of_level[freeze_at]]
-        gradients = torch.autograd.grad(feature.sum(), list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                self.body.get_parameter(name).requires_grad_(False)
+        for name in self._leading_to(freeze_at):
+            self.body.get_parameter(name).requires_grad_(False)
         # A module whose parameters are all frozen stays in eval mode: no batch statistics, no dropout.
         for module in self.body.modules():
             own = [parameter.requires_grad for parameter in module.parameters()]
             if own and not any(own):
                 self.frozen.append(module)
         self.train(self.training)
+
+    def stage_of_parameters(self) -> dict[str, int]:
+        """The first level, 2 to 5, that each parameter leads to, by its name in ``body``; 5 if it leads to none."""
+        stages = {name: max(self.index_of_level) for name, _ in self.body.named_parameters()}
+        for level in sorted(self.index_of_level, reverse=True):
+            stages |= dict.fromkeys(self._leading_to(level), level)
+        return stages
+
+    def _leading_to(self, level: int) -> list[str]:
+        """Names of the parameters that C<level> depends on."""
+        parameters = {
+            name: torch.empty_like(parameter, device="meta", requires_grad=True)
+            for name, parameter in self.body.named_parameters()
+        }
+        feature = self._probe(parameters)[self.index_of_level[level]]
+        gradients = torch.autograd.grad(feature.sum(), list(parameters.values()), allow_unused=True)
+        return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
     def recompute(self) -> None:
         """From now on, training keeps only the inputs of blocks and recomputes the rest."""
@@ -182,17 +192,24 @@ def build_backbone(config: BackboneConfig, in_channels: int, finest: int, with_v
     body for :class:`Backbone`. ``with_vector``: the body also returns the input of the network's last linear layer.
     Raises :class:`detector.errors.ConfigError` for an unknown name, and for a network without the strides 4 to 32.
     """
-    is_timm = config.name.startswith(TIMM)
-    known = _timm_body if is_timm else find_part("model.backbone.name", config.name, BACKBONES, like=_timm_body)
-    if isinstance(known, Network):
-        body = _body(known, config, in_channels, with_vector)
-    elif with_vector:
-        raise ConfigError(f"model.head.name: classic takes torchvision's networks, not {config.name}; use pooled")
+    if config.name.startswith(TIMM):
+        body = _timm_body(config, in_channels, with_vector)
     else:
-        body = known(config, in_channels)
+        known = find_part("model.backbone.name", config.name, BACKBONES, like=_own_body)
+        if isinstance(known, Network):
+            body = _body(known, config, in_channels, with_vector)
+        elif with_vector:
+            raise ConfigError(f"model.head.name: classic takes torchvision's and timm's, not {config.name}; use pooled")
+        else:
+            body = known(config, in_channels)
     backbone = Backbone(body, in_channels, finest)
     backbone.freeze(config.freeze_at)
     return backbone
+
+
+def _own_body(config: BackboneConfig, in_channels: int) -> nn.Module:
+    """What a user's function takes and returns, for :func:`detector.config.parts.find_part`."""
+    raise NotImplementedError
 
 
 def _body(known: Network, config: BackboneConfig, in_channels: int, with_vector: bool) -> nn.Module:
@@ -285,7 +302,7 @@ def _set_eps(norms: list[nn.BatchNorm2d], config: BackboneConfig) -> None:
 # --- timm -------------------------------------------------------------------------------------------------------------
 
 
-def _timm_body(config: BackboneConfig, in_channels: int) -> nn.Module:
+def _timm_body(config: BackboneConfig, in_channels: int, with_vector: bool = False) -> nn.Module:
     try:
         import timm
     except ImportError:
@@ -294,11 +311,14 @@ def _timm_body(config: BackboneConfig, in_channels: int) -> nn.Module:
     if not timm.is_model(name):
         raise ConfigError(f"model.backbone.name: timm has no {name!r}; use {near_names(name, timm.list_models())}")
     try:
-        body = timm.create_model(name, pretrained=False, features_only=True, in_chans=in_channels)
+        kind = {"num_classes": 0} if with_vector else {"features_only": True}
+        body = timm.create_model(name, pretrained=False, in_chans=in_channels, **kind)
     except (RuntimeError, AttributeError, TypeError) as error:
         raise ConfigError(f"model.backbone.name: timm cannot extract features of {name} ({error})") from None
-    if not set(strides := body.feature_info.reduction()) >= set(LEVEL_OF_STRIDE):
-        raise _without_strides(strides)
+    # Of a whole network this is a list, of one that gives features an object with such a list.
+    stages = {info["reduction"]: info["module"] for info in getattr(body.feature_info, "info", body.feature_info)}
+    if not stages.keys() >= set(LEVEL_OF_STRIDE):
+        raise _without_strides(list(stages))
     try:
         _run_without_data(body.eval(), in_channels)
     except AssertionError as error:
@@ -310,8 +330,18 @@ def _timm_body(config: BackboneConfig, in_channels: int) -> nn.Module:
         raise ConfigError("model.backbone.stride_in_1x1: is for torchvision's ResNets, not timm's; remove it")
     # timm's norms contain activations, so timm's own functions must convert them.
     if config.norm == "sync_bn":
-        return timm.layers.convert_sync_batchnorm(body)
-    return timm.layers.freeze_batch_norm_2d(body) if config.norm == "frozen_bn" else body
+        body = timm.layers.convert_sync_batchnorm(body)
+    elif config.norm == "frozen_bn":
+        body = timm.layers.freeze_batch_norm_2d(body)
+    if not with_vector:
+        return body
+    try:
+        return timm.models.create_feature_extractor(body, [*stages.values(), body.default_cfg["classifier"]])
+    except Exception as error:  # tracing runs the network's own code, which may raise anything
+        reason = " ".join(str(error).split())[:160]
+        raise ConfigError(
+            f"model.head.name: classic cannot be traced in {config.name} ({reason}); use pooled"
+        ) from None
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------

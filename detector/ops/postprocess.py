@@ -61,7 +61,7 @@ def detect(predictions: Predictions, sizes: Tensor, coder: BoxCoder, config: Pre
     if config.clip == "before_nms":
         boxes = box_ops.clip(boxes, sizes)
         is_kept &= _is_detection(boxes, config)
-    detections = _suppress(Detections(boxes, scores.where(is_kept, 0.0), labels), config)
+    detections = suppress(Detections(boxes, scores.where(is_kept, 0.0), labels), config)
     if config.clip == "after_nms":
         boxes = box_ops.clip(detections.boxes, sizes)
         is_kept = (detections.scores > 0) & _is_detection(boxes, config)
@@ -74,7 +74,7 @@ def _is_detection(boxes: Tensor, config: PredictConfig) -> Tensor:
     return (box_ops.box_area(boxes) > 0) | config.keep_empty
 
 
-def _suppress(candidates: Detections, config: PredictConfig) -> Detections:
+def suppress(candidates: Detections, config: PredictConfig) -> Detections:
     """Class-wise NMS of candidates; those of score 0 do not count."""
     scores, order = candidates.scores.sort(dim=1, descending=True, stable=True)
     labels = candidates.labels.gather(1, order)

@@ -75,6 +75,16 @@ def predict(logits: Tensor, batch: Batch, config: ModelConfig) -> Tensor:
     return logits.float().sigmoid() if config.multi_label else logits.float().softmax(dim=1)
 
 
+def mirror(scores: Tensor, batch: Batch) -> Tensor:
+    """A mirror image has the same classes."""
+    return scores
+
+
+def merge(found: Sequence[Tensor], config: ModelConfig) -> Tensor:
+    """The mean of the scores of the same images."""
+    return torch.stack(list(found)).mean(dim=0)
+
+
 def tally(scores: Tensor, batch: Batch, config: ModelConfig) -> Tally:
     """With ``multi_label``, rows [B, 1 + K] of image and scores, as AP ranks all images; else single_label_tally's."""
     if config.multi_label:

@@ -25,7 +25,7 @@ from detector.ops import boxes as box_ops
 from detector.ops.assignment import ASSIGNERS, assign
 from detector.ops.coders import BOX_CODERS, DistributionCoder, build_box_coder
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES, LEARN_IOU
-from detector.ops.postprocess import detect
+from detector.ops.postprocess import detect, suppress
 from detector.structures import IGNORE, Batch, Category, Detections, Losses, Predictions, Targets
 from detector.tasks import Quickstart
 from detector.tasks.detection_results import Prediction, as_predictions, prepare
@@ -158,6 +158,18 @@ def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Dete
     return detections._replace(boxes=box_ops.clip(boxes, batch.sizes_original))
 
 
+def mirror(detections: Detections, batch: Batch) -> Detections:
+    """Boxes of mirror images in the images' own frame."""
+    left, top, right, bottom = detections.boxes.unbind(dim=2)
+    width = batch.sizes_original[:, 1:]
+    return detections._replace(boxes=torch.stack([width - right, top, width - left, bottom], dim=2))
+
+
+def merge(found: Sequence[Detections], config: ModelConfig) -> Detections:
+    """Detections of the same images through one NMS."""
+    return suppress(Detections(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True))), config.predict)
+
+
 def to_rows(detections: Detections, ids: Tensor) -> np.ndarray:
     """Results as an array [R, 7]: index of the image, left, top, width, height, score, label."""
     boxes, scores, labels = (part.double() for part in detections)
@@ -184,11 +196,12 @@ def evaluate(tally: Tally, truth: Annotations, config: Config) -> dict[str, Any]
 
 def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
     """The config with ``score`` as its score threshold."""
-    return config.model_copy(update={"predict": config.predict.model_copy(update={"score_threshold": score})})
+    own = {"score_threshold": score, "score_thresholds": None}
+    return config.model_copy(update={"predict": config.predict.model_copy(update=own)})
 
 
 def to_predictions(detections: Detections, categories: Sequence[Category], config: ModelConfig) -> list[Prediction]:
-    """The detections of each image, without padding."""
+    """The detections of each image, without padding and those below their class's ``score_thresholds``."""
     columns = [detections.boxes, detections.scores[..., None], detections.labels[..., None]]
     rows = torch.cat([column.double() for column in columns], dim=-1).cpu().numpy()  # one copy from a GPU
     outputs = [rows[..., :4].astype(np.float32), rows[..., 4].astype(np.float32), rows[..., 5].astype(np.int64)]

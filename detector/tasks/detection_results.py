@@ -85,10 +85,12 @@ def as_predictions(
     outputs: Sequence[np.ndarray], categories: Sequence[Category], predict: PredictConfig
 ) -> list[Prediction]:
     """The detections of each image, without padding, of boxes [B, D, 4], scores [B, D] and labels [B, D]."""
+    thresholds = predict.score_thresholds or {}
+    lowest = np.array([thresholds.get(category.name, 0.0) for category in categories])
     kind = object if any(isinstance(category.id, str) for category in categories) else np.int64
     predictions = []
     for boxes, scores, labels in zip(*outputs, strict=True):
-        is_kept = labels >= 0
+        is_kept = (labels >= 0) & (scores >= lowest[labels])
         own = labels[is_kept]
         predictions.append(
             Prediction(

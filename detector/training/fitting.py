@@ -34,6 +34,7 @@ from detector.models.precision import check_precision, explain_nondeterministic,
 from detector.reports import Scored
 from detector.tasks import Data, Task, get_task, get_views
 from detector.training import distributed
+from detector.training.derived import derive
 from detector.training.loop import TrainingState, count_steps, predict_all, train
 from detector.training.optimizer import scaled_lr
 from detector.training.preview import preview_run
@@ -69,6 +70,7 @@ def _fit(
     config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any, own: OwnData | None
 ) -> bool:
     config = config if own is None else without_files(config, own)
+    config, derived = derive(config, lambda config: open_train(config, task, own))
     content = distributed.from_main(lambda: take_up(run, resume))
     start = open_start(config) if content is None else None
     config, normalised = begin_normalise(config, start or content, str(run.last if content else config.model.weights))
@@ -99,7 +101,7 @@ def _fit(
                 file.write(report)
         if writer:
             run.board = writer(str(run.path), purge_step=state.step + 1)
-        print_plan(config, [*origins, normalised], model, train_data, val_data, device)
+        print_plan(config, [*origins, normalised, *derived], model, train_data, val_data, device)
         if is_new:
             preview_run(config, train_data, val_data, run)
     distributed.barrier()
@@ -109,12 +111,15 @@ def _fit(
     return finished
 
 
+def open_train(config: Config, task: Task, own: OwnData | None) -> Data:
+    return task.open_split(config, "train") if own is None else task.open_own(config, "train", own[0])
+
+
 def open_data(config: Config, task: Task, own: OwnData | None) -> tuple[Data, Data | None]:
     """The data to train on, and to evaluate on if there is any."""
+    train_data = open_train(config, task, own)
     if own is not None:
-        train_data = task.open_own(config, "train", own[0])
         return train_data, None if own[1] is None else task.open_own(config, "val", own[1], train_data.categories)
-    train_data = task.open_split(config, "train")
     return train_data, task.open_split(config, "val", train_data.categories) if config.data.has_val else None
 
 
@@ -217,11 +222,13 @@ KEPT = (
     "data.exif",
     "data.max_value",
     "data.class_weights",
+    "data.repeat_threshold",
     "data.group_by_aspect",
     "train.batch_size",
     "train.optimizer",
     "train.precision",
     "train.ema",
+    "train.ema_tau",
 )
 _REMEDY = "resume with the same, or start another run with --name"
 

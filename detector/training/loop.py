@@ -20,7 +20,7 @@ from detector.checkpoints.checkpoint import load_weights, save_checkpoint
 from detector.config.schema import Config, TrainConfig
 from detector.data.loading.bad_images import Replacing, Skipped
 from detector.data.loading.collate import load_batches
-from detector.data.loading.sampler import EvalBatches, TrainBatches
+from detector.data.loading.sampler import EvalBatches, TrainBatches, repeat_factors
 from detector.device import explain_memory
 from detector.errors import ConfigError, DetectorError, NonFiniteError
 from detector.evaluation.tally import Tally, merge
@@ -30,6 +30,7 @@ from detector.models.precision import autocast
 from detector.processes import handled
 from detector.structures import Batch, Category
 from detector.tasks import Data, Task, get_views
+from detector.tasks.predicting import predict_batch
 from detector.training import distributed
 from detector.training.average import AveragedWeights, SavedBuffers
 from detector.training.optimizer import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
@@ -56,12 +57,13 @@ class TrainingState:
     skipped: int = 0  # steps whose loss or gradient was not finite (train.non_finite=skip)
     best: float = -1.0
     best_epoch: int = 0
+    stale: int = 0  # evaluations since the best one
 
     @classmethod
     def begin(cls, model: Model, config: TrainConfig, num_images: int, device: torch.device) -> TrainingState:
         # Losses are sums over hundreds of positives here, so the usual initial scale of 2^16 would overflow.
         scaler = torch.amp.GradScaler(device.type, init_scale=2.0**8, enabled=config.precision == "fp16")
-        ema = AveragedWeights(model, config.ema) if config.ema else None
+        ema = AveragedWeights(model, config.ema, config.ema_tau) if config.ema else None
         if config.activation_checkpointing:
             model.recompute_activations()
         return cls(model, build_optimizer(model, config.optimizer, config.batch_size), scaler, ema, num_images)
@@ -86,6 +88,7 @@ class TrainingState:
             "skipped": self.skipped,
             "best": self.best,
             "best_epoch": self.best_epoch,
+            "stale": self.stale,
         }
 
     def restore(self, content: dict[str, Any], path: object) -> None:
@@ -97,7 +100,7 @@ class TrainingState:
         self.scaler.load_state_dict(content["scaler"])
         for name in ("step", "evaluated_step", "train_seconds", "best", "best_epoch"):
             setattr(self, name, content[name])
-        self.skipped = content.get("skipped", 0)  # not in checkpoints of version 0.1
+        self.skipped, self.stale = content.get("skipped", 0), content.get("stale", 0)  # later than the others
 
 
 @dataclass
@@ -144,7 +147,7 @@ def train(
     network: nn.Module = torch.compile(state.model) if config.train.compile else state.model
     if world_size > 1:
         network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
-    batches = _train_batches(config, train_data, state.step, steps, device, run)
+    batches = _load_train_batches(config, train_data, state.step, steps, device, run)
 
     def ends_epoch(step: int) -> bool:
         return step > 0 and (step % steps_per_epoch == 0 or step == steps)
@@ -160,14 +163,14 @@ def train(
                 keep_best(run, config, task, state, categories, tally.rows, metrics, epoch)
                 save_last(run, config, categories, state)
                 distributed.barrier()  # the others wait here, not in a step, while the main rank scores
-            if state.step == steps:
+            if state.step == steps or (is_due and is_stale(config.train, state)):
                 return True
 
             started = time.perf_counter()
             network.train()
             # Dropout and the like depend only on the step too, so a resumed run draws the same.
             torch.manual_seed(seed_of(config.seed, state.step, distributed.rank()))
-            lr = peak_lr * lr_factor(config.train.schedule, state.step, steps)
+            lr = peak_lr * lr_factor(config.train.schedule, state.step, steps, steps_per_epoch)
             set_lr(state.optimizer, lr)
 
             part_sums: list[Tensor] = []
@@ -315,13 +318,13 @@ def keep_best(
     epoch: int,
 ) -> None:
     """Write the results of an evaluation, and the model's weights if it is the best so far."""
-    state.evaluated_step = state.step
+    state.evaluated_step, state.stale = state.step, state.stale + 1
     if not distributed.is_main():
         return
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     score = metrics[task.main_metric(config)]
     if state.best_epoch == 0 or score > state.best:
-        state.best, state.best_epoch = score, epoch
+        state.best, state.best_epoch, state.stale = score, epoch, 0
         save_checkpoint(
             run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": numbers}
         )
@@ -341,6 +344,17 @@ def keep_best(
     tqdm.write(views.describe(metrics, config.eval.per_class and len(categories) <= 20), file=sys.stderr)
 
 
+def is_stale(config: TrainConfig, state: TrainingState) -> bool:
+    """Whether ``patience`` is at its end; the main rank decides, which alone has the scores."""
+    patience = config.patience
+    if patience is None or not distributed.from_main(lambda: state.stale >= patience):
+        return False
+    if distributed.is_main():
+        line = f"stopped early: no better score than that of epoch {state.best_epoch} in {state.stale} evaluations"
+        tqdm.write(f"{line} (train.patience)", file=sys.stderr)
+    return True
+
+
 def run_evaluation(
     model: Model, task: Task, data: Data, config: Config, device: torch.device
 ) -> tuple[Tally, dict[str, Any]]:
@@ -349,12 +363,9 @@ def run_evaluation(
     return tally, task.evaluate(tally, data.truth, config) if distributed.is_main() else {}
 
 
-@torch.inference_mode()
-def predict_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
+def tally_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
     with explain_memory(batch.describe(), "lower eval.batch_size or data.resize"):
-        with autocast(config.model.predict.precision, batch.images.device):
-            output = model(batch.images, batch.sizes)
-        return task.tally(task.predict(output, batch, config.model), batch, config.model)
+        return task.tally(predict_batch(model, task, batch, config.model), batch, config.model)
 
 
 def predict_all(
@@ -363,7 +374,7 @@ def predict_all(
     data: Data,
     config: Config,
     device: torch.device,
-    predict: Callable[[Any, Task, Batch, Config], Tally] = predict_batch,
+    predict: Callable[[Any, Task, Batch, Config], Tally] = tally_batch,
 ) -> Tally:
     """The tally of the predictions of ``model`` on ``data``: complete on the main rank, empty on the others."""
     distributed.barrier()  # the main rank may still score the last evaluation
@@ -382,10 +393,10 @@ def predict_all(
     return merge(distributed.gather_on_main(own))
 
 
-def _train_batches(
-    config: Config, data: Data, start: int, steps: int, device: torch.device, run: RunFolder
-) -> Iterator[Any]:
-    sampler = TrainBatches(
+def train_batches(config: Config, data: Data, start: int, steps: int) -> TrainBatches:
+    """The images of this rank from step ``start`` to ``steps``."""
+    threshold = config.data.repeat_threshold
+    return TrainBatches(
         num_images=len(data),
         batch_size=config.train.batch_size,
         seed=config.seed,
@@ -395,8 +406,14 @@ def _train_batches(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         accumulate=config.train.accumulate,
+        repeats=repeat_factors(*data.image_labels, len(data), threshold) if threshold is not None else None,
     )
-    skipped = None
+
+
+def _load_train_batches(
+    config: Config, data: Data, start: int, steps: int, device: torch.device, run: RunFolder
+) -> Iterator[Any]:
+    sampler, skipped = train_batches(config, data, start, steps), None
     if config.data.on_bad_image == "skip":
         data = Replacing(data, config.seed)
         own_images = -(-len(data) // distributed.world_size())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from detector.config.schema import OptimizerConfig, ScheduleConfig
 from detector.errors import WeightsError
 from detector.files.tensors import check_tensor
+from detector.models.backbones import Backbone
 
 
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
@@ -18,9 +19,10 @@ def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:
     return config.lr * batch_size / config.lr_batch_size
 
 
-def lr_factor(config: ScheduleConfig, step: int, steps: int) -> float:
+def lr_factor(config: ScheduleConfig, step: int, steps: int, steps_per_epoch: int) -> float:
     """The factor on the peak rate at ``step`` of ``steps``, 0-based."""
-    warmup_steps = min(config.warmup_steps, steps)
+    wanted = config.warmup_steps if config.warmup_epochs is None else round(config.warmup_epochs * steps_per_epoch)
+    warmup_steps = min(wanted, steps)
     warmup = 1.0
     if step < warmup_steps:
         warmup = config.warmup_factor + (1 - config.warmup_factor) * step / warmup_steps
@@ -30,19 +32,37 @@ def lr_factor(config: ScheduleConfig, step: int, steps: int) -> float:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, batch_size: int) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trained parameters, in two groups: weights of layers, and all others."""
+    """SGD or AdamW over the trained parameters, in two groups for each rate: weights of layers, and all others."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    weights, others = (
-        [parameter for name, parameter in trained if is_layer_weight(name, parameter) == kind] for kind in (True, False)
-    )
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0},
-    ]
+    rates = backbone_rates(model, config)
+    groups: list[dict[str, Any]] = []
+    for rate in sorted({1.0, *rates.values()}, reverse=True):
+        own = [(name, parameter) for name, parameter in trained if rates.get(name, 1.0) == rate]
+        weights, others = (
+            [parameter for name, parameter in own if is_layer_weight(name, parameter) == kind] for kind in (True, False)
+        )
+        # Optimizer states of earlier versions have no rates.
+        extra = {} if rate == 1 else {"rate": rate}
+        groups += [
+            {"params": weights, "weight_decay": config.weight_decay, **extra},
+            {"params": others, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0, **extra},
+        ]
     lr = scaled_lr(config, batch_size)
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=True)
+
+
+def backbone_rates(model: nn.Module, config: OptimizerConfig) -> dict[str, float]:
+    """Factors of the rate by name of the parameter, for backbones: a stage's is ``layer_decay`` of the next one's."""
+    if config.backbone_rate == config.layer_decay == 1:
+        return {}
+    return {
+        f"{prefix}.body.{name}".removeprefix("."): config.backbone_rate * config.layer_decay ** (5 - level)
+        for prefix, module in model.named_modules()
+        if isinstance(module, Backbone)
+        for name, level in module.stage_of_parameters().items()
+    }
 
 
 def is_layer_weight(name: str, parameter: Tensor) -> bool:
@@ -56,7 +76,7 @@ def is_layer_weight(name: str, parameter: Tensor) -> bool:
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("rate", 1.0)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Any, path: object) -> None:

@@ -21,6 +21,7 @@ from detector.models import build_model
 from detector.reports import figure
 from detector.tasks import get_task
 from detector.training import distributed
+from detector.training.derived import derive
 from detector.training.fitting import check_run
 from detector.training.loop import TrainingState, train
 from detector.training.preview import draw_first_batch
@@ -56,6 +57,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     run.check_free()
     wanted, longest = config.train.steps, MAX_ROUNDS * ROUND_STEPS
     limit = min(wanted or longest, longest)
+    config, derived = derive(config)
     config = plain_config(config, count)
     whole = task.open_split(config, "val")  # the training set, transformed as for evaluation
     usable = np.flatnonzero(whole.has_targets)
@@ -79,7 +81,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     run.describe(config)
     ignored = f" (train.steps {wanted:,} is for training)" if wanted and wanted > limit else ""
     goal = f"overfitting in at most {limit:,} steps{ignored}: {val_data.summary()}"
-    print("\n".join([*origins, normalised, goal, *val_data.warnings()]), file=sys.stderr)
+    print("\n".join([*origins, normalised, *derived, goal, *val_data.warnings()]), file=sys.stderr)
     draw_first_batch(config, train_data, run)
 
     first = last = float("nan")
@@ -100,7 +102,7 @@ def plain_config(config: Config, count: int) -> Config:
     """The config without augmentation, averaging and regularisation, evaluated on what it is trained on."""
     augment = AugmentConfig(horizontal_flip=0.0)
     resize = config.data.resize.model_copy(update={"short": config.data.resize.short[-1:]})
-    own = {"val": config.data.train, "val_share": None, "augment": augment, "resize": resize}
+    own = {"val": config.data.train, "val_share": None, "augment": augment, "resize": resize, "repeat_threshold": None}
     data = config.data.model_copy(update=own)
     head = config.model.head.model_copy(update={"dropout": 0.0})
     loss = config.model.loss.model_copy(update={"label_smoothing": 0.0})
@@ -115,6 +117,8 @@ def plain_config(config: Config, count: int) -> Config:
         "steps": None,
         "schedule": constant,
         "ema": None,
+        "ema_tau": None,
+        "patience": None,
     }
     return config.model_copy(
         update={

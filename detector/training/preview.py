@@ -6,13 +6,11 @@ import sys
 
 from detector.config.schema import Config
 from detector.data.loading.collate import collate
-from detector.data.loading.sampler import TrainBatches
 from detector.errors import DetectorError, counted
 from detector.files.atomic import atomic_write
 from detector.reports.drawing import contact_sheet
 from detector.tasks import Data, get_views
-from detector.training import distributed
-from detector.training.loop import count_steps
+from detector.training.loop import count_steps, train_batches
 from detector.training.run_folder import RunFolder
 
 DRAWN, COLUMNS = 8, 4
@@ -33,17 +31,7 @@ def preview_run(config: Config, data: Data, val_data: Data | None, run: RunFolde
 
 def draw_first_batch(config: Config, data: Data, run: RunFolder) -> None:
     """``first_batch.jpg``: the first images of the run's first step, with targets as the loss sees them."""
-    sampler = TrainBatches(
-        num_images=len(data),
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        start_step=0,
-        steps=1,
-        is_wide=data.is_wide if config.data.group_by_aspect else None,
-        world_size=distributed.world_size(),
-        accumulate=config.train.accumulate,
-    )
-    batch = collate([data[key] for key in next(iter(sampler))])
+    batch = collate([data[key] for key in next(iter(train_batches(config, data, 0, 1)))])
     if isinstance(batch, DetectorError):
         return  # training fails on the same image, and reports it
     images = get_views(config.task).draw_batch(batch.first(DRAWN), data.categories, config.model)

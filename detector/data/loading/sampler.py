@@ -21,14 +21,39 @@ def mixed_epochs(train: TrainConfig, close_out: float, num_images: int) -> float
     return round((1 - close_out) * epochs, 6)
 
 
-def epoch_batches(is_wide: np.ndarray | None, num_images: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def repeat_factors(image: np.ndarray, label: np.ndarray, num_images: int, threshold: float) -> np.ndarray:
+    """How many times each image should come, [I]; object m has class label[m], in image[m] (``repeat_threshold``).
+
+    An image's factor is the largest of its classes', which is max(1, sqrt(threshold / fraction of images with it)).
+    """
+    of_image, of_class = np.unique(np.stack([image, label]), axis=1)
+    fraction = np.bincount(of_class) / num_images
+    factors = np.ones(num_images)
+    np.maximum.at(factors, of_image, np.sqrt(threshold / fraction[of_class]))
+    return factors
+
+
+def epoch_batches(
+    is_wide: np.ndarray | None,
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    repeats: np.ndarray | None = None,
+) -> np.ndarray:
     """Image indices of every batch of an epoch, [steps, batch_size].
 
-    Every image comes once; the last batch is filled up from the beginning of the order. With ``is_wide`` [I], batches
-    hold only landscape or only portrait images, except for the few made of leftovers.
+    Every image comes once, or with ``repeats`` [I] in proportion to these, rounded up or down at random; the last batch
+    is filled up from the beginning of the order. With ``is_wide`` [I], batches hold only landscape or only portrait
+    images, except for the few made of leftovers.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(num_images)
+    if repeats is not None:
+        ends = np.cumsum(repeats[order]) * (num_images / repeats.sum())
+        ends[-1] = num_images  # whatever was rounded
+        copies = np.diff(np.floor(ends + rng.random()).astype(np.int64), prepend=0)
+        order = rng.permutation(np.repeat(order, copies))
     groups = [order] if is_wide is None else [order[is_wide[order]], order[~is_wide[order]]]
     full = [group[: len(group) // batch_size * batch_size].reshape(-1, batch_size) for group in groups]
     rest = np.concatenate([group[len(group) // batch_size * batch_size :] for group in groups])
@@ -51,8 +76,10 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
         accumulate: int = 1,
+        repeats: np.ndarray | None = None,
     ) -> None:
         self.arguments = (is_wide, num_images, batch_size, seed)
+        self.repeats = repeats
         self.steps_per_epoch = -(-num_images // batch_size)
         self.start_step, self.steps = start_step, steps
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
@@ -65,7 +92,7 @@ class TrainBatches:
         for step in range(self.start_step, self.steps):
             epoch, number = divmod(step, self.steps_per_epoch)
             if epoch != epoch_of_batches:
-                batches, epoch_of_batches = epoch_batches(*self.arguments, epoch), epoch
+                batches, epoch_of_batches = epoch_batches(*self.arguments, epoch, self.repeats), epoch
             parts = batches[number].reshape(self.world_size, self.accumulate, -1)
             for part in parts[self.rank]:
                 yield [(epoch, int(index)) for index in part]

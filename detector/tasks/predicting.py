@@ -1,0 +1,62 @@
+"""From a batch to a task's predictions: of the images as they are, or merged over mirror images and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detector.config.schema import ModelConfig, PredictConfig
+from detector.data.transforms.resize import padded
+from detector.models.precision import autocast
+from detector.structures import Batch
+from detector.tasks import Task
+
+
+@torch.inference_mode()
+def predict_batch(model: nn.Module, task: Task, batch: Batch, config: ModelConfig) -> Any:
+    """The task's predictions for a batch, with ``predict.flip`` and ``predict.scales``."""
+    found = []
+    for view, is_mirrored in _views(batch, config.predict):
+        with autocast(config.predict.precision, batch.images.device):
+            output = model(view.images, view.sizes)
+        own = task.predict(output, view, config)
+        found.append(task.mirror(own, view) if is_mirrored else own)
+    return found[0] if len(found) == 1 else task.merge(found, config)
+
+
+def _views(batch: Batch, config: PredictConfig) -> Iterator[tuple[Batch, bool]]:
+    """The batch at each size, as it is and as mirror images; and whether it is these."""
+    for scale in config.scales:
+        view = batch if scale == 1 else scaled(batch, scale)
+        yield view, False
+        if config.flip:
+            yield mirrored(view), True
+
+
+def scaled(batch: Batch, scale: float) -> Batch:
+    """The images at ``scale`` times their size, padded by the padded size alone, so that none depends on another."""
+    sizes = (batch.sizes * scale).round().long().clamp(min=1)
+    height, width = (padded(max(1, round(side * scale))) for side in batch.images.shape[-2:])
+    images = _empty(batch.images, height, width)
+    for row, (old, new) in enumerate(zip(batch.sizes.tolist(), sizes.tolist(), strict=True)):
+        own = batch.images[row : row + 1, :, : old[0], : old[1]].float()
+        resized = F.interpolate(own, new, mode="bilinear", antialias=True)  # without overshooting
+        images[row, :, : new[0], : new[1]] = resized[0].round().to(images.dtype)
+    return batch._replace(images=images, sizes=sizes)
+
+
+def mirrored(batch: Batch) -> Batch:
+    """Each image flipped left to right within its own size."""
+    images = _empty(batch.images, *batch.images.shape[-2:])
+    for row, (height, width) in enumerate(batch.sizes.tolist()):
+        images[row, :, :height, :width] = batch.images[row, :, :height, :width].flip(-1)
+    return batch._replace(images=images)
+
+
+def _empty(images: Tensor, height: int, width: int) -> Tensor:
+    """Zeros [B, C, height, width], channels last."""
+    return images.new_zeros(len(images), height, width, images.shape[1]).permute(0, 3, 1, 2)

@@ -1,0 +1,101 @@
+"""Configs trained with several seeds each: mean and deviation of their metrics."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from detector.checkpoints.checkpoint import read_checkpoint
+from detector.config.loader import config_to_dict, differences
+from detector.config.schema import Config
+from detector.errors import ConfigError
+from detector.files.atomic import make_folder, write_json
+from detector.reports import figure
+from detector.training.fitting import fit
+from detector.training.run_folder import RunFolder
+
+Metrics = dict[str, float]
+
+
+class Spread(NamedTuple):
+    """Of a metric over the seeds."""
+
+    mean: float
+    deviation: float | None  # of a sample; None for a single seed
+    values: list[float]
+
+
+def train_seeds(
+    config: Config, name: str, runs: Path, seeds: Sequence[int], device: torch.device
+) -> dict[int, Metrics] | None:
+    """The best checkpoint's metrics and the seconds of training, for each seed; None if a signal stopped it before.
+
+    The runs are ``runs/NAME_seedN``. ``runs/NAME_seeds.json`` keeps what is done, so the same call continues.
+    """
+    table = runs / f"{name}_seeds.json"
+    make_folder(runs)
+    asked = json.loads(json.dumps(config_to_dict(config) | {"seed": None}))
+    done = _done(table, asked)
+    for seed in seeds:
+        if str(seed) in done:
+            continue
+        run = RunFolder.named(runs, f"{name}_seed{seed}")
+        print(f"{name}: seed {seed}", file=sys.stderr)
+        if not fit(config.model_copy(update={"seed": seed}), run, device, resume=True):
+            return None
+        results = json.loads(run.results.read_text(encoding="utf-8"))
+        done[str(seed)] = read_checkpoint(run.best)["metrics"] | {"train_seconds": results["train_seconds"]}
+        write_json(table, {"config": asked, "seeds": done})
+    return {seed: done[str(seed)] for seed in seeds}
+
+
+def _done(table: Path, asked: dict[str, Any]) -> dict[str, Metrics]:
+    """What is done, by seed. Raises :class:`detector.errors.ConfigError` where it was done by another config."""
+    if not table.exists():
+        return {}
+    try:
+        before = json.loads(table.read_text(encoding="utf-8"))
+        config, done = before["config"], dict(before["seeds"])
+    except (OSError, ValueError, TypeError, KeyError):
+        raise ConfigError(f"{table}: is not what compare writes; remove it, or give another --runs") from None
+    for key, was, now in differences(config, asked):
+        raise ConfigError(f"{table}: {key} was {was}, is {now}; use the same, or give another --runs")
+    return done
+
+
+def spreads(by_seed: Mapping[int, Metrics]) -> dict[str, Spread]:
+    """Mean and deviation of each metric that every seed has."""
+    rows = list(by_seed.values())
+    found = {}
+    for name in rows[0]:
+        if all(name in row for row in rows):
+            values = [row[name] for row in rows]
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            found[name] = Spread(statistics.fmean(values), deviation, values)
+    return found
+
+
+def as_text(columns: Mapping[str, Mapping[str, Spread]]) -> str:
+    """A table of metrics by config."""
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    cells = {config: [_cell(column.get(name)) for name in names] for config, column in columns.items()}
+    lines = [["metric", *names]] + [[config, *own] for config, own in cells.items()]
+    widths = [max(map(len, line)) for line in lines]
+    rows = zip(*lines, strict=True)
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _cell(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    if spread.deviation is None:
+        return figure(spread.mean)
+    return f"{figure(spread.mean)} ± {spread.deviation:.3f}"
