@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from detector.analysis.doctor.reading import read_json
-    from detector.data.detection import held_back, read_annotations
+    from detector.data.detection import held_back
+    from detector.data.formats.reading import read_annotations
     from detector.errors import ConfigError
     from detector.files.atomic import atomic_write, make_folder
 
