@@ -15,7 +15,7 @@ def _in(section: str, keys: str) -> tuple[str, ...]:
 # For each task, and for each of its heads, the keys and sections that it reads and another one does not.
 TASKS = {
     "detection": (
-        *_in("data", "group_by_aspect invalid_boxes resize"),
+        *_in("data", "group_by_aspect invalid_boxes one_based resize"),
         *_in("data.augment", "scale_jitter canvas min_visibility mosaic copy_paste"),
         *_in("model", "anchors matcher box_coder"),
         *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight weigh_boxes dfl_weight quality_weight"),
@@ -24,7 +24,7 @@ TASKS = {
         *_in("eval", "backend"),
     ),
     "classification": (
-        *_in("data", "classes class_weights crop augment.cutmix"),
+        *_in("data", "class_weights crop augment.cutmix"),
         *_in("model", "loss.label_smoothing predict.classes multi_label"),
     ),
 }

@@ -102,7 +102,8 @@ def plain_config(config: Config, count: int) -> Config:
     """The config without augmentation, averaging and regularisation, evaluated on what it is trained on."""
     augment = AugmentConfig(horizontal_flip=0.0)
     resize = config.data.resize.model_copy(update={"short": config.data.resize.short[-1:]})
-    own = {"val": config.data.train, "val_share": None, "augment": augment, "resize": resize, "repeat_threshold": None}
+    own = {"val": config.data.train.of_part("train"), "val_share": None, "augment": augment, "resize": resize}
+    own["repeat_threshold"] = None
     data = config.data.model_copy(update=own)
     head = config.model.head.model_copy(update={"dropout": 0.0})
     loss = config.model.loss.model_copy(update={"label_smoothing": 0.0})
