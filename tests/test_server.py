@@ -298,7 +298,7 @@ def test_the_description_is_of_the_routes_that_exist(client: Client) -> None:
     assert {path: set(methods) for path, methods in described["paths"].items()} == routes
     parameters = {one["name"] for one in described["paths"]["/predict"]["post"]["parameters"]}
     assert parameters == set(server.Options._fields)
-    assert described == json.loads(json.dumps(describe("detection", False)))
+    assert described == json.loads(json.dumps(describe(get_results("detection"), False)))
     assert {"413", "422", "503", "504"} <= described["paths"]["/predict"]["post"]["responses"].keys()
 
 

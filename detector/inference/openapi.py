@@ -5,33 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import detector
+from detector.tasks import Results
 
 Tree = dict[str, Any]
 
 PROBABILITY = {"type": "number", "minimum": 0, "maximum": 1}
 BINARY = {"type": "string", "format": "binary"}
-# One row of the results of each task; what a task adds to these is described by its name alone.
-RESULTS: dict[str, Tree] = {
-    "detection": {
-        "image_id": {"type": "integer", "description": "number of the image in the body, from 1"},
-        "file_name": {"type": "string"},
-        "category_id": {"type": ["integer", "string"], "description": "the training set's own id"},
-        "category_name": {"type": "string"},
-        "bbox": {
-            "type": "array",
-            "items": {"type": "number"},
-            "minItems": 4,
-            "maxItems": 4,
-            "description": "left, top, width, height in pixels of the upright image",
-        },
-        "score": PROBABILITY,
-    },
-    "classification": {
-        "path": {"type": "string"},
-        "label": {"type": "string", "description": "the best class; the next ones are label_2, label_3, …"},
-        "score": PROBABILITY,
-    },
-}
 REFUSALS = {
     401: "the token is missing or wrong",
     408: "the body did not arrive in time",
@@ -42,10 +21,11 @@ REFUSALS = {
 }
 
 
-def describe(task: str, has_token: bool) -> Tree:
-    """The document for a model of ``task``."""
-    row = {"type": "object", "properties": RESULTS.get(task, {})}
-    score = [_query("score", PROBABILITY, "lowest score, instead of the model's")] if task == "detection" else []
+def describe(results: Results, has_token: bool) -> Tree:
+    """The document for a model of a task with these ``results``."""
+    row = {"type": "object", "properties": results.FIELDS}
+    has_score = "score_threshold" in results.INPUTS
+    score = [_query("score", PROBABILITY, "lowest score, instead of the model's")] if has_score else []
     predict = {
         "summary": "What is in one or several images",
         "description": "The body is an image file, or a form of several. Its content says what it is, not its type.",

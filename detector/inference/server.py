@@ -125,7 +125,7 @@ class Service:
         return Response(meters.as_text(self._meters()), media_type=meters.CONTENT_TYPE)
 
     async def openapi(self, _request: Request) -> Response:
-        return JSONResponse(describe(self.predictor.config.task, self.settings.token is not None))
+        return JSONResponse(describe(get_results(self.predictor.config.task), self.settings.token is not None))
 
     async def model(self, _request: Request) -> Response:
         config, settings = self.predictor.config, self.settings

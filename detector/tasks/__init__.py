@@ -116,6 +116,7 @@ class Results(Protocol):
 
     # Writing and drawing.
     FILE: str  # name of the file that inference writes
+    FIELDS: Mapping[str, Mapping[str, Any]]  # of one result, as JSON Schema
     HAS_IDS: bool  # whether it contains the data set's ids of images
     HAS_BOXES: bool  # whether label files, crops and counts can be made of it
 

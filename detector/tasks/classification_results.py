@@ -27,6 +27,11 @@ INPUTS, AFTER = (), ("classes",)
 OUTPUTS = {"scores": ("batch", "classes")}
 SIZE_RULE, DIVISOR = "crop", 1
 FILE = "predictions.csv"
+FIELDS: dict[str, dict[str, Any]] = {
+    "path": {"type": "string"},
+    "label": {"type": "string", "description": "the best class; the next ones are label_2, label_3, …"},
+    "score": {"type": "number", "minimum": 0, "maximum": 1},
+}
 HAS_IDS = HAS_BOXES = False
 
 

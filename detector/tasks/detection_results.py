@@ -30,6 +30,20 @@ OUTPUTS = {
 }
 SIZE_RULE, DIVISOR = "resize", SIZE_DIVISOR
 FILE = "predictions.json"
+FIELDS: dict[str, dict[str, Any]] = {
+    "image_id": {"type": ["integer", "string"], "description": "the data set's, or the number of the image, from 1"},
+    "file_name": {"type": "string"},
+    "category_id": {"type": ["integer", "string"], "description": "the training set's own id"},
+    "category_name": {"type": "string"},
+    "bbox": {
+        "type": "array",
+        "items": {"type": "number"},
+        "minItems": 4,
+        "maxItems": 4,
+        "description": "left, top, width, height in pixels of the upright image",
+    },
+    "score": {"type": "number", "minimum": 0, "maximum": 1},
+}
 HAS_IDS = HAS_BOXES = True
 SHOWN = 5  # objects in a prediction's repr
 
