@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.formats.building import Source
+from detector.data.formats.building import PARTS, Source
 from detector.data.formats.coco_values import (
     MAX_PIXELS,
     MAX_SIDE,
@@ -60,8 +60,6 @@ from detector.data.formats.recognition import ROBOFLOW
 from detector.errors import DataError
 from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category
-
-PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 def read(source: Source, is_strict: bool) -> Rows:
