@@ -12,6 +12,7 @@ segmentation.
 from __future__ import annotations
 
 import math
+import os
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -65,7 +66,7 @@ from detector.structures import Category
 def read(source: Source, is_strict: bool) -> Rows:
     """The rows of a COCO JSON file, or of a folder as Roboflow writes it: images with the file beside them."""
     file = source.path
-    if file.is_dir():
+    if os.path.isdir(file):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         file = _file_of(file, source.part) or file / ROBOFLOW
     rows = read_rows(file, is_strict)
     rows.root = source.images
