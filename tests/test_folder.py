@@ -217,7 +217,7 @@ FAULTS: dict[str, tuple[str | bytes, list[str] | None, bool, list[str]]] = {
         "1.png,5,5,45,45,red\n2.png,,,,,\n",
         None,
         True,
-        ["{csv}: looks like a CSV file of boxes, which is not supported yet"],
+        ["{csv}: looks like a CSV file of boxes, which are for task detection"],
     ),
     "named boxes": ("image_path,xmin,ymin,xmax,ymax,label\n", None, True, ["{csv}: looks like a CSV file of boxes"]),
     "header alone": ("path,label\n\n", None, False, ["{csv}: has no rows below its header"]),

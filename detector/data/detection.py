@@ -22,6 +22,7 @@ from detector.data.formats.coco_values import odd_areas
 from detector.data.formats.columns import show_id
 from detector.data.formats.joining import join_rows, repeated
 from detector.data.formats.reading import has_part, read_rows
+from detector.data.formats.recognition import formats_of
 from detector.data.images import read_annotated_image, read_size
 from detector.data.names import Names, check_names, files_below, is_url
 from detector.data.split import hold_back, images_folder, not_set, split_to_read
@@ -365,7 +366,10 @@ def sources_of(data: DataConfig, name: str) -> tuple[list[Source], list[float]]:
     Where ``data.val`` is not set, it is what the annotations of ``data.train`` name as val.
     """
     read_name, split = split_to_read(data, name)
-    sources = [_source(data, own, read_name) for own in split.each if own.annotations or own.images]
+    given = [own for own in split.each if own.annotations or own.images]
+    if any(not own.annotations and not formats_of(images_folder(data, read_name, own)) for own in given):
+        raise not_set(data, read_name, "annotations")  # nor are they in the folder of the images
+    sources = [_source(data, own, read_name) for own in given]
     if name == "val" and not sources and data.val_share is None:
         sources = [_source(data, own, "val") for own in data.train.each if own.annotations or own.images]
         sources = [source for source in sources if has_part(source, "val")]

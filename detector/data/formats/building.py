@@ -19,6 +19,8 @@ from detector.errors import DataError, unreadable
 from detector.files.json_stream import show, show_text
 from detector.structures import Category
 
+# The usual names of the parts of a data set.
+PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 LARGEST_TEXT = 1 << 26  # bytes of a label or XML file: far more than any image's objects
 
 

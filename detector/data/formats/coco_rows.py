@@ -12,6 +12,7 @@ segmentation.
 from __future__ import annotations
 
 import math
+import os
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.formats.building import Source
+from detector.data.formats.building import PARTS, Source
 from detector.data.formats.coco_values import (
     MAX_AREA,
     MAX_SIDE,
@@ -61,13 +62,11 @@ from detector.errors import DataError, kind_of
 from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category
 
-PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-
 
 def read(source: Source, is_strict: bool) -> Rows:
     """The rows of a COCO JSON file, or of a folder as Roboflow writes it: images with the file beside them."""
     file = source.path
-    if file.is_dir():
+    if os.path.isdir(file):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         file = _file_of(file, source.part) or file / ROBOFLOW
     rows = read_rows(file, is_strict)
     rows.root = source.images

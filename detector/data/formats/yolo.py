@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from detector.config.loader import load_yaml
-from detector.data.formats.building import LARGEST_TEXT, Builder, Source, read_text
+from detector.data.formats.building import LARGEST_TEXT, PARTS, Builder, Source, read_text
 from detector.data.formats.columns import Rows
 from detector.data.formats.recognition import what_it_is
 from detector.data.listing import list_images
@@ -26,7 +26,6 @@ from detector.errors import DataError
 from detector.files.json_stream import show, show_text
 from detector.structures import Category
 
-PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 NAME_FILES = ("classes.txt", "obj.names")
 MARGIN = 0.01  # fraction of the image by which numbers may lie outside: they are clipped
