@@ -21,8 +21,9 @@ from test_coco_fuzz import MUTATIONS, TREE
 
 from detector.analysis.doctor.examination import Settings, examine
 from detector.analysis.doctor.files import FileFacts, look_at
-from detector.analysis.doctor.reading import read_coco, read_labelled
+from detector.analysis.doctor.reading import read_boxes, read_labelled
 from detector.config.schema import Config, DataConfig, SplitConfig
+from detector.data.formats.building import Source
 from detector.errors import DetectorError
 from detector.tasks import get_task
 
@@ -51,7 +52,7 @@ def doctor_refuses(task: str, annotations: Path | None, images: Path) -> str:
     """The errors that the doctor finds; empty if there are none."""
     try:
         if task == "detection":
-            split = read_coco("train", annotations or Path(), images)
+            split = read_boxes("train", Source(annotations or Path(), images))
         else:
             split = read_labelled("train", annotations, images, None, multi_label=False)
     except DetectorError as error:

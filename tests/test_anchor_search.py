@@ -10,7 +10,8 @@ import torch
 from detector.analysis.anchors.search import Split, best_ious, judge, options, score, search
 from detector.config.loader import build_on, load_config
 from detector.config.schema import AnchorConfig, MatcherConfig
-from detector.data.detection import apply_box_policy, read_annotations
+from detector.data.detection import apply_box_policy
+from detector.data.formats.reading import read_annotations
 from detector.evaluation.coverage import Coverage, InputBoxes, coverage_of
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from detector.__main__ import run_command
-from detector.data.detection import read_annotations
+from detector.data.formats.reading import read_annotations
 from detector.dev.benchmark import (
     PARTS,
     doctor,

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from detector.config.schema import ResizeConfig
 from detector.data.classification import ClassSample
-from detector.data.detection import CocoDataset, Sample, read_annotations
+from detector.data.detection import CocoDataset, Sample
+from detector.data.formats.reading import read_annotations
 from detector.data.loading.collate import collate, load_batches, pad_images
 from detector.data.loading.sampler import EvalBatches, Key
 from detector.data.transforms.boxes import Transform

@@ -310,7 +310,6 @@ WITHOUT_EFFECT = [  # text, line, key, what reads it
     (f"{POOLED}  predict: {{nms_threshold: 0.6}}\n", 4, "model.predict.nms_threshold", "task detection"),
     (f"{POOLED}  predict: {{topk: 10}}\n", 4, "model.predict.topk", "task detection"),
     ("data: {crop: {size: 96}}\n", 1, "data.crop", "task classification"),
-    ("data:\n  classes: [cat, dog]\n", 2, "data.classes", "task classification"),
     ("data:\n  class_weights: balanced\n", 2, "data.class_weights", "task classification"),
     ("data:\n  augment:\n    mixup: 0.2\n", 3, "data.augment.mixup", "task classification"),
     ("data:\n  augment:\n    cutmix: 1\n", 3, "data.augment.cutmix", "task classification"),

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from detector.analysis.doctor.reading import read_coco
+from detector.analysis.doctor.reading import read_boxes
 from detector.analysis.doctor.sets import object_sizes
 from detector.config.schema import AnchorConfig, AugmentConfig, Config, MatcherConfig, ResizeConfig
-from detector.data.detection import apply_box_policy, read_annotations
+from detector.data.detection import apply_box_policy
+from detector.data.formats.building import Source
+from detector.data.formats.reading import read_annotations
 from detector.data.loading.collate import pad_images
 from detector.data.transforms.boxes import TrainTransform, Transform
 from detector.evaluation.coverage import InputBoxes, assign, coverage_of, input_boxes, level_ious, rare_classes
@@ -153,7 +155,7 @@ def test_everything_that_computes_the_input_size_agrees(resize: ResizeConfig, tm
     evaluated = resize.model_copy(update={"short": resize.short[-1:]})
     boxes = input_boxes(annotations, apply_box_policy(annotations, "error"), evaluated, 0)
     trained = input_boxes(annotations, apply_box_policy(annotations, "error"), resize, 0)
-    split = read_coco("train", tmp_path / "a.json", tmp_path)
+    split = read_boxes("train", Source(tmp_path / "a.json", tmp_path))
     sides = object_sizes(split, np.array(files)[:, ::-1], resize)
     xyxy, label = np.array([[3, 5, 23, 16]], np.float32), np.array([0])
     for place, (height, width) in enumerate(files):

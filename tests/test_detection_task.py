@@ -29,7 +29,7 @@ from detector.config.schema import (
     ModelConfig,
     PredictConfig,
 )
-from detector.data.detection import read_annotations
+from detector.data.formats.reading import read_annotations
 from detector.errors import ConfigError
 from detector.evaluation.tally import Tally, merge
 from detector.models import build_model

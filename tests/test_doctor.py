@@ -23,10 +23,12 @@ from detector.analysis.doctor.duplicates import NEAR, find_nearest
 from detector.analysis.doctor.examination import Report, Settings, examine
 from detector.analysis.doctor.files import look_at
 from detector.analysis.doctor.findings import CHECKS, SEVERITIES, Finding
-from detector.analysis.doctor.reading import read_coco, read_labelled
+from detector.analysis.doctor.reading import read_boxes, read_labelled
 from detector.analysis.doctor.table import as_object, format_report
 from detector.config.schema import DataConfig, ResizeConfig, SplitConfig
-from detector.data.detection import apply_box_policy, open_dataset, read_annotations
+from detector.data.detection import apply_box_policy, open_dataset
+from detector.data.formats.building import Source
+from detector.data.formats.reading import read_annotations
 from detector.data.transforms.boxes import Transform
 from detector.errors import DataError
 
@@ -92,11 +94,13 @@ def edit(path: Path, change: Callable[[Tree], object]) -> None:
 
 
 def examine_train(folder: Path, settings: Settings | None = None, is_quick: bool = False) -> Report:
-    return examine([read_coco("train", folder / "train.json", folder / "train")], settings or Settings(), is_quick)
+    return examine(
+        [read_boxes("train", Source(folder / "train.json", folder / "train"))], settings or Settings(), is_quick
+    )
 
 
 def examine_both(folder: Path, is_quick: bool = False) -> Report:
-    splits = [read_coco(name, folder / f"{name}.json", folder / name) for name in ("train", "val")]
+    splits = [read_boxes(name, Source(folder / f"{name}.json", folder / name)) for name in ("train", "val")]
     return examine(splits, Settings(), is_quick)
 
 
@@ -389,7 +393,7 @@ def test_a_frame_and_a_depth_given_by_the_config_are_not_in_doubt(data: Path) ->
     save(texture(0), data / "train" / "0.jpg", orientation=3)
     save(texture(1), data / "train" / "1.jpg", orientation=6)
     (data / "train" / "2.jpg").write_bytes(encode(np.asarray(texture(2)).astype(np.uint16) * 16))
-    split = read_coco("train", data / "train.json", data / "train")
+    split = read_boxes("train", Source(data / "train.json", data / "train"))
     found = {
         exif: counts(examine([split], Settings(exif=exif, max_value=4095), False))
         for exif in ("auto", "stored", "upright")
@@ -437,7 +441,7 @@ def test_images_of_train_in_val_are_leaks(data: Path) -> None:
 
 @pytest.mark.parametrize("is_quick", [False, True])
 def test_the_same_file_in_both_splits_is_a_leak(data: Path, is_quick: bool) -> None:
-    splits = [read_coco(name, data / "train.json", data / "train") for name in ("train", "val")]
+    splits = [read_boxes(name, Source(data / "train.json", data / "train")) for name in ("train", "val")]
     assert counts(examine(splits, Settings(), is_quick)) == {"leak-identical": 6}
 
 
@@ -513,7 +517,7 @@ def test_csv_files_are_examined(classes: Path) -> None:
 
 def test_reading_agrees_with_the_strict_reader(shapes: Path) -> None:
     path = shapes / "annotations/train.json"
-    strict, own = read_annotations(path), read_coco("train", path, shapes / "images")
+    strict, own = read_annotations(path), read_boxes("train", Source(path, shapes / "images"))
     assert own.files == [strict.file_name(index) for index in range(len(strict))]
     assert own.sizes.tolist() == list(map(list, zip(strict.widths.tolist(), strict.heights.tolist(), strict=True)))
     order = np.argsort(own.image, kind="stable")
@@ -537,7 +541,7 @@ def test_duplicates_are_those_of_a_comparison_of_all_pairs(tmp_path: Path) -> No
     images = [{"id": number, "file_name": f"{number}.jpg", "width": 100, "height": 100} for number in range(3)]
     categories = [{"id": number, "name": f"c{number}"} for number in range(2)]
     path.write_text(json.dumps({"images": images, "annotations": rows, "categories": categories}))
-    split = read_coco("train", path, tmp_path)
+    split = read_boxes("train", Source(path, tmp_path))
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     shared = (np.minimum(high[:, None], high) - np.maximum(low[:, None], low)).clip(min=0).prod(axis=2)
     area = boxes[:, 2:].prod(axis=1)
@@ -631,7 +635,9 @@ def test_images_of_one_tone_are_not_duplicates(data: Path) -> None:
 
 
 def examine_shared(folder: Path) -> Report:
-    splits = [read_coco(name, folder / f"annotations/{name}.json", folder / "images") for name in ("train", "val")]
+    splits = [
+        read_boxes(name, Source(folder / f"annotations/{name}.json", folder / "images")) for name in ("train", "val")
+    ]
     return examine(splits, Settings(), is_quick=True)
 
 

@@ -20,8 +20,9 @@ from detector.analysis.doctor.examination import Settings, examine
 from detector.analysis.doctor.files import FileFacts
 from detector.analysis.doctor.findings import CHECKS
 from detector.analysis.doctor.fixing import fix_tree
-from detector.analysis.doctor.reading import read_coco
-from detector.data.detection import read_annotations
+from detector.analysis.doctor.reading import read_boxes
+from detector.data.formats.building import Source
+from detector.data.formats.reading import read_annotations
 
 BOX = [4.0, 4.0, 30.0, 20.0]
 
@@ -188,11 +189,11 @@ def test_a_size_is_corrected_only_where_the_boxes_allow(case: str, tmp_path: Pat
     }
     path = tmp_path / "a.json"
     path.write_text(json.dumps(tree))
-    split = read_coco("train", path, tmp_path)
+    split = read_boxes("train", Source(path, tmp_path))
     report = examine([split], Settings(), is_quick=True)
     fix_tree(tree, split, report.files[0])
     path.write_text(json.dumps(tree))
-    again = examine([read_coco("train", path, tmp_path)], Settings(), is_quick=True)
+    again = examine([read_boxes("train", Source(path, tmp_path))], Settings(), is_quick=True)
     wrong = {"size-differs", "size-missing", "size-unclear", "box-outside"}
     is_clean = not {one.check for one in again.findings} & wrong
     assert is_clean == is_right
@@ -234,7 +235,7 @@ def test_fix_joins_only_ids_that_have_no_other_reading(
 ) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(before))
-    split = read_coco("train", path, tmp_path)
+    split = read_boxes("train", Source(path, tmp_path))
     assert fix_tree(before, split, [FileFacts()] * len(split.files)).tree == after
 
 
@@ -258,7 +259,7 @@ def test_fix_writes_boxes_and_polygons_as_numbers(
     expected = row | after
     row |= before
     path.write_text(json.dumps(tree))
-    fix = fix_tree(tree, read_coco("train", path, tmp_path), [FileFacts()])
+    fix = fix_tree(tree, read_boxes("train", Source(path, tmp_path)), [FileFacts()])
     assert fix.tree["annotations"] == [expected]
     assert bool(fix.changes) == (before != after)
 
@@ -295,15 +296,15 @@ def test_fix_overwrites_nothing(data: Path, target: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "give --config, or --images"),
-        (["--annotations", "a.json"], "give --config, or --images"),
+        ([], "give --config, --annotations, or --images"),
+        (["--annotations", "a.json"], "a.json: cannot be read: No such file"),
         (["--images", ".", "--annotations", "a.json", "--val-images", "."], "give --val-annotations too"),
         (["--images", "nowhere"], "nowhere: no such folder"),
         (["--annotations", "nowhere.json", "--images", "."], "nowhere.json: cannot be read: No such file"),
         (["--config", "quickstart.yml"], "did you mean quickstart.yaml?"),
         (["--config", "quickstart.yaml", "data.trian.images=x"], "did you mean 'train'?"),
         (["--config", "quickstart.yaml", "--images", "."], "either --config or"),
-        (["--config", "retinanet_r18_fpn.yaml", "data.train.images=null"], "data.train.images is not set"),
+        (["--config", "retinanet_r18_fpn.yaml", "data.train.images=null"], "instances_train2017.json: cannot be read"),
         (["--images", ".", "--allow-loss"], "has no effect without --fix OUT"),
         (["--images", ".", "data.resize.long=5"], "need --config"),
         (["--images", "docs", "--fix", "x.json"], "no class folders"),
@@ -336,7 +337,7 @@ def test_a_page_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture
 
 
 def test_labelled_images_have_nothing_to_fix(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--fix fixes COCO annotations" in refused(["--images", f"{colors}/train", "--fix", "x.json"], capsys)
+    assert "--fix fixes annotations of boxes" in refused(["--images", f"{colors}/train", "--fix", "x.json"], capsys)
 
 
 def test_an_interrupt_ends_it(data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

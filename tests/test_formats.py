@@ -1,4 +1,4 @@
-"""Unsupported annotation formats are named, wherever COCO JSON or class folders are expected."""
+"""Annotation formats are detected, and those without a reader are named wherever annotations are expected."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from detector.__main__ import main
-from detector.data.formats.recognition import what_it_is
+from detector.data.formats.building import Source
+from detector.data.formats.reading import detect
+from detector.data.formats.recognition import SUPPORTED, what_it_is
 
 BOX = {"bbox": [1, 2, 3, 4], "image_id": 1, "category_id": 1, "id": 1}
 IMAGES = [{"id": 1, "file_name": "a.png", "width": 9, "height": 9}]
@@ -83,7 +85,19 @@ def lay_out(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(text)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+def reader_of(name: str) -> str | None:
+    """The format's reader, by what the table calls it."""
+    return SUPPORTED.get(FORMATS[name][2].removeprefix("a folder of "))
+
+
+@pytest.mark.parametrize("name", filter(reader_of, FORMATS))
+def test_a_format_with_a_reader_is_detected(name: str, tmp_path: Path) -> None:
+    files, given, _ = FORMATS[name]
+    lay_out(tmp_path, files)
+    assert detect(Source(tmp_path / given)) == reader_of(name)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if not reader_of(name)])
 def test_a_format_is_named_in_train_and_doctor(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files, given, expected = FORMATS[name]
     lay_out(tmp_path, {"img/a.png": "", **{f"set/{file}": text for file, text in files.items()}})
@@ -95,7 +109,10 @@ def test_a_format_is_named_in_train_and_doctor(name: str, tmp_path: Path, capsys
         errors = capsys.readouterr().err.strip().splitlines()
         assert len(errors) == 1
         assert f"{path}: looks like {expected}" in errors[0]
-        remedies = (", which is not supported yet; convert it to COCO JSON", "and results as --results to evaluate")
+        remedies = (
+            ", which is not supported; convert it to COCO JSON",
+            "and results as --results to evaluate",
+        )
         assert errors[0].endswith(remedies[expected.startswith("COCO results")])
     if given == ".":  # instead of class folders
         assert main(["doctor", "--images", str(path)]) in (1, 2)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from detector.data.detection import Annotations, apply_box_policy, read_annotations, scored_truth
+from detector.data.detection import Annotations, apply_box_policy, scored_truth
+from detector.data.formats.reading import read_annotations
 from detector.errors import DataError
 from detector.evaluation.coco import METRICS, coco_metrics, read_results
 

@@ -14,7 +14,7 @@ from test_training import TINY, assert_same_tensors
 import detector
 from detector.checkpoints.checkpoint import read_checkpoint
 from detector.config.loader import load_config
-from detector.data.detection import read_annotations
+from detector.data.formats.reading import read_annotations
 from detector.data.images import read_image
 from detector.errors import ConfigError, DataError
 from detector.tasks import detection

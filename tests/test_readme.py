@@ -25,6 +25,7 @@ from PIL import Image
 
 from detector.__main__ import COMMANDS, build_parser, main
 from detector.config.loader import CONFIG_FOLDERS, _section_at, load_config
+from detector.data.formats.reading import read_annotations
 from detector.data.images import read_image
 from detector.tasks.detection import Prediction
 from detector.training import fitting
@@ -129,7 +130,7 @@ def assert_is_key(dotted: str) -> None:
     assert key in _section_at(tuple(section)).model_fields, f"{dotted} is not a key of a config"
 
 
-KEYS = sorted(set(re.findall(r"`((?:data|model|train|eval)(?:\.[a-z_0-9]+)+)", README)))
+KEYS = sorted(set(re.findall(r"`((?:data|model|train|eval)(?:\.[a-z_0-9]+)+)", README)) - {"data.yaml"})
 
 
 def test_the_keys_in_the_text_exist() -> None:
@@ -140,7 +141,9 @@ def test_the_keys_in_the_text_exist() -> None:
 
 def test_the_files_that_are_named_exist() -> None:
     named = re.findall(r"\]\(([a-zA-Z_/.]+)\)", README) + re.findall(r"`(tools/\w+\.py)`", README)
-    named += [f"configs/{name}" for name in re.findall(r"`(\w+\.yaml)`", README) if name != "config.yaml"]
+    named += [
+        f"configs/{name}" for name in re.findall(r"`(\w+\.yaml)`", README) if name not in ("config.yaml", "data.yaml")
+    ]
     assert len(named) > 20
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
     assert {path.stem for path in (REPOSITORY / "tools").glob("*.py")} == COMMANDS.keys()
@@ -167,6 +170,8 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
         shutil.copytree(colors / name, folder / "classes" / name)
     shutil.copytree(colors / "train", folder / "all")
 
+    write_other_formats(folder)
+
     splits = [f"data.{s}.annotations={s}.json" for s in ("train", "val")] + [
         f"data.{s}.images=images" for s in ("train", "val")
     ]
@@ -182,6 +187,42 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
         config = load_config("classify_quickstart.yaml", [*CLASSIFIES, *data])
         assert fitting.fit(config, RunFolder(Path("runs/classifier")), torch.device("cpu"))
     return folder
+
+
+def write_other_formats(folder: Path) -> None:
+    """train.json as CSV, and train.json and val.json as YOLO's and Pascal VOC's files."""
+    lines = ["image_path,xmin,ymin,xmax,ymax,label"]
+    for split in ("train", "val"):
+        found = read_annotations(folder / f"{split}.json")
+        names = []
+        for index in range(len(found)):
+            name, (height, width) = found.file_name(index), (int(found.heights[index]), int(found.widths[index]))
+            rows, objects = [], ""
+            for row in range(*found.first[index : index + 2].tolist()):
+                x, y, w, h = found.boxes_xywh[row].tolist()
+                label = found.categories[int(found.labels[row])].name
+                lines += [f"images/{name},{x},{y},{x + w},{y + h},{label}"] * (split == "train")
+                rows.append(
+                    f"{int(found.labels[row])} {(x + w / 2) / width} {(y + h / 2) / height} {w / width} {h / height}"
+                )
+                corners = f"<xmin>{x + 1}</xmin><ymin>{y + 1}</ymin><xmax>{x + w}</xmax><ymax>{y + h}</ymax>"
+                objects += f"<object><name>{label}</name><bndbox>{corners}</bndbox></object>"
+            names.append(Path(name).stem)
+            size = f"<size><width>{width}</width><height>{height}</height></size>"
+            for path, text in (
+                (f"yolo/labels/{split}/{names[-1]}.txt", "\n".join(rows)),
+                (f"voc/Annotations/{names[-1]}.xml", f"<annotation>{size}{objects}</annotation>"),
+            ):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_text(text)
+            for place in (f"yolo/images/{split}", "voc/JPEGImages"):
+                (folder / place).mkdir(parents=True, exist_ok=True)
+                shutil.copy(folder / "images" / name, folder / place)
+        (folder / "voc/ImageSets/Main").mkdir(parents=True, exist_ok=True)
+        (folder / f"voc/ImageSets/Main/{split}.txt").write_text("\n".join(names))
+    classes = [category.name for category in found.categories]
+    (folder / "yolo/data.yaml").write_text(f"train: images/train\nval: images/val\nnames: {json.dumps(classes)}\n")
+    (folder / "boxes.csv").write_text("\n".join(lines))
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 
 from detector.config.schema import ResizeConfig
 from detector.data import synthetic as generator
-from detector.data.detection import CocoDataset, Sample, apply_box_policy, read_annotations
+from detector.data.detection import CocoDataset, Sample, apply_box_policy
+from detector.data.formats.reading import read_annotations
 from detector.data.synthetic import CLASSES, SIDE, make_image, write_shapes
 from detector.data.transforms.boxes import Transform
 

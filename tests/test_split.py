@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from detector.__main__ import run_command
 from detector.analysis.doctor.columns import hold_back_val
 from detector.analysis.doctor.examination import Settings, examine
-from detector.analysis.doctor.reading import read_coco, read_labelled
+from detector.analysis.doctor.reading import read_boxes, read_labelled
 from detector.checkpoints.checkpoint import check_val_share, read_checkpoint
 from detector.config.loader import load_config
 from detector.config.schema import Config, DataConfig
 from detector.data.classification import open_classes
 from detector.data.detection import open_dataset
+from detector.data.formats.building import Source
 from detector.data.formats.class_folders import read_folders
 from detector.data.split import group, hold_back, split_folds, split_parts
 from detector.data.synthetic import write_shapes
@@ -162,7 +163,7 @@ def test_training_the_doctor_and_the_command_agree(
     assert "train.json: exists already" in capsys.readouterr().err
     assert (tmp_path / "new/x/train.json").read_bytes() == before
 
-    lenient = hold_back_val(read_coco("train", path, coco / "images"), 0.3, seed=3)
+    lenient = hold_back_val(read_boxes("train", Source(path, coco / "images")), 0.3, seed=3)
     for own, strict in zip(lenient, parts, strict=True):
         assert own.files == [strict.annotations.file_name(index) for index in range(len(strict))]
         assert sorted(own.annotation_ids.tolist()) == sorted(strict.annotations.annotation_ids.tolist())
@@ -170,7 +171,9 @@ def test_training_the_doctor_and_the_command_agree(
         images = strict.annotations.image_ids.select(strict.annotations.image_index()).tolist()
         assert ids == dict(zip(strict.annotations.annotation_ids.tolist(), images, strict=True))
     assert examine(lenient, Settings(), True).count("error") == 0
-    (same,) = hold_back_val(read_coco("train", path, coco / "images").select("train", np.arange(30) < 1), 0.3, 3)
+    (same,) = hold_back_val(
+        read_boxes("train", Source(path, coco / "images")).select("train", np.arange(30) < 1), 0.3, 3
+    )
     assert [finding.check for finding in same.faults] == ["split-impossible"]
 
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from detector.config.schema import AugmentConfig, CropConfig, ResizeConfig
-from detector.data.detection import CocoDataset, read_annotations
+from detector.data.detection import CocoDataset
+from detector.data.formats.reading import read_annotations
 from detector.data.loading.bad_images import Replacing
 from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import TrainBatches

@@ -93,7 +93,7 @@ def _begin(
     else:
         config = load_config(source, overrides, allow_code)
     content = open_start(config)
-    if names := classes or config.data.classes:
+    if names := classes or list(config.data.class_members):
         categories = [Category(label, name) for label, name in enumerate(names)]
     elif content:
         categories = checkpoint_categories(content)

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_arguments(args: argparse.Namespace, config: Config) -> None:
     """Refuse contradictions before the data is read."""
-    from detector.errors import ConfigError, DataError
+    from detector.errors import ConfigError
     from detector.tasks import get_task
 
     get_task(config)
@@ -79,27 +79,22 @@ def check_arguments(args: argparse.Namespace, config: Config) -> None:
         raise ConfigError("command line: --write has no effect without --suggest; add it, or remove --write")
     if args.write and args.write.exists():
         raise ConfigError(f"{args.write}: exists already; choose another name")
-    if not config.data.train.annotations:
-        raise DataError("data.train.annotations: is not set; give it in the config or as data.train.annotations=PATH")
 
 
 def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
     """The annotations of the splits that the config has, without reading images."""
     from detector.analysis.anchors.search import Split
-    from detector.data.detection import apply_box_policy, read_split, with_sizes
-    from detector.data.split import split_to_read
+    from detector.data.detection import apply_box_policy, has_val, read_split, with_sizes
 
     data = config.data
-    has_val = data.val_share is not None or (data.val is not None and data.val.annotations is not None)
     splits: dict[str, Split] = {}
     categories = None
     for name in names:
-        if name == "train" or has_val:
+        if name == "train" or has_val(data):
             annotations = read_split(data, name, categories, config.seed)
             if annotations.notice:
                 print(annotations.notice, file=sys.stderr)
-            folder = split_to_read(data, name)[1].images
-            annotations = with_sizes(annotations, Path(folder) if folder else None, data.exif)
+            annotations = with_sizes(annotations, annotations.images, data.exif)
             categories = annotations.categories
             splits[name] = Split(annotations, apply_box_policy(annotations, data.invalid_boxes), config.seed)
     return splits

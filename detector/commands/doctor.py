@@ -26,11 +26,11 @@ FAULTY = 1  # exit code where there are findings of severity error
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", help="examine the data of a config: a YAML file, or the name of one in configs/")
-    parser.add_argument("--annotations", type=Path, help="a COCO JSON file, or a CSV file of paths and labels")
+    parser.add_argument("--annotations", type=Path, help="annotations: COCO, YOLO, VOC or CSV; or a CSV file of labels")
     parser.add_argument(
         "--images",
         type=Path,
-        help="the folder of its images; without --annotations, a folder with one folder per class",
+        help="the folder of its images; without --annotations, one folder per class, or with labels beside them",
     )
     parser.add_argument("--val-annotations", type=Path, help="annotations of the val split, to look for leaks")
     parser.add_argument(
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(format_report(report))
         for fix, target in written:
-            print(f"{target}: written; {fix.summary()} ({changes_path(target)})")
+            print(f"{target}: written{fix.form}; {fix.summary()} ({changes_path(target)})")
         if args.html:
             print(f"{args.html}: written")
     for fix, split in losing:
@@ -101,10 +101,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     paths = (args.annotations, args.images, args.val_annotations, args.val_images)
     if args.config and any(paths):
         raise ConfigError("command line: give either --config or --annotations and --images")
-    if not args.config and not args.images:
-        raise ConfigError(
-            "command line: give --config, or --images (one folder per class) with or without --annotations"
-        )
+    if not args.config and not args.images and not args.annotations:
+        raise ConfigError("command line: give --config, --annotations, or --images, which may be one folder per class")
     if (args.val_annotations or args.val_images) and bool(args.annotations) != bool(args.val_annotations):
         missing = "--annotations" if args.val_annotations else "--val-annotations"
         raise ConfigError(
@@ -118,36 +116,81 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 def _from_paths(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     from detector.analysis.doctor.examination import Settings
+    from detector.data.formats.building import Source
+    from detector.data.formats.reading import has_part
+    from detector.data.formats.recognition import formats_of
 
+    images = args.val_images or args.images
     splits = [_open("train", args.annotations, args.images)]
     if args.val_annotations or args.val_images:
-        splits.append(_open("val", args.val_annotations, args.val_images or args.images))
+        splits.append(_open("val", args.val_annotations, images))
+    elif splits[0].has_boxes:
+        source = args.annotations or args.images
+        if formats_of(source) and has_part(Source(source), "val"):
+            splits.append(_open("val", args.annotations, args.images))
     return splits, Settings()
 
 
-def _open(name: str, annotations: Path | None, images: Path, config: Config | None = None) -> Split:
-    """A split with boxes or with labels; without a config, the annotation file's name tells which."""
-    from detector.analysis.doctor.reading import read_coco, read_labelled
-    from detector.data.formats.recognition import naming_format, unread, what_it_is
+def _open(name: str, annotations: Path | None, images: Path | None) -> Split:
+    """A split with boxes or with labels: what the paths hold tells which."""
+    from detector.analysis.doctor.reading import read_boxes
+    from detector.data.formats.building import Source
+    from detector.data.formats.recognition import formats_of
     from detector.errors import DataError
-    from detector.tasks import get_core
+
+    if images and not images.is_dir():
+        raise DataError(f"{images}: no such folder")
+    source = annotations or images
+    assert source is not None
+    if images and not formats_of(source) and (annotations is None or annotations.suffix.lower() == ".csv"):
+        return _open_labelled(name, annotations, images)
+    return _checked(read_boxes(name, Source(source, images if annotations else None, part=name)))
+
+
+def _open_labelled(name: str, annotations: Path | None, images: Path, config: Config | None = None) -> Split:
+    from detector.analysis.doctor.reading import read_labelled
+    from detector.data.formats.recognition import naming_format
+    from detector.errors import DataError
 
     if not images.is_dir():
         raise DataError(f"{images}: no such folder")
-    source = annotations or images
-    if annotations is None:
-        is_labelled = True
-    else:
-        is_labelled = get_core(config.task).FILE_FORMAT == "csv" if config else annotations.suffix.lower() == ".csv"
-    with naming_format(source):
-        if is_labelled:
-            classes, multi_label = (config.data.classes, config.model.multi_label) if config else (None, True)
-            split = read_labelled(name, annotations, images, classes, multi_label)
-        else:
-            split = read_coco(name, annotations, images)
+    classes, multi_label = (
+        (list(config.data.class_members) or None, config.model.multi_label) if config else (None, True)
+    )
+    with naming_format(annotations or images):
+        return _checked(read_labelled(name, annotations, images, classes, multi_label))
+
+
+def _open_sources(config: Config, name: str) -> list[Split]:
+    """The split with boxes of ``data.train`` or ``data.val``, if there is one."""
+    from detector.analysis.doctor.reading import read_boxes
+    from detector.config.schema import SplitConfig
+    from detector.data.detection import has_val, sources_of
+    from detector.data.split import images_folder, split_to_read
+    from detector.errors import ConfigError
+
+    data = config.data
+    if data.train == SplitConfig() if name == "train" else data.val_share is not None or not has_val(data):
+        return []
+    sources, _ = sources_of(data, name)
+    if len(sources) > 1:
+        raise ConfigError(f"data.{name}: lists several sets; the doctor examines one at a time: give --annotations")
+    if sources[0].images:
+        images_folder(data, *split_to_read(data, name))
+    return [_checked(read_boxes(name, sources[0]))]
+
+
+def _checked(split: Split) -> Split:
+    """The split; raises where all that is wrong with it is its format."""
+    from detector.data.formats.recognition import SUPPORTED, unread, what_it_is
+
     is_odd = split.faults or (len(split.image) > 0 and not split.is_sound.any())
-    if is_odd and (what := what_it_is(source)):
-        raise unread(source, what)
+    if (
+        is_odd
+        and (what := what_it_is(split.source))
+        and not (split.has_boxes and what.split("folder of ")[-1] in SUPPORTED)
+    ):
+        raise unread(split.source, what)
     return split
 
 
@@ -159,17 +202,15 @@ def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     from detector.tasks import get_core
 
     config = load_config(args.config, args.overrides, args.allow_code)
-    needs_annotations = get_core(config.task).FOLDER_FORMAT is None
     splits = []
     for name, split in (("train", config.data.train), ("val", config.data.val)):
-        if split is None:
-            continue
-        if split.images is None or (split.annotations is None and needs_annotations):
-            if split.images or split.annotations:
-                missing = "annotations" if split.images else "images"
-                raise ConfigError(f"{args.config}: data.{name}.{missing} is not set")
-            continue
-        splits.append(_open(name, Path(split.annotations) if split.annotations else None, Path(split.images), config))
+        if get_core(config.task).FOLDER_FORMAT is None:
+            splits += _open_sources(config, name)
+        elif split is not None and split.images:
+            annotations = Path(split.annotations) if split.annotations else None
+            splits.append(_open_labelled(name, annotations, Path(split.images), config))
+        elif split is not None and split.annotations:
+            raise ConfigError(f"{args.config}: data.{name}.images is not set")
     if not splits:
         raise ConfigError(f"{args.config}: names no data; give data.train.images=DIR, or --images")
     if config.data.val_share is not None and len(splits) == 1 and not args.fix:  # --fix is of a whole file

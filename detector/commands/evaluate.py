@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", help="a .pt file or a run's folder; its own val data is used unless others are given"
     )
     parser.add_argument("--results", help="a COCO results file to score instead of a model")
-    parser.add_argument("--annotations", help="a COCO JSON file; for a classifier, a CSV file of paths and labels")
+    parser.add_argument(
+        "--annotations",
+        help="annotations: COCO, YOLO, VOC or CSV; for a classifier, paths and labels as CSV",
+    )
     parser.add_argument(
         "--images", help="the folder of its images; for a classifier without --annotations, one folder per class"
     )

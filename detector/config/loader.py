@@ -66,13 +66,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), allow_code: boo
         base_tree, base_places = _read_yaml(base_path)
         if "base" in base_tree:
             raise ConfigError(f"{base_places[('base',)]}: base: {path} builds on this file; a base cannot have a base")
+        if _names_whole_data(tree):
+            base_tree.get("data", {}).pop("val", None)
         tree, places = merge(base_tree, tree), base_places | places
+    given: _Tree = {}
+    for override in overrides:
+        _apply_override(given, {}, override)
+    if _names_whole_data(given) and isinstance(tree.get("data"), dict):
+        tree["data"].pop("val", None)
     for override in overrides:
         _apply_override(tree, places, override)
     config = _validate(tree, places)
     if not allow_code:
         check_code(config, path)
     return config
+
+
+def _names_whole_data(tree: _Tree) -> bool:
+    """Whether ``data.train`` is a path or a list, and ``data.val`` is not given: then a base's val is of other data."""
+    data = tree.get("data")
+    return isinstance(data, dict) and isinstance(data.get("train"), str | list) and "val" not in data
 
 
 def _find_base(path: Path, base: Any, places: _Places) -> Path:

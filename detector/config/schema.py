@@ -51,12 +51,49 @@ def _is_number(annotation: Any) -> bool:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-class SplitConfig(Section):
-    """The files of one data set."""
+Format = Literal["auto", "coco", "yolo", "voc", "csv", "folder"]
 
-    # Detection: a COCO JSON file. Classification: a CSV file of paths and labels, or null for one folder per class.
+
+def _as_split(value: Any) -> Any:
+    """A path is a section with ``annotations``, and a list is several sets."""
+    if isinstance(value, str):
+        return {"annotations": value}
+    return {"sets": [_as_split(one) for one in value]} if isinstance(value, list) else value
+
+
+class SplitConfig(Section):
+    """The files of one data set, as a section or only the path of its annotations; or a list of several sets."""
+
+    # Detection: a COCO JSON file; YOLO's data.yaml, a folder of images or a list of them; Pascal VOC's folder or a file
+    # in its ImageSets; a CSV file of boxes. Classification: a CSV file of paths and labels, or null for one folder per
+    # class.
     annotations: str | None = None
-    images: str | None = None  # the folder that file names are relative to, or that holds one folder per class
+    # The folder that file names are relative to, or that holds one folder per class; null: where the format has it.
+    images: str | None = None
+    format: Format | None = None  # null: data.format
+    part: Literal["train", "val", "test"] | None = None  # of what holds several; null: as data.train or data.val says
+    # Of several sets to train on, relative to each other: an epoch has each image of the set with the smallest weight
+    # once, and each of a set with twice that weight twice.
+    weight: Positive = 1.0
+    sets: list[SplitConfig] = []
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> SplitConfig:
+        if self.sets and self.model_copy(update={"sets": []}) != SplitConfig():
+            raise ValueError("sets: each has its own annotations and images; remove those beside the list")
+        if any(own.sets for own in self.sets):
+            raise ValueError("sets: a list cannot hold a list; write all sets in one")
+        return self
+
+    def of_part(self, part: str) -> SplitConfig:
+        """The same with this part, where none is given."""
+        sets = [own.of_part(part) for own in self.sets]
+        return self.model_copy(update={"sets": sets} if sets else {"part": self.part or part})
+
+    @property
+    def each(self) -> list[SplitConfig]:
+        """The sets, or this one."""
+        return self.sets or [self]
 
 
 class ResizeConfig(Section):
@@ -116,9 +153,17 @@ class CropConfig(Section):
         return self
 
 
+def _as_list(value: Any) -> Any:
+    """A mapping of merged classes as a list of them."""
+    return [{name: members} for name, members in value.items()] if isinstance(value, dict) else value
+
+
 class DataConfig(Section):
-    train: SplitConfig = SplitConfig()
-    val: SplitConfig | None = SplitConfig()  # null without val_share: no evaluation, last.pt is the result
+    train: Annotated[SplitConfig, BeforeValidator(_as_split)] = SplitConfig()
+    # Not set: what the annotations of train name as val. null without val_share: no evaluation, last.pt is the result.
+    val: Annotated[SplitConfig | None, BeforeValidator(_as_split)] = SplitConfig()
+    format: Format = "auto"  # of the annotations; auto: by what they hold
+    one_based: Literal["auto"] | bool = "auto"  # Pascal VOC: the first pixel is 1; auto: unless a corner is under 1
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
     # Allow file names that lead out of the images' folder, absolute or by "..". Links are followed anyway.
     allow_outside: bool = False
@@ -132,7 +177,9 @@ class DataConfig(Section):
     on_bad_image: Literal["error", "skip"] = "error"
     max_bad_share: Fraction = 0.01
     val_share: Annotated[float, Field(gt=0, lt=1)] | None = None  # of data.train, held back as data.val, by seed
-    classes: Annotated[list[str], Field(min_length=1)] | None = None  # null: those in data.train, by name
+    # null: those in data.train, by name. Else these, in this order; boxes of others are dropped. A mapping merges:
+    # [person, {vehicle: [car, bus]}] (detection).
+    classes: Annotated[list[str | dict[str, list[str]]], Field(min_length=1), BeforeValidator(_as_list)] | None = None
     # null: all equal; balanced: inversely proportional to the number of images; or a weight per class, 1 for others.
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
     resize: ResizeConfig = ResizeConfig()
@@ -146,9 +193,17 @@ class DataConfig(Section):
         """Whether there is data to evaluate on."""
         return self.val is not None or self.val_share is not None
 
+    @property
+    def class_members(self) -> dict[str, list[str]]:
+        """The classes of ``classes``, each with those of the annotations that it is made of."""
+        named = ({one: [one]} if isinstance(one, str) else one for one in self.classes or ())
+        return {name: members for one in named for name, members in one.items()}
+
     @model_validator(mode="after")
     def _each_class_once(self) -> DataConfig:
-        if duplicates := [name for name in self.classes or [] if (self.classes or []).count(name) > 1]:
+        names = [name for one in self.classes or [] for name in ([one] if isinstance(one, str) else one)]
+        members = [member for own in self.class_members.values() for member in own]
+        if duplicates := [name for used in (names, members) for name in used if used.count(name) > 1]:
             raise ValueError(f"classes: {duplicates[0]!r} is duplicated; keep one")
         return self
 

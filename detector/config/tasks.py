@@ -15,14 +15,14 @@ def _in(section: str, keys: str) -> tuple[str, ...]:
 # For each task, and for each of its heads, the keys and sections that it reads and another one does not.
 TASKS = {
     "detection": (
-        *_in("data", "group_by_aspect invalid_boxes resize augment.scale_jitter augment.min_visibility"),
+        *_in("data", "group_by_aspect invalid_boxes one_based resize augment.scale_jitter augment.min_visibility"),
         *_in("model", "anchors matcher box_coder"),
         *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight"),
         *_in("model.predict", "topk score_threshold nms_threshold max_detections clip keep_empty"),
         *_in("eval", "backend"),
     ),
     "classification": (
-        *_in("data", "classes class_weights crop augment.mixup augment.cutmix"),
+        *_in("data", "class_weights crop augment.mixup augment.cutmix"),
         *_in("model", "loss.label_smoothing predict.classes multi_label"),
     ),
 }

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detector.config.schema import AugmentConfig, Config, SplitConfig
+from detector.config.schema import AugmentConfig, Config, DataConfig, SplitConfig
 from detector.data.formats.class_folders import Labelled, divide, read_csv, read_folders, unknown_class
 from detector.data.formats.recognition import naming_format
 from detector.data.images import read_image
 from detector.data.split import images_folder, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms.classes import ClassTransform, TrainClassTransform, mix
-from detector.errors import DataError, DetectorError
+from detector.errors import ConfigError, DataError, DetectorError
 from detector.structures import Category, ClassTargets
 
 
@@ -147,7 +147,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
 def open_classes(config: Config, name: str, categories: list[Category] | None = None) -> ClassDataset:
     """The data set of ``data.train`` (augmented) or ``data.val``, with the classes of ``categories`` where given."""
     data, channels = config.data, config.model.in_channels
-    classes = [category.name for category in categories] if categories is not None else data.classes
+    classes = [category.name for category in categories] if categories is not None else _class_names(data)
     read_name, split = split_to_read(data, name)
     labelled = _read_split(config, read_name, split, classes)
     if data.val_share is not None:
@@ -173,7 +173,21 @@ def check_each_class(labelled: Labelled) -> None:
         )
 
 
+def _class_names(data: DataConfig) -> list[str] | None:
+    """``data.classes``, which a classifier does not merge."""
+    if any(isinstance(one, dict) for one in data.classes or ()):
+        raise ConfigError("data.classes: merges classes, which is for task detection; give only names")
+    return list(data.class_members) or None
+
+
 def _read_split(config: Config, name: str, split: SplitConfig, classes: Sequence[str] | None) -> Labelled:
+    if split.sets:
+        raise ConfigError(f"data.{name}: a list of sets is for task detection; give one folder or CSV file")
+    form = split.format or config.data.format
+    if form not in ("auto", "folder", "csv"):
+        raise ConfigError(f"data.format: {form} has boxes, which are for task detection; use auto, folder or csv")
+    if split.images is None and split.annotations and Path(split.annotations).is_dir():
+        split = SplitConfig(images=split.annotations)  # data.train: FOLDER
     root = images_folder(config.data, name, split)
     if split.annotations is None:
         with naming_format(root):

@@ -1,4 +1,4 @@
-"""The data set of COCO-format annotations and a folder of images."""
+"""The data set of annotated boxes, in any format, and their images."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from detector.config.schema import DataConfig
+from detector.config.schema import DataConfig, SplitConfig
 from detector.data.box_rules import check_boxes
 from detector.data.formats.annotations import Annotations
+from detector.data.formats.building import Source
 from detector.data.formats.coco_values import odd_areas
 from detector.data.formats.columns import show_id
-from detector.data.formats.reading import read_annotations
-from detector.data.formats.recognition import naming_format
+from detector.data.formats.joining import join_rows, repeated
+from detector.data.formats.reading import has_part, read_rows
 from detector.data.images import read_annotated_image, read_size
 from detector.data.names import Names, check_names, files_below, is_url
 from detector.data.split import hold_back, images_folder, not_set, split_to_read
@@ -308,10 +309,13 @@ def open_dataset(
 ) -> CocoDataset:
     """The data set of ``data.train`` or ``data.val`` (``name``), checked as far as possible without decoding."""
     read_name, split = split_to_read(data, name)
-    if split.annotations is None:
-        raise not_set(data, read_name, "annotations")
-    images = images_folder(data, read_name, split)
+    for own in split.each:
+        if own.images is not None:
+            images_folder(data, read_name, own)
     annotations = read_split(data, name, categories, seed)
+    images = annotations.images
+    if images is None:
+        raise not_set(data, read_name, "images")
     check_files(annotations, images, read_name, data.allow_outside)
     annotations = with_sizes(annotations, images, data.exif)
     dataset = CocoDataset(annotations, images, transform, data.invalid_boxes, channels, data.exif, data.max_value)
@@ -330,16 +334,59 @@ def check_objects(dataset: CocoDataset) -> None:
 
 
 def read_split(data: DataConfig, name: str, categories: list[Category] | None, seed: int) -> Annotations:
-    """The annotations of ``data.train`` or ``data.val``: of a whole file, or of the part held back or not."""
+    """The annotations of ``data.train`` or ``data.val``: of whole sets, or of the part held back or not.
+
+    Of several sets to train on, images are repeated by the sets' weights.
+    """
+    sources, weights = sources_of(data, name)
+    parts = [read_rows(source, is_strict=True) for source in sources]
+    sizes = [len(rows.image_ids) for rows in parts]
+    annotations = join_rows(parts, data.class_members, categories)
+    if data.val_share is not None:
+        is_val = held_back(annotations, data.val_share, seed)
+        chosen = is_val if name == "val" else ~is_val
+    else:
+        chosen = np.ones(len(annotations), dtype=bool)
+    if name == "train" and len({*weights}) > 1:
+        return annotations.select([index for index in repeated(weights, sizes, seed) if chosen[index]])
+    return annotations if chosen.all() else annotations.select(np.flatnonzero(chosen).tolist())
+
+
+def sources_of(data: DataConfig, name: str) -> tuple[list[Source], list[float]]:
+    """What to read for ``data.train`` or ``data.val``, and the weight of each set.
+
+    Where ``data.val`` is not set, it is what the annotations of ``data.train`` name as val.
+    """
     read_name, split = split_to_read(data, name)
-    if split.annotations is None:
+    sources = [_source(data, own, read_name) for own in split.each if own.annotations or own.images]
+    if name == "val" and not sources and data.val_share is None:
+        sources = [_source(data, own, "val") for own in data.train.each if own.annotations or own.images]
+        sources = [source for source in sources if has_part(source, "val")]
+    if not sources:
         raise not_set(data, read_name, "annotations")
-    with naming_format(Path(split.annotations)):
-        annotations = read_annotations(split.annotations, categories)
-    if data.val_share is None:
-        return annotations
-    is_val = held_back(annotations, data.val_share, seed)
-    return annotations.select(np.flatnonzero(is_val if name == "val" else ~is_val).tolist())
+    return sources, [own.weight for own in split.each]
+
+
+def has_val(data: DataConfig) -> bool:
+    """Whether there are annotations of ``data.val``, or a part of train that is held back."""
+    if data.val_share is not None or data.val is None:
+        return data.val_share is not None
+    sources = [_source(data, own, "val") for own in data.train.each if own.annotations or own.images]
+    return data.val != SplitConfig() or any(has_part(source, "val") for source in sources)
+
+
+def _source(data: DataConfig, split: SplitConfig, part: str) -> Source:
+    """One set: without annotations, the folder of its images holds them."""
+    images = Path(split.images) if split.images else None
+    return Source(
+        path=Path(split.annotations) if split.annotations else images,  # type: ignore[arg-type]
+        images=images if split.annotations else None,
+        format=split.format or data.format,
+        part=split.part or part,
+        one_based=None if data.one_based == "auto" else data.one_based,
+        exif=data.exif,
+        allow_outside=data.allow_outside,
+    )
 
 
 def held_back(annotations: Annotations, fraction: float, seed: int) -> np.ndarray:

@@ -153,8 +153,9 @@ def split_to_read(data: DataConfig, name: str) -> tuple[str, SplitConfig]:
     Raises :class:`detector.errors.DetectorError` where the config has no such split, or names it twice.
     """
     if data.val_share is not None:
+        default = SplitConfig()
         for key in SplitConfig.model_fields:
-            if getattr(data.val, key, None) is not None:
+            if data.val is not None and getattr(data.val, key) != getattr(default, key):
                 raise ConfigError(
                     f"data.val_share: holds back a part of data.train; data.val.{key} is given too; set data.val=null"
                 )

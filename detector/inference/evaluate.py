@@ -21,11 +21,10 @@ from detector.data.detection import (
     CheckedBoxes,
     apply_box_policy,
     describe_odd_areas,
-    read_annotations,
+    read_split,
     scored_truth,
     with_sizes,
 )
-from detector.data.formats.recognition import naming_format
 from detector.errors import ConfigError, DataError
 from detector.evaluation.coco import read_results
 from detector.evaluation.tally import Tally
@@ -66,6 +65,7 @@ def evaluate_checkpoint(
     for key, path in (("annotations", annotations), ("images", images)):
         if path:  # other data has no part held back
             given += [f"data.val.{key}={json.dumps(str(path), ensure_ascii=False)}", "data.val_share=null"]
+            given += ["data.val.sets=[]", "data.val.format=auto"]
     needs_annotations = get_core(checkpoint_config(content, source).task).FOLDER_FORMAT is None
     if images and not annotations and not needs_annotations:
         given.append("data.val.annotations=null")
@@ -87,10 +87,9 @@ def evaluate_results(path: str, annotations: str, images: str | None, overrides:
         raise DataError(f"--images: {images} is not a folder")
     val = json.dumps({"annotations": annotations, "images": images}, ensure_ascii=False)
     config = apply_overrides(Config(), [*overrides, f"data.val={val}"], source=path)
-    with naming_format(Path(annotations)):
-        truth = read_annotations(annotations)
-    if folder:
-        truth = with_sizes(truth, folder, config.data.exif)
+    truth = read_split(config.data, "val", None, config.seed)
+    if truth.images:
+        truth = with_sizes(truth, truth.images, config.data.exif)
     policy = config.data.invalid_boxes
     checked = apply_box_policy(truth, "drop" if policy == "error" else policy)
     lines = [truth.notice, _describe_invalid(checked, policy)]
@@ -98,7 +97,7 @@ def evaluate_results(path: str, annotations: str, images: str | None, overrides:
     for line in filter(None, [*lines, describe_odd_areas(truth)]):
         print(line, file=sys.stderr)
     rows = _read_results(path, truth)
-    return Evaluation(Scored(path, rows, detection.evaluate(Tally(rows), truth, config)), config, truth, folder)
+    return Evaluation(Scored(path, rows, detection.evaluate(Tally(rows), truth, config)), config, truth, truth.images)
 
 
 def open_other(source: str, device: torch.device, allow_code: bool = False) -> Other:
@@ -130,7 +129,17 @@ def evaluate_other(other: Other, evaluation: Evaluation, name: str) -> Scored:
     # Its own resizing, but the same images: the split, val_share and the seed decide which ones are held back.
     same = {
         key: getattr(config.data, key)
-        for key in ("train", "val", "val_share", "classes", "invalid_boxes", "allow_outside", "exif")
+        for key in (
+            "train",
+            "val",
+            "val_share",
+            "format",
+            "one_based",
+            "classes",
+            "invalid_boxes",
+            "allow_outside",
+            "exif",
+        )
     }
     own = own.model_copy(update={"data": own.data.model_copy(update=same), "seed": config.seed})
     return _evaluate(Opened(model, own, truth.categories), other.name, config).scored

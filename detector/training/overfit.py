@@ -99,7 +99,7 @@ def plain_config(config: Config, count: int) -> Config:
     none = dict.fromkeys(("horizontal_flip", "vertical_flip", "photometric", "mixup", "cutmix"), 0.0)
     augment = AugmentConfig(**none)
     resize = config.data.resize.model_copy(update={"short": config.data.resize.short[-1:]})
-    own = {"val": config.data.train, "val_share": None, "augment": augment, "resize": resize}
+    own = {"val": config.data.train.of_part("train"), "val_share": None, "augment": augment, "resize": resize}
     data = config.data.model_copy(update=own)
     head = config.model.head.model_copy(update={"dropout": 0.0})
     loss = config.model.loss.model_copy(update={"label_smoothing": 0.0})

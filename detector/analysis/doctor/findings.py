@@ -155,6 +155,12 @@ CHECKS: dict[str, Check] = {
     "folder-empty": Check("error", "class folders without images", "fill or remove them"),
     # --- entries and ids ---
     "list-missing": Check("error", "required lists that the file lacks", "add them; write an empty list as []"),
+    "row-malformed": Check(
+        "error",
+        "rows, objects or files of the annotations that cannot be read",
+        "correct them; --fix leaves them out",
+        fixable=True,
+    ),
     "read-otherwise": Check(
         "note",
         "kinds of values that are read although COCO specifies another form",

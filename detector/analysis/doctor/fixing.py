@@ -1,4 +1,4 @@
-"""A cleaned copy of COCO annotations, and a list of every change.
+"""A cleaned copy of annotations as COCO JSON, whatever their format, and a list of every change.
 
 Only what needs no judgement is changed; a person decides on the rest. First the changes that lose nothing:
 
@@ -38,7 +38,7 @@ from detector.analysis.doctor.annotations import has_area, is_outside, sizes_of_
 from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.files import FileFacts
 from detector.analysis.doctor.names import fix_names
-from detector.analysis.doctor.reading import read_json
+from detector.analysis.doctor.reading import as_tree, read_json
 from detector.data.box_rules import TOLERANCE
 from detector.data.formats.coco_values import (
     area_of_segmentation,
@@ -62,7 +62,7 @@ MOST_LOST = 0.01  # fraction of the annotations, without --allow-loss
 def fix_targets(splits: Sequence[Split], out: Path) -> list[tuple[Split, Path]]:
     """The path of each split's copy: that of val is beside that of train, as ``OUT.val.json``. None may exist."""
     if not splits[0].has_boxes:
-        raise ConfigError("command line: --fix fixes COCO annotations; labelled images have none")
+        raise ConfigError("command line: --fix fixes annotations of boxes; labelled images have none")
     targets = [(splits[0], out), *((split, out.with_suffix(f".val{out.suffix}")) for split in splits[1:])]
     for _, target in targets:
         for path in (target, changes_path(target)):
@@ -83,6 +83,7 @@ class Fix:
     annotations: int = 0  # before
     changes: list[dict[str, Any]] = field(default_factory=list)
     lost: Counter[str] = field(default_factory=Counter)  # removed annotations of each class, without duplicates
+    form: str = ""  # " as COCO JSON" where the source has another format
     lost_classes: list[str] = field(default_factory=list)  # classes without any annotation left
 
     @property
@@ -125,6 +126,7 @@ _KINDS = {
     ("file-outside", "renamed"): "file names that led out of the folder corrected",
     ("annotation-id-duplicate", "renumbered"): "duplicate annotation ids renumbered",
     ("box-outside", "cut"): "boxes clipped to their image",
+    ("row-malformed", "removed"): "removed: row not readable",
     ("image-dangling", "removed"): "removed: image not listed",
     ("category-dangling", "removed"): "removed: category not listed",
     ("box-not-finite", "removed"): "removed: box not readable",
@@ -145,7 +147,16 @@ def write_fix(fix: Fix, target: Path) -> None:
 
 def fix_split(split: Split, facts: Sequence[FileFacts]) -> Fix:
     """Clean the file that ``split`` was read from, in memory."""
-    return fix_tree(read_json(split.source), split, facts)
+    assert split.rows is not None
+    if split.rows.has_ids:
+        return fix_tree(read_json(split.source), split, facts)
+    fix = fix_tree(as_tree(split), split, facts)
+    fix.form = " as COCO JSON"
+    if malformed := split.rows.faults.get("row-malformed"):
+        fix.changes += [{"check": "row-malformed", "change": "removed", "row": words} for words in malformed.words]
+        fix.annotations += len(malformed.words)
+        fix.lost["rows that cannot be read"] = len(malformed.words)
+    return fix
 
 
 def fix_tree(tree: dict[str, Any], split: Split, facts: Sequence[FileFacts]) -> Fix:

@@ -12,18 +12,22 @@ import numpy as np
 
 from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.findings import EXAMPLES, Example, Finding, findings_of, in_words
+from detector.data.formats.building import Source
 from detector.data.formats.class_folders import Fault, read_csv, read_folders
-from detector.data.formats.coco_rows import read_rows
 from detector.data.formats.columns import WITHOUT_SIZE, Ids, Rows
+from detector.data.formats.reading import read_rows
+from detector.errors import DataError
 
 
-def read_coco(name: str, path: Path, root: Path) -> Split:
-    """The split of a COCO JSON file; only a file of another kind raises :class:`detector.errors.DataError`."""
-    rows = read_rows(path, is_strict=False)
+def read_boxes(name: str, source: Source) -> Split:
+    """The split of a source; only one of another kind, or without its images, raises an error."""
+    rows = read_rows(source, is_strict=False)
+    if rows.root is None:
+        raise DataError(f"{source.path}: does not say where its images are; give --images, or data.{name}.images")
     split = Split(
         name=name,
-        source=path,
-        root=root,
+        source=rows.path,
+        root=rows.root,
         has_boxes=True,
         categories=rows.categories,
         files=[rows.names[index] for index in range(len(rows.names))],
@@ -58,13 +62,40 @@ def _findings(split: Split, rows: Rows) -> Iterator[Finding]:
 def _example(split: Split, check: str, row: int, words: str) -> Example:
     if check in ("image-malformed", "image-id-duplicate", "size-malformed"):
         return Example(split.files[row] or f"image {row + 1} of the list", detail=words)
-    is_general = check == "list-missing" or (check.startswith("category-") and check != "category-dangling")
+    is_general = check in ("list-missing", "row-malformed") or (
+        check.startswith("category-") and check != "category-dangling"
+    )
     return Example(detail=words) if is_general else split.example_of_annotation(row, words)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The tree of a file that ``read_coco`` has read."""
+    """The tree of a COCO JSON file that ``read_boxes`` has read."""
     return json.loads(path.read_text(encoding="utf-8-sig"))
+
+
+def as_tree(split: Split) -> dict[str, Any]:
+    """What a COCO JSON file of the split would hold."""
+    images = zip(split.image_ids.tolist(), split.files, split.sizes.tolist(), strict=True)
+    rows = zip(
+        split.annotation_ids.tolist(),
+        [split.image_ids[index] for index in split.image.tolist()],
+        [split.categories[label].id for label in split.label.tolist()],
+        split.boxes.tolist(),
+        split.areas.tolist(),
+        split.is_crowd.tolist(),
+        strict=True,
+    )
+    return {
+        "images": [
+            {"id": own, "file_name": file} | ({"width": width, "height": height} if width else {})
+            for own, file, (width, height) in images
+        ],
+        "annotations": [
+            {"id": own, "image_id": image, "category_id": label, "bbox": box, "area": area, "iscrowd": int(crowd)}
+            for own, image, label, box, area, crowd in rows
+        ],
+        "categories": [{"id": category.id, "name": category.name} for category in split.categories],
+    }
 
 
 def read_labelled(

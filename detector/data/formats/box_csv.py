@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detector.data.formats.building import Builder, Source, read_cells
-from detector.data.formats.columns import Rows
+from detector.data.formats.columns import Rows, is_file_name
 from detector.data.listing import list_images
 from detector.errors import DataError
 from detector.files.json_stream import show, show_text
@@ -33,7 +33,7 @@ IMAGE = (
 CLASS = ("label", "class", "class_name", "labelname", "name", "category")
 CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 SIZE = ("width", "height")
-CLASSES_FILE = "classes.csv"  # keras-retinanet's, beside the annotations: name,id
+CLASSES_FILE = "classes.csv"  # keras-retinanet's, beside annotations without a header: name,id
 
 
 class Columns(NamedTuple):
@@ -79,11 +79,17 @@ def read(source: Source, is_strict: bool) -> Rows:
     form = "CSV without a header: path,x1,y1,x2,y2,class"
     if layout.header:
         form = f"CSV with the header {show_text(layout.separator.join(layout.header))}"
-    ids = _class_ids(path.parent / CLASSES_FILE)
+    ids = None if layout.header else _class_ids(path.parent / CLASSES_FILE)
     reader = _Reader(Builder(source, is_strict), root, layout.columns, ids)
+    point = "," if layout.separator == ";" else "."  # where commas do not separate, they may be decimal points
     for line, cells in layout.rows(path):
-        reader.add_row(line, [cell.strip() for cell in cells])
+        reader.add_row(line, [cell.strip() for cell in cells], point)
     return reader.builder.named_rows(root, form + (f"; ids of {CLASSES_FILE}" if ids else ""), ids)
+
+
+def has_part(path: Path, part: str) -> bool:
+    """A CSV file is one set."""
+    return False
 
 
 class _Reader:
@@ -96,15 +102,18 @@ class _Reader:
         names = list_images(root).files if columns.is_fraction else []  # OpenImages' ids have no suffix
         self.name_of = {os.path.splitext(name)[0]: name for name in names}  # noqa: PTH122
 
-    def add_row(self, line: int, cells: list[str]) -> None:
+    def add_row(self, line: int, cells: list[str], point: str) -> None:
         builder, columns = self.builder, self.columns
         needed = max(columns.image, *columns.corners, columns.label) + 1
-        missing = [""] * (needed - len(cells))
-        padded = cells + missing
-        name, label, given = padded[columns.image], padded[columns.label], [padded[one] for one in columns.corners]
-        if not name:
+        padded = cells + [""] * (max(needed, columns.is_group + 1, *(side + 1 for side in columns.size)) - len(cells))
+        name, label, given = (
+            padded[columns.image],
+            padded[columns.label],
+            [padded[one].replace(point, ".") for one in columns.corners],
+        )
+        if not name or not is_file_name(name):
             builder.fault(self.path, line, f"{show(cells)} names no image")
-        elif missing and any((label, *given)):
+        elif len(cells) < needed and any((label, *given)):
             builder.fault(self.path, line, f"{show(cells)} has {len(cells)} cells; a box needs {needed}")
         else:
             image = self.image_of(name, line, padded)

@@ -131,7 +131,7 @@ class Builder:
 
     def rows(self, categories: list[Category], root: Path, form: str, has_ids: bool = False) -> Rows:
         """The columns, without exact duplicates; ``form`` says how the source was read."""
-        if not len(self.widths) and self.is_strict:
+        if not len(self.widths) and not self.faults:
             raise DataError(f"{self.source.path}: has no images ({form})")
         image, label = np.asarray(self.image), np.asarray(self.label)
         boxes = np.asarray(self.corners).reshape(-1, 4)
@@ -142,7 +142,8 @@ class Builder:
         self.notes["exact duplicate{s} of a box, removed"] += len(image) - len(kept)
         ids = np.array([category.id for category in categories], dtype=np.int64)
         image, label = image[kept], label[kept]
-        annotation_ids, image_ids = Ids.counting(len(kept)), Ids.counting(len(self.widths))
+        # From 1: COCO's own evaluation takes an annotation 0 for none.
+        annotation_ids, image_ids = (Ids.counting(count, first=1) for count in (len(kept), len(self.widths)))
         return Rows(
             path=self.source.path,
             categories=categories,
@@ -151,7 +152,7 @@ class Builder:
             widths=np.asarray(self.widths),
             names=Texts(np.frombuffer(self.names, dtype=np.uint8), np.asarray(self.name_ends)),
             annotation_ids=annotation_ids,
-            of_image=image.copy(),
+            of_image=image + 1,
             of_category=ids[label] if len(ids) else label,
             image=image,
             label=label,

@@ -56,16 +56,50 @@ from detector.data.formats.columns import (
     show_id,
     sort_key,
 )
+from detector.data.formats.recognition import ROBOFLOW
 from detector.errors import DataError
 from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category
 
+PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
 
 def read(source: Source, is_strict: bool) -> Rows:
-    """The rows of a COCO JSON file, with the folder of its images."""
-    rows = read_rows(source.path, is_strict)
+    """The rows of a COCO JSON file, or of a folder as Roboflow writes it: images with the file beside them."""
+    file = source.path
+    if file.is_dir():
+        file = _file_of(file, source.part) or file / ROBOFLOW
+    rows = read_rows(file, is_strict)
     rows.root = source.images
+    if file.name == ROBOFLOW:
+        rows.root = source.images or file.parent
+        _drop_parent(rows)
     return rows
+
+
+def has_part(path: Path, part: str) -> bool:
+    """Whether a folder has a folder of this part."""
+    return path.is_dir() and _file_of(path, part) is not None
+
+
+def _file_of(folder: Path, part: str) -> Path | None:
+    files = (folder / name / ROBOFLOW for name in PARTS[part])
+    return next((file for file in files if file.is_file()), None)
+
+
+def _drop_parent(rows: Rows) -> None:
+    """Remove Roboflow's first category, the name of the project: it is the parent of all others, and has no boxes."""
+    first = next((index for index, category in enumerate(rows.categories) if id_key(category.id) == 0), None)
+    if (
+        first is None
+        or len(rows.categories) < 2
+        or rows.is_used[first]
+        or rows.parents != {rows.categories[first].name}
+    ):
+        return
+    rows.skipped.append(f"{show_category(rows.categories[first])}, the parent of the others")
+    del rows.categories[first]
+    rows.label[rows.label > first] -= 1
 
 
 def read_rows(path: Path, is_strict: bool) -> Rows:
@@ -87,6 +121,7 @@ class _Reader:
         self.faults: dict[str, Faults] = {}
         self.skipped: list[str] = []
         self.text_codes: dict[str, int] = {}
+        self.parents: set[str] = set()
         self.text_keys = array("q")
         self.categories: list[Category] = []
         self.image_ids, self.annotation_ids, self.of_image, self.of_category = (array("q") for _ in range(4))
@@ -157,6 +192,7 @@ class _Reader:
             skipped=self.skipped,
             faults=self.faults,
             text_codes=self.text_codes,
+            parents=self.parents,
         )
 
     # --- between rows -------------------------------------------------------------------------------------------------
@@ -279,6 +315,8 @@ class _Reader:
             return
         self.id_code(value, "category-malformed", "id")
         self.categories.append(Category(value, name))
+        if isinstance(parent := row.get("supercategory"), str) and parent != "none":
+            self.parents.add(parent)
 
     def add_image(self, row: Any) -> None:
         if not isinstance(row, dict):

@@ -101,9 +101,11 @@ class Ids:
     text_keys: Any  # [T] int64, the code of the same id in its plainest spelling; most often its own
 
     @classmethod
-    def counting(cls, count: int) -> Ids:
-        """0, 1, 2, …"""
-        return cls(np.arange(count), np.zeros(count, dtype=bool), Texts.of([]), np.empty(0, dtype=np.int64))
+    def counting(cls, count: int, first: int = 0) -> Ids:
+        """``first`` and the integers after it."""
+        return cls(
+            np.arange(first, first + count), np.zeros(count, dtype=bool), Texts.of([]), np.empty(0, dtype=np.int64)
+        )
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -182,6 +184,7 @@ class Rows:
     text_codes: dict[str, int]
     root: Path | None = None  # the folder that names are relative to; None: not said by the file
     form: str = ""  # how the file was read, for the notice
+    parents: set[str] = field(default_factory=set)  # names of supercategories
     has_ids: bool = True  # whether the categories' ids are the file's own; else only names tell classes apart
 
     @property

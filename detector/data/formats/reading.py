@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import os
 from pathlib import Path
+from types import ModuleType
 
 from detector.data.formats import box_csv, coco_rows, voc, yolo
 from detector.data.formats.annotations import Annotations, from_rows
 from detector.data.formats.building import Source
 from detector.data.formats.columns import Rows
+from detector.data.formats.recognition import formats_of, naming_format
+from detector.errors import DataError, one_of
 from detector.structures import Category
+
+BY_SUFFIX = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
 
 
 def read_annotations(source: Source | str | Path, categories: list[Category] | None = None) -> Annotations:
@@ -26,20 +30,36 @@ def read_annotations(source: Source | str | Path, categories: list[Category] | N
 def read_rows(source: Source | str | Path, is_strict: bool) -> Rows:
     """The columns of a source; without ``is_strict``, with the faults in them instead of an error for the first."""
     source = source if isinstance(source, Source) else Source(Path(source))
-    if source.format == "auto":
-        source = replace(source, format="coco")
-    return FORMATS[source.format](source, is_strict)
-
-
-# By name: reads a source, and raises the first fault if it is strict.
-FORMATS: dict[str, Callable[[Source, bool], Rows]] = {
-    "coco": coco_rows.read,
-    "yolo": yolo.read,
-    "voc": voc.read,
-    "csv": box_csv.read,
-}
+    with naming_format(source.path, has_boxes=True):
+        return FORMATS[detect(source)].read(source, is_strict)
 
 
 def detect(source: Source) -> str:
-    """The format of a source."""
-    return "coco" if source.format == "auto" else source.format
+    """The format of a source: the given one, or what its path holds. Raises where that may be several, or none."""
+    if source.format == "folder":
+        raise DataError(f"{source.path}: data.format=folder is one folder per class, which has no boxes")
+    if source.format != "auto":
+        return source.format
+    is_folder = os.path.isdir(source.path)  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+    if not is_folder and (known := BY_SUFFIX.get(source.path.suffix.lower())):
+        return known
+    found = formats_of(source.path)
+    if len(found) > 1:
+        said = one_of(f"{name} ({path})" for name, path in found.items())
+        raise DataError(f"{source.path}: may be {said}; say which one by data.format, or give the annotations of one")
+    if not found and is_folder:
+        raise DataError(
+            f"{source.path}: holds no annotations of a known format; give a COCO JSON file, a CSV file of boxes, YOLO's"
+            " data.yaml, or a folder of Pascal VOC's XML files"
+        )
+    return next(iter(found), "coco")
+
+
+def has_part(source: Source, part: str) -> bool:
+    """Whether a source holds the part (train, val or test) apart from others."""
+    return FORMATS[detect(source)].has_part(source.path, part)
+
+
+# By name, the reader: ``read(source, is_strict)`` raises the first fault or collects them, and ``has_part(path, part)``
+# tells whether a path holds train, val or test apart from others.
+FORMATS: dict[str, ModuleType] = {"coco": coco_rows, "yolo": yolo, "voc": voc, "csv": box_csv}

@@ -1,4 +1,4 @@
-"""Annotation formats that are not supported, recognised by their content so that the error names them."""
+"""Annotation formats recognised by their content: those that are read, and others so that the error names them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import csv
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,9 @@ CORNERS = ({"xmin", "ymin", "xmax", "ymax"}, {"x1", "y1", "x2", "y2"}, {"left", 
 SIZES = ({"x", "y", "width", "height"}, {"x", "y", "w", "h"}, {"left", "top", "width", "height"})
 BOX_CSV = "a CSV file of boxes"
 RESULTS = "COCO results, which are detections and not annotations"
+SUPPORTED = {"YOLO's data.yaml": "yolo", "YOLO labels": "yolo", "Pascal VOC XML": "voc", BOX_CSV: "csv"}
+ROBOFLOW = "_annotations.coco.json"  # in the folder of its images
+MOST_ENTRIES = 2000  # of a folder that are looked at
 LISTS: dict[str, set[str]] = {  # by keys that the file must all have
     RESULTS: {"image_id", "bbox", "score"},
     "CreateML JSON": {"image", "annotations", "coordinates"},
@@ -108,13 +112,54 @@ def _is_box(cells: Sequence[str]) -> bool:
     return False
 
 
+def formats_of(path: Path) -> dict[str, Path]:
+    """The formats with boxes that a file or folder holds, each with the file that shows it."""
+    if not os.path.isdir(path):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
+        what = what_it_is(path)
+        if what is None and path.suffix.lower() == ".txt":  # a list of images, or one of ImageSets
+            return {"voc" if "ImageSets" in path.parts else "yolo": path}
+        return {SUPPORTED[what]: path} if what in SUPPORTED else {}
+    found: dict[str, Path] = {}
+    for folder in _below(path):
+        looked_at: Counter[str] = Counter()
+        for file in _entries(folder):
+            suffix = file.suffix.lower()
+            looked_at[suffix] += 1
+            if file.name == ROBOFLOW:
+                found.setdefault("coco", file)
+            elif suffix in (".yaml", ".yml", ".xml", ".txt") and looked_at[suffix] <= 3:
+                what = what_it_is(file)
+                if what in SUPPORTED:
+                    found.setdefault(SUPPORTED[what], file)
+    return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """A folder, the folders up to two levels below, and the folder of the labels of YOLO images."""
+    yield folder
+    children = [child for child in _entries(folder) if child.is_dir()]
+    yield from children
+    for child in children:
+        yield from (below for below in _entries(child) if below.is_dir())
+    if "images" in folder.parts:
+        last = len(folder.parts) - 1 - folder.parts[::-1].index("images")
+        yield Path(*folder.parts[:last], "labels", *folder.parts[last + 1 :])
+
+
+def _entries(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return sorted(Path(entry.path) for entry in islice(entries, MOST_ENTRIES))
+    return []
+
+
 @contextlib.contextmanager
-def naming_format(path: Path) -> Iterator[None]:
-    """Where ``path`` is refused and has another format, name that format in the error."""
+def naming_format(path: Path, has_boxes: bool = False) -> Iterator[None]:
+    """Where ``path`` is refused and has a format that is not read, name it; with ``has_boxes``, boxes are read."""
     try:
         yield
     except DataError as error:
-        if what := what_it_is(path):
+        what = what_it_is(path)
+        if what and not (has_boxes and what.removeprefix("a folder of ") in SUPPORTED):
             raise unread(path, what) from error
         raise
 
@@ -122,4 +167,9 @@ def naming_format(path: Path) -> Iterator[None]:
 def unread(path: Path, what: str) -> DataError:
     if what == RESULTS:
         return DataError(f"{path}: looks like {what}; give the annotations, and results as --results to evaluate")
-    return DataError(f"{path}: looks like {what}, which is not supported yet; convert it to COCO JSON")
+    if what.removeprefix("a folder of ") in SUPPORTED:
+        return DataError(
+            f"{path}: looks like {what}, which are for task detection; a classifier reads a CSV file of paths and"
+            " labels, or one folder per class"
+        )
+    return DataError(f"{path}: looks like {what}, which is not supported; convert it to COCO JSON")

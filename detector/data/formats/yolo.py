@@ -19,6 +19,7 @@ import yaml
 from detector.config.loader import load_yaml
 from detector.data.formats.building import LARGEST_TEXT, Builder, Source, read_text
 from detector.data.formats.columns import Rows
+from detector.data.formats.recognition import what_it_is
 from detector.data.listing import list_images
 from detector.data.names import leads_out
 from detector.errors import DataError
@@ -36,7 +37,7 @@ MOST_CLASSES = 100_000
 class _Layout:
     """Where the images of a part are, and the classes."""
 
-    root: Path  # that the entries are relative to, and image names
+    root: Path  # that names of images are relative to
     entries: list[str]  # folders, and lists of images
     names: list[str]  # of the classes
     said: str  # where the names come from
@@ -100,7 +101,9 @@ def _layout(source: Source) -> _Layout:
     if file := _yaml_of(path):
         return _layout_of_yaml(file, source)
     if path.is_dir():
-        root, entries = path, _part_folders(path, part) or ["."]
+        root, entries = path, [str(path / below) for below in _part_folders(path, part) or ["."]]
+    elif what_it_is(path) == "YOLO labels":
+        raise DataError(f"{path}: has the labels of one image; give data.yaml, or the folder or list of images")
     else:
         root, entries = source.images or path.parent, [str(path)]
     names, said = _names_near(path if path.is_dir() else path.parent, root)
@@ -230,7 +233,7 @@ def _names_near(folder: Path, root: Path) -> tuple[list[str], str]:
 def _images(layout: _Layout, source: Source, builder: Builder) -> Iterator[str]:
     """The names of all images, relative to the root."""
     for entry in layout.entries:
-        path = layout.root / entry
+        path = Path(entry)
         if path.is_dir():
             below = os.path.relpath(path, layout.root)
             prefix = "" if below == "." else below + "/"

@@ -17,7 +17,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detector.config.schema import EvalConfig
-from detector.data.detection import Annotations, read_annotations
+from detector.data.detection import Annotations
+from detector.data.formats.reading import read_annotations
 from detector.dev.benchmark.generate import CLASSES, random_boxes, write_annotations
 from detector.dev.benchmark.measure import Case, Run, Settings
 from detector.evaluation.coco import METRICS, coco_metrics

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools.coco import COCO
 
-from detector.data.detection import Annotations, CheckedBoxes, apply_box_policy, read_annotations
+from detector.data.detection import Annotations, CheckedBoxes, apply_box_policy
+from detector.data.formats.reading import read_annotations
 from detector.dev.benchmark import loss
 from detector.dev.benchmark.generate import write_annotations
 from detector.dev.benchmark.measure import Case, Settings

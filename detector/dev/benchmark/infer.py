@@ -15,7 +15,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from detector.config.schema import Config
-from detector.data.detection import read_annotations
+from detector.data.formats.reading import read_annotations
 from detector.data.transforms.resize import in_words
 from detector.dev.benchmark.generate import IMAGES, TRAIN, write_photos
 from detector.dev.benchmark.measure import BenchmarkError, Case, Run, Settings

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from detector.config.loader import config_from_dict
 from detector.config.schema import Config
-from detector.data.detection import read_annotations
+from detector.data.formats.reading import read_annotations
 from detector.dev.benchmark import eval as evaluation
 from detector.dev.benchmark.generate import IMAGES, TRAIN, write_annotations, write_photos
 from detector.dev.benchmark.measure import Case, Run, Settings

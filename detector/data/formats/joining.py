@@ -1,0 +1,133 @@
+"""The classes that are wanted of a data set, and several data sets as one. Classes are told apart by their names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from detector.data.formats.annotations import Annotations, from_rows
+from detector.data.formats.class_folders import unknown_class
+from detector.data.formats.columns import Ids, Rows, Texts, counts_of, id_key
+from detector.errors import DataError
+from detector.structures import Category
+
+
+def join_rows(
+    parts: Sequence[Rows], members: Mapping[str, Sequence[str]], categories: list[Category] | None = None
+) -> Annotations:
+    """The annotations of sets without faults, with the classes of ``data.classes`` (``members``; empty: all).
+
+    The categories are those of a model, if given, in which all classes must be. Otherwise those of several sets have
+    the id of the first set that has them, or else the next free one. Images of several sets are named relative to the
+    folder that holds all, and images and annotations are numbered anew.
+    """
+    if members:
+        if categories is None:
+            _check_members(parts, members)
+        parts = [choose_classes(rows, members) for rows in parts]
+    if categories is None and (members or len(parts) > 1):
+        categories = _union(parts, list(members))
+    if len(parts) == 1:
+        return from_rows(parts[0], categories)
+    for rows in parts:
+        rows.has_ids = False
+    return _concatenated([from_rows(rows, categories) for rows in parts])
+
+
+def choose_classes(rows: Rows, members: Mapping[str, Sequence[str]]) -> Rows:
+    """Columns with only the classes of ``members``: each is made of those that it lists."""
+    class_of = {member: name for name, own in members.items() for member in own}
+    first = {class_of[own.name]: own.id for own in reversed(rows.categories) if own.name in class_of}
+    categories = [Category(first[name], name) for name in members if name in first]
+    label_of = {category.name: label for label, category in enumerate(categories)}
+    new = np.array([label_of.get(class_of.get(own.name, ""), -1) for own in rows.categories], dtype=np.int64)
+    label = new[rows.label]
+    is_kept = label >= 0
+    counts = counts_of(rows.label, len(rows.categories))
+    dropped = [f"{own.name} {counts[old]:,}" for old, own in enumerate(rows.categories) if new[old] < 0 and counts[old]]
+    said = f"data.classes leaves {is_kept.sum():,} of {len(label):,} boxes"
+    said += f" (dropped: {', '.join(dropped[:20])}{', …' if len(dropped) > 20 else ''})" if dropped else ""
+    return replace(
+        rows,
+        categories=categories,
+        label=label[is_kept],
+        annotation_ids=rows.annotation_ids.select(is_kept),
+        of_image=rows.of_image[is_kept],
+        of_category=rows.of_category[is_kept],
+        image=rows.image[is_kept],
+        boxes_xywh=rows.boxes_xywh[is_kept],
+        areas=rows.areas[is_kept],
+        is_crowd=rows.is_crowd[is_kept],
+        form="; ".join(filter(None, [rows.form, said])),
+        has_ids=False,
+    )
+
+
+def _check_members(parts: Sequence[Rows], members: Mapping[str, Sequence[str]]) -> None:
+    known = list(dict.fromkeys(category.name for rows in parts for category in rows.categories))
+    for member in (member for own in members.values() for member in own):
+        if member not in known:
+            raise DataError(f"data.classes: {unknown_class(member, known)} ({parts[0].path})")
+
+
+def _union(parts: Sequence[Rows], order: Sequence[str]) -> list[Category]:
+    """The categories of all sets, by name; in this order, or else as the sets have them."""
+    ids = {}
+    for category in (category for rows in parts for category in rows.categories):
+        taken = {id_key(own) for own in ids.values()}
+        if category.name not in ids:
+            is_free = id_key(category.id) not in taken
+            ids[category.name] = category.id if is_free else max(own for own in (*taken, 0) if isinstance(own, int)) + 1
+    return [Category(ids[name], name) for name in (order or ids)]
+
+
+def _concatenated(parts: Sequence[Annotations]) -> Annotations:
+    """Annotations of the same categories, one set after the other."""
+    for own in parts:
+        if own.images is None:
+            raise DataError(f"{own.path}: does not say where its images are; give the set's images too")
+    folders = [os.path.abspath(own.images) for own in parts]  # noqa: PTH100 (links are the user's own)
+    root = os.path.commonpath(folders)
+    names = (
+        os.path.join(os.path.relpath(folder, root), own.file_name(index)).removeprefix("./")  # noqa: PTH118
+        for own, folder in zip(parts, folders, strict=True)
+        for index in range(len(own))
+    )
+    num_images, num_annotations = sum(map(len, parts)), sum(len(own.labels) for own in parts)
+    counts = torch.cat([own.first.diff() for own in parts])
+    return Annotations(
+        path=Path(" + ".join(str(own.path) for own in parts)),
+        categories=parts[0].categories,
+        image_ids=Ids.counting(num_images, first=1).map(torch.from_numpy),
+        heights=torch.cat([own.heights for own in parts]),
+        widths=torch.cat([own.widths for own in parts]),
+        names=Texts.of(names).map(torch.from_numpy),
+        first=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+        annotation_ids=Ids.counting(num_annotations, first=1).map(torch.from_numpy),
+        boxes_xywh=torch.cat([own.boxes_xywh for own in parts]),
+        labels=torch.cat([own.labels for own in parts]),
+        areas=torch.cat([own.areas for own in parts]),
+        is_crowd=torch.cat([own.is_crowd for own in parts]),
+        notice="\n".join(own.notice for own in parts if own.notice),
+        images=Path(root),
+    )
+
+
+def repeated(weights: Sequence[float], sizes: Sequence[int], seed: int) -> list[int]:
+    """Indices into sets one after the other, so that images occur in the ratio of their set's weight.
+
+    Those of the set with the smallest weight occur once. Of a set with 1.5 times that weight, half occur twice.
+    """
+    indices, start = [], 0
+    for number, (weight, size) in enumerate(zip(weights, sizes, strict=True)):
+        count = round(size * weight / min(weights))
+        times, rest = divmod(count, size) if size else (0, 0)
+        more = np.sort(np.random.default_rng([seed, number]).permutation(size)[:rest]).tolist()
+        indices += [start + index for index in [*list(range(size)) * times, *more]]
+        start += size
+    return indices
