@@ -61,7 +61,7 @@ def test_coco_and_back(form: str, tmp_path: Path) -> None:
         images = data_set(folder, seed)
         between, back = folder / (f"out.{form}" if form == "csv" else form), folder / "back.json"
         convert(folder / "coco.json", between, "--images", folder / "images", "--to", form)
-        convert(between, back, "--from", form, "--to", "coco")
+        convert(between, back, "--to", "coco")
         # YOLO's and CSV's names are relative to the data set, those of the others to the folder of images.
         assert_equal(boxes_of(back, below="images/" if form == "yolo" else ""), images)
         tree = json.loads(back.read_text(encoding="utf-8"))
@@ -81,15 +81,16 @@ def test_parts_of_every_format(form: str, tmp_path: Path, capsys: pytest.Capture
         convert(tmp_path / "coco.json", whole, "--images", tmp_path / "images", "--to", form)
     expected = boxes_of(whole, form)
     suffix = {"coco": "json", "csv": "csv"}.get(form, "txt")
+    below = "ImageSets/Main/" if form == "voc" else ""
     capsys.readouterr()
-    given = ["split", whole, "--from", form, "--group", r"(\d)(?=\.x|, a)", "--seed", "3"]
+    given = ["split", whole, "--group", r"(\d)(?=\.x|, a)", "--seed", "3"]
     assert run_command(*split_arguments([*given, "--val", "0.3", "--test", "0.3", "--output", tmp_path / "parts"])) == 0
     assert capsys.readouterr().out.startswith("10 groups of images\n")
-    assert_parts([tmp_path / f"parts/{name}.{suffix}" for name in ("train", "val", "test")], form, expected)
+    assert_parts([tmp_path / f"parts/{below}{name}.{suffix}" for name in ("train", "val", "test")], form, expected)
 
     assert run_command(*split_arguments([*given, "--folds", "3", "--output", tmp_path / "folds"])) == 0
     said = capsys.readouterr().out
-    vals = [tmp_path / f"folds/fold{number}/val.{suffix}" for number in (1, 2, 3)]
+    vals = [tmp_path / f"folds/fold{number}/{below}val.{suffix}" for number in (1, 2, 3)]
     assert all(str(val) in said for val in vals)
     assert_parts(vals, form, expected)
     for val in vals:
@@ -104,7 +105,7 @@ def split_arguments(arguments: list[object]) -> tuple[str, list[str]]:
 
 def assert_parts(paths: list[Path], form: str, expected: dict[str, list[tuple[str, list[float]]]]) -> None:
     below = "data/" if form == "yolo" else ""
-    parts = [boxes_of(path, form, below) for path in paths]
+    parts = [boxes_of(path, "auto", below) for path in paths]
     assert all(parts)
     assert sum(map(len, parts)) == len(expected)
     assert {name: boxes for part in parts for name, boxes in part.items()} == expected

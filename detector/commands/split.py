@@ -80,30 +80,31 @@ def run(args: argparse.Namespace) -> int:
         }
     form = detect(source)
     writer = PARTS[form]
-    paths = {name: args.output / f"{name}{writer.suffix}" for name in parts}
+    files = {name: args.output / f"{name}{writer.suffix}" for name in parts}
+    paths = {name: file.parent / writer.folder / file.name for name, file in files.items()}
     check_new(*paths.values())
     for path in paths.values():
         make_folder(path.parent)
     writer.write(source, annotations, {paths[name]: is_in for name, is_in in parts.items()})
-    print(describe(annotations, {paths[name]: is_in for name, is_in in masks.items()}, args.group and len(keys)))
+    print(describe(annotations, masks, paths, args.group and len(keys)))
     if form == "csv":
         print(f"\nfile names are relative to {annotations.images}: give it as data.train.images and data.val.images")
     return 0
 
 
-def describe(annotations: Annotations, parts: dict[Path, np.ndarray], groups: int | None) -> str:
+def describe(annotations: Annotations, parts: dict[str, np.ndarray], paths: dict[str, Path], groups: int | None) -> str:
     """Counts of all parts and of their classes, and the classes that a part lacks."""
     import numpy as np
 
     from detector.reports.pages import Table
 
     image, labels = annotations.image_index().numpy(), annotations.labels.numpy()
-    files = [[str(path), int(is_in.sum()), int(is_in[image].sum())] for path, is_in in parts.items()]
+    files = [[str(paths[name]), int(is_in.sum()), int(is_in[image].sum())] for name, is_in in parts.items()]
     text = f"{groups:,} groups of images\n" if groups else ""
     text += Table(["file", "images", "annotations"], files).as_text()
     counts = [np.bincount(labels[is_in[image]], minlength=len(annotations.categories)) for is_in in parts.values()]
     rows = [[category.name, *map(int, own)] for category, *own in zip(annotations.categories, *counts, strict=True)]
-    names = [path.parent.name if path.parent.name.startswith("fold") else path.stem for path in parts]
+    names = [name.removesuffix("/val") for name in parts]
     if len(rows) <= LISTED:
         text += "\n\n" + Table(["class", *names], rows).as_text()
     for number, name in enumerate(names, start=1):

@@ -79,9 +79,9 @@ def read(source: Source, is_strict: bool) -> Rows:
     form = "CSV without a header: path,x1,y1,x2,y2,class"
     if layout.header:
         form = f"CSV with the header {show_text(layout.separator.join(layout.header))}"
-    ids = _class_ids(path.parent / CLASSES_FILE) if layout.header is None else None
-    point = "," if layout.separator == ";" else "."  # where commas do not separate, they may be decimal points
+    ids = None if layout.header else _class_ids(path.parent / CLASSES_FILE)
     reader = _Reader(Builder(source, is_strict), root, layout.columns, ids)
+    point = "," if layout.separator == ";" else "."  # where commas do not separate, they may be decimal points
     for line, cells in layout.rows(path):
         reader.add_row(line, [cell.strip() for cell in cells], point)
     return reader.builder.named_rows(root, form + (f"; ids of {CLASSES_FILE}" if ids else ""), ids)

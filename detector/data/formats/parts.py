@@ -77,9 +77,9 @@ def write_voc(source: Source, annotations: Annotations, parts: Parts) -> None:
     layout = voc.layout_of(source)
     for path, is_in in parts.items():
         _write_lines(path, is_in, lambda index: PurePosixPath(annotations.file_name(index)).with_suffix("").as_posix())
-    for folder in {path.parent: None for path in parts}:
-        _link(folder / "Annotations", layout.annotations)
-        _link(folder / "JPEGImages", layout.images)
+    for root in {path.parents[2]: None for path in parts}:  # of root/ImageSets/Main/train.txt
+        _link(root / "Annotations", layout.annotations)
+        _link(root / "JPEGImages", layout.images)
 
 
 def _write_lines(path: Path, is_in: np.ndarray, line: Callable[[int], str]) -> None:
@@ -97,11 +97,12 @@ class Parted(NamedTuple):
 
     suffix: str  # of the file of a part
     write: Callable[[Source, Annotations, Parts], None]
+    folder: str = ""  # of the file, below that of the parts
 
 
 PARTS = {
     "coco": Parted(".json", write_coco),
     "yolo": Parted(".txt", write_yolo),
-    "voc": Parted(".txt", write_voc),
+    "voc": Parted(".txt", write_voc, "ImageSets/Main"),
     "csv": Parted(".csv", write_csv),
 }
