@@ -26,6 +26,8 @@ PACKAGES = (
     "pycocotools",
     "safetensors",
     "timm",
+    "onnx",
+    "onnxruntime",
     "tensorboard",
 )
 SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_")  # prefixes of environment variables
