@@ -28,6 +28,8 @@ PACKAGES = (
     "pycocotools",
     "safetensors",
     "timm",
+    "onnx",
+    "onnxruntime",
     "tensorboard",
 )
 SETTINGS = ("OMP_", "GOMP_", "KMP_", "MKL_", "CUDA_")  # prefixes of environment variables
