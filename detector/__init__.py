@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from detector.config.schema import Config as Config
     from detector.data.own import OwnData
     from detector.errors import DetectorError as DetectorError
+    from detector.inference.exported import ExportedPredictor
     from detector.inference.predictor import Predictor as Predictor
     from detector.models import Model as Model
     from detector.models import build_model as build_model
@@ -64,17 +65,24 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"detector.{_PARTS[name]}"), name)
 
 
-def load(checkpoint: str | Path, device: str | None = None, allow_code: bool = False) -> Predictor:
+def load(checkpoint: str | Path, device: str | None = None, allow_code: bool = False) -> Predictor | ExportedPredictor:
     """A ready :class:`detector.inference.predictor.Predictor` of a checkpoint (``runs/x/best.pt``) or a run:
 
         predictor = detector.load("runs/mine")
         print(predictor.predict(["a.jpg"], score_threshold=0.5)[0].boxes)  # [D, 4] xyxy in pixels
 
+    An exported file (``model.onnx``) is opened with onnxruntime, on the CPU, as a
+    :class:`detector.inference.exported.ExportedPredictor`, which predicts the same.
     ``device`` defaults to the first GPU, else the CPU. ``allow_code``: parts that the checkpoint names as
     ``package.module:name`` may run. Raises :class:`detector.errors.WeightsError` for a file that is missing or is not
     a checkpoint. The process is left alone: its environment, signals, warnings, threads and random numbers. Random
     weights give denormals, which are slow on a CPU; the commands call ``torch.set_flush_denormal(True)``.
     """
+    from detector.inference.exported import SUFFIX, ExportedPredictor
+
+    if Path(checkpoint).suffix == SUFFIX:
+        return ExportedPredictor(checkpoint)
+
     from detector.inference.predictor import Predictor
 
     return Predictor.from_checkpoint(checkpoint, device, allow_code=allow_code)

@@ -10,6 +10,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import detector
@@ -29,6 +30,7 @@ COMMANDS = {
     "browse": "show the training data as it is stored and as it is augmented",
     "infer": "find objects in a folder of images, or classify them",
     "serve": "answer images over HTTP, with a page to try it",
+    "export": "write a model to one ONNX file that runs without this package",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
     "anchors": "show how well anchors cover the objects of a data set, and suggest better ones",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
@@ -36,6 +38,13 @@ COMMANDS = {
     "env": "show versions, GPUs and settings of this machine, for a bug report",
     "stress": "kill, soak and overload tiny runs, and check that nothing is lost",
 }
+# The runtime (runtime/) is this package with few of its commands.
+COMMANDS = {
+    name: text
+    for name, text in COMMANDS.items()
+    if Path(__file__).with_name("commands").joinpath(f"{name}.py").exists()
+}
+PROGRAM = (__package__ or "detector").replace("_", "-")
 
 # What a path of the user's may raise wherever it is used first.
 PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
@@ -44,8 +53,8 @@ LONGEST = 200  # characters of a path in a message
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = Parser(prog="detector", description="RetinaNet-style detection and classification on feature pyramids.")
-    parser.add_argument("--version", action="version", version=f"detector {detector.__version__}")
+    parser = Parser(prog=PROGRAM, description="RetinaNet-style detection and classification on feature pyramids.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {detector.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
@@ -54,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = [*arguments[1:], "--quiet"]
     name = arguments[0].replace("-", "_") if arguments else ""
     if name in COMMANDS:
-        return run_command(name, arguments[1:], prog=f"detector {name}")
+        return run_command(name, arguments[1:], prog=f"{PROGRAM} {name}")
     with ends_with_its_output():
         try:
             if arguments and not arguments[0].startswith("-"):

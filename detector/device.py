@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 
 import detector
-from detector.errors import ConfigError
+from detector.errors import ConfigError, GpuMemoryError
 
 PACKAGES = (
     "torch",
@@ -41,6 +43,19 @@ def choose_device(name: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError):
         raise ConfigError(f"--device {name}: there is no such device here; use cpu, or leave it out") from None
     return device
+
+
+@contextlib.contextmanager
+def explain_memory(work: str, remedy: str) -> Iterator[None]:
+    """Turn a GPU's lack of memory into one line: what it was for, how much there is, and what to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        sizes = ""
+        if torch.cuda.is_available():
+            total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+            sizes = f" (peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of {total / 1e9:.1f} GB)"
+        raise GpuMemoryError(f"{work}: the GPU has too little memory{sizes}; {remedy}") from None
 
 
 def environment() -> dict[str, Any]:

@@ -39,6 +39,10 @@ class StorageError(DetectorError):
     exit_code = 74  # EX_IOERR of sysexits.h: the input is fine; --resume continues once there is room
 
 
+class GpuMemoryError(DetectorError):
+    """A GPU has too little memory for what was asked; what was saved before stands."""
+
+
 class RankLostError(DetectorError):
     """Another rank has ended, so this one ends too."""
 
@@ -76,6 +80,12 @@ def near_path(path: str | Path, others: Iterable[str] = ()) -> str:
 def counted(number: int, thing: str) -> str:
     """``"1 image"``, ``"1,000 images"``, ``"2 classes"``."""
     return f"{number:,} {thing}{'' if number == 1 else 'es' if thing.endswith(('s', 'x')) else 's'}"
+
+
+def kind_of(value: object) -> str:
+    """What a document holds, in the words of JSON and YAML."""
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
 
 
 def one_of(choices: Iterable[object]) -> str:

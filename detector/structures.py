@@ -13,10 +13,11 @@ D detections per image (padded). Boxes are xyxy in pixels of the padded input un
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # what reads images without torch needs the constants and Category
+    import torch
+    from torch import Tensor
 
 PADDING = -1  # label of a padded box
 IGNORE_REGION = -2  # label of a crowd in a sample; anchors in it take no part in the loss
@@ -60,6 +61,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         return _map(self, lambda tensor: tensor.to(device, non_blocking=True))
 
+    def describe(self) -> str:
+        images, _, height, width = self.images.shape
+        return f"a batch of {images} image{'s' * (images > 1)} of {height}×{width}"
+
     def first(self, count: int) -> Batch:
         """The first ``count`` images, with the same padding."""
         return _map(self, lambda tensor: tensor[:count])
@@ -101,6 +106,6 @@ class Detections(NamedTuple):
 
 def _map(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """``change`` applied to a tensor or to each tensor of a named tuple; None stays None."""
-    if part is None or isinstance(part, Tensor):
-        return None if part is None else change(part)
-    return type(part)(*(_map(inner, change) for inner in part))
+    if hasattr(part, "_fields"):
+        return type(part)(*(_map(inner, change) for inner in part))
+    return None if part is None else change(part)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from detector.data.formats.writing import LabelledImage, Labels
+from detector.data.formats.labels import LabelledImage, Labels
 from detector.structures import Category
 
 CATEGORIES = [Category(7, "Katze <&>"), Category(2, '犬, "big"'), Category("x", "true"), Category(9, "unused")]
 Boxes = dict[str, list[tuple[str, list[float]]]]  # name of the class and xyxy, by name of the image
 
 
-def table(seed: int, is_scored: bool = False, images: int = 30) -> list[LabelledImage]:
+def table(seed: int, is_scored: bool = False, images: int = 30, largest: int = 12_000) -> list[LabelledImage]:
     """Images of any size with 0 to 7 boxes of at least a pixel, without ignore regions."""
     rng = np.random.default_rng(seed)
     made = []
     for number in range(images):
-        width, height = rng.integers(1, 12_000 if number % 7 == 0 else 900, 2).tolist()
+        width, height = rng.integers(1, largest if number % 7 == 0 else 900, 2).tolist()
         corners = np.sort(rng.random((rng.integers(0, 8), 2, 2)), axis=1).reshape(-1, 4) * ([width, height] * 2)
         boxes = corners[((corners[:, 2:] - corners[:, :2]) > 1).all(axis=1)]
         boxes = np.round(boxes) if number % 3 == 0 else boxes

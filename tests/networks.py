@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 from torch import nn
 
+from detector.config.schema import Config, ModelConfig
 from detector.models.backbones import Network
 
 TINY_BACKBONE = "model.backbone={name: tiny, norm: bn}"  # where BACKBONES has it, which a test or short.py says
@@ -24,6 +25,14 @@ def undrawn() -> Iterator[None]:
         for draw in ("normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_", "trunc_normal_", "xavier_uniform_"):
             patch.setattr(nn.init, draw, lambda tensor, *_, **__: tensor)
         yield
+
+
+def on_resnet10(config: Config) -> Config:
+    """With all that it says, but the network: pyramids of the others learn in test_pyramid.py."""
+    tree = config.model.model_dump()
+    for branch in [tree["backbone"]] if tree["backbone"] else tree["pyramid"]["branches"]:
+        branch["name"] = "resnet10"
+    return config.model_copy(update={"model": ModelConfig.model_validate(tree)})
 
 
 class Tiny(nn.Sequential):

@@ -122,7 +122,7 @@ def test_nothing_is_written_over(data: list[str], tmp_path: Path, capsys: pytest
     path = tmp_path / "mine.yaml"
     path.write_text("seed: 1\n")
     assert main(["anchors", "--config", "quickstart.yaml", "--suggest", "--write", str(path), *data]) == 2
-    assert capsys.readouterr().err == f"error: {path}: exists already; choose another name\n"
+    assert capsys.readouterr().err == f"error: {path}: exists already; choose another name, or remove it\n"
     assert path.read_text() == "seed: 1\n"
 
 

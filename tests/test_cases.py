@@ -137,7 +137,7 @@ def fix_empties_dataset(case: Case) -> None:
 
 
 def ignore_flag(case: Case) -> None:
-    says(case.train(), 0, "1 boxes", "1 ignore region")
+    says(case.train(), 0, "1 box ", "1 ignore region")
     (case.folder / "r.json").write_text(
         json.dumps(
             [

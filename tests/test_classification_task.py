@@ -350,7 +350,7 @@ def test_drawn_are_the_best_and_what_scores_enough(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(classification_views, "draw_lines", lambda image, labels, texts: drawn.append((labels, texts)))
     prediction = classification.to_predictions(SCORES, CATEGORIES, make_model())[0]
     for draw_score in (0.0, 0.2, 0.9):
-        classification_views.draw(np.zeros((9, 9, 3), np.uint8), prediction, draw_score)
+        classification_results.draw(np.zeros((9, 9, 3), np.uint8), prediction, draw_score)
     texts = ["bee 0.50", "doe 0.25", "cow 0.15", "ant 0.10"]
     assert drawn == [([1, 3, 2, 0], texts), ([1, 3], texts[:2]), ([1], texts[:1])]
 

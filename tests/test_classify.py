@@ -439,12 +439,14 @@ def test_nothing_readable_leaves_an_empty_table(best: Path, tmp_path: Path) -> N
     assert rows_of(tmp_path / "found/predictions.csv") == []
 
 
-def test_a_lowest_score_is_refused(
+def test_what_needs_boxes_is_refused(
     best: Path, colors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--checkpoint", str(best), "--input", f"{colors}/val", "--output", str(tmp_path / "found")]
     assert run_command("infer", [*given, "--score", "0.5", "--device", "cpu"]) == 2
     assert "score: a lowest score is for detection" in errors_of(capsys)
+    assert run_command("infer", [*given, "--counts", "--device", "cpu"]) == 2
+    assert "--format, --crops and --counts are of boxes" in errors_of(capsys)
     assert not (tmp_path / "found").exists()
 
 

@@ -352,12 +352,12 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     ),
     "a wide claim": (
         set_key("images", 0, "width", 10**9),
-        "image 7 (a.png): height 50, width 1000000000 is larger than any image that can be decoded (2^30 pixels)",
+        "image 7 (a.png): height 50, width 1000000000 is larger than any image (2^30 pixels)",
     ),
     # 2^15 · 2^16 = 2^31 pixels, though neither side is out of bounds.
     "a large claim": (
         lambda tree: tree["images"][0].update(height=2**15, width=2**16),
-        "image 7 (a.png): height 32768, width 65536 is larger than any image that can be decoded",
+        "image 7 (a.png): height 32768, width 65536 is larger than any image (2^30 pixels)",
     ),
     "width 0": (set_key("images", 0, "width", 0), "image 7 (a.png): height 50, width 0 must be positive integers"),
     "image id as a boolean": (
@@ -437,7 +437,7 @@ def test_a_file_cut_short_names_the_line(tmp_path: Path) -> None:
         (b"", ":1: not valid JSON: Expecting value (column 1)"),
         (b"\n\n{,}", ":3: not valid JSON: Expecting property name enclosed in double quotes (column 2)"),
         (b"[1]", ": holds a list; "),
-        (b"null", ": holds a NoneType; "),
+        (b"null", ": holds null; "),
         (b"\x00\x00\xfe\xff", ": is text in UTF-32; save the file as UTF-8"),
         ("{}".encode("utf-16"), ": is text in UTF-16; save the file as UTF-8"),
         ("{}".encode("utf-16-be"), ": is text in UTF-16-BE; save the file as UTF-8"),
@@ -580,7 +580,7 @@ def test_a_box_by_each_policy(name: str, tmp_path: Path) -> None:
         fault = "reaches outside its image" if clipped else "has no area"
         place = f"image 7 (a.png, 100×50), annotation 100: box {[float(side) for side in box]} (xywh) {fault}"
         assert clip.first_invalid == drop.first_invalid == place
-        with pytest.raises(DataError, match=re.escape(f"{notes.path}: {place}; 1 boxes in the file")):
+        with pytest.raises(DataError, match=re.escape(f"{notes.path}: {place}; 1 invalid box in all")):
             apply_box_policy(notes, "error")
     else:
         assert clip.first_invalid is None
@@ -594,7 +594,7 @@ def test_faults_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
     clip, drop = apply_box_policy(notes, "clip"), apply_box_policy(notes, "drop")
     assert (int(clip.is_kept.sum()), clip.clipped, clip.dropped) == (7, 4, 5)
     assert (int(drop.is_kept.sum()), drop.clipped, drop.dropped) == (3, 0, 9)
-    with pytest.raises(DataError, match=r"annotation 103: .* 9 boxes in the file are like this"):
+    with pytest.raises(DataError, match=r"annotation 103: .* 9 invalid boxes in all"):
         apply_box_policy(notes, "error")
 
 
@@ -699,10 +699,10 @@ def test_the_policy_reaches_the_samples(tmp_path: Path) -> None:
 def test_the_summary_counts(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, make_tree())
     notice = f"{tmp_path / 'x.json'}: read 2 annotations without an area"
-    assert dataset.summary() == f"3 images (1 without boxes), 2 boxes of 3 classes, 1 ignore regions\n{notice}"
+    assert dataset.summary() == f"3 images (1 without boxes), 2 boxes of 3 classes, 1 ignore region\n{notice}"
     boxes = [[-5, 10, 20, 20], [10, 10, 20, 20], [5, 5, 0, 5]]  # the second is a crowd
     text = make_dataset(tmp_path, tree_with(boxes), "clip").summary()
-    expected = "3 images (2 without boxes), 1 boxes of 3 classes, 1 ignore regions; 1 invalid boxes clipped, 1 dropped"
+    expected = "3 images (2 without boxes), 1 box of 3 classes, 1 ignore region; 1 invalid box clipped, 1 dropped"
     assert text.startswith(f"{expected} (first: image 7 (a.png, 100×50), annotation 100: ")
 
 

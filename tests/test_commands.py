@@ -93,7 +93,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], object], list[str], list[str]]] = {
         ["model.backbone.nmae=resnet18"],
         ["model.backbone.nmae", "did you mean 'name'?"],
     ),
-    "wrong type": (lambda data: None, ["train.batch_size=many"], ["train.batch_size", "integer", "'many'"]),
+    "wrong type": (lambda data: None, ["train.batch_size=many"], ["train.batch_size", "whole number", "'many'"]),
     "unknown backbone": (lambda data: None, ["model.backbone.name=resnet19"], ["'resnet19'", "resnet18", "resnet152"]),
     "no weights": (lambda data: None, ["model.backbone={name: resnet18, weights: w.pt}"], ["w.pt", "IMAGENET1K_V1"]),
     "annotation file missing": (lambda data: (data / TRAIN_JSON).unlink(), [], [TRAIN_JSON, "No such file"]),
@@ -270,12 +270,12 @@ def test_infer_uses_the_ids_of_a_data_set(
     arguments = ["--checkpoint", str(run / "best.pt"), "--input", str(shapes / "images" / "val_*.jpg")]
     arguments += ["--output", str(output), "--annotations", str(truth), "--no-images", "--workers", "0"]
     assert run_command("infer", [*arguments, "--device", "cpu"]) == 0
-    assert f"1 images are skipped, as {truth} does not list them: {skipped['file_name']}" in capsys.readouterr().err
+    assert f"skipped 1 image that {truth} does not list: {skipped['file_name']}" in capsys.readouterr().err
     rows = json.loads((output / "predictions.json").read_text())
     assert rows and all(row["image_id"] == ids[row["file_name"]] for row in rows)
     truth.write_text(json.dumps(tree | {"images": [{**tree["images"][0], "file_name": "x.jpg"}], "annotations": []}))
     assert run_command("infer", [*arguments, "--output", str(tmp_path / "other")]) == 2
-    assert "lists none of the 6 images" in capsys.readouterr().err
+    assert "lists no image of" in capsys.readouterr().err
 
 
 def test_infer_writes_a_page_of_its_drawings(

@@ -155,7 +155,7 @@ MISTAKES = {  # text: (line, message)
         2,
         "model.backbone: must be a section, with keys such as name, weights, norm; it",
     ),
-    "model:\\n  backbone: null\n": (
+    "model:\n  backbone: null\n": (
         1,
         "model: backbone: is null, and pyramid.branches is empty; set one of them",
     ),
@@ -252,7 +252,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     ("data", "message"),
     [
         (b"- 1\n", "holds a list; a config is a mapping of sections"),
-        (b"seed", "holds a str; a config is a mapping of sections"),
+        (b"seed", "holds a text; a config is a mapping of sections"),
         (b"\xff\xfe\x00", "not UTF-8 text"),
         (b"seed: 2026-13-40\n", "not valid YAML: month must be in 1..12"),
     ],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from networks import on_resnet10
 
 from detector.config.loader import CONFIG_FOLDERS, load_config
-from detector.config.schema import BackboneConfig, Config, ModelConfig
+from detector.config.schema import BackboneConfig, Config
 from detector.models import build_model
 from detector.models.backbones import build_backbone
 from detector.structures import ClassTargets, Targets
@@ -54,14 +55,6 @@ def test_backbones_are_frozen_as_a_config_says(branch: BackboneConfig) -> None:
     frozen = sum(not parameter.requires_grad for parameter in backbone.parameters())
     assert bool(frozen) == (branch.freeze_at > 0)
     assert backbone.levels == (3, 4, 5)
-
-
-def on_resnet10(config: Config) -> Config:
-    """With all that it says, but the network: pyramids of the others learn in test_pyramid.py."""
-    tree = config.model.model_dump()
-    for branch in [tree["backbone"]] if tree["backbone"] else tree["pyramid"]["branches"]:
-        branch["name"] = "resnet10"
-    return config.model_copy(update={"model": ModelConfig.model_validate(tree)})
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -285,8 +285,8 @@ IN_TREE: dict[str, tuple[Callable[[Tree], object], dict[str, int]]] = {
         lambda tree: tree.update(annotations=[{**tree["annotations"][0], "iscrowd": 1}]),
         {"objects-none": 1, "images-empty": 5, "images-ignored": 1, "class-empty": 2, "crowd": 1},
     ),
-    "backslash": (lambda tree: tree["images"][0].update(file_name=".\\0.JPG"), {"file-missing": 1, "file-unlisted": 1}),
-    "leads out": (lambda tree: tree["images"][0].update(file_name="../0.jpg"), {"file-outside": 1, "file-unlisted": 1}),
+    "backslash": (lambda tree: tree["images"][0].update(file_name=".\\0.JPG"), {"file-missing": 1}),
+    "leads out": (lambda tree: tree["images"][0].update(file_name="../0.jpg"), {"file-outside": 1}),
     "empty image": (lambda tree: tree.update(annotations=tree["annotations"][4:]), {"images-empty": 1}),
     "strange extras": (lambda tree: tree.update(info=None, licenses=[{"bbox": 1, "image_id": 1}], x=[[1]]), {}),
 }

@@ -288,7 +288,7 @@ def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 )
 def test_fix_overwrites_nothing(data: Path, target: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = (data / target).read_bytes()
-    assert "exists and is not written over" in refused([*arguments(data), "--fix", f"{data}/{target}"], capsys)
+    assert "exists already; choose another name" in refused([*arguments(data), "--fix", f"{data}/{target}"], capsys)
     assert (data / target).read_bytes() == before
 
 
@@ -296,9 +296,9 @@ def test_fix_overwrites_nothing(data: Path, target: str, capsys: pytest.CaptureF
     ("argv", "words"),
     [
         ([], "give --config, or --images"),
-        (["--annotations", "a.json"], "give --config, or --images"),
+        (["--annotations", "a.json"], "--annotations a.json: add --images"),
         (["--images", ".", "--annotations", "a.json", "--val-images", "."], "give --val-annotations too"),
-        (["--images", "nowhere"], "nowhere: no such folder"),
+        (["--images", "nowhere"], "--images: nowhere is not a folder"),
         (["--annotations", "nowhere.json", "--images", "."], "nowhere.json: cannot be read: No such file"),
         (["--config", "quickstart.yml"], "did you mean quickstart.yaml?"),
         (["--config", "quickstart.yaml", "data.trian.images=x"], "did you mean 'train'?"),

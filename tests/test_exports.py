@@ -42,8 +42,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     for name in NAMES:
         (folder / name).parent.mkdir(exist_ok=True)
-        size = (40, 120, 3) if name == "wide.png" else (64, 48, 3)
-        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / name)
+        size = (40, 120, 1) if name == "wide.png" else (64, 48, 1)
+        Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8).repeat(3, axis=2)).save(folder / name)
     return folder
 
 
@@ -113,7 +113,7 @@ def test_crops_and_counts_have_what_is_drawn(found: Path, images: Path, results:
         corners = (int(x), int(y), int(np.ceil(x + w)), int(np.ceil(y + h)))
         assert crop.size == (corners[2] - corners[0], corners[3] - corners[1])
         difference = np.asarray(crop, dtype=float) - np.asarray(whole.crop(corners), dtype=float)
-        assert np.abs(difference).mean() < 30  # of noise as JPEG; other noise differs by 85
+        assert np.abs(difference).mean() < 10  # of gray noise as JPEG; other noise differs by 85
 
 
 def test_folders_of_classes_with_any_name() -> None:
@@ -127,7 +127,7 @@ def test_folders_of_classes_with_any_name() -> None:
     [
         (["--format", "yolo,vocc"], "--format: 'vocc' is not a format; use coco, yolo, voc, csv, cvat or labelstudio"),
         (["--format", ""], "--format: '' is not a format"),
-        (["--format=voc"], "/taken/voc: exists already; choose another --output, or remove it"),
+        (["--format=voc"], "/taken/voc: exists already; choose another name, or remove it"),
         (["--format=yolo"], "twice.jpg and twice.png would share the labels labels/twice.txt; rename one of them"),
     ],
 )

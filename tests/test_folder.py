@@ -79,7 +79,11 @@ def test_given_classes_decide_the_ids(tmp_path: Path) -> None:
     ("files", "classes", "said"),
     [
         (["loose.png", ".hidden/x.png"], None, "{root}: has no class folders; put the images of each class"),
-        (["a/1.png", "loose.png", "x.jpg"], None, "{root}/loose.png: lies outside the class folders (2 images do);"),
+        (
+            ["a/1.png", "loose.png", "x.jpg"],
+            None,
+            "{root}/loose.png: lies outside the class folders (2 images in all)",
+        ),
         (["a/1.png", "b/notes.txt", "b/deep/more.txt"], None, "{root}/b: the class folder has no images; fill it or"),
         (
             ["plastic/1.png"],

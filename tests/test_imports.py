@@ -32,7 +32,7 @@ ORDER = [
     ["checkpoints", "evaluation"],
     ["reports"],
     ["tasks"],
-    ["training", "inference"],
+    ["training", "inference", "export"],
     ["analysis", "dev"],
     ["commands", "__main__"],
 ]

@@ -9,7 +9,8 @@ import pytest
 from labelled import CATEGORIES, labels, table
 from PIL import Image
 
-from detector.data.formats.writing import WRITERS, LabelledImage, Labels
+from detector.data.formats.labels import LabelledImage, Labels
+from detector.data.formats.writing import WRITERS
 from detector.tasks.detection_results import Prediction
 
 

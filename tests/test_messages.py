@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+import torch
 
+import detector
 from detector.__main__ import main
-from detector.errors import counted, near_path
+from detector.checkpoints.foreign.importing import import_content
+from detector.errors import WeightsError, counted, near_path
 from detector.processes import child_environment
 
 
@@ -45,6 +50,7 @@ MISTAKES = {
     "doctor --images imges/cat": "--images: imges/cat is not a folder; did you mean images/cat?",
     "split trian.json --output o": "trian.json: cannot be read: No such file or directory; did you mean train.json?",
     "evaluate --results train.json --annotations train.json --images img": "--images: img is not a folder",
+    "doctor --annotations train.json": "command line: --annotations train.json: add --images, the folder of its images",
     f"summary --config {LONG}": f"{LONG[:200]}: File name too long; choose or permit another path",
     f"infer --checkpoint x --input {LONG} --output o": f"{LONG}: no such file or folder",
 }
@@ -80,3 +86,25 @@ def test_counted() -> None:
         "0 classes",
         "1,000 invalid boxes",
     ]
+
+
+def test_a_folder_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def denied(path: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", denied)  # the tests may run as root, who may read everything
+    assert main(["doctor", "--images", "images"]) == 2
+    assert capsys.readouterr().err == "error: images: cannot be read: Permission denied\n"
+    assert main(["evaluate", "--checkpoint", "runs"]) == 2  # wherever it is met first
+    assert capsys.readouterr().err == "error: runs: Permission denied; choose or permit another path\n"
+
+
+def test_what_is_no_model() -> None:
+    with pytest.raises(WeightsError, match=r"^a model's source is None; give a path, a URL or a name of torchvision's"):
+        detector.open_model(None)
+    for content, said in (
+        ({"format": 1}, "mine.pt: is a checkpoint of this package already; use it as it is, or add --to torchvision"),
+        ({"fc.weight": torch.ones(2, 2)}, r"its first tensor is fc.weight; a classifier's are given as model.backbone"),
+    ):
+        with pytest.raises(WeightsError, match=said):
+            import_content(content, Path("mine.pt"))

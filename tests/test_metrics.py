@@ -351,7 +351,7 @@ def test_a_wrong_entry_is_named(wrong: Any, message: str, tmp_path: Path) -> Non
 
 
 def test_a_file_without_results(tmp_path: Path) -> None:
-    assert refusal(tmp_path, {"annotations": []}).startswith("holds a dict; ")
+    assert refusal(tmp_path, {"annotations": []}).startswith("holds an object; ")
     truth, path = make_truth(tmp_path, []), tmp_path / "results.json"
     path.write_text(json.dumps([entry()])[:-1])
     for place, message in ((path, "1: not valid JSON: "), (tmp_path / "none.json", " cannot be read: No such file")):

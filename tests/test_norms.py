@@ -23,6 +23,7 @@ def randomise(module: nn.Module) -> None:
             for tensor, low in ((norm.running_mean, -0.5), (norm.bias, -0.5), (norm.running_var, 0.5)):
                 tensor.data.uniform_(low, low + 1, generator=generator)
             norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+            norm.load_state_dict(norm.state_dict())  # a frozen norm computes its scale and shift
 
 
 def make_model(fpn_norm: str = "none", **backbone: object) -> Model:

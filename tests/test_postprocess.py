@@ -260,3 +260,45 @@ def test_nms_is_exact_with_many_classes() -> None:
     assert len(kept) < num
     detections = detect(predictions, torch.tensor([[1333, 1333]]), PredictConfig(max_detections=num))
     assert_close(detections.boxes[0], boxes[kept], rtol=0, atol=1e-3)
+
+
+# --- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7])
+def test_nms_by_rounds_is_nms(threshold: float) -> None:
+    """Boxes on a coarse grid, with duplicates and overlaps of exactly a threshold."""
+    generator = torch.Generator().manual_seed(1)
+    corners = torch.randint(0, 12, (6, 40, 2), generator=generator)
+    sides = torch.randint(0, 8, (6, 40, 2), generator=generator)
+    boxes, scores = torch.cat([corners, corners + sides], dim=-1).double(), torch.linspace(1, 0.1, 40).expand(6, -1)
+    expected, _ = postprocess._survives(boxes, scores, threshold, rounds=1)
+    assert 6 < expected.sum() < 6 * 40
+    found, is_exact = postprocess._survives_by_rounds(boxes, threshold, rounds=40)
+    assert is_exact.all()
+    assert torch.equal(found, expected)
+    # After fewer rounds, an image is said to be exact only if it is.
+    found, is_exact = postprocess._survives_by_rounds(boxes, threshold, rounds=3)
+    assert torch.equal(found[is_exact], expected[is_exact])
+
+
+def test_a_chain_of_boxes_takes_as_many_rounds() -> None:
+    boxes = torch.tensor([[2.0 * index, 0, 2 * index + 10, 10] for index in range(9)])[None]  # IoU 8 / 12 with the next
+    survives, is_exact = postprocess._survives_by_rounds(boxes, 0.5, rounds=4)
+    assert not is_exact
+    survives, is_exact = postprocess._survives_by_rounds(boxes, 0.5, rounds=10)
+    assert is_exact
+    assert survives.tolist() == [[index % 2 == 0 for index in range(9)]]
+
+
+@pytest.mark.parametrize("rounds", [1, 16])
+def test_a_gpu_detects_what_a_cpu_does(rounds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its way through NMS, taken on a CPU; a number of rounds that does not suffice grows."""
+    predictions, sizes = random_predictions(3, num_images=3), torch.tensor([[64, 64], [40, 52], [64, 30]])
+    config = PredictConfig(max_detections=20)
+    expected = detect(predictions, sizes, config)
+    monkeypatch.setattr(postprocess, "ROUNDS", rounds)
+    monkeypatch.setattr(postprocess, "rows_at_once", lambda rows, width, device: 2)
+    monkeypatch.setattr(Tensor, "is_cpu", False)
+    for part, own in zip(detect(predictions, sizes, config), expected, strict=True):
+        assert torch.equal(part, own)

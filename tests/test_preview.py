@@ -43,7 +43,7 @@ def test_a_run_begins_with_figures_warnings_and_a_drawing(
     before = said[: said.index("step 1/1")]
     assert "anchors: cover 0.0% of the objects at IoU 0.5" in before
     assert "warning: 100.0% of the objects get no anchor at IoU 0.5" in before
-    assert "warning: 4 images in 1 steps (from a set of 12) are few to train resnet10 from random weights" in before
+    assert "warning: 4 images in 1 step (from a set of 12) are few to train resnet10 from random weights" in before
     with Image.open(tmp_path / "run" / "first_batch.jpg") as image:
         assert image.size == (4 * 480, 480)  # four images of 64 px, enlarged so that their letters can be read
 
@@ -72,7 +72,8 @@ def test_an_assigner_without_thresholds_is_asked(name: str, tiny: list[str]) -> 
     data = detection.open_split(config, "val")
     objects, start = int(data.is_object.sum()), " at the start" if name == "task_aligned" else ""
     (line,) = detection_views.preview(data, config)[:1]
-    match = re.match(rf"anchors: {name} gives (.*) to an object{start}, and none to (.*)%; (.*) objects per image", line)
+    pattern = rf"anchors: {name} gives (.*) to an object{start}, and none to (.*)%; (.*) objects per image"
+    match = re.match(pattern, line)
     assert match
     assert float(match[1]) > 2
     assert float(match[3]) == round(objects / len(data), 1)

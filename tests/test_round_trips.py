@@ -11,19 +11,23 @@ from labelled import CATEGORIES, assert_equal, labels, table
 from PIL import Image
 
 from detector.__main__ import run_command
+from detector.commands.convert import READABLE
 from detector.data.formats.building import Source
-from detector.data.formats.reading import read_annotations
-from detector.data.formats.writing import LabelledImage, Labels, join_labels, labels_of, write_coco
+from detector.data.formats.labels import LabelledImage, Labels, join_labels, labels_of
+from detector.data.formats.parts import PARTS
+from detector.data.formats.reading import FORMATS, read_annotations
+from detector.data.formats.writing import write_coco
 from detector.structures import Category
 
 
 def data_set(folder: Path, seed: int) -> list[LabelledImage]:
     """A COCO file ``coco.json`` and its ``images``."""
-    images = table(seed, images=15)
+    images = table(seed, images=15, largest=2000)
     for image in images:
         path = folder / "images" / image.name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("1", (image.width, image.height)).save(path, format="png")
+    Image.new("1", (9, 9)).save(folder / "images/of another split.png")
     write_coco(labels(images), folder / "coco.json")
     return images
 
@@ -45,9 +49,14 @@ def boxes_of(path: Path, form: str = "coco", below: str = "") -> dict[str, list[
     }
 
 
+def test_the_commands_know_every_format() -> None:
+    assert set(READABLE) == {"auto", *FORMATS}
+    assert PARTS.keys() == FORMATS.keys()
+
+
 @pytest.mark.parametrize("form", ["yolo", "voc", "csv"])
 def test_coco_and_back(form: str, tmp_path: Path) -> None:
-    for seed in range(3):
+    for seed in range(2):
         folder = tmp_path / str(seed)
         images = data_set(folder, seed)
         between, back = folder / (f"out.{form}" if form == "csv" else form), folder / "back.json"

@@ -513,7 +513,5 @@ def test_a_mistake_is_one_line(checkpoint: Path, capsys: pytest.CaptureFixture[s
         port = str(taken.getsockname()[1])
         assert run_command("serve", ["--checkpoint", str(checkpoint), "--port", port]) == 2
     said = capsys.readouterr().err
-    assert (
-        said
-        == f"error: command line: 127.0.0.1:{port}: cannot be served: Address already in use; choose another --host or --port\n"
-    )
+    remedy = "cannot be served: Address already in use; choose another --host or --port"
+    assert said == f"error: command line: 127.0.0.1:{port}: {remedy}\n"

@@ -16,7 +16,8 @@ import yaml
 from labelled import CATEGORIES, Boxes, assert_equal, labels, table
 from PIL import Image
 
-from detector.data.formats.writing import WRITERS, LabelledImage, Labels, check_names, describe_lost
+from detector.data.formats.labels import LabelledImage, Labels, describe_lost
+from detector.data.formats.writing import WRITERS, check_names
 from detector.errors import DataError, StorageError
 from detector.structures import Category
 
@@ -145,7 +146,9 @@ def test_what_is_written_is_what_was_given(name: str, is_scored: bool, tmp_path:
 def test_another_package_reads_the_same(name: str, tmp_path: Path) -> None:
     """globox, whose VOC corners are as in the file and whose YOLO sizes come from the images."""
     globox = pytest.importorskip("globox", reason="globox, an independent reader of these formats, is not installed")
-    plain = [own._replace(id=number, name=f"{number}.png") for number, own in enumerate(table(5), start=1)]
+    plain = [
+        own._replace(id=number, name=f"{number}.png") for number, own in enumerate(table(5, largest=2000), start=1)
+    ]
     out = tmp_path / ("out.json" if name == "coco" else "out.xml" if name == "cvat" else "out")
     categories = [own._replace(id=number) for number, own in enumerate(CATEGORIES)]  # globox has integers only
     WRITERS[name].write(Labels(categories, lambda: iter(plain)), out)
@@ -260,37 +263,27 @@ def test_names_of_any_kind_are_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "files", "train"),
+    "names",
     [
-        (["1.jpg", "a/2.jpg"], ["labels/1.txt", "labels/a/2.txt"], "images"),
-        (["images/1.jpg", "images/a/2.jpg"], ["labels/1.txt", "labels/a/2.txt"], "images"),
-        (["my_images/1.jpg"], ["labels/my_images/1.txt"], "images"),
-        (
-            ["train/images/1.jpg", "valid/images/images/1.jpg"],
-            ["train/labels/1.txt", "valid/images/labels/1.txt"],
-            ["train/images", "valid/images/images"],
-        ),
+        ["1.jpg", "a/2.jpg"],
+        ["images/1.jpg", "images/a/2.jpg"],
+        ["my_images/1.jpg"],
+        ["train/images/1.jpg", "valid/images/images/1.jpg"],
     ],
 )
-def test_yolo_finds_the_labels_of_each_image(
-    names: list[str], files: list[str], train: list[str] | str, tmp_path: Path
-) -> None:
-    """By its rule: the last ``images`` of a path becomes ``labels``; the images are linked to."""
-    made = [table(0)[0]._replace(name=name) for name in names]
-    for name in names:
+def test_yolo_finds_the_labels_of_each_image(names: list[str], tmp_path: Path) -> None:
+    """By its rule: the last ``images`` of a path becomes ``labels``; images are linked to, and only those listed."""
+    made = [table(0)[0]._replace(name=name, labels=table(0)[0].labels * 0 + index) for index, name in enumerate(names)]
+    for name in (*names, "images/other.jpg"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_text(name)
     WRITERS["yolo"].write(Labels(CATEGORIES, lambda: iter(made), images=tmp_path / "in"), tmp_path / "out")
-    assert yaml.safe_load((tmp_path / "out/data.yaml").read_text(encoding="utf-8"))["train"] == train
-    listed = [
-        file
-        for own in ([train] if isinstance(train, str) else train)
-        for file in (tmp_path / "out" / own).rglob("*.jpg")
-    ]
-    assert sorted(file.read_text() for file in listed) == sorted(names)
-    for file in listed:
-        before, after = str(file).rsplit("/images/", 1)
-        assert Path(f"{before}/labels/{after}").with_suffix(".txt").relative_to(tmp_path / "out").as_posix() in files
+    content = yaml.safe_load((tmp_path / "out/data.yaml").read_text(encoding="utf-8"))
+    listed = (tmp_path / "out" / content["train"]).read_text().splitlines()
+    assert [(tmp_path / "out" / file).read_text() for file in listed] == names
+    for index, file in enumerate(listed):
+        before, after = str(tmp_path / "out" / file).rsplit("/images/", 1)
+        assert Path(f"{before}/labels/{after}").with_suffix(".txt").read_text().startswith(f"{index} ")
 
 
 def test_yolo_cannot_link_images_in_both_places(tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def _read(name: str, source: str) -> dict[str, Tensor]:
     if path is None:
         raise WeightsError(
             f"model.backbone.weights: {source} is not a file, a URL or a name of {name}'s weights ({hint})"
-            f"{near_path(source)}"
+            f"{near_path(source) if Path(source).suffix else ''}"
         )
     weights = read_file(path)
     if isinstance(weights, dict) and "format" in weights:

@@ -55,7 +55,7 @@ def open_model(
 
     Raises :class:`detector.errors.DetectorError` with the file, the fault and the remedy.
     """
-    if isinstance(source, Config) or Path(source).suffix in CONFIG_SUFFIXES:
+    if isinstance(source, Config) or str(source).endswith(CONFIG_SUFFIXES):
         return _begin(source, overrides, device, classes, allow_code)
     if classes is not None:
         raise ConfigError(f"{source}: has its own classes; only a config can be given others")
@@ -150,6 +150,8 @@ def find_checkpoint(source: str | Path) -> Path:
     A run's folder means its ``best.pt``, else its ``last.pt``; a folder with one run means that run. A line says so.
     Raises :class:`detector.errors.WeightsError` for anything else.
     """
+    if not isinstance(source, str | Path):
+        raise WeightsError(f"a model's source is {source!r}; give a path, a URL or a name of torchvision's weights")
     if os.path.isdir(source):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
         folder = Path(source)
         runs = [folder] if _run_file(folder) else sorted(filter(_run_file, filter(Path.is_dir, folder.iterdir())))

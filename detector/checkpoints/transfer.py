@@ -82,8 +82,8 @@ def transfer(model: Model, categories: list[Category], content: dict[str, Any], 
             names = ", ".join(categories[label].name for label in known[:10]) + (", …" if len(known) > 10 else "")
             outcome.by_class[name] = f"{len(known)} of {len(categories)} classes ({names})"
         else:
-            tensor.copy_(source[name])
             outcome.loaded.append(name)
+    model.load_state_dict({name: source[name] for name in outcome.loaded}, strict=False)
     if not any(".backbone." in name for name in outcome.loaded):
         old_model = checkpoint_config(content, path).model
         names = " + ".join(backbone.name for backbone in old_model.backbones)

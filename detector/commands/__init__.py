@@ -13,6 +13,8 @@ from typing import TextIO
 
 from detector.errors import ConfigError
 
+RESUMABLE = 75  # exit code after Ctrl-C or SIGTERM: everything is saved (EX_TEMPFAIL of sysexits.h)
+
 
 def count(text: str, least: int = 1) -> int:
     """The value of an option that is a number of things."""

@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def check_arguments(args: argparse.Namespace, config: Config) -> None:
     """Refuse contradictions before the data is read."""
     from detector.errors import ConfigError, DataError
+    from detector.files.atomic import check_new
     from detector.tasks import get_task
 
     get_task(config)
@@ -86,8 +87,8 @@ def check_arguments(args: argparse.Namespace, config: Config) -> None:
         )
     if args.write and not args.suggest:
         raise ConfigError("command line: --write has no effect without --suggest; add it, or remove --write")
-    if args.write and args.write.exists():
-        raise ConfigError(f"{args.write}: exists already; choose another name")
+    if args.write:
+        check_new(args.write)
     if not config.data.train.annotations:
         raise DataError("data.train.annotations: is not set; give it in the config or as data.train.annotations=PATH")
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from detector.commands import add_allow_code, count
+from detector.errors import counted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
     print("\n".join([*derived, data.summary()]), file=sys.stderr)
     epochs = args.epochs if args.split == "train" else 1  # val is not augmented
     shown = browse(args.output, f"{args.split} data of {args.config}", data, views, args.number, epochs)
-    print(f"{shown} images: {args.output}")
+    print(f"{counted(shown, 'image')}: {args.output}")
     return 0

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detector.data.formats.annotations import Annotations
-    from detector.data.formats.writing import Labels
+    from detector.data.formats.labels import Labels
+
+
+READABLE = ("auto", "coco", "yolo", "voc", "csv")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,20 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Options that :func:`read` and :func:`write` take."""
     parser.add_argument("--to", required=True, metavar="FORMAT", help="coco, yolo, voc, csv, cvat or labelstudio")
-    parser.add_argument(
-        "--from",
-        default="auto",
-        dest="format",
-        metavar="FORMAT",
-        help="the format of what is read: coco, yolo, voc or csv (default: by its content)",
-    )
+    add_from(parser)
     parser.add_argument(
         "--part", default="train", choices=["train", "val", "test"], help="of a data set with several (default: train)"
     )
 
 
+def add_from(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from", default="auto", dest="format", choices=READABLE, help="the format of what is read (default: auto)"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
-    from detector.data.formats.writing import labels_of
+    from detector.data.formats.labels import labels_of
 
     check_target(args)
     annotations = read(args.source, args.images, args)
@@ -51,17 +54,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_target(args: argparse.Namespace) -> None:
-    """Raises for formats that do not exist, and for a target that does."""
-    from detector.data.formats.reading import FORMATS
+    """Raises for a format that does not exist, and for a target that does."""
     from detector.data.formats.writing import WRITERS
     from detector.errors import ConfigError, one_of
-    from detector.files.atomic import make_folder
+    from detector.files.atomic import check_new, make_folder
 
-    for option, name, known in (("--to", args.to, WRITERS), ("--from", args.format, ["auto", *FORMATS])):
-        if name not in known:
-            raise ConfigError(f"command line: {option}: {name!r} is not a format; use {one_of(known)}")
-    if args.target.exists():
-        raise ConfigError(f"{args.target}: exists already; give another one, or remove it")
+    if args.to not in WRITERS:
+        raise ConfigError(f"command line: --to: {args.to!r} is not a format; use {one_of(WRITERS)}")
+    check_new(args.target)
     make_folder(args.target.parent)
 
 
@@ -79,7 +79,8 @@ def read(source: Path, images: Path | None, args: argparse.Namespace) -> Annotat
 
 def write(labels: Labels, images: int, args: argparse.Namespace) -> None:
     """Write the target and print what it holds, and what it cannot hold."""
-    from detector.data.formats.writing import WRITERS, check_names, describe_lost
+    from detector.data.formats.labels import describe_lost
+    from detector.data.formats.writing import WRITERS, check_names
 
     writer = WRITERS[args.to]
     boxes = 0

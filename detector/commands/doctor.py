@@ -87,10 +87,10 @@ def run(args: argparse.Namespace) -> int:
             print(f"{target}: written; {fix.summary()} ({changes_path(target)})")
         if args.html:
             print(f"{args.html}: written")
-    for fix, split in losing:
-        print(f"error: NOTHING IS WRITTEN: of {split.source}, {fix.loss()} ({fix.summary()})", file=sys.stderr)
     if losing:
-        print("error: correct them, or give --allow-loss to write the copy without them", file=sys.stderr)
+        lost = "; ".join(f"of {split.source}, {fix.loss()} ({fix.summary()})" for fix, split in losing)
+        remedy = "correct them, or give --allow-loss to write the copy without them"
+        print(f"error: NOTHING IS WRITTEN: {lost}; {remedy}", file=sys.stderr)
     return FAULTY if losing or report.count("error") else 0
 
 
@@ -102,6 +102,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     if args.config and any(paths):
         raise ConfigError("command line: give either --config or --annotations and --images")
     if not args.config and not args.images:
+        if args.annotations:
+            raise ConfigError(f"command line: --annotations {args.annotations}: add --images, the folder of its images")
         raise ConfigError(
             "command line: give --config, or --images (one folder per class) with or without --annotations"
         )

@@ -41,10 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from detector.errors import ConfigError, near_path
+    from detector.files.atomic import check_new
 
     for output in filter(None, (args.output, args.config_out)):
-        if output.exists():
-            raise ConfigError(f"{output}: exists already; choose another name, or remove it")
+        check_new(output)
         if not output.parent.is_dir():
             raise ConfigError(f"{output.parent}: no such folder; create it first{near_path(output.parent)}")
     if args.to and (args.package or args.config or args.config_out or args.overrides):

@@ -8,21 +8,21 @@ tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/ --sco
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from detector.commands import add_allow_code, count
-from detector.commands.train import RESUMABLE
+from detector.commands import RESUMABLE, add_allow_code, count
 
 GALLERY = 200  # at most so many images in the page of --html
 UNREADABLE = 1  # exit code if some images could not be read, or changed during the run; all others are done
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a .pt file, or a run's folder")
+    parser.add_argument("--checkpoint", required=True, help="a .pt file, a run's folder, or an exported .onnx")
     parser.add_argument("--input", required=True, help="a folder (searched recursively), a file, or a quoted pattern")
     parser.add_argument(
         "--output", required=True, type=Path, help="a new folder, for the predictions and the drawings in images/"
@@ -77,9 +77,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from detector.config.tasks import TASKS
-    from detector.errors import ConfigError
+    from detector.errors import ConfigError, counted
+    from detector.files.atomic import check_new
     from detector.files.json_stream import show_text
-    from detector.inference.exports import Exports, check_labels, check_new
+    from detector.inference.exports import Exports, check_labels
     from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
     from detector.tasks import get_results
 
@@ -88,6 +89,8 @@ def _run(args: argparse.Namespace) -> int:
     lowest = args.draw_score
     exports = Exports(formats(args.formats), lowest if args.crops else None, lowest if args.counts else None)
     is_begun = (args.output / PROGRESS).exists()
+    if args.html and importlib.util.find_spec("jinja2") is None:
+        raise ConfigError("command line: --html needs jinja2, which is not installed; remove it")
     for name in (get_results(task).FILE for task in TASKS):
         if (args.output / name).exists() and not is_begun:
             if args.resume:
@@ -104,22 +107,19 @@ def _run(args: argparse.Namespace) -> int:
             f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
         )
     if not is_begun:
-        check_new(exports.targets(args.output))
+        check_new(*exports.targets(args.output).values())
     images, ids = find_images(args.input), None
     notes = [f"{args.input}: {images.note}"] if images.note else []
     if args.annotations:
         images, ids, unknown = known_ids(images, args.annotations)
         if unknown:
             names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-            notes.append(f"{len(unknown):,} images are skipped, as {args.annotations} does not list them: {names}")
+            notes.append(f"skipped {counted(len(unknown), 'image')} that {args.annotations} does not list: {names}")
     check_labels(exports, [images.name(index) for index in range(len(images))], args.input)
 
-    import torch
+    from detector.inference.exported import open_predictor
 
-    from detector.inference.predictor import Predictor
-
-    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
-    predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.overrides, args.allow_code)
+    predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code)
     if ids is not None and not get_results(predictor.config.task).HAS_IDS:
         raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
     if exports.asked() and not get_results(predictor.config.task).HAS_BOXES:
@@ -128,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
             f" {predictor.config.task}; remove them"
         )
     if args.score is not None:
-        predictor.task.with_threshold(predictor.config.model, args.score)  # raises before any work is done
+        predictor.check_score(args.score)  # before any work is done
     for note in notes:
         print(note, file=sys.stderr)
     summary = infer_folder(
@@ -143,7 +143,7 @@ def _run(args: argparse.Namespace) -> int:
         ids=ids,
         exports=exports,
     )
-    print(f"{summary.found} in {summary.read} images: {summary.path}")
+    print(f"{summary.found} in {counted(summary.read, 'image')}: {summary.path}")
     for line in summary.exports:
         print(line)
     if args.html:
@@ -151,13 +151,13 @@ def _run(args: argparse.Namespace) -> int:
 
         page = args.output / "gallery.html"
         shown = show_drawings(page, f"Found by {args.checkpoint}", args.output / "images", GALLERY)
-        print(f"{shown} of them: {page}")
+        print(f"{counted(shown, 'drawing')}: {page}")
     for error in summary.errors:
-        print(f"not read or changed: {error}")
+        print(error)
     if summary.num_errors:
         print(
-            f"{summary.num_errors} of {summary.images} images could not be read, or changed during the run:"
-            f" {args.output / ERRORS}"
+            f"{summary.num_errors:,} of {counted(summary.images, 'image')} could not be read, or changed during the"
+            f" run: {args.output / ERRORS}"
         )
     return UNREADABLE if summary.num_errors else 0
 

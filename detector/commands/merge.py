@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.data.formats.writing import join_labels, labels_of
+    from detector.data.formats.labels import join_labels, labels_of
 
     check_target(args)
     parts = [(folder, read(source, None, args)) for folder, source in map(_source, args.sources)]

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from detector.commands.train import RESUMABLE
+from detector.commands import RESUMABLE
 from detector.config.tasks import TASKS
 
 DRAWN = 24

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detector.commands import count
+from detector.commands.convert import add_from
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,9 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group", metavar="REGEX", help="keep images together whose names agree in what this matches (in its groups)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
-    parser.add_argument(
-        "--from", default="auto", dest="format", metavar="FORMAT", help="coco, yolo, voc or csv (default: by content)"
-    )
+    add_from(parser)
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images, where it is needed")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder for the parts")
 
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from detector.data.formats.reading import detect, read_annotations
     from detector.data.split import group, split_folds, split_parts
     from detector.errors import ConfigError
-    from detector.files.atomic import make_folder
+    from detector.files.atomic import check_new, make_folder
 
     if args.val + (args.test or 0) >= 1:
         raise ConfigError("command line: --val and --test leave nothing to train on; give fractions that add up to < 1")
@@ -82,9 +81,7 @@ def run(args: argparse.Namespace) -> int:
     form = detect(source)
     writer = PARTS[form]
     paths = {name: args.output / f"{name}{writer.suffix}" for name in parts}
-    for path in paths.values():
-        if path.exists():
-            raise ConfigError(f"{path}: exists already; give another --output")
+    check_new(*paths.values())
     for path in paths.values():
         make_folder(path.parent)
     writer.write(source, annotations, {paths[name]: is_in for name, is_in in parts.items()})

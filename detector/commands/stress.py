@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from detector.commands import count
+from detector.errors import counted
 
 FAILED = 1  # exit code when a promise was broken
 SETTLED = 200  # steps after which memory must not grow by more than GROWTH
@@ -32,11 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import tempfile
 
-    from detector.errors import ConfigError
+    from detector.files.atomic import check_new
 
     if args.folder is not None:
-        if args.folder.exists():
-            raise ConfigError(f"{args.folder}: exists already; choose a new --folder")
+        check_new(args.folder)
         return _stress(args, args.folder)
     with tempfile.TemporaryDirectory(prefix="detector_stress_") as folder:
         return _stress(args, Path(folder))
@@ -59,7 +59,7 @@ def _stress(args: argparse.Namespace, folder: Path) -> int:
         soaked = stress.soak(data, folder / "runs", args.steps, evaluations=20, settled=min(SETTLED, args.steps // 2))
         print(soaked)
         return FAILED if soaked.growth > GROWTH or soaked.late.descriptors > soaked.early.descriptors else 0
-    print(f"generating {args.images} images", file=sys.stderr)
+    print(f"generating {counted(args.images, 'image')}", file=sys.stderr)
     stress.link_images(folder / "images", args.images)
     checkpoint = stress.tiny_checkpoint(folder / "tiny.pt")
     inferred = stress.infer(checkpoint, folder / "images", folder / "found", args.images)

@@ -13,14 +13,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.commands import add_allow_code, count
+from detector.commands import RESUMABLE, add_allow_code, count
 
 if TYPE_CHECKING:
     from detector.config.schema import Config
     from detector.training.run_folder import RunFolder
 
 FAILED, STOPPED = 1, 130  # exit codes of --overfit
-RESUMABLE = 75  # exit code after Ctrl-C or SIGTERM: everything is saved (EX_TEMPFAIL of sysexits.h)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

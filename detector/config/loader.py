@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from detector.config.parts import check_code
 from detector.config.schema import DERIVED, Config, Section
 from detector.config.tasks import HEADS, TASKS
-from detector.errors import ConfigError, near_path, one_of, unreadable
+from detector.errors import ConfigError, kind_of, near_path, one_of, unreadable
 from detector.files.atomic import atomic_write
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -163,7 +163,7 @@ def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds a {type(tree).__name__}; a config is a mapping of sections")
+        raise ConfigError(f"{path}: holds {kind_of(tree)}; a config is a mapping of sections")
     return tree, places
 
 

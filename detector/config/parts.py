@@ -8,10 +8,12 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from detector.config.schema import Config
 from detector.errors import ConfigError, one_of
+
+if TYPE_CHECKING:
+    from detector.config.schema import Config
 
 Part = TypeVar("Part")
 TIMM = "timm:"  # prefix of timm's networks

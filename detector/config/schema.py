@@ -483,6 +483,10 @@ class TrainConfig(Section):
     schedule: ScheduleConfig = ScheduleConfig()
     clip_norm: Positive | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # On a GPU: what may compute fp32 in TF32, several times faster with factors of 10 bits. The default is PyTorch's.
+    tf32: Literal["nothing", "convolutions", "everything"] = "convolutions"
+    # On a GPU: only operations whose result is the same bits each time; slower. On a CPU that is always so.
+    deterministic: bool = False
     ema: Annotated[float, Field(gt=0, lt=1)] | None = (
         None  # decay of the averaged weights, which are evaluated and saved
     )

@@ -20,7 +20,7 @@ from detector.data.split import images_folder, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms.classes import ClassTransform, TrainClassTransform, mix
 from detector.data.transforms.colors import same_depth
-from detector.errors import DataError, DetectorError
+from detector.errors import DataError, DetectorError, counted
 from detector.structures import Category, ClassTargets
 
 
@@ -115,7 +115,9 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         counts = self.labelled.counts()
         names = ", ".join(category.name for category in self.categories[:10])
         names += ", …" if len(self.categories) > 10 else ""
-        text = f"{len(self):,} images of {len(self.categories)} classes ({names}), {counts.min():,} to"
+        text = (
+            f"{counted(len(self), 'image')} of {counted(len(self.categories), 'class')} ({names}), {counts.min():,} to"
+        )
         text += f" {counts.max():,} each"
         if unlabelled := int((~self.has_targets).sum()):
             text += f"; {unlabelled:,} without a label"

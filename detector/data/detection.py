@@ -27,7 +27,7 @@ from detector.data.split import hold_back, images_folder, not_set, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms.boxes import Transform, Transformed
 from detector.data.transforms.resize import input_sizes, padded
-from detector.errors import DataError, DetectorError
+from detector.errors import DataError, DetectorError, counted
 from detector.files.json_stream import show_text
 from detector.structures import IGNORE_REGION, PADDING, SIZE_DIVISOR, Category, Targets
 
@@ -130,7 +130,7 @@ def apply_box_policy(annotations: Annotations, policy: str) -> CheckedBoxes:
         )
         if policy == "error":
             raise DataError(
-                f"{annotations.path}: {first_invalid}; {int(is_invalid.sum())} boxes are like this:"
+                f"{annotations.path}: {first_invalid}; {counted(int(is_invalid.sum()), 'invalid box')} in all:"
                 " correct them, or set data.invalid_boxes to clip or drop"
             )
     is_dropped = is_empty if policy == "clip" else is_invalid
@@ -260,12 +260,13 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         crowds = int((checked.is_kept & annotations.is_crowd).sum())
         empty = int((annotations.first.diff() == 0).sum())
         text = (
-            f"{len(self):,} images ({empty:,} without boxes), {boxes:,} boxes of {len(annotations.categories)} classes"
+            f"{counted(len(self), 'image')} ({empty:,} without boxes), {counted(boxes, 'box')} of"
+            f" {counted(len(annotations.categories), 'class')}"
         )
         if crowds:
-            text += f", {crowds:,} ignore regions"
+            text += f", {counted(crowds, 'ignore region')}"
         if checked.first_invalid:
-            text += f"; {checked.clipped:,} invalid boxes clipped, {checked.dropped:,} dropped"
+            text += f"; {counted(checked.clipped, 'invalid box')} clipped, {checked.dropped:,} dropped"
             text += f" (first: {checked.first_invalid})"
         lines = (text, annotations.notice, describe_odd_areas(self.truth))
         return "\n".join(line for line in lines if line)

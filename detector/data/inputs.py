@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from detector.data.images import read_image, scale_depth
 from detector.errors import DataError, near_path
 
-ImageInput = str | Path | Image.Image | np.ndarray | Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageInput: TypeAlias = "str | Path | Image.Image | np.ndarray | Tensor"
 Reading = tuple[int, str, int | None]  # how images are read: channels, data.exif, data.max_value
+
+
+def is_tensor(value: object) -> TypeGuard[Tensor]:
+    """Whether a value is a torch tensor. Imports no torch: without it, nothing is."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_array(value: object) -> TypeGuard[np.ndarray | Tensor]:
+    return isinstance(value, np.ndarray) or is_tensor(value)
 
 
 def check_images(images: object, channels: int) -> Iterator[ImageInput]:
@@ -26,12 +39,12 @@ def check_images(images: object, channels: int) -> Iterator[ImageInput]:
     ValueError or :class:`detector.errors.DataError` with the number of the image and the remedy.
     """
     is_single = isinstance(images, str | Path | Image.Image)
-    if is_single or (isinstance(images, np.ndarray | Tensor) and images.ndim in (2, 3)):
+    if is_single or (_is_array(images) and images.ndim in (2, 3)):
         raise TypeError("predict takes a list of images; wrap a single one: predict([image])")
     if images is None or not hasattr(images, "__iter__"):
         raise TypeError(f"predict takes a list of images; this is {_kind(images)}")
     checked = _checked(images, channels)
-    return iter(list(checked)) if isinstance(images, Sequence | np.ndarray | Tensor) else checked
+    return iter(list(checked)) if isinstance(images, Sequence) or _is_array(images) else checked
 
 
 def _checked(images: Iterable[Any], channels: int) -> Iterator[ImageInput]:
@@ -44,7 +57,7 @@ def check_image(image: object, channels: int, name: str = "the image") -> None:
     """Refuse what :func:`as_array` cannot read, with the remedy."""
     if isinstance(image, str | Path):
         _check_path(image, name)
-    elif isinstance(image, np.ndarray | Tensor):
+    elif _is_array(image):
         if fault := _array_fault(image, channels):
             raise ValueError(f"{name}: {fault}")
     elif not isinstance(image, Image.Image):
@@ -74,50 +87,50 @@ def _check_path(image: str | Path, name: str) -> None:
 
 def _array_fault(image: np.ndarray | Tensor, channels: int) -> str:
     """What is wrong with an array or tensor and how to fix it; empty if nothing is."""
-    is_tensor = isinstance(image, Tensor)
-    dtype = str(image.dtype).removeprefix("torch.") if is_tensor else image.dtype.name  # in any byte order
+    is_torch = is_tensor(image)
+    dtype = str(image.dtype).removeprefix("torch.") if is_torch else image.dtype.name  # in any byte order
     shape = list(image.shape)
-    wanted = f"uint8 or uint16 {'tensor' if is_tensor else 'array'} {_layout(is_tensor, channels)}"
+    wanted = f"uint8 or uint16 {'tensor' if is_torch else 'array'} {_layout(is_torch, channels)}"
     if 0 in shape:
         remedy = "it is empty"
-    elif len(shape) != 3 or shape[0 if is_tensor else 2] != channels:
-        remedy = _shape_remedy(shape, channels, is_tensor)
+    elif len(shape) != 3 or shape[0 if is_torch else 2] != channels:
+        remedy = _shape_remedy(shape, channels, is_torch)
     elif dtype not in ("uint8", "uint16"):
-        remedy = _type_remedy(image, dtype, is_tensor)
+        remedy = _type_remedy(image, dtype, is_torch)
     else:
         return ""
     order = " in the order RGB (cv2.imread gives BGR)" if channels == 3 else ""
     return f"must be a {wanted}{order}; this one is {dtype} {shape}" + (f": {remedy}" if remedy else "")
 
 
-def _layout(is_tensor: bool, channels: int) -> str:
-    return f"[{channels}, H, W]" if is_tensor else f"[H, W, {channels}]"
+def _layout(is_torch: bool, channels: int) -> str:
+    return f"[{channels}, H, W]" if is_torch else f"[H, W, {channels}]"
 
 
-def _shape_remedy(shape: list[int], channels: int, is_tensor: bool) -> str:
+def _shape_remedy(shape: list[int], channels: int, is_torch: bool) -> str:
     if len(shape) == 4:
         return f"a batch of {shape[0]} images: give them one by one, predict(list(batch))"
     if len(shape) == 2:
         if channels == 1:
-            return "a gray image without its channel: image[None]" if is_tensor else "image[:, :, None]"
-        stacked = f"image.expand({channels}, -1, -1)" if is_tensor else f"numpy.stack([image] * {channels}, axis=2)"
+            return "a gray image without its channel: image[None]" if is_torch else "image[:, :, None]"
+        stacked = f"image.expand({channels}, -1, -1)" if is_torch else f"numpy.stack([image] * {channels}, axis=2)"
         return f"a gray image: {stacked}"
     if len(shape) != 3:
         return ""
-    if is_tensor and shape[2] == channels:
+    if is_torch and shape[2] == channels:
         return "looks like [H, W, C]: image.permute(2, 0, 1)"
-    if not is_tensor and shape[0] == channels:
+    if not is_torch and shape[0] == channels:
         return "looks like [C, H, W]: image.transpose(1, 2, 0)"
-    found = shape[0 if is_tensor else 2]
+    found = shape[0 if is_torch else 2]
     if found == 4 and channels == 3:
-        return f"looks like RGBA, drop the alpha: {'image[:3]' if is_tensor else 'image[:, :, :3]'}"
+        return f"looks like RGBA, drop the alpha: {'image[:3]' if is_torch else 'image[:, :, :3]'}"
     if found == 1 and channels == 3:
-        return f"a gray image: {'image.expand(3, -1, -1)' if is_tensor else 'image.repeat(3, axis=2)'}"
+        return f"a gray image: {'image.expand(3, -1, -1)' if is_torch else 'image.repeat(3, axis=2)'}"
     return f"the model takes {channels} channels (model.in_channels)"
 
 
-def _type_remedy(image: np.ndarray | Tensor, dtype: str, is_tensor: bool) -> str:
-    convert = "to(torch.uint8)" if is_tensor else "astype(numpy.uint8)"
+def _type_remedy(image: np.ndarray | Tensor, dtype: str, is_torch: bool) -> str:
+    convert = "to(torch.uint8)" if is_torch else "astype(numpy.uint8)"
     if "float" not in dtype:
         return f"with values of 0 to 255, image.{convert}"
     low, high = float(image.min()), float(image.max())
@@ -135,7 +148,7 @@ def as_array(image: ImageInput, channels: int = 3, exif: str = "auto", max_value
     check_image(image, channels)
     if isinstance(image, str | Path):
         return read_image(Path(image), channels, exif, max_value)
-    if isinstance(image, Tensor):
+    if is_tensor(image):
         array = image.permute(1, 2, 0).cpu().numpy()
     elif isinstance(image, np.ndarray):
         array = image
@@ -149,8 +162,8 @@ def as_array(image: ImageInput, channels: int = 3, exif: str = "auto", max_value
 
 def as_shown(image: ImageInput, channels: int, exif: str, max_value: int | None) -> np.ndarray:
     """An image to draw on, [H, W, C], as ``as_array`` reads it; an array or tensor may have any number of channels."""
-    if isinstance(image, np.ndarray | Tensor) and image.ndim == 3:
-        channels = int(image.shape[0 if isinstance(image, Tensor) else 2])
+    if _is_array(image) and image.ndim == 3:
+        channels = int(image.shape[0 if is_tensor(image) else 2])
     return as_array(image, channels, exif, max_value)
 
 

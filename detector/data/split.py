@@ -15,7 +15,7 @@ import numpy as np
 
 from detector.config.schema import DataConfig, SplitConfig
 from detector.data.listing import check_folder
-from detector.errors import ConfigError, DataError
+from detector.errors import ConfigError, DataError, counted
 from detector.files.json_stream import show_text
 
 
@@ -63,7 +63,7 @@ def hold_back(
                 break
     if not is_val.any():
         raise DataError(
-            f"{source}: of its {len(names)} image{'s' * (len(names) != 1)}, none can be held back without taking the"
+            f"{source}: of its {counted(len(names), 'image')}, none can be held back without taking the"
             " last one of a class from training; add images, or train without evaluation (data.val=null)"
         )
     return is_val

@@ -14,6 +14,7 @@ from detector.errors import DataError
 
 HEADERS = 256  # files whose header is read
 DECODED = 8  # 16-bit images that are decoded
+FEW = 10  # examples of a class; with fewer it is hardly learned
 
 
 def spot_check(

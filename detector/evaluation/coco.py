@@ -16,7 +16,7 @@ from detector.data.formats.annotations import Annotations
 from detector.data.formats.coco_values import is_id, number_of_text, read_box
 from detector.data.formats.columns import id_key, sort_key
 from detector.data.names import Names, is_certain
-from detector.errors import DataError
+from detector.errors import DataError, kind_of
 from detector.files.json_stream import is_number, open_json, show
 from detector.ops.boxes import pairwise_iou
 
@@ -165,8 +165,8 @@ def read_results(path: str | Path, truth: Annotations) -> Results:
     by_name = by_file = as_text = 0
     with open_json(path) as stream:
         if stream.peek() != "[":
-            kind = "dict" if stream.peek() == "{" else type(stream.value()).__name__
-            raise DataError(f"{path}: holds a {kind}; COCO results are a list of detections")
+            kind = kind_of({} if stream.peek() == "{" else stream.value())
+            raise DataError(f"{path}: holds {kind}; COCO results are a list of detections")
         for number, entry in enumerate(stream.elements()):
             where = f"{path}: entry {number}"
             if not isinstance(entry, dict):
@@ -255,6 +255,7 @@ def _mean_best_overlap(index: np.ndarray, boxes: np.ndarray, truth: Annotations)
 def _oddities(rows: np.ndarray, truth: Annotations) -> Iterator[str]:
     """What suggests another format than COCO's, with the evidence."""
     if not len(rows):
+        yield "has no detections, so nothing is found"
         return
     index, boxes, scores = rows[:, 0].astype(np.int64), rows[:, 1:5], rows[:, 5]
     sides = np.stack([truth.widths.numpy(), truth.heights.numpy()], axis=1)[index]  # [R, 2]

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from detector.config.schema import AnchorConfig, MatcherConfig, ModelConfig, ResizeConfig
 from detector.data.detection import Annotations, CheckedBoxes
+from detector.data.spot_check import FEW
 from detector.data.transforms.resize import input_sizes, padded
 from detector.ops.anchors import Anchors, cell_anchors, level_sizes
 from detector.ops.assignment import assign as assign_targets
 from detector.ops.coders import build_box_coder
 from detector.structures import IGNORE_REGION, Category, Targets
 
-FEW = 10  # examples of a class; with fewer it is hardly learned
 RECALL_WANTED = 0.95  # below this, many objects give the loss few or poor positives
 CHUNK = 50_000  # objects per block
 # Of assigners without thresholds.

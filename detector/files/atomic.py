@@ -92,6 +92,13 @@ def write_json_list(file: IO[str], values: Iterable[Any]) -> None:
     file.write("]")
 
 
+def check_new(*paths: Path) -> None:
+    """Refuse paths to write to where something exists already."""
+    for path in paths:
+        if path.exists():
+            raise ConfigError(f"{path}: exists already; choose another name, or remove it")
+
+
 def write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as file:
         file.write(json.dumps(value, indent=2) + "\n")

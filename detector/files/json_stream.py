@@ -211,6 +211,11 @@ def _unreadable(path: Path, error: OSError | ValueError) -> DataError:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
+def has_surrogates(text: str) -> bool:
+    """Whether a text has halves of surrogate pairs, which UTF-8 does not have."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def is_integer(value: Any) -> bool:
     """Whether a JSON value is an integer that a tensor can hold."""
     return type(value) is int and -(2**63) <= value < 2**63  # a bool is an int to isinstance

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from detector.data.loading.collate import padded_shape
+from detector.data.transforms.resize import padded_shape
 
 Predict = Callable[[list[Any], "float | None"], list[Any]]
 

@@ -21,7 +21,7 @@ from detector.data.headers import open_header, stored_size
 from detector.data.images import decode_image
 from detector.data.loading.workers import init_worker
 from detector.errors import DataError, DetectorError
-from detector.tasks import get_task, get_views
+from detector.tasks import get_results, get_task
 
 QUALITY = 90  # of a drawing's JPEG
 
@@ -40,7 +40,7 @@ class Reader(NamedTuple):
     def draw(self, name: str, data: bytes, prediction: Any, draw_score: float) -> bytes:
         """A JPEG file of the image with what was found in it."""
         drawing = io.BytesIO()
-        get_views(self.config.task).draw(self._decode(name, data), prediction, draw_score).save(
+        get_results(self.config.task).draw(self._decode(name, data), prediction, draw_score).save(
             drawing, "JPEG", quality=QUALITY
         )
         return drawing.getvalue()

@@ -15,13 +15,14 @@ import torch
 from detector.checkpoints.checkpoint import (
     check_val_share,
     checkpoint_config,
+    override_config,
     read_checkpoint,
     weights_digest,
     write_checkpoint,
 )
 from detector.checkpoints.opening import Opened, find_checkpoint, from_content, open_checkpoint, open_model
 from detector.checkpoints.transfer import reorder_classes
-from detector.config.loader import apply_overrides
+from detector.config.loader import apply_overrides, config_from_dict
 from detector.config.schema import Config
 from detector.data.detection import (
     Annotations,
@@ -34,15 +35,17 @@ from detector.data.detection import (
 )
 from detector.data.formats.recognition import naming_format
 from detector.data.listing import check_folder
-from detector.errors import ConfigError, DataError, near_path
+from detector.errors import ConfigError, DataError, counted, near_path
 from detector.evaluation.box_figures import box_report
 from detector.evaluation.coco import read_results
 from detector.evaluation.tally import Tally
+from detector.inference.exported import SUFFIX, ExportedPredictor
 from detector.models.precision import check_precision
 from detector.reports import Scored
-from detector.tasks import detection, get_core, get_task
+from detector.structures import Batch, Detections
+from detector.tasks import Task, detection, get_core, get_task
 from detector.training import distributed
-from detector.training.loop import predict_all
+from detector.training.loop import predict_all, predict_batch
 
 
 class Evaluation(NamedTuple):
@@ -70,7 +73,8 @@ def evaluate_checkpoint(
     allow_code: bool = False,
 ) -> Evaluation:
     """Score a checkpoint or a run on its own val data, or on ``annotations`` and ``images``."""
-    content = open_checkpoint(source)
+    exported = ExportedPredictor(source) if Path(source).suffix == SUFFIX else None
+    content = exported.metadata if exported else open_checkpoint(source)
     given = []
     for key, path in (("annotations", annotations), ("images", images)):
         if path:  # other data has no part held back
@@ -78,7 +82,11 @@ def evaluate_checkpoint(
     needs_annotations = get_core(checkpoint_config(content, source).task).FOLDER_FORMAT is None
     if images and not annotations and not needs_annotations:
         given.append("data.val.annotations=null")
-    opened = from_content(content, source, [*overrides, *given], device, allow_code)
+    if exported:
+        opened = Opened(exported, override_config(content, source, [*overrides, *given]), exported.categories)
+        exported.follow(opened.config.model.predict)
+    else:
+        opened = from_content(content, source, [*overrides, *given], device, allow_code)
     data = opened.config.data
     needed = ("annotations", "images") if needs_annotations else ("images",)
     missing = [f"--{key}" for key in needed if data.val_share is None and getattr(data.val, key, None) is None]
@@ -87,7 +95,7 @@ def evaluate_checkpoint(
     if data.val_share is not None:
         check_val_share(content, source)
     del content
-    return _evaluate(opened, str(source), opened.config)
+    return evaluate_opened(opened, str(source), opened.config)
 
 
 def keep_thresholds(source: str | Path, evaluation: Evaluation) -> dict[str, float]:
@@ -134,6 +142,10 @@ def open_other(source: str, device: torch.device, allow_code: bool = False) -> O
         if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
             raise DataError(f"--against {path}: does not exist{near_path(path)}")
         return Other(source, None)
+    if path.suffix == SUFFIX:
+        exported = ExportedPredictor(path)
+        config = config_from_dict(exported.metadata["config"], source)
+        return Other(source, Opened(exported, config, exported.categories))
     path = find_checkpoint(source)
     return Other(str(path), open_model(path, (), device, allow_code=allow_code))
 
@@ -151,7 +163,8 @@ def evaluate_other(other: Other, evaluation: Evaluation, name: str) -> Scored:
     model, own, categories = other.opened
     if own.task != config.task:
         raise ConfigError(f"--against {other.name}: is of {own.task}, not of {config.task}")
-    if not reorder_classes(model, categories, truth.categories):
+    is_exported = isinstance(model, ExportedPredictor)
+    if not (categories == truth.categories if is_exported else reorder_classes(model, categories, truth.categories)):
         raise DataError(f"--against {other.name}: has other classes than {name}")
     # Its own resizing, but the same images: the split, val_share and the seed decide which ones are held back.
     same = {
@@ -159,23 +172,37 @@ def evaluate_other(other: Other, evaluation: Evaluation, name: str) -> Scored:
         for key in ("train", "val", "val_share", "classes", "invalid_boxes", "allow_outside", "exif")
     }
     own = own.model_copy(update={"data": own.data.model_copy(update=same), "seed": config.seed})
-    return _evaluate(Opened(model, own, truth.categories), other.name, config).scored
+    return evaluate_opened(Opened(model, own, truth.categories), other.name, config).scored
 
 
-def _evaluate(opened: Opened, name: str, scored_by: Config) -> Evaluation:
+def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
     """Score a model on the val data of its config, by the settings of ``scored_by``."""
     model, config, categories = opened
-    task, device = get_task(config), next(model.buffers()).device
+    task, is_exported = get_task(config), isinstance(model, ExportedPredictor)
+    device = torch.device("cpu") if is_exported else next(model.buffers()).device
     check_precision(config.model.predict.precision, device, "model.predict.precision")
     data = task.open_split(config, "val", categories)
     if distributed.is_main():
         print("\n".join([f"{name} on {data.source}: {data.summary()}", *data.warnings()]), file=sys.stderr)
-    model = model.fold_norms().to(memory_format=torch.channels_last)
+    if not is_exported:
+        model = model.fold_norms().to(memory_format=torch.channels_last)
     if distributed.world_size() > 1:
-        distributed.check_same(images=len(data), weights=weights_digest(model)[:12])
-    tally = predict_all(model, task, data, config, device)
+        distributed.check_same(
+            images=len(data), weights=(model.digest() if is_exported else weights_digest(model))[:12]
+        )
+    predict = _predict_exported if is_exported else predict_batch
+    tally = predict_all(model, task, data, config, device, predict)
     metrics = task.evaluate(tally, data.truth, scored_by) if distributed.is_main() else {}
     return Evaluation(Scored(name, tally.rows, metrics), config, data.truth, data.images)
+
+
+def _predict_exported(model: ExportedPredictor, task: Task, batch: Batch, config: Config) -> Tally:
+    """As :func:`detector.training.loop.predict_batch`, of a batch of one padded shape."""
+    images = batch.images.contiguous().numpy()
+    if images.dtype != model.dtype:
+        images = images.astype(model.dtype) * 257 if model.dtype == np.uint16 else model.refuse_depth()
+    outputs = list(map(torch.from_numpy, model.run(images, batch.sizes.numpy(), batch.sizes_original.numpy())))
+    return task.tally(outputs[0] if len(outputs) == 1 else Detections(*outputs), batch, config.model)
 
 
 def _read_results(path: str, truth: Annotations) -> np.ndarray:
@@ -190,8 +217,9 @@ def _describe_invalid(checked: CheckedBoxes, policy: str) -> str:
     """A line about boxes that training would refuse; a results file is scored against them unchanged."""
     if not checked.first_invalid:
         return ""
-    count = f"{checked.clipped + checked.dropped:,} invalid boxes"
+    count = counted(checked.clipped + checked.dropped, "invalid box")
     if policy == "error":
         remedy = "data.invalid_boxes=drop removes them, clip cuts them to the image"
-        return f"warning: {count} are scored unchanged (first: {checked.first_invalid}); {remedy}"
-    return f"{checked.clipped:,} invalid boxes clipped, {checked.dropped:,} dropped (first: {checked.first_invalid})"
+        return f"warning: {count} scored unchanged (first: {checked.first_invalid}); {remedy}"
+    clipped = f"{counted(checked.clipped, 'invalid box')} clipped"
+    return f"{clipped}, {checked.dropped:,} dropped (first: {checked.first_invalid})"

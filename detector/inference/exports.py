@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from detector.data.formats.writing import WRITERS, LabelledImage, Labels, check_names, describe_lost
-from detector.errors import ConfigError
+from detector.data.formats.labels import LabelledImage, Labels, describe_lost
+from detector.data.formats.writing import WRITERS, check_names
 from detector.files.atomic import atomic_write, make_folder, storing
 from detector.reports.drawing import as_rgb
 from detector.structures import Category, Id
@@ -41,13 +41,6 @@ class Exports(NamedTuple):
         """What a run that is resumed must be asked again."""
         asked = {"formats": list(self.formats) or None, "crops": self.crops, "counts": self.counts}
         return {key: value for key, value in asked.items() if value is not None}
-
-
-def check_new(paths: Mapping[str, Path]) -> None:
-    """Raises for a target that exists: it is the user's own."""
-    for path in paths.values():
-        if path.exists():
-            raise ConfigError(f"{path}: exists already; choose another --output, or remove it")
 
 
 def check_labels(exports: Exports, names: Sequence[str], source: object) -> None:

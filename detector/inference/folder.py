@@ -22,24 +22,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
-from detector.checkpoints.checkpoint import weights_digest
-from detector.config.loader import config_to_dict
 from detector.data.formats.coco_rows import read_rows
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.listing import list_images, sort_out
-from detector.data.loading.collate import shared_zeros
 from detector.data.loading.sampler import EvalBatches, Key
-from detector.data.loading.workers import load
-from detector.errors import ConfigError, DataError, DetectorError, near_path
+from detector.errors import ConfigError, DataError, counted, near_path
 from detector.files.atomic import atomic_write, make_folder, only_one, storing
 from detector.inference.exports import NOTHING, Exports, class_folders, save_crops, write_exports
-from detector.inference.predictor import Predictor
+from detector.inference.images import ImagePredictor, Item
 from detector.structures import Id
-from detector.tasks import Views, get_results, get_task, get_views
+from detector.tasks import Results, get_results
 
 PROGRESS = "progress.jsonl"
 ERRORS = "errors.jsonl"
@@ -71,7 +65,7 @@ def known_ids(images: Images, path: str) -> tuple[Images, dict[str, Id], list[st
     found = [name for name in names if PurePosixPath(name).as_posix() in listed]
     if not found:
         raise DataError(
-            f"{path}: lists none of the {len(names)} images of {images.root}, such as {names[0]}; its file names"
+            f"{path}: lists no image of {images.root} ({len(names):,}, such as {names[0]}); its file names"
             f" must be those below --input, such as {next(iter(listed), 'none')}"
         )
     unknown = sorted(set(names) - set(found))
@@ -88,64 +82,26 @@ class Summary(NamedTuple):
     exports: list[str]  # a line on each file or folder that was written besides
 
 
-class _Item(NamedTuple):
-    image: np.ndarray | None  # [H, W, C], if it will be drawn or cropped
-    sample: Any  # None if it could not be read
-    error: str
-
-
-class _Packed(NamedTuple):
-    """A batch of items with their images in one block of shared memory: a pipe would copy them."""
-
-    items: list[_Item]  # without their images
-    forms: list[tuple[int, np.dtype[Any], tuple[int, ...]] | None]  # of each image: first byte, type, shape
-    memory: Tensor  # [bytes] uint8
-
-    @classmethod
-    def pack(cls, samples: list[_Item | DetectorError]) -> _Packed:
-        """Pack items; a DetectorError becomes one without a sample."""
-        items = [sample if isinstance(sample, _Item) else _Item(None, None, str(sample)) for sample in samples]
-        forms, size = [], 0
-        for item in items:
-            forms.append(None if item.image is None else (size, item.image.dtype, item.image.shape))
-            size += 0 if item.image is None else -(-item.image.nbytes // 16) * 16
-        packed = cls([item._replace(image=None) for item in items], forms, shared_zeros([size], torch.uint8))
-        for item, image in zip(items, packed._images(), strict=True):
-            if image is not None:
-                image[:] = item.image
-        return packed
-
-    def unpack(self) -> list[_Item]:
-        return [item._replace(image=image) for item, image in zip(self.items, self._images(), strict=True)]
-
-    def _images(self) -> Iterator[np.ndarray | None]:
-        memory = self.memory.numpy()
-        for form in self.forms:
-            yield None if form is None else np.ndarray(form[2], form[1], memory, offset=form[0])
-
-
 class _Samples:
-    """The data set of the loader processes."""
+    """The images of a run, in the form that the predictor takes."""
 
-    def __init__(self, progress: _Progress, predictor: Predictor, are_kept: bool) -> None:
+    def __init__(self, progress: _Progress, predictor: ImagePredictor, are_kept: bool) -> None:
         self.images, self.began = progress.images, progress.began
-        self.config, self.are_kept = predictor.config, are_kept
+        self.reading, self.make_sample, self.are_kept = predictor.reading, predictor.sampler(), are_kept
 
     def file(self, index: int) -> Path:
         return self.images[index]
 
-    def __getitem__(self, key: Key) -> _Item:
+    def __getitem__(self, key: Key) -> Item:
         _, index = key
         file = self.file(index)
-        data = self.config.data
-        image = read_image(file, self.config.model.in_channels, data.exif, data.max_value)
+        image = read_image(file, *self.reading)
         try:
             has_changed = file.stat().st_mtime > self.began
         except OSError as error:
             raise DataError(f"{file}: vanished while being read: {error.strerror}") from None
         note = f"{file}: was changed after the run began; its results are of the new content" if has_changed else ""
-        sample = get_task(self.config).make_sample(image, index + 1, self.config)
-        return _Item(image if self.are_kept else None, sample, note)
+        return Item(image if self.are_kept else None, self.make_sample(image, index + 1), note)
 
 
 def find_images(pattern: str) -> Images:
@@ -173,7 +129,7 @@ def find_images(pattern: str) -> Images:
 
 
 def infer_folder(
-    predictor: Predictor,
+    predictor: ImagePredictor,
     images: Images,
     output: Path,
     score: float | None,
@@ -195,7 +151,7 @@ def infer_folder(
     results = get_results(predictor.config.task)
     path = output / results.FILE
     with only_one(output):
-        digest = _digest(predictor)
+        digest = predictor.digest()
         asked = {"model": digest, "score": score, "draw_score": draw_score, "batch_size": batch_size}
         asked |= exports.asked()
         if ids is not None:
@@ -212,7 +168,7 @@ def infer_folder(
 
 
 def _infer(
-    predictor: Predictor,
+    predictor: ImagePredictor,
     progress: _Progress,
     output: Path,
     score: float | None,
@@ -224,7 +180,6 @@ def _infer(
 ) -> None:
     """Predict the remaining batches; a batch is done when its drawings and crops are."""
     results, images = get_results(predictor.config.task), progress.images
-    views = None if draw_score is None else get_views(predictor.config.task)
     batches = islice(EvalBatches(len(images), batch_size), progress.done // batch_size, None)
     waiting: deque[tuple[list[dict[str, Any]], list[Future[None]]]] = deque()
 
@@ -239,11 +194,10 @@ def _infer(
 
     with (
         ThreadPoolExecutor(max_workers=2) as pool,
-        contextlib.closing(load(samples, batches, workers, _Packed.pack)) as loader,
+        contextlib.closing(predictor.read(samples, batches, workers)) as loader,
         tqdm(initial=progress.done, total=len(images), unit="img", disable=not sys.stderr.isatty()) as bar,
     ):
-        for first, packed in zip(count(progress.done, batch_size), loader, strict=False):
-            items = packed.unpack()
+        for first, items in zip(count(progress.done, batch_size), loader, strict=False):
             found_in = iter(
                 predictor.predict_samples([item.sample for item in items if item.sample is not None], score)
             )
@@ -255,9 +209,9 @@ def _infer(
                     image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
                     row |= {"id": image_id, "size": item.sample.size_original}
                     row["results"] = results.to_results(found, image_id, _as_text(name))
-                    if views is not None:
+                    if draw_score is not None:
                         path = output / "images" / name
-                        drawn.append(pool.submit(_draw, views, item.image, found, draw_score, path))
+                        drawn.append(pool.submit(_draw, results, item.image, found, draw_score, path))
                     if exports.crops is not None:
                         given = item.image, found, exports.crops, folders, name, output
                         drawn.append(pool.submit(save_crops, *given))
@@ -299,7 +253,7 @@ class _Progress:
                     )
             before = Images(self.images.root, names)
             if num_new := len(np.setdiff1d(self.images.names, before.names)):
-                print(f"{num_new} images are new since the run began, and are skipped", file=sys.stderr)
+                print(f"skipped {counted(num_new, 'image')} that came after the run began", file=sys.stderr)
             self.images, self.began = before, began
             kept = end = len(header)
             for number, line in enumerate(file, start=1):
@@ -342,12 +296,6 @@ class _Progress:
             self.path.unlink()
 
 
-def _digest(predictor: Predictor) -> str:
-    """Identifies everything of the model that affects its results."""
-    asked = [config_to_dict(predictor.config), predictor.categories, weights_digest(predictor.model)]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-
-
 def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]:
     """Write ``errors.jsonl``, if there are any; returns the numbers of images read and of errors, and the first ten."""
     first: list[str] = []
@@ -370,9 +318,9 @@ def _as_text(name: str) -> Path:
     return Path(os.fsencode(name).decode(errors="replace"))
 
 
-def _draw(views: Views, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
+def _draw(results: Results, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
     """Draw the detections on an image and save it under its own name."""
-    drawing = views.draw(image, found, draw_score)
+    drawing = results.draw(image, found, draw_score)
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         path = path.with_name(path.name + ".jpg")  # there may be both x.png and x.jpg
     with storing(path):

@@ -449,4 +449,6 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, OverflowError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and (error.errno or 0) > 0 else error
-        raise ConfigError(f"command line: {host}:{port}: cannot be served: {reason}; choose another --host or --port") from None
+        raise ConfigError(
+            f"command line: {host}:{port}: cannot be served: {reason}; choose another --host or --port"
+        ) from None

@@ -158,7 +158,7 @@ def _tower(in_channels: int, channels: int, config: HeadConfig) -> nn.Sequential
 
 def _per_anchor(output: Tensor, width: int) -> Tensor:
     """[B, A · width, H, W] → [B, H · W · A, width], in the anchors' order: row, column, anchor."""
-    return output.permute(0, 2, 3, 1).reshape(len(output), -1, width)
+    return output.permute(0, 2, 3, 1).reshape(output.shape[0], -1, width)  # len() fixes an exported batch
 
 
 Head = Callable[[ModelConfig, tuple[int, ...], int, int], nn.Module]

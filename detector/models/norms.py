@@ -14,14 +14,39 @@ from torchvision.ops import FrozenBatchNorm2d
 
 
 class FrozenNorm(FrozenBatchNorm2d):
-    """torchvision's, but in one pass over the features instead of two, and in their dtype under autocast."""
+    """torchvision's, but in one pass over the features instead of two, and in their dtype under autocast.
+
+    Its values change by ``load_state_dict`` alone, which computes scale and shift once for all forward passes.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__(num_features, eps)
+        self.register_buffer("scale", None, persistent=False)
+        self.register_buffer("shift", None, persistent=False)
+        self._prepare()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, C, H, W]."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
         # A float32 scale would turn half-precision features into float32 ones, which autograd would keep.
-        return torch.addcmul(shift.to(x.dtype)[:, None, None], x, scale.to(x.dtype)[:, None, None])
+        return torch.addcmul(self.shift.to(x.dtype)[:, None, None], x, self.scale.to(x.dtype)[:, None, None])
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self.scale = self.weight * (self.running_var + self.eps).rsqrt()
+        self.shift = self.bias - self.running_mean * self.scale
+
+
+def changing_buffers(model: nn.Module) -> list[Tensor]:
+    """The buffers that training may change: not those of frozen norms, and of layers whose parameters are frozen."""
+    buffers = []
+    for module in model.modules():
+        own = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+        if not isinstance(module, FrozenBatchNorm2d) and (any(own) or not own):
+            buffers += module.buffers(recurse=False)
+    return buffers
 
 
 FOLDABLE = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenNorm)  # not their subclasses: timm's contain activations

@@ -57,7 +57,7 @@ class Anchors(nn.Module):
         for level, size in zip(self.levels, sizes, strict=True):
             strides = [2**level] * 2 if self.has_exact_strides else [p // s for p, s in zip(image, size, strict=True)]
             per_level.append(self._at_level(level, size, strides))
-        return torch.cat(per_level), [len(anchors) for anchors in per_level]
+        return torch.cat(per_level), [anchors.shape[0] for anchors in per_level]  # len() fixes an exported number
 
     def _at_level(self, level: int, size: tuple[int, int], strides: list[int]) -> Tensor:
         cells = self.get_buffer(f"p{level}")  # [A, 4]

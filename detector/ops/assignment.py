@@ -157,9 +157,11 @@ def atss(
 
 def _nearest(points: Tensor, centers: Tensor, level_counts: list[int], topk: int) -> Tensor:
     """The ``topk`` of ``centers`` [N, 2] on each level that are nearest to ``points`` [B, T', 1, 2], [B, T', C]."""
+    x, y = points.unbind(dim=-1)  # [B, T', 1]; one by one, operations run along the many anchors
     nearest, start = [], 0
     for level in centers.split(level_counts):
-        distance = (points - level).square().sum(dim=-1)  # [B, T', N']
+        level_x, level_y = level.t().contiguous()  # [N']
+        distance = (x - level_x).square_().add_((y - level_y).square_())  # [B, T', N']
         nearest.append(start + _top(distance, topk, largest=False))
         start += level.shape[0]
     return torch.cat(nearest, dim=2)
@@ -212,7 +214,7 @@ def _top(values: Tensor, count: int, largest: bool) -> Tensor:
     are, so with the index in lower bits all keys differ.
     """
     index = torch.arange(values.shape[-1], device=values.device)
-    keys = (values.float().view(torch.int32).long() << 32) + (-index if largest else index)
+    keys = values.float().view(torch.int32).long().bitwise_left_shift_(32).add_(-index if largest else index)
     return keys.topk(min(count, values.shape[-1]), dim=-1, largest=largest, sorted=False).indices
 
 

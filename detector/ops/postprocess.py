@@ -8,14 +8,18 @@ candidate that is dropped stays in the tensors with score 0.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
 from detector.config.schema import PredictConfig
 from detector.ops import boxes as box_ops
+from detector.ops.chunks import rows_at_once
 from detector.ops.coders import BoxCoder
 from detector.ops.logits import product_logit
 from detector.structures import PADDING, Detections, Predictions
+
+ROUNDS = 16  # of NMS on a GPU, before it is known whether more are needed
 
 
 def select_candidates(predictions: Predictions, topk: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -27,10 +31,10 @@ def select_candidates(predictions: Predictions, topk: int) -> tuple[Tensor, Tens
         quality = None if predictions.quality is None else predictions.quality[:, start : start + count]
         # The k best pairs lie on the k anchors with the highest best class, so one pass over all logits is enough.
         best_class = score_logits(level.amax(dim=2), quality)
-        anchor = best_class.topk(min(topk, count), dim=1).indices[..., None]  # [B, k, 1]
+        anchor = best_class.topk(torch.sym_min(topk, count), dim=1).indices[..., None]  # [B, k, 1]
         pairs = level.gather(1, anchor.expand(-1, -1, num_classes))  # [B, k, K]
         pairs = score_logits(pairs, None if quality is None else quality[..., None].gather(1, anchor)).flatten(1)
-        best, index = pairs.float().topk(min(topk, pairs.shape[1]), dim=1)
+        best, index = pairs.float().topk(torch.sym_min(topk, pairs.shape[1]), dim=1)
         logits.append(best)
         labels.append(index % num_classes)
         anchors.append(anchor[..., 0].gather(1, index // num_classes) + start)
@@ -75,20 +79,39 @@ def suppress(candidates: Detections, config: PredictConfig) -> Detections:
     scores, order = candidates.scores.sort(dim=1, descending=True, stable=True)
     labels = candidates.labels.gather(1, order)
     boxes = candidates.boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    if torch.compiler.is_exporting():
+        is_kept = class_nms(boxes, scores, labels, torch.as_tensor(config.nms_threshold))
+        return _first(Detections(boxes, scores, labels), is_kept & (scores > 0), config.max_detections)
     # Candidates of score 0 become the same box, so the first of each class suppresses the others cheaply.
     unit = torch.arange(4, device=boxes.device) // 2  # [0, 0, 1, 1]
     apart = _move_apart(boxes.where(scores[..., None] > 0, unit).double(), labels)
     # Which of the best are kept does not depend on the rest, and a few hundred usually suffice. A compiled graph cannot
     # decide that, so it compares all.
     most, count = config.max_detections, scores.shape[1]
-    compared = count if torch.compiler.is_compiling() else 4 * most
+    compared, rounds = (count if torch.compiler.is_compiling() else 4 * most), ROUNDS
     while True:
-        is_kept = _survives(apart[:, :compared], scores[:, :compared], config.nms_threshold)
-        if compared >= count or bool(((is_kept.sum(dim=1) >= most) | (scores[:, compared] == 0)).all()):
+        is_kept, is_exact = _survives(apart[:, :compared], scores[:, :compared], config.nms_threshold, rounds)
+        following = F.pad(scores, (0, 1))[:, min(compared, count)]  # [B]
+        is_done = is_exact & ((is_kept.sum(dim=1) >= most) | (following == 0))  # [B]
+        if torch.compiler.is_compiling() or bool(is_done.all()):  # the only wait for a GPU
             break
-        compared *= 4
+        compared, rounds = 4 * compared, 4 * rounds
     best = Detections(boxes[:, :compared], scores[:, :compared], labels[:, :compared])
     return _first(best, is_kept & (best.scores > 0), most)
+
+
+@torch.library.custom_op("detector::class_nms", mutates_args=())
+def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: Tensor) -> Tensor:
+    """Which candidates [B, M], best first, class-wise NMS keeps, [B, M]; those of score 0 are of no meaning.
+
+    One operator of fixed shape: an exported graph has it instead of torchvision's, whose output has a size of its own.
+    """
+    return _survives(_move_apart(boxes.double(), labels), scores, float(threshold))
+
+
+@class_nms.register_fake
+def _(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: Tensor) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
 
 
 def _move_apart(boxes: Tensor, groups: Tensor) -> Tensor:
@@ -101,25 +124,44 @@ def _move_apart(boxes: Tensor, groups: Tensor) -> Tensor:
     return boxes + (groups * ((highest - lowest).ceil() + 1)[:, None])[..., None]
 
 
-def _survives(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Which boxes [B, n, 4], best first, NMS keeps, [B, n]."""
+def _survives(boxes: Tensor, scores: Tensor, threshold: float, rounds: int) -> tuple[Tensor, Tensor]:
+    """Which boxes [B, n, 4], best first, NMS keeps, [B, n]; and of which images that is exact, [B]."""
     images, count = scores.shape
-    if boxes.is_cpu and not torch.compiler.is_compiling():  # comparisons are expensive: none between images
+    if torch.compiler.is_compiling():  # one call for all images
+        image = torch.arange(images, device=boxes.device).repeat_interleave(count)
+        apart = _move_apart(boxes.reshape(1, -1, 4), image[None])[0]
+        indices = nms(apart, scores.double().flatten(), threshold)
+    elif boxes.is_cpu:  # comparisons are expensive: none between images
         kept = [nms(*image, threshold) for image in zip(boxes, scores.double(), strict=True)]
         indices = torch.cat([image * count + own for image, own in enumerate(kept)])
-    else:  # calls are expensive: one for all images
-        image = torch.arange(images, device=boxes.device).repeat_interleave(count)
-        apart = _move_apart(boxes.view(1, -1, 4), image[None])[0]
-        indices = nms(apart, scores.double().flatten(), threshold)
+    else:  # launches are expensive, and so is waiting for the number of boxes that nms returns
+        groups = boxes.split(rows_at_once(images, 2 * count**2, boxes.device))
+        parts = [_survives_by_rounds(group, threshold, rounds) for group in groups]
+        is_kept, is_exact = (torch.cat(part) for part in zip(*parts, strict=True))
+        return is_kept, is_exact
     is_kept = torch.zeros(images * count, dtype=torch.bool, device=boxes.device)
-    return is_kept.index_fill(0, indices, True).view(images, count)
+    is_exact = torch.ones(images, dtype=torch.bool, device=boxes.device)
+    return is_kept.index_fill(0, indices, True).view(images, count), is_exact
+
+
+def _survives_by_rounds(boxes: Tensor, threshold: float, rounds: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_survives`, in a fixed number of operations: a box survives if no survivor before it overlaps it.
+
+    Starting from all boxes, a round settles at least the next box of each image. It usually settles nearly all, as the
+    chains of boxes of which each suppresses the next are short; where the last round changes nothing, all are settled.
+    """
+    suppresses = (box_ops.pairwise_iou(boxes, boxes) > threshold).triu(diagonal=1)  # [B, n, n]
+    before = survives = boxes.new_ones(boxes.shape[:2], dtype=torch.bool)  # [B, n]
+    for _ in range(rounds):
+        before, survives = survives, ~(suppresses & survives[:, :, None]).any(dim=1)
+    return survives, (survives == before).all(dim=1)
 
 
 def _first(detections: Detections, is_kept: Tensor, most: int) -> Detections:
     """The first ``most`` detections of each image where ``is_kept`` [B, n], then padding."""
     count = is_kept.shape[1]
     countdown = torch.arange(count, 0, -1, device=is_kept.device) * is_kept  # [B, n]
-    rank, index = countdown.topk(min(most, count), dim=1)
+    rank, index = countdown.topk(torch.sym_min(most, count), dim=1)
     is_detection = rank > 0  # [B, D]
     boxes, scores, labels = detections
     return Detections(

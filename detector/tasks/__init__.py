@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from detector.config.parts import is_code
-from detector.config.schema import Config, ModelConfig
 from detector.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
+    from detector.config.schema import Config, ModelConfig
     from detector.data.own import BoxData
     from detector.evaluation.tally import Tally
     from detector.reports import Report, Scored
@@ -92,13 +92,34 @@ class Task(Protocol):
     def to_predictions(self, predictions: Any, categories: Sequence[Category], config: ModelConfig) -> list[Any]: ...
 
 
-class Results(Protocol):
-    """How predictions are written and described."""
+class Difference(NamedTuple):
+    """Two models' predictions of the same images."""
 
+    is_same: bool
+    text: str
+
+
+class Results(Protocol):
+    """How an exported file is fed and read, and how predictions are written and described. Imports no torch."""
+
+    # An exported file.
+    INPUTS: tuple[str, ...]  # settings of model.predict that the network's graph takes as inputs
+    AFTER: tuple[str, ...]  # those that are applied to its outputs
+    OUTPUTS: Mapping[str, tuple[str, ...]]  # what the core predicts, with names of the dimensions
+    SIZE_RULE: str  # the section of the config's data that says how an image is resized
+    DIVISOR: int  # of the sides of a padded batch
+
+    def prepare(self, image: np.ndarray, data: Any) -> np.ndarray: ...  # [H, W, C] by the config's data, not padded
+    def as_predictions(self, outputs: Sequence[np.ndarray], categories: Sequence[Category], predict: Any) -> list: ...
+
+    def compare(self, own: list, other: list, score: float, pixels: float) -> Difference: ...
+
+    # Writing and drawing.
     FILE: str  # name of the file that inference writes
     HAS_IDS: bool  # whether it contains the data set's ids of images
     HAS_BOXES: bool  # whether label files, crops and counts can be made of it
 
+    def draw(self, image: np.ndarray, prediction: Any, draw_score: float) -> Image.Image: ...
     def to_results(self, prediction: Any, image_id: Id, name: Path) -> list[dict[str, Any]]: ...
     def write_results(self, results: Iterable[dict[str, Any]], path: Path) -> None: ...
     def describe_results(self, results: Iterable[dict[str, Any]]) -> str: ...
@@ -115,8 +136,7 @@ class Views(Protocol):
     def preview(self, data: Any, config: Config) -> list[str]: ...
     def draw_batch(self, batch: Batch, categories: Sequence[Category], config: ModelConfig) -> list[Image.Image]: ...
 
-    # Predictions and scores.
-    def draw(self, image: np.ndarray, prediction: Any, draw_score: float) -> Image.Image: ...
+    # Scores.
     def describe(self, metrics: dict[str, Any], per_class: bool) -> str: ...
     def write_report(self, metrics: dict[str, Any], folder: Path) -> None: ...
     def report(

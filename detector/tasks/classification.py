@@ -15,13 +15,12 @@ from detector.config.tasks import HEADS
 from detector.data.classification import ClassDataset, ClassSample, open_classes
 from detector.data.formats.class_folders import Labelled
 from detector.data.synthetic import write_class_shapes
-from detector.data.transforms.classes import ClassTransform
 from detector.errors import ConfigError
 from detector.evaluation.classification import by_image, multi_label_metrics, single_label_metrics, single_label_tally
 from detector.evaluation.tally import Tally
 from detector.structures import Batch, Category, ClassTargets, Losses
 from detector.tasks import Quickstart
-from detector.tasks.classification_results import ClassPrediction
+from detector.tasks.classification_results import ClassPrediction, as_predictions, prepare
 
 PARTS = {"head.name": HEADS["classification"]}
 FILE_FORMAT, FOLDER_FORMAT = "csv", "class folders"
@@ -55,9 +54,7 @@ def open_own(config: Config, name: str, own: Any, categories: list[Category] | N
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> ClassSample:
     """An image [H, W, C] transformed for the model, without a class."""
-    pixels = ClassTransform(config.data.crop)(image, epoch=0, index=0)
-    empty = torch.zeros(0)
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    empty, tensor = torch.zeros(0), torch.from_numpy(prepare(image, config.data)).permute(2, 0, 1)
     return ClassSample(tensor, empty, empty, image.shape[:2], image_id)
 
 
@@ -114,9 +111,4 @@ def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
 
 def to_predictions(scores: Tensor, categories: Sequence[Category], config: ModelConfig) -> list[ClassPrediction]:
     """The ``predict.classes`` best classes of each image."""
-    best = scores.topk(min(config.predict.classes, len(categories)), dim=1)
-    values, labels = best.values.cpu().numpy(), best.indices.cpu().numpy()
-    return [
-        ClassPrediction(value, label, [categories[index].name for index in label])
-        for value, label in zip(values, labels, strict=True)
-    ]
+    return as_predictions([scores.cpu().numpy()], categories, config.predict)

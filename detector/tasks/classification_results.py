@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from detector.data.transforms.resize import center_crop
 from detector.files.atomic import atomic_write
-from detector.reports.drawing import score_texts
-from detector.tasks import get_views
+from detector.reports.drawing import draw_lines, score_texts
+from detector.tasks import Difference
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from detector.config.schema import DataConfig, PredictConfig
     from detector.data.inputs import ImageInput, Reading
+    from detector.structures import Category
 
+INPUTS, AFTER = (), ("classes",)
+OUTPUTS = {"scores": ("batch", "classes")}
+SIZE_RULE, DIVISOR = "crop", 1
 FILE = "predictions.csv"
 HAS_IDS = HAS_BOXES = False
 
@@ -40,7 +46,43 @@ class ClassPrediction(NamedTuple):
         from detector.data.inputs import as_shown, check_threshold
 
         check_threshold(score_threshold)
-        return get_views("classification").draw(as_shown(image, *self.reading), self, score_threshold)
+        return draw(as_shown(image, *self.reading), self, score_threshold)
+
+
+def prepare(image: np.ndarray, data: DataConfig) -> np.ndarray:
+    """An image [H, W, C] as the model takes it, [size, size, C]."""
+    return center_crop(image, data.crop)
+
+
+def as_predictions(
+    outputs: Sequence[np.ndarray], categories: Sequence[Category], predict: PredictConfig
+) -> list[ClassPrediction]:
+    """The ``predict.classes`` best classes of each image, of scores [B, K]."""
+    (scores,) = outputs
+    best = np.argsort(-scores, axis=1, kind="stable")[:, : predict.classes]
+    return [
+        ClassPrediction(row[label], label, [categories[index].name for index in label])
+        for row, label in zip(scores, best, strict=True)
+    ]
+
+
+def compare(own: list[ClassPrediction], other: list[ClassPrediction], score: float, pixels: float) -> Difference:
+    """Whether the scores are the same within ``score``, and the classes but for ties."""
+    gaps = [np.abs(one.scores - two.scores).max() for one, two in zip(own, other, strict=True)]
+    is_other = sum(
+        int((one.labels[0] != two.labels[0]) and abs(one.scores[0] - one.scores[1:2].max(initial=0)) > score)
+        for one, two in zip(own, other, strict=True)
+    )
+    text = f"{is_other} other classes, scores within {max(gaps, default=0):.1e}"
+    return Difference(is_other == 0 and max(gaps, default=0) <= score, text)
+
+
+def draw(image: np.ndarray, prediction: ClassPrediction, draw_score: float) -> Image.Image:
+    """The image under its best class and the others that score at least ``draw_score``."""
+    is_drawn = [rank == 0 or score >= draw_score for rank, score in enumerate(prediction.scores)]
+    texts = score_texts(prediction.names, prediction.scores)
+    shown = [(label, text) for label, text, is_kept in zip(prediction.labels, texts, is_drawn, strict=True) if is_kept]
+    return draw_lines(image, [int(label) for label, _ in shown], [text for _, text in shown])
 
 
 def to_results(prediction: ClassPrediction, image_id: int, name: Path) -> list[dict[str, Any]]:

@@ -18,9 +18,8 @@ from detector.evaluation.coverage import rare_classes
 from detector.files.atomic import atomic_write
 from detector.reports import figure
 from detector.reports.class_page import classification_report
-from detector.reports.drawing import draw_confusion, draw_lines, score_texts
+from detector.reports.drawing import draw_confusion, draw_lines
 from detector.structures import Batch, Category
-from detector.tasks.classification_results import ClassPrediction
 
 # --- looking at the data ----------------------------------------------------------------------------------------------
 
@@ -60,14 +59,6 @@ def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig
         _draw_classes(image, probabilities, categories)
         for image, probabilities in zip(batch.images, batch.targets.probabilities, strict=True)
     ]
-
-
-def draw(image: np.ndarray, prediction: ClassPrediction, draw_score: float) -> Image.Image:
-    """The image under its best class and the others that score at least ``draw_score``."""
-    is_drawn = [rank == 0 or score >= draw_score for rank, score in enumerate(prediction.scores)]
-    texts = score_texts(prediction.names, prediction.scores)
-    shown = [(label, text) for label, text, is_kept in zip(prediction.labels, texts, is_drawn, strict=True) if is_kept]
-    return draw_lines(image, [int(label) for label, _ in shown], [text for _, text in shown])
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

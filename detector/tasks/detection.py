@@ -26,9 +26,9 @@ from detector.ops.assignment import ASSIGNERS, assign
 from detector.ops.coders import BOX_CODERS, DistributionCoder, build_box_coder
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES, LEARN_IOU
 from detector.ops.postprocess import detect, suppress
-from detector.structures import IGNORE, Batch, Category, Detections, Losses, Predictions, Targets
+from detector.structures import IGNORE, PADDING, Batch, Category, Detections, Losses, Predictions, Targets
 from detector.tasks import Quickstart
-from detector.tasks.detection_results import Prediction
+from detector.tasks.detection_results import Prediction, as_predictions, prepare
 
 PARTS = {
     "head.name": HEADS["detection"],
@@ -88,10 +88,8 @@ def make_transform(config: Config, name: str) -> Transform:
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> Sample:
     """An image [H, W, C] transformed for the model, without targets."""
-    no_boxes, no_labels = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=np.int64)
-    resized = Transform(config.data.resize)(image, no_boxes, no_labels, epoch=0, index=0)
-    pixels = torch.from_numpy(resized.image).permute(2, 0, 1)
-    return Sample(pixels, torch.from_numpy(resized.boxes), torch.from_numpy(resized.labels), image.shape[:2], image_id)
+    pixels = torch.from_numpy(prepare(image, config.data)).permute(2, 0, 1)
+    return Sample(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), image.shape[:2], image_id)
 
 
 def loss(predictions: Predictions, targets: Targets, config: ModelConfig, progress: float = 1.0) -> Losses:
@@ -174,12 +172,12 @@ def merge(found: Sequence[Detections], config: ModelConfig) -> Detections:
 
 def to_rows(detections: Detections, ids: Tensor) -> np.ndarray:
     """Results as an array [R, 7]: index of the image, left, top, width, height, score, label."""
-    boxes, scores, labels = (part.cpu() for part in detections)
-    image, rank = torch.nonzero(labels >= 0, as_tuple=True)
-    boxes = boxes[image, rank].double()
-    boxes[:, 2:] -= boxes[:, :2]
-    columns = [ids.cpu()[image, None], boxes, scores[image, rank, None], labels[image, rank, None]]
-    return torch.cat([column.double() for column in columns], dim=1).numpy()
+    boxes, scores, labels = (part.double() for part in detections)
+    corner, opposite = boxes.split(2, dim=-1)
+    image = ids.double()[:, None].expand_as(labels)  # [B, D]
+    columns = [image[..., None], corner, opposite - corner, scores[..., None], labels[..., None]]
+    rows = torch.cat(columns, dim=-1).cpu().flatten(0, 1)  # one copy from a GPU; doubles hold every id and label
+    return rows[rows[:, -1] >= 0].numpy()
 
 
 def tally(detections: Detections, batch: Batch, config: ModelConfig) -> Tally:
@@ -204,20 +202,10 @@ def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
 
 def to_predictions(detections: Detections, categories: Sequence[Category], config: ModelConfig) -> list[Prediction]:
     """The detections of each image, without padding and those below their class's ``score_thresholds``."""
-    thresholds = config.predict.score_thresholds or {}
-    lowest = np.array([thresholds.get(category.name, 0.0) for category in categories])
-    kind = object if any(isinstance(category.id, str) for category in categories) else np.int64
-    predictions = []
-    for boxes, scores, labels in zip(*(part.cpu().numpy() for part in detections), strict=True):
-        is_kept = (labels >= 0) & (scores >= lowest[labels])
-        own = labels[is_kept]
-        predictions.append(
-            Prediction(
-                boxes=boxes[is_kept],
-                scores=scores[is_kept],
-                labels=own,
-                category_ids=np.array([categories[label].id for label in own], dtype=kind),
-                names=[categories[label].name for label in own],
-            )
-        )
-    return predictions
+    columns = [detections.boxes, detections.scores[..., None], detections.labels[..., None]]
+    rows = torch.cat([column.double() for column in columns], dim=-1).cpu().numpy()  # one copy from a GPU
+    boxes, scores, labels = rows[..., :4].astype(np.float32), rows[..., 4].astype(np.float32), rows[..., 5].astype(int)
+    if thresholds := config.predict.score_thresholds:
+        lowest = np.array([thresholds.get(category.name, 0.0) for category in categories])
+        labels = np.where(scores < lowest[labels], PADDING, labels)
+    return as_predictions([boxes, scores, labels], categories, config.predict)

@@ -14,6 +14,7 @@ from PIL import Image
 from detector.config.schema import Config, ModelConfig
 from detector.data.detection import CocoDataset, Sample
 from detector.data.transforms.boxes import Stored
+from detector.errors import counted
 from detector.evaluation.coco import METRICS
 from detector.evaluation.coverage import (
     RECALL_WANTED,
@@ -31,9 +32,8 @@ from detector.ops.boxes import box_area
 from detector.ops.coders import build_box_coder
 from detector.reports import figure
 from detector.reports.box_page import detection_report
-from detector.reports.drawing import draw_boxes, draw_targets, score_texts
+from detector.reports.drawing import draw_boxes, draw_targets
 from detector.structures import IGNORE_REGION, PADDING, Batch, Category
-from detector.tasks.detection_results import Prediction
 
 PREVIEWED_IMAGES = 2000  # at most; of larger sets, a sample
 ASSIGNED_IMAGES = 200  # at most, where the assigner must be asked
@@ -127,14 +127,6 @@ def draw_batch(batch: Batch, categories: Sequence[Category], config: ModelConfig
     return drawings
 
 
-def draw(image: np.ndarray, prediction: Prediction, draw_score: float) -> Image.Image:
-    """The image with the boxes that score at least ``draw_score``."""
-    is_drawn = prediction.scores >= draw_score
-    texts = score_texts(prediction.names, prediction.scores)
-    texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
-    return draw_boxes(image, prediction.boxes[is_drawn], prediction.labels[is_drawn].tolist(), texts)
-
-
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
@@ -147,7 +139,9 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
         + f"  (at most {metrics['max_detections']} detections per image)",
     ]
     if metrics["dropped"]:
-        lines.append(f"dropped from the ground truth: {metrics['dropped']:,} invalid boxes (data.invalid_boxes)")
+        lines.append(
+            f"dropped from the ground truth: {counted(metrics['dropped'], 'invalid box')} (data.invalid_boxes)"
+        )
     if per_class:
         width = max(len(row["name"]) for row in metrics["per_class"])
         lines.append(f"{'class':<{width}}  objects     AP   AP50     AR")

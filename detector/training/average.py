@@ -1,13 +1,15 @@
-"""Exponential moving average of a model's weights."""
+"""Copies that follow a model in training: its weights' moving average, and its buffers after the last good step."""
 
 from __future__ import annotations
 
 import copy
 import math
-from itertools import chain
+from collections import defaultdict
 
 import torch
 from torch import Tensor, nn
+
+from detector.models.norms import changing_buffers
 
 
 class AveragedWeights:
@@ -43,6 +45,26 @@ class AveragedWeights:
 
 
 def _tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameters and buffers: those that can be averaged, and the others, such as BatchNorm's batch counts."""
-    tensors = [*chain(model.parameters(), model.buffers())]
+    """What training changes: what can be averaged, and the rest, such as BatchNorm's batch counts."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    tensors = [*trained, *changing_buffers(model)]
     return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]
+
+
+class SavedBuffers:
+    """The buffers that a step changes, such as BatchNorm's statistics, as they were after the last good step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        of_type: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for buffer in changing_buffers(model):
+            of_type[buffer.dtype].append(buffer)
+        # By type, as a GPU copies many of one type at once, and mixed ones one by one.
+        self.groups = [(buffers, [buffer.clone() for buffer in buffers]) for buffers in of_type.values()]
+
+    def save(self) -> None:
+        for buffers, saved in self.groups:
+            torch._foreach_copy_(saved, buffers)
+
+    def restore(self) -> None:
+        for buffers, saved in self.groups:
+            torch._foreach_copy_(buffers, saved)

@@ -26,10 +26,11 @@ from detector.checkpoints.start import begin_normalise, check_frozen, load_start
 from detector.config.loader import config_to_dict, differences
 from detector.config.schema import Config, SplitConfig
 from detector.data.own import OwnData
-from detector.errors import ConfigError, DataError, one_of
+from detector.data.transforms.resize import has_one_size
+from detector.errors import ConfigError, DataError, counted, one_of
 from detector.files.atomic import atomic_write
 from detector.models import Model, build_model
-from detector.models.precision import check_precision
+from detector.models.precision import check_precision, explain_nondeterministic, prepare_gpu
 from detector.reports import Scored
 from detector.tasks import Data, Task, get_task, get_views
 from detector.training import distributed
@@ -56,9 +57,10 @@ def fit(
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
     task = get_task(config)
     check_run(config, device)
+    prepare_gpu(config.train, has_one_size(config.data.resize), device)
     writer = tensorboard_writer() if config.train.tensorboard else None
     try:
-        with distributed.peers():
+        with distributed.peers(), explain_nondeterministic():
             return _fit(config, task, run, device, resume, writer, data)
     finally:
         run.unlock()
@@ -198,8 +200,9 @@ def check_ranks(config: Config, world_size: int, device: torch.device) -> None:
     parts = world_size * config.train.accumulate
     if config.train.batch_size % parts:
         raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} images per step cannot be divided among {world_size} ranks in"
-            f" {config.train.accumulate} parts (train.accumulate); use a multiple of {parts}"
+            f"train.batch_size: {counted(config.train.batch_size, 'image')} per step cannot be divided among"
+            f" {counted(world_size, 'rank')} in {counted(config.train.accumulate, 'part')} (train.accumulate);"
+            f" use a multiple of {parts}"
         )
     is_synchronised = any(section.norm == "sync_bn" for section in config.model.backbones)
     if is_synchronised and device.type == "cpu" and world_size > 1:
@@ -234,7 +237,7 @@ def check_config(content: dict[str, Any], config: Config, run: RunFolder, own: O
     """Refuse to resume a run with another config: it would not be the same run."""
     check_val_share(content, run.last)
     before = checkpoint_config(content, run.last)
-    if own is None and before.data.train == config.data.train == SplitConfig():
+    if own is None and before.data.train == SplitConfig():
         raise DataError(f"{run.last}: was trained on data given from Python; give the same: detector.train(…, data=…)")
     old_tree, new_tree = config_to_dict(before), config_to_dict(config)
     for key in KEPT:
@@ -257,17 +260,17 @@ def check_data(content: dict[str, Any], config: Config, train_data: Data, run: R
         differ = next((pair for pair in zip(known, categories, strict=False) if pair[0] != pair[1]), None)
         first = f"; the first that differs is {differ[0].name!r} and {differ[1].name!r}" if differ else ""
         raise DataError(
-            f"{run.last}: was trained on {len(known)} classes, {train_data.source} has {len(categories)}{first};"
-            f" {_REMEDY}"
+            f"{run.last}: was trained on {counted(len(known), 'class')}, {train_data.source} has"
+            f" {len(categories)}{first}; {_REMEDY}"
         )
     if content["num_images"] != len(train_data):
         raise DataError(
-            f"{run.last}: was trained on {content['num_images']} images, {train_data.source} has"
+            f"{run.last}: was trained on {counted(content['num_images'], 'image')}, {train_data.source} has"
             f" {len(train_data)}; {_REMEDY}"
         )
     steps, _ = count_steps(config.train, len(train_data))
     if content["step"] > steps:
-        raise ConfigError(f"{run.last}: has done {content['step']} steps, the config has {steps}; set more")
+        raise ConfigError(f"{run.last}: has done {counted(content['step'], 'step')}, the config has {steps}; set more")
 
 
 def _changes(content: dict[str, Any], config: Config, run: RunFolder) -> Iterator[str]:
@@ -278,7 +281,7 @@ def _changes(content: dict[str, Any], config: Config, run: RunFolder) -> Iterato
     before, ranks = content.get("ranks", distributed.world_size()), distributed.world_size()
     if before != ranks:
         yield (
-            f"changed: {ranks} rank{'s' * (ranks > 1)} instead of {before}; the order of the images is the same,"
+            f"changed: {counted(ranks, 'rank')} instead of {before}; the order of the images is the same,"
             f" {config.train.batch_size // ranks} of each step's {config.train.batch_size} on each rank"
         )
 
@@ -303,7 +306,8 @@ def print_plan(
         f"{parameters:,} parameters, {trained:,} trained; {distributed.world_size()} × {device}",
         f"train: {train_data.summary()}",
         f"val: {val_data.summary()}" if val_data is not None else "val: none; nothing is evaluated (data.val is null)",
-        f"{steps} steps of {train.batch_size} images, {steps_per_epoch} per epoch; peak lr {lr:.3g}"
-        f" ({train.optimizer.lr:.3g} for {train.optimizer.lr_batch_size} images, scaled to {train.batch_size})",
+        f"{counted(steps, 'step')} of {counted(train.batch_size, 'image')}, {steps_per_epoch} per epoch;"
+        f" peak lr {lr:.3g} ({train.optimizer.lr:.3g} for {counted(train.optimizer.lr_batch_size, 'image')}, scaled to"
+        f" {train.batch_size})",
     ]
     print("\n".join(lines), file=sys.stderr)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,18 +21,25 @@ from detector.config.schema import Config, TrainConfig
 from detector.data.loading.bad_images import Replacing, Skipped
 from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import EvalBatches, TrainBatches, repeat_factors
+from detector.device import explain_memory
 from detector.errors import ConfigError, DetectorError, NonFiniteError
 from detector.evaluation.tally import Tally, merge
 from detector.models import Model
+from detector.models.norms import changing_buffers
 from detector.models.precision import autocast
 from detector.processes import handled
 from detector.structures import Batch, Category
 from detector.tasks import Data, Task, get_views
-from detector.tasks.predicting import predict_batch
+from detector.tasks.predicting import predict_merged
 from detector.training import distributed
-from detector.training.average import AveragedWeights
+from detector.training.average import AveragedWeights, SavedBuffers
 from detector.training.optimizer import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
 from detector.training.run_folder import RunFolder
+
+LESS_MEMORY = (
+    "lower train.batch_size or data.resize, or keep them and set train.accumulate to 2 or more, or"
+    " train.activation_checkpointing=true; --resume continues from what was saved"
+)
 
 
 @dataclass
@@ -135,8 +142,7 @@ def train(
     world_size, accumulate, batch_size = distributed.world_size(), config.train.accumulate, config.train.batch_size
     peak_lr = scaled_lr(config.train.optimizer, batch_size)
     trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
-    buffers = list(state.model.buffers())
-    good_buffers = [buffer.clone() for buffer in buffers]
+    good_buffers = SavedBuffers(state.model)
     # A wrapper: checkpoints, the average and evaluation use the model itself. A second shape compiles it for all.
     network: nn.Module = torch.compile(state.model) if config.train.compile else state.model
     if world_size > 1:
@@ -174,7 +180,7 @@ def train(
                     batch = next(batches)
                 except DetectorError:
                     # A broken image ends the run on its rank. All ranks have the same state, so any may save it.
-                    torch._foreach_copy_(buffers, good_buffers)
+                    good_buffers.restore()
                     if distributed.is_main() or run.is_shared():
                         run.save_last(config, categories, state.content())
                     raise
@@ -182,7 +188,10 @@ def train(
                 batch = batch.to(device)
                 # Ranks exchange gradients once per step, with the last part.
                 is_last = part == accumulate - 1
-                with contextlib.nullcontext() if is_last or world_size == 1 else network.no_sync():
+                with (
+                    contextlib.nullcontext() if is_last or world_size == 1 else network.no_sync(),
+                    explain_memory(batch.describe(), LESS_MEMORY),
+                ):
                     with autocast(config.train.precision, device), _explain_single_values():
                         output = network(batch.images, batch.sizes)
                     losses = task.loss(output, batch.targets, config.model, state.step / steps)
@@ -211,12 +220,12 @@ def train(
             skipped: dict[str, Any] = {}
             if not math.isfinite(loss) or not (math.isfinite(norm) or is_skipped):
                 # BatchNorm has already averaged over this batch; parameters have not changed yet.
-                torch._foreach_copy_(buffers, good_buffers)
+                good_buffers.restore()
                 fault = _describe_fault(state.step + 1, lr, loss_parts, norm)
                 skipped = skip_step(run, config, state, train_data, fault, ids)
             else:
                 state.scaler.step(state.optimizer)
-                torch._foreach_copy_(good_buffers, buffers)
+                good_buffers.save()
                 if state.ema:
                     state.ema.update(state.model)
             state.scaler.update()
@@ -354,25 +363,34 @@ def run_evaluation(
     return tally, task.evaluate(tally, data.truth, config) if distributed.is_main() else {}
 
 
-def predict_all(model: Model, task: Task, data: Data, config: Config, device: torch.device) -> Tally:
+def predict_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
+    with explain_memory(batch.describe(), "lower eval.batch_size or data.resize"):
+        return task.tally(predict_merged(model, task, batch, config.model), batch, config.model)
+
+
+def predict_all(
+    model: Any,
+    task: Task,
+    data: Data,
+    config: Config,
+    device: torch.device,
+    predict: Callable[[Any, Task, Batch, Config], Tally] = predict_batch,
+) -> Tally:
     """The tally of the predictions of ``model`` on ``data``: complete on the main rank, empty on the others."""
     distributed.barrier()  # the main rank may still score the last evaluation
-    model.eval()
-    # Each rank has its own running statistics; checkpoints have the main rank's.
-    distributed.copy_from_main(model.buffers())
+    if isinstance(model, nn.Module):
+        model.eval()
+        # Each rank has its own running statistics; checkpoints have the main rank's.
+        distributed.copy_from_main(changing_buffers(model))
     own_batches = EvalBatches(
         len(data), config.eval.batch_size, distributed.rank(), distributed.world_size(), data.shapes
     )
     batches = load_batches(data, own_batches, config.data.workers, pin_memory=device.type == "cuda")
     hidden = not (distributed.is_main() and sys.stderr.isatty())
     bar = tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden)
-    own = merge(tally_batch(model, task, batch.to(device), config) for batch in bar)
+    own = merge(predict(model, task, batch.to(device), config) for batch in bar)
     # A rank without images must take part too.
     return merge(distributed.gather_on_main(own))
-
-
-def tally_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
-    return task.tally(predict_batch(model, task, batch, config.model), batch, config.model)
 
 
 def train_batches(config: Config, data: Data, start: int, steps: int) -> TrainBatches:

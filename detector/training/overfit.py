@@ -16,7 +16,7 @@ import torch
 from detector.checkpoints.opening import open_start
 from detector.checkpoints.start import begin_normalise, load_start
 from detector.config.schema import AugmentConfig, Config, ScheduleConfig
-from detector.errors import ConfigError
+from detector.errors import ConfigError, counted
 from detector.models import build_model
 from detector.reports import figure
 from detector.tasks import get_task
@@ -62,7 +62,9 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     whole = task.open_split(config, "val")  # the training set, transformed as for evaluation
     usable = np.flatnonzero(whole.has_targets)
     if len(usable) < count:
-        raise ConfigError(f"command line: --overfit {count}: {whole.source} has {len(usable)} images to learn from")
+        raise ConfigError(
+            f"command line: --overfit {count}: {whole.source} has {counted(len(usable), 'image')} to learn from"
+        )
     chosen = np.sort(np.random.default_rng(config.seed).choice(usable, count, replace=False))
     # One epoch is a round of repeated images: evaluation and saving follow a round, not every step.
     train_data = whole.select(np.resize(chosen, ROUND_STEPS * config.train.batch_size).tolist())

@@ -6,7 +6,7 @@ import sys
 
 from detector.config.schema import Config
 from detector.data.loading.collate import collate
-from detector.errors import DetectorError
+from detector.errors import DetectorError, counted
 from detector.files.atomic import atomic_write
 from detector.reports.drawing import contact_sheet
 from detector.tasks import Data, get_views
@@ -48,7 +48,7 @@ def _warn_of_random_weights(config: Config, num_images: int) -> list[str]:
     if not names or config.model.weights is not None or seen >= SHORT_SCHEDULE:
         return []
     return [
-        f"warning: {seen:,} images in {steps:,} steps (from a set of {num_images:,}) are few to train"
+        f"warning: {counted(seen, 'image')} in {counted(steps, 'step')} (from a set of {num_images:,}) are few to train"
         f" {', '.join(names)} from random weights; pretrained ones (model.backbone.weights, --init-from) usually score"
         " far higher"
     ]

@@ -14,6 +14,7 @@ from detector.analysis.doctor.images import check_images, check_unlisted, image_
 from detector.analysis.doctor.sets import SetFacts, check_sets, describe
 from detector.config.schema import ResizeConfig
 from detector.data.names import leads_out
+from detector.errors import counted
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Report:
     @property
     def verdict(self) -> str:
         counts = {severity: self.count(severity) for severity in SEVERITIES}
-        said = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items() if count)
+        said = ", ".join(counted(count, name) for name, count in counts.items() if count)
         return said or "nothing found"
 
 
@@ -76,6 +77,6 @@ def _findings(
     for split, own in zip(splits, files, strict=True):
         yield from check_annotations(split, image_sizes(split, own))
         yield from check_images(split, own, settings.in_channels, settings.exif, settings.max_value)
-    yield from check_unlisted(splits)
+    yield from check_unlisted(splits, files)
     yield from check_duplicates(splits, files)
     yield from check_sets(splits, sets, settings.max_detections)

@@ -274,10 +274,10 @@ CHECKS: dict[str, Check] = {
     ),
     "class-empty": Check("warning", "classes without an object", "add examples, or remove the class"),
     "class-rare": Check(
-        "warning", "classes with under 10 objects to train on", "add examples; such classes are hardly learned"
+        "warning", "classes with under 10 examples to train on", "add examples; such classes are hardly learned"
     ),
     "class-imbalance": Check(
-        "note", "classes with under a hundredth of the most frequent one's objects", "add examples of the rare ones"
+        "note", "classes with under a hundredth of the most frequent one's examples", "add examples of the rare ones"
     ),
     "objects-small": Check(
         "warning",

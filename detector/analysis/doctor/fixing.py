@@ -51,8 +51,8 @@ from detector.data.formats.coco_values import (
 )
 from detector.data.formats.columns import BAD_ID, DANGLING, NO_ID, duplicated, id_key, indices_of, shift_between
 from detector.data.headers import QUARTER_TURNS
-from detector.errors import ConfigError
-from detector.files.atomic import atomic_write, make_folder
+from detector.errors import ConfigError, counted
+from detector.files.atomic import atomic_write, check_new, make_folder
 from detector.files.json_stream import is_number
 
 ROUNDING = 2  # pixels by which both sides may differ in an image that was not scaled
@@ -66,8 +66,7 @@ def fix_targets(splits: Sequence[Split], out: Path) -> list[tuple[Split, Path]]:
     targets = [(splits[0], out), *((split, out.with_suffix(f".val{out.suffix}")) for split in splits[1:])]
     for _, target in targets:
         for path in (target, changes_path(target)):
-            if path.exists():
-                raise ConfigError(f"{path}: exists and is not written over; give --fix another name")
+            check_new(path)
     return targets
 
 
@@ -98,7 +97,7 @@ class Fix:
 
     def loss(self) -> str:
         """What would be lost, in words."""
-        text = f"{self.lost.total():,} of {self.annotations:,} annotations would be removed"
+        text = f"{self.lost.total():,} of {counted(self.annotations, 'annotation')} would be removed"
         return text + (f", all of {', '.join(self.lost_classes)}" if self.lost_classes else "")
 
 

@@ -53,11 +53,20 @@ def _names(split: Split, facts: Sequence[FileFacts]) -> Iterator[Finding]:
         yield from split.in_images(check, indices, detail, "; ".join(said))
 
 
-def check_unlisted(splits: Sequence[Split]) -> Iterator[Finding]:
-    """Images in the image folders that no split lists; class folders list all of theirs."""
+def check_unlisted(splits: Sequence[Split], facts: Sequence[Sequence[FileFacts]]) -> Iterator[Finding]:
+    """Images in the image folders that no split lists; class folders list all of theirs.
+
+    A file that is probably meant by a name without a file is told with that name.
+    """
     listed = {split.path(index) for split in splits for index, file in enumerate(split.files) if file}
     for root in dict.fromkeys(split.root for split in splits if split.root != split.source):
         files = [file for file in list_images(root).files if root / file not in listed]
+        names, meant = Names(files), set()
+        for split, own in zip(splits, facts, strict=True):
+            if split.root == root:
+                lost = _with_fault(split, own, "file-missing") + _with_fault(split, own, "file-outside")
+                meant |= {tuple(names.meant(split.files[index])) for index in lost}
+        files = [file for file in files if (file,) not in meant]
         name = "/".join(split.name for split in splits if split.root == root)
         yield from findings_of("file-unlisted", name, files, Example)
 

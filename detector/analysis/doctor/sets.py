@@ -11,9 +11,9 @@ from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.findings import Finding, findings_of, in_words
 from detector.config.schema import ResizeConfig
 from detector.data.formats.columns import class_differences
+from detector.data.spot_check import FEW
 from detector.data.transforms.resize import input_sizes
 
-RARE = 10  # objects of a class; with fewer it is hardly learned
 IMBALANCE = 100  # times the objects of a class
 SMALL_SIDES = (8, 16, 32)  # pixels at the input size; P3's cells are 8 pixels wide and its smallest anchors usually 32
 SMALL_FRACTION = 0.25
@@ -110,8 +110,8 @@ def _classes(split: Split) -> Iterator[Finding]:
     must_learn = split.name == "train" and not split.has_boxes  # a folder's class, or one of data.classes
     yield from in_classes("class-unlearnt" if must_learn else "class-empty", counts == 0)
     if split.name == "train":
-        yield from in_classes("class-rare", (counts > 0) & (counts < RARE))
-        yield from in_classes("class-imbalance", (counts >= RARE) & (counts * IMBALANCE < counts.max(initial=0)))
+        yield from in_classes("class-rare", (counts > 0) & (counts < FEW))
+        yield from in_classes("class-imbalance", (counts >= FEW) & (counts * IMBALANCE < counts.max(initial=0)))
 
 
 def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ from detector.analysis.doctor.examination import Report
 from detector.analysis.doctor.findings import Example, Finding
 from detector.analysis.doctor.sets import SMALL_SIDES, SetFacts
 from detector.data.transforms.resize import in_words
+from detector.errors import counted
 
 SHOWN = 3  # examples of each finding
 NOT_LOOKED_FOR = "--quick read headers only: damaged and duplicate images were not looked for"
@@ -28,10 +29,10 @@ def format_report(report: Report) -> str:
 
 def _describe(own: SetFacts, report: Report) -> list[str]:
     lines = [f"{own.name}: {own.source}"]
-    crowds = f", {own.crowds:,} ignore regions" if own.crowds else ""
+    crowds = f", {counted(own.crowds, 'ignore region')}" if own.crowds else ""
     lines.append(
-        f"  {own.images:,} images ({own.empty:,} without {report.things}), {own.objects:,} {report.things} of"
-        f" {len(own.classes)} classes{crowds}"
+        f"  {counted(own.images, 'image')} ({own.empty:,} without {report.things}),"
+        f" {counted(own.objects, report.things[:-1])} of {counted(len(own.classes), 'class')}{crowds}"
     )
     if own.objects and own.images:
         ordered = sorted(own.classes, key=lambda one: -one[1])

@@ -55,7 +55,9 @@ def import_content(
     found = [(name, source) for name, source in sources if source.mark in state]
     if not found:
         known = package or ", ".join(f"{name} ({source.mark})" for name, source in sources)
-        raise WeightsError(f"{path}: is not a RetinaNet of {known}: its first tensor is {next(iter(state))}")
+        is_classifier = {"fc.weight", "classifier.weight"} & state.keys()
+        hint = "; a classifier's are given as model.backbone.weights" if is_classifier else ""
+        raise WeightsError(f"{path}: is not a RetinaNet of {known}: its first tensor is {next(iter(state))}{hint}")
     package, source = found[0]
     if norms := [name for name in state if re.fullmatch(HEAD_BATCH_NORMS, name)]:
         raise WeightsError(
@@ -130,6 +132,8 @@ def _resolve_config(
 def _unwrap(value: Any, path: Path) -> tuple[State, list[str]]:
     """The state dict, and the class names if the file has them."""
     names: list[str] = []
+    if isinstance(value, dict) and "format" in value:
+        raise WeightsError(f"{path}: is a checkpoint of this package already; use it as it is, or add --to torchvision")
     if isinstance(value, dict) and isinstance(value.get("meta"), dict):  # MMDetection
         meta = value["meta"].get("dataset_meta") or value["meta"]
         known = (meta.get("classes") or meta.get("CLASSES") or []) if isinstance(meta, dict) else meta

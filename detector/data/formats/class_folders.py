@@ -20,7 +20,8 @@ from detector.data.formats.recognition import BOX_CSV, unread, what_it_is
 from detector.data.listing import list_images
 from detector.data.names import Names, check_names, files_below
 from detector.data.split import hold_back
-from detector.errors import DataError, one_of
+from detector.errors import DataError, counted, one_of, unreadable
+from detector.files.json_stream import has_surrogates
 from detector.structures import Category
 
 # A first row is a header if it begins with one of these, else it is data.
@@ -99,7 +100,7 @@ def read_folders(root: Path, classes: Sequence[str] | None, faults: list[Fault] 
     own_files: dict[str, list[str]] = {folder: [] for folder in folders}
     stray = [file for file in listing.files if "/" not in file]
     for file in stray:
-        words = f"lies outside the class folders ({len(stray)} images do); move or remove it"
+        words = f"lies outside the class folders ({counted(len(stray), 'image')} in all); move or remove it"
         _report(Fault("file-stray", root / file, words), faults)
     for file in listing.files:
         if "/" in file:
@@ -125,11 +126,14 @@ def read_folders(root: Path, classes: Sequence[str] | None, faults: list[Fault] 
 
 def _class_folders(root: Path) -> list[str]:
     """The names of the class folders, sorted. Raises :class:`detector.errors.DataError` where there are none."""
-    folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    try:
+        folders = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{root}: {unreadable(root, error, '*')}") from None
     if not folders:
         raise DataError(f"{root}: has no class folders; put the images of each class into a folder of its name")
     for folder in folders:
-        if any("\ud800" <= character <= "\udfff" for character in folder):  # surrogates: bytes that are not UTF-8
+        if has_surrogates(folder):  # bytes that are not UTF-8
             raise DataError(f"{root / folder}: the folder's name is not UTF-8, and no class can have it; rename it")
     return folders
 
@@ -214,7 +218,7 @@ def unknown_class(name: str, names: Sequence[str]) -> str:
     """A message that ``name`` is not among ``names``, with the one that may be meant."""
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"they are {one_of(names[:10])}{', …' if len(names) > 10 else ''}"
-    return f"{name!r} is not among the {len(names)} classes; {hint}"
+    return f"{name!r} is not among the {counted(len(names), 'class')}; {hint}"
 
 
 def _report(fault: Fault, faults: list[Fault] | None) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from detector.data.formats.building import Source
 from detector.data.formats.coco_values import (
-    MAX_PIXELS,
+    MAX_AREA,
     MAX_SIDE,
     box_of_segmentation,
     is_box,
@@ -56,7 +56,7 @@ from detector.data.formats.columns import (
     show_id,
     sort_key,
 )
-from detector.errors import DataError
+from detector.errors import DataError, kind_of
 from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category
 
@@ -103,8 +103,8 @@ class _Reader:
         with open_json(self.path) as self.stream:
             stream = self.stream
             if stream.peek() != "{":
-                kind = type(stream.value()).__name__ if stream.peek() != "[" else "list"
-                raise DataError(f"{self.path}: holds a {kind}; COCO annotations are an object with images, annotations")
+                kind = kind_of([] if stream.peek() == "[" else stream.value())
+                raise DataError(f"{self.path}: holds {kind}; COCO annotations are an object of images and annotations")
             for self.table in stream.members():
                 if self.table not in add:
                     stream.skip()
@@ -306,10 +306,8 @@ class _Reader:
         said = f"height {show(height)}, width {show(width)}"
         if not (is_integer(height) and is_integer(width) and height > 0 and width > 0):
             self.fault("size-malformed", f"{said} must be positive integers; write the image's own")
-        elif max(height, width) > MAX_SIDE or height * width > MAX_PIXELS:
-            self.fault(
-                "size-malformed", f"{said} is larger than any image that can be decoded (2^30 pixels); write its own"
-            )
+        elif max(height, width) > MAX_SIDE or height * width > MAX_AREA:
+            self.fault("size-malformed", f"{said} is larger than any image (2^30 pixels); write its own")
         else:
             return height, width
         return 0, 0

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from detector.files.json_stream import is_integer, is_number
+from detector.files.json_stream import has_surrogates, is_integer, is_number
 
 # OpenCV's limits: it decodes no larger image.
-MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30
+MAX_SIDE, MAX_AREA = 1 << 20, 1 << 30
 
 
 def is_id(value: Any) -> bool:
     """Whether a JSON value can be an id: text or an integer."""
     if type(value) is str:
-        return value != "" and not any("\ud800" <= character <= "\udfff" for character in value)
+        return value != "" and not has_surrogates(value)
     return type(value) is int
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.files.json_stream import show, show_text
+from detector.files.json_stream import has_surrogates, show, show_text
 from detector.structures import Category, Id
 
 # An id's code is the integer that it is or plainly spells. Other texts, and integers beyond 64 bits, have codes below
@@ -233,7 +233,7 @@ def _counted(notes: Counter[str]) -> list[str]:
 
 def is_file_name(name: str) -> bool:
     """Whether a file can have this name: JSON can escape NUL and half of a surrogate pair, which no file name holds."""
-    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+    return "\0" not in name and not has_surrogates(name)
 
 
 def duplicated(codes: np.ndarray) -> np.ndarray:

@@ -1,9 +1,7 @@
 """Labelled images written for other programs: truth (``detector convert``) or detections (``detector infer --format``).
 
-Every writer takes the same table, :class:`Labels`, goes through it image by image, and returns what its format cannot
-hold, in words with counts.
-
-Dimension key: D boxes of one image.
+Every writer takes the same table, :class:`detector.data.formats.labels.Labels`, goes through it image by image, and
+returns what its format cannot hold, in words with counts.
 """
 
 from __future__ import annotations
@@ -14,141 +12,32 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
-import numpy as np
 import yaml
 
+from detector.data.formats.labels import (
+    AREAS,
+    EMPTY,
+    IGNORED,
+    NO_BOXES,
+    OUTSIDE,
+    SCORES,
+    THIN,
+    Box,
+    LabelledImage,
+    Labels,
+    Lost,
+    boxes_of,
+)
 from detector.data.names import leads_out
 from detector.errors import DataError
 from detector.files.atomic import atomic_folder, atomic_write, write_json_list
 from detector.files.json_stream import show_text
-from detector.structures import Category, Id
-
-if TYPE_CHECKING:
-    from detector.data.formats.annotations import Annotations
-
-IGNORED = "ignore region{s}"
-SCORES = "score{s}"
-AREAS = "area{s} other than the box's"
-NO_BOXES = "class{es} without boxes"
-OUTSIDE = "box{es} clipped to the image"
-THIN = "box{es} under a pixel wide or high, widened to one"
-EMPTY = "box{es} without area in the image"
-
-Lost = Counter[str]  # what a format cannot hold, in words, and how often
-
-
-class LabelledImage(NamedTuple):
-    """An image and its boxes, which have scores if they are detections."""
-
-    id: Id
-    name: str  # relative to the folder of images, with slashes
-    width: int
-    height: int
-    boxes: np.ndarray  # [D, 4] float64 xyxy in pixels; the first pixel reaches from 0 to 1
-    labels: np.ndarray  # [D] int64 indices of categories
-    scores: np.ndarray | None = None  # [D]
-    is_ignored: np.ndarray | None = None  # [D] bool: crowds and other ignore regions; None: no box is
-    areas: np.ndarray | None = None  # [D]; None: the boxes'
-
-
-@dataclass(frozen=True)
-class Labels:
-    """Labelled images that can be gone through several times: they come from a file, not from memory."""
-
-    categories: Sequence[Category]
-    read: Callable[[], Iterator[LabelledImage]]
-    source: str = "detector"  # what made them
-    images: Path | None = None  # the folder of the images, which folders of labels then link to
-
-    def __iter__(self) -> Iterator[LabelledImage]:
-        return self.read()
-
-
-def labels_of(annotations: Annotations) -> Labels:
-    """The truth of a data set; every image must have its size."""
-
-    def read() -> Iterator[LabelledImage]:
-        for index in range(len(annotations)):
-            rows = annotations.rows(index)
-            xywh = annotations.boxes_xywh[rows].numpy()
-            yield LabelledImage(
-                annotations.image_ids[index],
-                annotations.file_name(index),
-                int(annotations.widths[index]),
-                int(annotations.heights[index]),
-                np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-                annotations.labels[rows].numpy(),
-                is_ignored=annotations.is_crowd[rows].numpy(),
-                areas=annotations.areas[rows].numpy(),
-            )
-
-    return Labels(annotations.categories, read, images=annotations.images)
-
-
-def join_labels(parts: Sequence[tuple[str, Labels]]) -> Labels:
-    """Several sets in one, the images of each in a folder of this name (none if it is empty).
-
-    Classes are joined by name. Ids of classes and of images are kept where they fit together, or else numbered from 1.
-    """
-    sets = [own for _, own in parts]
-    classes = list(dict.fromkeys(category for own in sets for category in own.categories))
-    names = list(dict.fromkeys(category.name for category in classes))
-    if len({str(category.id) for category in classes}) < len(classes) or len(names) < len(classes):
-        classes = [Category(number, name) for number, name in enumerate(names, start=1)]
-    ids = [str(image.id) for own in sets for image in own]
-    is_numbered = len(set(ids)) < len(ids)
-
-    def read() -> Iterator[LabelledImage]:
-        numbers = itertools.count(1)
-        for folder, own in parts:
-            label_of = np.array([names.index(category.name) for category in own.categories], dtype=np.int64)
-            for image in own:
-                yield image._replace(
-                    id=next(numbers) if is_numbered else image.id,
-                    name=f"{folder}/{image.name}" if folder else image.name,
-                    labels=label_of[image.labels],
-                )
-
-    return Labels(classes, read)
-
-
-class Box(NamedTuple):
-    """One box as plain numbers."""
-
-    xyxy: tuple[float, float, float, float]
-    label: int
-    score: float | None
-    is_ignored: bool
-    area: float
-
-
-def _boxes(image: LabelledImage, lost: Lost | None = None, cannot_hold: Sequence[str] = ()) -> Iterator[Box]:
-    """The boxes of an image; those that the format ``cannot_hold`` are skipped, and all that is lost is counted."""
-    lost = Counter() if lost is None else lost
-    count = len(image.boxes)
-    columns = [
-        image.boxes.tolist(),
-        image.labels.tolist(),
-        [None] * count if image.scores is None else image.scores.tolist(),
-        [False] * count if image.is_ignored is None else image.is_ignored.tolist(),
-    ]
-    areas = [None] * count if image.areas is None else image.areas.tolist()
-    for (xyxy, label, score, is_ignored), area in zip(zip(*columns, strict=True), areas, strict=True):
-        own = (xyxy[2] - xyxy[0]) * (xyxy[3] - xyxy[1])
-        if is_ignored and IGNORED in cannot_hold:
-            lost[IGNORED] += 1
-            continue
-        if AREAS in cannot_hold and area is not None and abs(area - own) > 1e-3 * own + 0.01:
-            lost[AREAS] += 1
-        if SCORES in cannot_hold and score is not None:
-            lost[SCORES] += 1
-        yield Box(tuple(xyxy), label, score, is_ignored, own if area is None else area)
+from detector.structures import Category
 
 
 def _count_unused(labels: Labels, used: set[int], lost: Lost) -> Lost:
@@ -177,7 +66,7 @@ def write_coco(labels: Labels, path: Path) -> Lost:
 def _coco_rows(labels: Labels) -> Iterator[dict[str, Any]]:
     ids = itertools.count(1)
     for image in labels:
-        for box in _boxes(image):
+        for box in boxes_of(image):
             left, top, right, bottom = box.xyxy
             row = {
                 "id": next(ids),
@@ -191,33 +80,33 @@ def _coco_rows(labels: Labels) -> Iterator[dict[str, Any]]:
 
 
 def write_yolo(labels: Labels, path: Path) -> Lost:
-    """YOLO, a folder: ``labels/NAME.txt`` for every image, links to the images, and ``data.yaml``.
+    """YOLO, a folder: ``labels/NAME.txt`` for every image, their list, ``data.yaml``, and links to the images.
 
     A row is class, centre and size as fractions of the image, and the score of a detection.
     """
     lost: Lost = Counter()
     folders: dict[str, str] = {}
     with atomic_folder(path) as folder:
-        for image in labels:
-            rows = [
-                row
-                for box in _boxes(image, lost, (IGNORED, AREAS))
-                if (row := _yolo_row(box, image.width, image.height, lost))
-            ]
-            _write_text(folder / yolo_file(image.name), "".join(rows))
-            own, below, _ = _yolo_folder(image.name)
-            if folders.setdefault(own, below) != below and labels.images:
-                raise DataError(
-                    f"{labels.images}: has images both in its folder images and outside; YOLO's folders cannot hold"
-                    " both: move them into one"
-                )
+        with _open(folder / "train.txt") as listed:  # the folder may have images that are not in the table
+            for image in labels:
+                rows = [
+                    row
+                    for box in boxes_of(image, lost, (IGNORED, AREAS))
+                    if (row := _yolo_row(box, image.width, image.height, lost))
+                ]
+                _write_text(folder / yolo_file(image.name), "".join(rows))
+                own, below, rest = _yolo_folder(image.name)
+                listed.write(f"./{own}/{rest}\n")
+                if folders.setdefault(own, below) != below and labels.images:
+                    raise DataError(
+                        f"{labels.images}: has images both in its folder images and outside; YOLO's folders cannot hold"
+                        " both: move them into one"
+                    )
         for own, below in folders.items() if labels.images else ():
             _link(folder / own, labels.images / below)
-        train = sorted(folders)
         names = {label: category.name for label, category in enumerate(labels.categories)}
-        content = {"train": train[0] if len(train) == 1 else train, "names": names}
-        text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-        (folder / "data.yaml").write_text(text, encoding="utf-8")
+        content = yaml.safe_dump({"train": "train.txt", "names": names}, allow_unicode=True, sort_keys=False)
+        _write_text(folder / "data.yaml", content)
     return lost
 
 
@@ -261,11 +150,9 @@ def write_voc(labels: Labels, path: Path) -> Lost:
     lost: Lost = Counter()
     used = set()
     with atomic_folder(path) as folder:
-        names = folder / "ImageSets" / "Main" / "default.txt"
-        _write_text(names, "")
-        with names.open("w", encoding="utf-8", errors="surrogateescape") as listed:
+        with _open(folder / "ImageSets" / "Main" / "default.txt") as listed:
             for image in labels:
-                boxes = list(_boxes(image, lost, (SCORES, AREAS)))
+                boxes = list(boxes_of(image, lost, (SCORES, AREAS)))
                 used |= {box.label for box in boxes}
                 file = voc_file(image.name)
                 _write_text(folder / file, _voc_xml(image, boxes, labels.categories, lost))
@@ -319,7 +206,7 @@ def write_csv(labels: Labels, path: Path) -> Lost:
         writer.writerow(["image_path", "xmin", "ymin", "xmax", "ymax", "label", *score, "width", "height"])
         for image in labels:
             size = [image.width, image.height]
-            boxes = list(_boxes(image, lost, (IGNORED, AREAS)))
+            boxes = list(boxes_of(image, lost, (IGNORED, AREAS)))
             used |= {box.label for box in boxes}
             for box in boxes:
                 cells = [image.name, *map(_number, box.xyxy), labels.categories[box.label].name]
@@ -341,7 +228,7 @@ def write_cvat(labels: Labels, path: Path) -> Lost:
                 f'  <image id="{number}" name={_quoted(image.name)} width="{image.width}" height="{image.height}">\n'
             )
             source = "manual" if image.scores is None else "auto"
-            for box in _boxes(image, lost, (IGNORED, AREAS)):
+            for box in boxes_of(image, lost, (IGNORED, AREAS)):
                 left, top, right, bottom = map(_number, box.xyxy)
                 score = "" if box.score is None else f'<attribute name="score">{box.score:g}</attribute>'
                 file.write(
@@ -367,7 +254,7 @@ def write_labelstudio(labels: Labels, path: Path) -> Lost:
 
 def _task(image: LabelledImage, labels: Labels, lost: Lost) -> dict[str, Any]:
     results = []
-    for number, box in enumerate(_boxes(image, lost, (IGNORED, AREAS)), start=1):
+    for number, box in enumerate(boxes_of(image, lost, (IGNORED, AREAS)), start=1):
         left, top, right, bottom = box.xyxy
         percent = {
             "x": 100 * left / image.width,
@@ -416,16 +303,6 @@ def check_names(writer: Writer, names: Iterable[str], source: object) -> None:
             )
 
 
-def describe_lost(lost: Lost) -> str:
-    """What was lost in writing, as one text; empty if nothing was."""
-    said = [
-        f"{count:,} {what.format(s='' if count == 1 else 's', es='' if count == 1 else 'es')}"
-        for what, count in lost.items()
-        if count
-    ]
-    return ", ".join(said)
-
-
 def _number(value: float) -> str:
     """A coordinate to a thousandth of a pixel, without needless digits: many readers expect integers."""
     return str(round(value, 3) + 0.0).removesuffix(".0")
@@ -447,9 +324,14 @@ def _link(path: Path, target: Path) -> None:
     path.symlink_to(target.resolve(), target_is_directory=True)
 
 
-def _write_text(path: Path, text: str) -> None:
+def _open(path: Path) -> IO[str]:
+    """A text file to write, in which names of files may be any bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    return path.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def _write_text(path: Path, text: str) -> None:
+    with _open(path) as file:
         file.write(text)
 
 

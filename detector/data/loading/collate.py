@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -54,24 +53,6 @@ def collate(samples: list[Any]) -> Batch | DetectorError:
         targets=kind.stack_targets(samples),
         ids=torch.tensor([sample.id for sample in samples]),
     )
-
-
-def by_shape(samples: Sequence[Any]) -> list[list[int]]:
-    """Indices of the samples, grouped by their shape when each is padded on its own.
-
-    Predictions are made in such batches. Padding does not stay 0: after a convolution's bias it has features, and group
-    norms count it, so an image's detections would depend on the padding that others in its batch require.
-    """
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, sample in enumerate(samples):
-        groups[padded_shape(sample)].append(index)
-    return list(groups.values())
-
-
-def padded_shape(sample: Any) -> tuple[int, int]:
-    """Height and width of a sample's image when it is padded on its own."""
-    height, width = sample.image.shape[-2:]
-    return padded(height), padded(width)
 
 
 def load_batches(

@@ -20,7 +20,7 @@ from detector.data.transforms.colors import (
     seeded,
     turn,
 )
-from detector.data.transforms.resize import resize
+from detector.data.transforms.resize import center_crop, resize
 
 NO_BOXES = np.zeros((0, 4))
 
@@ -33,10 +33,7 @@ class ClassTransform:
 
     def __call__(self, image: np.ndarray, epoch: int, index: int) -> np.ndarray:
         """[H, W, C] → [size, size, C]."""
-        height, width = image.shape[:2]
-        side = max(1, round(min(height, width) * self.config.eval_share))
-        top, left = (height - side) // 2, (width - side) // 2
-        return resize(image[top : top + side, left : left + side], self.config.size, self.config.size)
+        return center_crop(image, self.config)
 
 
 class TrainClassTransform(ClassTransform):

@@ -5,16 +5,21 @@ Dimension key: I images. Sizes are height, width.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import cv2
 import numpy as np
-from torch import Tensor
 
-from detector.config.schema import ResizeConfig
 from detector.structures import SIZE_DIVISOR
 
-Sides = TypeVar("Sides", int, np.ndarray, Tensor)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from detector.config.schema import CropConfig, ResizeConfig
+
+Sides = TypeVar("Sides", int, np.ndarray, "Tensor")
 
 
 def input_sizes(sizes: np.ndarray, resize: ResizeConfig, short: int | np.ndarray | None = None) -> np.ndarray:
@@ -37,6 +42,11 @@ def input_size(height: int, width: int, resize: ResizeConfig, short: int | None 
     return new_height, new_width
 
 
+def has_one_size(resize: ResizeConfig) -> bool:
+    """Whether all images get the same size, before augmentation."""
+    return resize.fixed is not None
+
+
 def in_words(resize: ResizeConfig) -> str:
     """``800/1333`` (short and long side in evaluation), or ``480×640`` (fixed height and width)."""
     return "×".join(map(str, resize.fixed)) if resize.fixed else f"{resize.short[-1]}/{resize.long}"
@@ -45,6 +55,37 @@ def in_words(resize: ResizeConfig) -> str:
 def padded(sides: Sides, divisor: int = SIZE_DIVISOR) -> Sides:
     """Sides up to the next multiple of ``divisor``, as a batch of one is padded."""
     return -(-sides // divisor) * divisor
+
+
+def by_shape(samples: Sequence[Any]) -> list[list[int]]:
+    """Indices of the samples, grouped by their shape when each is padded on its own.
+
+    Predictions are made in such batches. Padding does not stay 0: after a convolution's bias it has features, and group
+    norms count it, so an image's detections would depend on the padding that others in its batch require.
+    """
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        groups[padded_shape(sample)].append(index)
+    return list(groups.values())
+
+
+def padded_shape(sample: Any) -> tuple[int, int]:
+    """Height and width of a sample's image when it is padded on its own."""
+    height, width = sample.image.shape[-2:]
+    return padded(height), padded(width)
+
+
+def resize_by_rule(image: np.ndarray, config: ResizeConfig) -> np.ndarray:
+    """An image [H, W, C] as detection takes it in evaluation and inference."""
+    return resize(image, *input_size(*image.shape[:2], config), config.interpolation)
+
+
+def center_crop(image: np.ndarray, config: CropConfig) -> np.ndarray:
+    """An image [H, W, C] as classification takes it in evaluation and inference, [size, size, C]."""
+    height, width = image.shape[:2]
+    side = max(1, round(min(height, width) * config.eval_share))
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize(image[top : top + side, left : left + side], config.size, config.size)
 
 
 def resize(image: np.ndarray, height: int, width: int, interpolation: str = "area") -> np.ndarray:

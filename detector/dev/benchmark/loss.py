@@ -10,17 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from detector.config.schema import AnchorConfig, LossConfig, ModelConfig
+from detector.config.loader import load_config
+from detector.config.schema import LossConfig, ModelConfig
 from detector.dev.benchmark.generate import CLASSES, random_boxes
 from detector.dev.benchmark.measure import RUNS, Case, Run, Settings
 from detector.dev.benchmark.peer import torchvision_without_backbone
 from detector.ops import boxes as box_ops
 from detector.ops.anchors import Anchors, level_sizes
-from detector.ops.assignment import max_iou
-from detector.ops.coders import DeltaCoder
+from detector.ops.assignment import atss, max_iou
+from detector.ops.coders import DeltaCoder, build_box_coder
 from detector.structures import BACKGROUND, IGNORE, Predictions, Targets
 from detector.tasks import detection
 
@@ -32,19 +34,21 @@ DENSE_BLOCK = 2048  # anchors compared with all objects in one step
 
 
 class Inputs(NamedTuple):
-    predictions: Predictions  # logits and deltas require gradients
+    predictions: Predictions  # logits and box channels require gradients
     targets: Targets
+    config: ModelConfig
 
 
 class Outputs(NamedTuple):
-    losses: list[Tensor]  # class, box; normalised
-    gradients: list[Tensor]  # of logits, deltas
+    losses: list[Tensor]  # class, box and what else the config has; normalised
+    gradients: list[Tensor]  # of logits, box channels
 
 
 def cases(settings: Settings) -> list[Case]:
     return [
         *(make_case(settings, objects, batch=2) for objects in (20, 500)),
         make_case(settings, 10_000, batch=1, against_dense=True),
+        *(make_gfl_case(settings, objects) for objects in (20, 500)),
     ]
 
 
@@ -61,31 +65,51 @@ def make_case(settings: Settings, objects: int, batch: int, against_dense: bool 
     )
 
 
-def make_inputs(height: int, width: int, batch: int, objects: int, device: str) -> Inputs:
+def make_gfl_case(settings: Settings, objects: int) -> Case:
+    """GFL's loss of one anchor per cell, of the same images and objects."""
+    height, width, count = settings.side(HEIGHT), settings.side(WIDTH), settings.scaled(objects)
+    config = load_config("retinanet_r50_fpn_gfl.yaml").model
+    return Case(
+        name=f"{height}×{width}, batch 2, {count:,} object{'s'[: count != 1]} per image, GFL",
+        inputs=lambda _folder: make_inputs(height, width, 2, count, settings.device, config),
+        ours=ours,
+        theirs=None,
+        equal=equals_dense_gfl,
+    )
+
+
+def make_inputs(height: int, width: int, batch: int, objects: int, device: str, config: ModelConfig = CONFIG) -> Inputs:
     rng = np.random.default_rng(0)
     generator = torch.Generator().manual_seed(0)
-    predictions = make_predictions(height, width, batch, generator, mean=-4.6, spread=1.0)
+    predictions = make_predictions(height, width, batch, generator, mean=-4.6, spread=1.0, config=config)
     boxes = torch.from_numpy(random_boxes(rng, objects, height, width)).to(device)
     labels = torch.from_numpy(rng.integers(CLASSES, size=objects)).to(device)
     logits, deltas = (part.to(device).requires_grad_() for part in predictions[:2])
     targets = Targets(boxes.expand(batch, -1, -1).contiguous(), labels.expand(batch, -1).contiguous())
     moved = Predictions(logits, deltas, predictions.anchors.to(device), predictions.level_counts)
-    return Inputs(moved, targets)
+    return Inputs(moved, targets, config)
 
 
 def make_predictions(
-    height: int, width: int, batch: int, generator: torch.Generator, mean: float, spread: float
+    height: int,
+    width: int,
+    batch: int,
+    generator: torch.Generator,
+    mean: float,
+    spread: float,
+    config: ModelConfig = CONFIG,
 ) -> Predictions:
-    """Normally distributed logits and deltas for images of that size."""
-    anchors, level_counts = Anchors(AnchorConfig(), LEVELS)(level_sizes(height, width, LEVELS))
+    """Normally distributed logits and box channels for images of that size."""
+    anchors, level_counts = Anchors(config.anchors, LEVELS)(level_sizes(height, width, LEVELS))
+    num_channels = build_box_coder(config.box_coder).num_channels
     logits = torch.randn(batch, len(anchors), CLASSES, generator=generator).mul_(spread).add_(mean)
-    deltas = torch.randn(batch, len(anchors), 4, generator=generator).mul_(0.2)
-    return Predictions(logits, deltas, anchors, level_counts)
+    channels = torch.randn(batch, len(anchors), num_channels, generator=generator).mul_(0.2)
+    return Predictions(logits, channels, anchors, level_counts)
 
 
 def ours(inputs: Inputs) -> Run:
     def run() -> Outputs:
-        losses = detection.loss(inputs.predictions, inputs.targets, CONFIG)
+        losses = detection.loss(*inputs)
         return backward(inputs, [part / losses.normaliser for part in losses.parts.values()])
 
     return run
@@ -135,6 +159,23 @@ def equals_dense(inputs: Inputs, own: Outputs, _other: None) -> bool:
         box = (predictions.box_channels[0][is_positive] - deltas).abs().sum()
     dense = [cls / is_positive.sum(), box / is_positive.sum()]
     return all((one - two).abs() <= TOLERANCE * two for one, two in zip(own.losses, dense, strict=True))
+
+
+def equals_dense_gfl(inputs: Inputs, own: Outputs, _other: None) -> bool:
+    """Whether the class loss is the quality focal loss of all pairs, for the assignment that tests hold."""
+    predictions, targets, config = inputs
+    coder = build_box_coder(config.box_coder)
+    match = atss(predictions.anchors, predictions.level_counts, targets, None, coder, config.matcher).target
+    image, anchor = (match >= 0).nonzero(as_tuple=True)
+    target = match[image, anchor]
+    with torch.no_grad():
+        boxes = coder.decode(predictions.box_channels[image, anchor], predictions.anchors[anchor])
+        wanted = torch.zeros_like(predictions.cls_logits)
+        iou = box_ops.paired_iou(boxes, targets.boxes[image, target])
+        wanted[image, anchor, targets.labels[image, target]] = iou
+        entropy = F.binary_cross_entropy_with_logits(predictions.cls_logits, wanted, reduction="none")
+        dense = ((predictions.cls_logits.sigmoid() - wanted) ** 2 * entropy).sum() / len(image)
+    return bool((own.losses[0] - dense).abs() <= TOLERANCE * dense)
 
 
 def dense_match(anchors: Tensor, boxes: Tensor) -> Tensor:

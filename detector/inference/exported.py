@@ -1,0 +1,230 @@
+"""The predictor of an exported ONNX file: the same images in, the same predictions out. Imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from detector.data.loading.sampler import Key
+from detector.data.transforms.resize import by_shape, padded
+from detector.errors import ConfigError, DataError, DetectorError, WeightsError, one_of
+from detector.inference.images import ImagePredictor, Item, Samples
+from detector.structures import Category
+from detector.tasks import get_results
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+SUFFIX = ".onnx"
+AHEAD = 2  # batches that are read while one is predicted
+FORMAT = 1  # of the metadata
+DTYPES = {
+    "tensor(uint8)": np.uint8,
+    "tensor(uint16)": np.uint16,
+    "tensor(int64)": np.int64,
+    "tensor(float)": np.float32,
+}
+
+
+class Sample(NamedTuple):
+    """An image as the network takes it."""
+
+    image: np.ndarray  # [C, H, W] uint8 or uint16, not padded
+    size_original: tuple[int, int]  # height, width
+
+
+class ExportedPredictor(ImagePredictor):
+    """An exported file with the interface of :class:`detector.inference.predictor.Predictor`.
+
+    ``settings`` names the values of ``model.predict`` that can be changed; the others were fixed at export.
+    """
+
+    device = "cpu"
+
+    def __init__(self, path: str | Path, overrides: Sequence[str] = (), threads: int | None = None) -> None:
+        self.path = Path(path)
+        self.session = _open(self.path, threads)
+        self.metadata = metadata = read_metadata(self.session, self.path)
+        self.config = _as_attributes(metadata["config"])
+        self.categories = [Category(**category) for category in metadata["classes"]]
+        self.settings: list[str] = metadata["settings"]
+        self.kind: str = metadata["kind"]
+        self.results = get_results(metadata["task"])
+        inputs = {value.name: value for value in self.session.get_inputs()}
+        inputs |= {value.name: value for value in self.session.get_overridable_initializers()}
+        self.inputs = {name: DTYPES[value.type] for name, value in inputs.items()}
+        self.dtype = self.inputs["images"]
+        for override in overrides:
+            self._override(override)
+
+    def _override(self, override: str) -> None:
+        """``model.predict.score_threshold=0.3``, for a setting that the file can change."""
+        key, _, text = override.partition("=")
+        name = key.removeprefix("model.predict.")
+        if name not in self.settings or name == key:
+            known = [f"model.predict.{setting}" for setting in self.settings]
+            remedy = f"only {one_of(known)} can change" if known else "its settings were fixed at export"
+            raise ConfigError(f"command line: {key}: {self.path} is an exported model, of which {remedy}")
+        was = getattr(self.config.model.predict, name)
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = None
+        is_count = isinstance(was, int)
+        if isinstance(value, bool) or not isinstance(value, int if is_count else int | float):
+            value = None
+        if value is None or not (value >= 1 if is_count else 0 <= value <= 1):
+            wanted = "a whole number of at least 1" if is_count else "a number from 0 to 1"
+            raise ConfigError(f"command line: {key}: {text!r} is not {wanted}")
+        setattr(self.config.model.predict, name, value)
+
+    def follow(self, predict: Any) -> None:
+        """Take the settings of another config's ``model.predict``, of which only some may differ."""
+        own = self.config.model.predict
+        for name, was in vars(own).items():
+            if getattr(predict, name) != was:
+                self._override(f"model.predict.{name}={getattr(predict, name)}")
+
+    def check_score(self, score: float) -> None:
+        """Refuse a score threshold where the file takes none."""
+        if "score_threshold" not in self.inputs:
+            why = "its thresholds were fixed at export" if self.results.INPUTS else f"it is of {self.config.task}"
+            raise ConfigError(f"score: {self.path} has no lowest score to change: {why}")
+
+    def sampler(self) -> Callable[[np.ndarray, int], Sample]:
+        return self._sample
+
+    def _sample(self, image: np.ndarray, image_id: int) -> Sample:
+        if image.dtype == np.uint16 and self.dtype == np.uint8:
+            self.refuse_depth()
+        pixels = self.results.prepare(image, self.config.data)
+        return Sample(pixels.transpose(2, 0, 1), image.shape[:2])
+
+    def read(self, samples: Samples, batches: Iterable[list[Key]], workers: int) -> Generator[list[Item], None, None]:
+        """By threads: OpenCV decodes and resizes without Python's lock."""
+
+        def read_one(key: Key) -> Item:
+            try:
+                return samples[key]
+            except DetectorError as error:
+                return Item(None, None, str(error))
+
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            waiting = deque[list[Future[Item]]]()
+            try:
+                for keys in batches:
+                    waiting.append([pool.submit(read_one, key) for key in keys])
+                    if len(waiting) > AHEAD:
+                        yield [item.result() for item in waiting.popleft()]
+                while waiting:
+                    yield [item.result() for item in waiting.popleft()]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def refuse_depth(self) -> NoReturn:
+        raise DataError(f"an image has 16 bits, {self.path} takes 8; export the model with --bits 16, which takes both")
+
+    def predict_samples(self, samples: list[Sample], score_threshold: float | None = None) -> list[Any]:
+        if score_threshold is not None:
+            self.check_score(score_threshold)
+        predict, predictions = self.config.model.predict, [None] * len(samples)
+        given = {} if score_threshold is None else {"score_threshold": score_threshold}
+        for indices in by_shape(samples):
+            outputs = self.run(*self.batch([samples[index] for index in indices]), **given)
+            found = self.results.as_predictions(outputs, self.categories, predict)
+            for index, prediction in zip(indices, found, strict=True):
+                predictions[index] = prediction._replace(reading=self.reading)
+        return predictions
+
+    def batch(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Padded images [B, C, H, W], their sizes before padding and in their files, [B, 2]."""
+        sizes = np.array([sample.image.shape[-2:] for sample in samples], dtype=np.int64)
+        height, width = padded(sizes.max(axis=0), self.results.DIVISOR).tolist()
+        images = np.zeros((len(samples), samples[0].image.shape[0], height, width), dtype=self.dtype)
+        for row, (image, _) in enumerate(samples):
+            factor = 257 if self.dtype == np.uint16 and image.dtype == np.uint8 else 1  # 255 becomes 65535
+            np.multiply(image, self.dtype(factor), out=images[row, :, : image.shape[1], : image.shape[2]])
+        return images, sizes, np.array([sample.size_original for sample in samples], dtype=np.int64)
+
+    def feed(self, images: np.ndarray, sizes: np.ndarray, sizes_original: np.ndarray, **settings: Any) -> dict:
+        """The file's inputs; ``settings`` replace those of ``model.predict``."""
+        feed = {"images": images, "sizes": sizes, "sizes_original": sizes_original}
+        for name in self.results.INPUTS:
+            feed[name] = np.array(settings.get(name, getattr(self.config.model.predict, name)))
+        return {name: feed[name].astype(dtype, copy=False) for name, dtype in self.inputs.items() if name in feed}
+
+    def run(self, *batch: np.ndarray, **settings: Any) -> list[np.ndarray]:
+        """The file's outputs for the images of one padded shape that :meth:`batch` made."""
+        return self.session.run(list(self.results.OUTPUTS), self.feed(*batch, **settings))
+
+    def digest(self) -> str:
+        values = json.dumps(vars(self.config.model.predict), sort_keys=True)
+        return hashlib.sha256(self.path.read_bytes() + values.encode()).hexdigest()
+
+
+def _open(path: Path, threads: int | None) -> onnxruntime.InferenceSession:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise WeightsError(
+            f"{path}: an exported model needs onnxruntime; install it with: pip install 'pyramid-detector[export]'"
+        ) from None
+    if not path.is_file():
+        raise WeightsError(f"{path}: is not a file")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: warnings are about the graph's form
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own classes have no common base
+        reason = " ".join(str(error).split())[:120]
+        raise WeightsError(f"{path}: is not an ONNX file that can be opened: {reason}") from None
+
+
+def read_metadata(session: onnxruntime.InferenceSession, path: Path) -> dict[str, Any]:
+    """What the file says of itself. Raises WeightsError where ``detector export`` did not write it."""
+    texts = session.get_modelmeta().custom_metadata_map
+    if "config" not in texts or "format" not in texts:
+        raise WeightsError(f"{path}: was not written by detector export: it does not describe its images and classes")
+    if texts["format"] != str(FORMAT):
+        raise WeightsError(f"{path}: has format {texts['format']}, this version reads {FORMAT}; export it again")
+    try:
+        return texts | {name: json.loads(texts[name]) for name in ("classes", "settings", "config")}
+    except (KeyError, ValueError):
+        raise WeightsError(f"{path}: its description is damaged; export it again") from None
+
+
+def _as_attributes(tree: Any) -> Any:
+    """A tree of dicts as objects with attributes, as a config has them."""
+    if isinstance(tree, dict):
+        return SimpleNamespace(**{name: _as_attributes(value) for name, value in tree.items()})
+    return tree
+
+
+def open_predictor(
+    source: str | Path, device: str | None = None, overrides: Sequence[str] = (), allow_code: bool = False
+) -> ImagePredictor:
+    """The predictor of an exported file, or of a checkpoint where torch is installed."""
+    if Path(source).suffix == SUFFIX:
+        return ExportedPredictor(source, overrides)
+    try:
+        import torch
+
+        from detector.inference.predictor import Predictor
+    except ModuleNotFoundError as error:
+        raise WeightsError(
+            f"{source}: opening a checkpoint needs {error.name}, which is not installed; give an exported model"
+            f" ({SUFFIX}), which detector export writes"
+        ) from None
+    torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
+    return Predictor.from_checkpoint(source, device, overrides, allow_code)
