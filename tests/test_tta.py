@@ -25,7 +25,7 @@ from detector.models import build_model
 from detector.models.backbones import BACKBONES
 from detector.structures import Batch, Category, Detections
 from detector.tasks import classification, detection
-from detector.tasks.predicting import mirrored, predict_batch, scaled
+from detector.tasks.predicting import mirrored, predict_merged, scaled
 
 
 def batch_of(*sides: tuple[int, int], dtype: torch.dtype = torch.uint8) -> Batch:
@@ -64,7 +64,7 @@ def test_merged_boxes_are_in_the_frame_of_the_file() -> None:
     batch.images[:] = 0
     batch.images[0, 0, 20:24, 60:64] = 200
     config = ModelConfig(predict={"flip": True, "scales": [1.0, 2.0], "nms_threshold": 0.99})
-    found = predict_batch(BrightSpot(), FindsSpots(), batch, config)  # type: ignore
+    found = predict_merged(BrightSpot(), FindsSpots(), batch, config)  # type: ignore
     boxes = found.boxes[0, found.scores[0] > 0]
     # As it is: row 20, column 60. In the mirror image the first bright column is 96 - 64 = 32, so the box is 32 to 42
     # there and 54 to 64 here. At twice the size, bilinear: the maximum begins at (41, 121) of 128 × 192.
@@ -74,7 +74,7 @@ def test_merged_boxes_are_in_the_frame_of_the_file() -> None:
     assert len(boxes) == 4
     # One NMS for all: at IoU 0.2, two boxes of 10 × 10 that overlap by 4 × 10 are one.
     config = ModelConfig(predict={"flip": True, "nms_threshold": 0.2})
-    found = predict_batch(BrightSpot(), FindsSpots(), batch, config)  # type: ignore
+    found = predict_merged(BrightSpot(), FindsSpots(), batch, config)  # type: ignore
     assert int((found.scores > 0).sum()) == 1
 
 
@@ -98,14 +98,14 @@ def test_without_either_nothing_changes_and_with_them_evaluation_uses_them() -> 
     torch.manual_seed(0)
     config = load_config("quickstart.yaml", ["model.predict.score_threshold=0"])
     model, batch = build_model(config.model, 2).eval(), batch_of((64, 96))
-    plain = predict_batch(model, detection, batch, config.model)
+    plain = predict_merged(model, detection, batch, config.model)
     with torch.inference_mode():
         expected = detection.predict(model(batch.images, batch.sizes), batch, config.model)
     assert all(map(torch.equal, plain, expected))
     flipped = config.model.model_copy(update={"predict": config.model.predict.model_copy(update={"flip": True})})
-    both = predict_batch(model, detection, batch, flipped)
+    both = predict_merged(model, detection, batch, flipped)
     # The mirror image of the mirror image: the same boxes, mirrored.
-    other = predict_batch(model, detection, mirrored(batch), flipped)
+    other = predict_merged(model, detection, mirrored(batch), flipped)
     assert not torch.equal(both.boxes, plain.boxes)
     assert torch.allclose(both.scores, other.scores, atol=1e-6)
     assert torch.allclose(both.boxes[:, :20], detection.mirror(other, batch).boxes[:, :20], atol=1e-3)
@@ -114,7 +114,7 @@ def test_without_either_nothing_changes_and_with_them_evaluation_uses_them() -> 
 def test_scores_of_classes_are_averaged() -> None:
     config = ModelConfig(predict=PredictConfig(flip=True))
     scores = iter([torch.tensor([[0.2, 0.8]]).log(), torch.tensor([[0.6, 0.4]]).log()])
-    found = predict_batch(lambda *_: next(scores), classification, batch_of((64, 64)), config)  # type: ignore
+    found = predict_merged(lambda *_: next(scores), classification, batch_of((64, 64)), config)  # type: ignore
     assert torch.allclose(found, torch.tensor([[0.4, 0.6]]))
 
 

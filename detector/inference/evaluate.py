@@ -44,7 +44,7 @@ from detector.reports import Scored
 from detector.structures import Batch, Detections
 from detector.tasks import Task, detection, get_core, get_task
 from detector.training import distributed
-from detector.training.loop import predict_all, tally_batch
+from detector.training.loop import predict_all, predict_batch
 
 
 class Evaluation(NamedTuple):
@@ -199,14 +199,14 @@ def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
         distributed.check_same(
             images=len(data), weights=(model.digest() if is_exported else weights_digest(model))[:12]
         )
-    predict = _predict_exported if is_exported else tally_batch
+    predict = _predict_exported if is_exported else predict_batch
     tally = predict_all(model, task, data, config, device, predict)
     metrics = task.evaluate(tally, data.truth, scored_by) if distributed.is_main() else {}
     return Evaluation(Scored(name, tally.rows, metrics), config, data.truth, data.images)
 
 
 def _predict_exported(model: ExportedPredictor, task: Task, batch: Batch, config: Config) -> Tally:
-    """As :func:`detector.training.loop.tally_batch`, of a batch of one padded shape."""
+    """As :func:`detector.training.loop.predict_batch`, of a batch of one padded shape."""
     images = batch.images.contiguous().numpy()
     if images.dtype != model.dtype:
         images = images.astype(model.dtype) * 257 if model.dtype == np.uint16 else model.refuse_depth()

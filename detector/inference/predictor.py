@@ -29,7 +29,7 @@ from detector.models import Model
 from detector.models.precision import check_precision
 from detector.structures import Category
 from detector.tasks import Task, get_task
-from detector.tasks.predicting import predict_batch
+from detector.tasks.predicting import predict_merged
 
 
 class Predictor(ImagePredictor):
@@ -83,7 +83,7 @@ class Predictor(ImagePredictor):
         for indices in by_shape(samples):
             batch = collate([samples[index] for index in indices]).to(self.device)
             with explain_memory(batch.describe(), "give fewer images at once (--batch-size), or smaller ones"):
-                predicted = predict_batch(self.model, self.task, batch, config)
+                predicted = predict_merged(self.model, self.task, batch, config)
                 found = self.task.to_predictions(predicted, self.categories, config)
             for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction._replace(reading=self.reading)

@@ -17,7 +17,7 @@ from detector.tasks import Task
 
 
 @torch.inference_mode()
-def predict_batch(model: nn.Module, task: Task, batch: Batch, config: ModelConfig) -> Any:
+def predict_merged(model: nn.Module, task: Task, batch: Batch, config: ModelConfig) -> Any:
     """The task's predictions for a batch, with ``predict.flip`` and ``predict.scales``."""
     found = []
     for view, is_mirrored in _views(batch, config.predict):

@@ -30,7 +30,7 @@ from detector.models.precision import autocast
 from detector.processes import handled
 from detector.structures import Batch, Category
 from detector.tasks import Data, Task, get_views
-from detector.tasks.predicting import predict_batch
+from detector.tasks.predicting import predict_merged
 from detector.training import distributed
 from detector.training.average import AveragedWeights, SavedBuffers
 from detector.training.optimizer import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
@@ -363,9 +363,9 @@ def run_evaluation(
     return tally, task.evaluate(tally, data.truth, config) if distributed.is_main() else {}
 
 
-def tally_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
+def predict_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
     with explain_memory(batch.describe(), "lower eval.batch_size or data.resize"):
-        return task.tally(predict_batch(model, task, batch, config.model), batch, config.model)
+        return task.tally(predict_merged(model, task, batch, config.model), batch, config.model)
 
 
 def predict_all(
@@ -374,7 +374,7 @@ def predict_all(
     data: Data,
     config: Config,
     device: torch.device,
-    predict: Callable[[Any, Task, Batch, Config], Tally] = tally_batch,
+    predict: Callable[[Any, Task, Batch, Config], Tally] = predict_batch,
 ) -> Tally:
     """The tally of the predictions of ``model`` on ``data``: complete on the main rank, empty on the others."""
     distributed.barrier()  # the main rank may still score the last evaluation
