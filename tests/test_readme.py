@@ -70,6 +70,7 @@ NOT_RUN = {
     "quickstart": "minutes",
     "benchmark": "tens of seconds",
     "torchrun": "several GPUs",
+    "gpu_check": "a GPU",
     "--suggest": "many seconds, tested with the anchors",
     "--compare": "many seconds, tested with the summary",
     "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1": "a download",
