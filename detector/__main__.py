@@ -35,6 +35,7 @@ COMMANDS = {
     "anchors": "show how well anchors cover the objects of a data set, and suggest better ones",
     "summary": "show what a model costs: parameters, multiply-adds, memory, time",
     "benchmark": "measure time and memory against torchvision",
+    "gpu_check": "on a machine with a GPU: check results, measure times, profile a step",
     "env": "show versions, GPUs and settings of this machine, for a bug report",
     "stress": "kill, soak and overload tiny runs, and check that nothing is lost",
 }

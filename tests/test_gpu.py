@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ from detector.models.backbones import BACKBONES
 from detector.models.precision import check_precision, explain_nondeterministic, prepare_gpu
 from detector.structures import Batch
 from detector.tasks import detection
+from detector.training import fitting
+from detector.training.batch_size import largest_that_fits
 from detector.training.fitting import fit
 from detector.training.loop import predict_batch
 from detector.training.run_folder import RunFolder
@@ -110,3 +113,45 @@ def test_too_little_memory_in_an_evaluation(config: Config, monkeypatch: pytest.
     model = build_model(config.model, 2).eval()
     with pytest.raises(GpuMemoryError, match=r"^a batch of 1 image of 64×64: .* lower eval\.batch_size"):
         predict_batch(model, detection, batch, config)
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 3, 7, 8, 100, 1023, 1024, 5000])
+def test_the_largest_number_that_fits(most: int) -> None:
+    tried: list[int] = []
+
+    def fit(count: int) -> bool:
+        tried.append(count)
+        return count <= most
+
+    assert largest_that_fits(fit) == min(most, 1024)
+    assert len(tried) == len(set(tried)) <= 21
+    assert max(tried) <= max(2 * most, 1)  # doubling: nothing far too large is tried
+
+
+def test_the_batch_size_that_fits_becomes_the_runs(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU for eleven images: nine are taken, a tenth less."""
+    auto = Config.model_validate(config.model_dump() | {"train": config.train.model_dump() | {"batch_size": "auto"}})
+    with pytest.raises(ConfigError, match=r"^train\.batch_size: auto fills a GPU's memory, and there is none here"):
+        fit(auto, RunFolder(tmp_path / "run"), CPU)
+    loss, tried = detection.loss, []
+
+    def limited(output: Any, targets: Any, model: Any) -> Any:
+        tried.append(len(targets.boxes))
+        if len(targets.boxes) > 11:
+            raise torch.OutOfMemoryError
+        return loss(output, targets, model)
+
+    monkeypatch.setattr(detection, "loss", limited)
+    monkeypatch.setattr(fitting, "check_run", lambda *_: None)
+    assert fit(auto, RunFolder(tmp_path / "run"), CPU)
+    assert tried[:10] == [1, 1, 2, 2, 4, 4, 8, 8, 16, 12]
+    assert tried[10:16] == [10, 10, 11, 11, 9, 9]  # then the steps of the run
+    assert "train.batch_size: 9 fit into the GPU's memory" in capsys.readouterr().err
+    assert "batch_size: 9" in (tmp_path / "run" / "config.yaml").read_text()
+    # It resumes with that number, and tries nothing.
+    tried.clear()
+    longer = Config.model_validate(auto.model_dump() | {"train": auto.train.model_dump() | {"steps": 7}})
+    assert fit(longer, RunFolder(tmp_path / "run"), CPU, resume=True)
+    assert tried == [9]

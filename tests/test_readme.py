@@ -73,6 +73,7 @@ NOT_RUN = {
     "torchrun": "several GPUs",
     "compare": "many runs, tested with the comparison",
     "serve": "runs until it is stopped, tested with the server",
+    "gpu_check": "a GPU",
     "--suggest": "many seconds, tested with the anchors",
     "--compare": "many seconds, tested with the summary",
     "RetinaNet_ResNet50_FPN_V2_Weights.COCO_V1": "a download",

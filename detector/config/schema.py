@@ -15,6 +15,8 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -529,8 +531,13 @@ class ScheduleConfig(Section):
     gamma: Positive = 0.1  # multistep: factor at each milestone
 
 
+_COUNT: TypeAdapter[int] = TypeAdapter(Count)
+
+
 class TrainConfig(Section):
-    batch_size: Count = 16  # images per optimizer step, over all ranks and accumulated parts
+    # Images per optimizer step, over all ranks and accumulated parts. auto: the most that a GPU's memory holds, less a
+    # tenth; the run's config then has the number.
+    batch_size: int | Literal["auto"] = 16
     accumulate: Count = 1  # parts in which a rank computes its images; changes memory, not mathematics
     epochs: Count = 12
     steps: Count | None = None  # stop after this many optimizer steps instead
@@ -561,6 +568,17 @@ class TrainConfig(Section):
     max_skips: Count = 20
     log_steps: Count = 20  # steps between progress lines if there is no terminal for a bar
     tensorboard: bool = False  # also write metrics.jsonl's numbers for TensorBoard (extra: log)
+
+    @field_validator("batch_size", mode="plain")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> int | Literal["auto"]:
+        if value == "auto":
+            return "auto"
+        try:
+            return _COUNT.validate_python(value)
+        except ValidationError as error:
+            message = error.errors()[0]["msg"]
+            raise ValueError(f"{message[0].lower()}{message[1:]}, or auto; it is {str(value)[:50]!r}") from None
 
     @model_validator(mode="after")
     def _tau_of_an_average(self) -> TrainConfig:

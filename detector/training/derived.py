@@ -15,6 +15,7 @@ from torch import Tensor
 
 from detector.config.schema import DERIVED, Config
 from detector.data.transforms.resize import padded
+from detector.errors import ConfigError
 from detector.evaluation.coverage import input_boxes
 from detector.tasks import get_task
 from detector.training.loop import count_steps
@@ -73,6 +74,11 @@ def base_size(config: Config, data: Any) -> tuple[float, str]:
 
 def warmup_steps(config: Config, data: Any) -> tuple[int, str]:
     """A tenth of the run."""
+    if config.train.batch_size == "auto":
+        raise ConfigError(
+            "train.schedule.warmup_steps: auto needs the number of steps, which train.batch_size=auto leaves open; give"
+            " one of them as a number, or train.schedule.warmup_epochs"
+        )
     steps, _ = count_steps(config.train, len(data))
     return min(-(-steps // 10), LONGEST_WARMUP), f"a tenth of {steps} steps, at most {LONGEST_WARMUP}"
 

@@ -34,6 +34,7 @@ from detector.models.precision import check_precision, explain_nondeterministic,
 from detector.reports import Scored
 from detector.tasks import Data, Task, get_task, get_views
 from detector.training import distributed
+from detector.training.batch_size import choose_batch_size, with_batch_size
 from detector.training.derived import derive
 from detector.training.loop import TrainingState, count_steps, predict_all, train
 from detector.training.optimizer import scaled_lr
@@ -75,9 +76,14 @@ def _fit(
     start = open_start(config) if content is None else None
     config, normalised = begin_normalise(config, start or content, str(run.last if content else config.model.weights))
     if content is not None:
+        if config.train.batch_size == "auto":
+            config = with_batch_size(config, checkpoint_config(content, run.last).train.batch_size)
         check_config(content, config, run, own)
     train_data, val_data = open_data(config, task, own)
     categories = train_data.categories
+    if config.train.batch_size == "auto":
+        config = choose_batch_size(config, task, lambda: build_model(config.model, len(categories)), train_data, device)
+        print(f"train.batch_size: {config.train.batch_size} fit into the GPU's memory", file=sys.stderr)
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(categories))
@@ -178,7 +184,10 @@ def report_best(config: Config, task: Task, model: Model, val_data: Data, run: R
 
 def check_run(config: Config, device: torch.device) -> None:
     """Refuse a config that this machine or these ranks cannot train."""
-    check_ranks(config, distributed.world_size(), device)
+    if config.train.batch_size != "auto":
+        check_ranks(config, distributed.world_size(), device)
+    elif device.type == "cpu":
+        raise ConfigError("train.batch_size: auto fills a GPU's memory, and there is none here; give a number")
     check_frozen(config)
     check_precision(config.train.precision, device, "train.precision")
     check_precision(config.model.predict.precision, device, "model.predict.precision")

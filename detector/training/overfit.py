@@ -16,8 +16,10 @@ import torch
 from detector.checkpoints.opening import open_start
 from detector.checkpoints.start import begin_normalise, load_start
 from detector.config.schema import AugmentConfig, Config, ScheduleConfig
+from detector.data.transforms.resize import has_one_size
 from detector.errors import ConfigError, counted
 from detector.models import build_model
+from detector.models.precision import prepare_gpu
 from detector.reports import figure
 from detector.tasks import get_task
 from detector.training import distributed
@@ -52,8 +54,11 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     if distributed.world_size() > 1:
         raise ConfigError("command line: --overfit runs in one process; start it without torchrun")
     torch.set_flush_denormal(True)  # as training does
+    if config.train.batch_size == "auto":
+        raise ConfigError("train.batch_size: auto is for training; give a number to --overfit")
     task = get_task(config)
     check_run(config, device)
+    prepare_gpu(config.train, has_one_size(config.data.resize), device)
     run.check_free()
     wanted, longest = config.train.steps, MAX_ROUNDS * ROUND_STEPS
     limit = min(wanted or longest, longest)

@@ -25,6 +25,7 @@ from detector.checkpoints.foreign.torchvision import check_exportable, to_torchv
 from detector.config.loader import config_from_dict, config_to_dict, load_config, merge
 from detector.config.schema import Config
 from detector.data.loading.collate import pad_images
+from detector.errors import ConfigError
 from detector.models import build_model
 
 C5 = {"resnet18": 512, "resnet34": 512}  # channels of the others are 2048
@@ -38,6 +39,8 @@ def comparable(name: str, overrides: Sequence[str]) -> Config:
     Raises :class:`detector.errors.WeightsError` for a model that torchvision does not have.
     """
     config = load_config(name, overrides)
+    if config.train.batch_size == "auto":
+        raise ConfigError("train.batch_size: auto is for training; give a number")
     check_exportable(config, name)
     tree = merge(config_to_dict(config), torchvision.SOURCE.settings("", {}))
     tree = merge(tree, {"model": {"weights": None, "loss": {"box": "l1"}}, "train": PLAIN_STEP})
