@@ -235,6 +235,28 @@ def test_too_few_images_are_refused(checkpoint: Path, tmp_path: Path, capsys: py
     assert not (tmp_path / "x.onnx").exists()
 
 
+def test_merged_predictions_are_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.onnx")]
+    assert main(["export", *arguments, "model.predict.flip=true"]) == 2
+    assert "add model.predict.flip=false" in capsys.readouterr().err
+
+
+def test_thresholds_by_class_are_kept(checkpoint: Path, file: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model, images = onnx.load(file), noise((70, 100))
+    entry = next(entry for entry in model.metadata_props if entry.key == "config")
+    described = json.loads(entry.value)
+    described["model"]["predict"]["score_thresholds"] = {"émeu": 1.0}
+    entry.value = json.dumps(described)
+    onnx.save(model, tmp_path / "own.onnx")
+    exported = ExportedPredictor(tmp_path / "own.onnx")
+    everything = ExportedPredictor(file).predict(images)[0].names
+    assert "émeu" in everything
+    assert exported.predict(images)[0].names == [name for name in everything if name != "émeu"]
+    assert exported.predict(images, score_threshold=0.0)[0].names.count("émeu") > 0  # takes their place
+
+
 # --- what is not the same ---------------------------------------------------------------------------------------------
 
 

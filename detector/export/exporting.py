@@ -20,7 +20,7 @@ from detector.config.schema import Config
 from detector.data.images import read_image
 from detector.data.loading.collate import collate
 from detector.data.transforms.resize import by_shape
-from detector.errors import DetectorError
+from detector.errors import ConfigError, DetectorError
 from detector.export import onnx as onnx_files
 from detector.export import reduced
 from detector.export.graph import Prediction, export_graph
@@ -66,6 +66,11 @@ def export(opened: Opened, source: str, output: Path, request: Request) -> Expor
     """Write ``output``. Raises :class:`ExportError`, and leaves no file, where it differs from the checkpoint."""
     if request.kind == "int8":
         reduced.check_count(len(request.images))
+    if opened.config.model.predict.flip or list(opened.config.model.predict.scales) != [1.0]:
+        raise ConfigError(
+            f"{source}: model.predict.flip and scales merge several predictions; an exported file makes one: add"
+            " model.predict.flip=false model.predict.scales=[1.0]"
+        )
     config = _in_float(opened.config)
     predictor = Predictor(opened.model.fold_norms(), config, opened.categories, torch.device("cpu"))
     program = export_graph(predictor.model, config, request.is_deep, request.is_fixed)

@@ -55,6 +55,7 @@ class ExportedPredictor(ImagePredictor):
         self.session = _open(self.path, threads)
         self.metadata = metadata = read_metadata(self.session, self.path)
         self.config = _as_attributes(metadata["config"])
+        self.config.model.predict.score_thresholds = metadata["config"]["model"]["predict"]["score_thresholds"]
         self.categories = [Category(**category) for category in metadata["classes"]]
         self.settings: list[str] = metadata["settings"]
         self.kind: str = metadata["kind"]
@@ -98,7 +99,7 @@ class ExportedPredictor(ImagePredictor):
         """Refuse a score threshold where the file takes none."""
         if "score_threshold" not in self.inputs:
             why = "its thresholds were fixed at export" if self.results.INPUTS else f"it is of {self.config.task}"
-            raise ConfigError(f"score: {self.path} has no lowest score to change: {why}")
+            raise ConfigError(f"score: the exported model has no lowest score to change: {why}")
 
     def sampler(self) -> Callable[[np.ndarray, int], Sample]:
         return self._sample
@@ -131,12 +132,13 @@ class ExportedPredictor(ImagePredictor):
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def refuse_depth(self) -> NoReturn:
-        raise DataError(f"an image has 16 bits, {self.path} takes 8; export the model with --bits 16, which takes both")
+        raise DataError("an image has 16 bits, the exported model takes 8; export it with --bits 16, which takes both")
 
     def predict_samples(self, samples: list[Sample], score_threshold: float | None = None) -> list[Any]:
+        predict, predictions = self.config.model.predict, [None] * len(samples)
         if score_threshold is not None:
             self.check_score(score_threshold)
-        predict, predictions = self.config.model.predict, [None] * len(samples)
+            predict = SimpleNamespace(**vars(predict) | {"score_thresholds": None})
         given = {} if score_threshold is None else {"score_threshold": score_threshold}
         for indices in by_shape(samples):
             outputs = self.run(*self.batch([samples[index] for index in indices]), **given)

@@ -7,10 +7,12 @@ There is no state between steps, so a run resumes at any step by starting there.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detector.config.schema import TrainConfig
+if TYPE_CHECKING:
+    from detector.config.schema import TrainConfig
 
 Key = tuple[int, int]  # (epoch, index), which indexes a data set
 
