@@ -29,6 +29,7 @@ FORMATS: dict[str, tuple[dict[str, str], str, str]] = {
     "VOC folder": ({"JPEGImages/a.jpg": "", "Annotations/a.xml": VOC}, ".", "a folder of Pascal VOC XML"),
     "CVAT": ({"a.xml": "<annotations><image id='0'></image></annotations>"}, "a.xml", "CVAT's XML"),
     "YOLO": ({"a.txt": "0 0.5 0.5 0.1 0.25\n12 0.25 0.5 1 0.03\n"}, "a.txt", "YOLO labels"),
+    "YOLO with a fault": ({"a.txt": "0 0.5 0.5 0.1 0.25\n0 640 0.5\n"}, "a.txt", "YOLO labels"),
     "YOLO polygons": ({"a.txt": "0 0.5 0.5 0.1 0.25 0.2 0.3\n"}, "a.txt", "YOLO labels"),
     "YOLO folder": ({"images/a.jpg": "", "labels/a.txt": "0 0.5 0.5 0.1 0.25"}, ".", "a folder of YOLO labels"),
     "YOLO set": ({"data.yaml": "train: images\nnames: [a, b]\n", "images/a.jpg": ""}, ".", "YOLO's data.yaml"),

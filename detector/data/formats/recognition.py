@@ -52,7 +52,8 @@ def what_it_is(path: Path) -> str | None:
     if path.suffix.lower() in (".yaml", ".yml"):
         return "YOLO's data.yaml" if re.search(r"^names\s*:", text, re.MULTILINE) else None
     lines = [line for line in text.splitlines()[:20] if line.strip()]
-    if lines and all(re.fullmatch(r"\s*\d+(\s+-?[01]?\.?\d+(e-\d+)?){4,}\s*", line) for line in lines):
+    is_row = [bool(re.fullmatch(r"\s*\d+(\s+-?[01]?\.?\d+(e-\d+)?){4,}\s*", line)) for line in lines]
+    if lines and 2 * sum(is_row) >= len(lines):  # a faulty row is the reader's to report
         return "YOLO labels"
     for separator in ",;\t":
         with contextlib.suppress(csv.Error):
