@@ -22,10 +22,12 @@ from detector.config.loader import load_config
 from detector.data.loading.collate import collate
 from detector.errors import DataError, WeightsError
 from detector.export import exporting, reduced
+from detector.export.graph import EXAMPLE_SIDES
 from detector.export.onnx import check
 from detector.inference.exported import ExportedPredictor
 from detector.inference.predictor import Predictor
 from detector.models import build_model
+from detector.ops.anchors import level_sizes
 from detector.reports import Scored
 from detector.structures import Category
 from detector.tasks import detection_results, get_results
@@ -113,6 +115,11 @@ def test_the_file_describes_itself(file: Path) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
     with pytest.raises(AssertionError, match="images: its batch was fixed to 2"):
         check(model, get_results("detection"))
+
+
+def test_no_level_of_the_traced_example_has_a_side_that_is_taken_for_a_constant() -> None:
+    for rows, columns in level_sizes(*EXAMPLE_SIDES, range(2, 8)):
+        assert 1 < rows < columns
 
 
 def test_thresholds_and_counts_are_inputs(checkpoint: Path, file: Path) -> None:

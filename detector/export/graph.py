@@ -16,7 +16,9 @@ from detector.models import Model
 from detector.structures import SIZE_DIVISOR, Batch
 from detector.tasks import get_results, get_task
 
-EXAMPLE_SIDES = (3 * SIZE_DIVISOR, 4 * SIZE_DIVISOR)  # of the images that a graph with dynamic sides is traced with
+# Of the images that a graph with dynamic sides is traced with. P7 is 3×5: a side of 1, or two equal ones, would be taken
+# for a constant.
+EXAMPLE_SIDES = (12 * SIZE_DIVISOR, 20 * SIZE_DIVISOR)
 
 
 class Prediction(nn.Module):
