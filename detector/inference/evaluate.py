@@ -144,7 +144,7 @@ def _evaluate(opened: Opened, name: str, scored_by: Config) -> Evaluation:
     data = task.open_split(config, "val", categories)
     if distributed.is_main():
         print("\n".join([f"{name} on {data.source}: {data.summary()}", *data.warnings()]), file=sys.stderr)
-    model = model.fold_norms().to(memory_format=torch.channels_last)
+    model = model.fold_norms().place(device, config.model.predict.precision)
     if distributed.world_size() > 1:
         distributed.check_same(images=len(data), weights=weights_digest(model)[:12])
     tally = predict_all(model, task, data, config, device)

@@ -51,8 +51,9 @@ class Predictor:
         is missing or is not a checkpoint.
         """
         model, config, categories = open_model(find_checkpoint(path), overrides, device, allow_code=allow_code)
-        model = model.fold_norms().to(memory_format=torch.channels_last)
-        return cls(model, config, categories, next(model.buffers()).device)
+        own_device = next(model.buffers()).device
+        model = model.fold_norms().place(own_device, config.model.predict.precision)
+        return cls(model, config, categories, own_device)
 
     def predict(
         self, images: Iterable[ImageInput], score_threshold: float | None = None, batch_size: int = 8

@@ -91,7 +91,7 @@ def _fit(
         check_data(content, config, train_data, run)
         origins, report = [f"resumed from {run.last}", *_changes(content, config, run)], None
     del start
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.place(device, config.train.precision)
     state = TrainingState.begin(model, config.train, len(train_data), device)
     is_new = content is None
     if content is not None:
