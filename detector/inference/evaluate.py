@@ -194,7 +194,7 @@ def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
     if distributed.is_main():
         print("\n".join([f"{name} on {data.source}: {data.summary()}", *data.warnings()]), file=sys.stderr)
     if not is_exported:
-        model = model.fold_norms().to(memory_format=torch.channels_last)
+        model = model.fold_norms().place(device, config.model.predict.precision)
     if distributed.world_size() > 1:
         distributed.check_same(
             images=len(data), weights=(model.digest() if is_exported else weights_digest(model))[:12]

@@ -61,8 +61,9 @@ class Predictor(ImagePredictor):
         is missing or is not a checkpoint.
         """
         model, config, categories = open_model(find_checkpoint(path), overrides, device, allow_code=allow_code)
-        model = model.fold_norms().to(memory_format=torch.channels_last)
-        return cls(model, config, categories, next(model.buffers()).device)
+        own_device = next(model.buffers()).device
+        model = model.fold_norms().place(own_device, config.model.predict.precision)
+        return cls(model, config, categories, own_device)
 
     def sampler(self) -> Callable[[np.ndarray, int], Any]:
         return partial(self.task.make_sample, config=self.config)

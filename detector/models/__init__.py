@@ -28,6 +28,7 @@ class Model(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.pyramid = pyramid
         self.head = head
+        self.is_channels_first = False  # whether features are, in memory; see ``place``
 
     def forward(self, images: Tensor, sizes: Tensor) -> Predictions | Tensor:
         """The head's output: predictions of a detection head, or logits [B, K].
@@ -35,7 +36,20 @@ class Model(nn.Module):
         ``images`` [B, C, H, W] uint8 or uint16, RGB if C is 3, padded right and below; ``sizes`` [B, 2] are height and
         width before padding.
         """
-        return self.head(self.pyramid(self.normalise(images, sizes)))
+        normalised = self.normalise(images, sizes)
+        return self.head(self.pyramid(normalised.contiguous() if self.is_channels_first else normalised))
+
+    def place(self, device: torch.device, precision: str) -> Model:
+        """This model on ``device``, in the memory format that it is to compute in ``precision`` with.
+
+        Channels last, in which images are loaded; except in fp32 on CUDA with group norms, which PyTorch computes there
+        channels first only: the features would be transposed around each. In half precision convolutions cost more
+        without channels last than that. This is a rule from reading the code; it was not measured.
+        """
+        has_group_norms = any(isinstance(module, nn.GroupNorm) for module in self.modules())
+        self.is_channels_first = device.type == "cuda" and precision == "fp32" and has_group_norms
+        memory_format = torch.contiguous_format if self.is_channels_first else torch.channels_last
+        return self.to(device, memory_format=memory_format)
 
     def recompute_activations(self) -> None:
         """Trade time for memory in training: see ``train.activation_checkpointing``."""

@@ -79,11 +79,13 @@ def _fit(
         if config.train.batch_size == "auto":
             config = with_batch_size(config, checkpoint_config(content, run.last).train.batch_size)
         check_config(content, config, run, own)
+    if config.train.batch_size == "auto":
+        sample_data = open_train(config, task, own)
+        num_classes = len(sample_data.categories)
+        config = choose_batch_size(config, task, lambda: build_model(config.model, num_classes), sample_data, device)
+        print(f"train.batch_size: {config.train.batch_size} fit into the GPU's memory", file=sys.stderr)
     train_data, val_data = open_data(config, task, own)
     categories = train_data.categories
-    if config.train.batch_size == "auto":
-        config = choose_batch_size(config, task, lambda: build_model(config.model, len(categories)), train_data, device)
-        print(f"train.batch_size: {config.train.batch_size} fit into the GPU's memory", file=sys.stderr)
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(categories))
@@ -93,7 +95,7 @@ def _fit(
         check_data(content, config, train_data, run)
         origins, report = [f"resumed from {run.last}", *_changes(content, config, run)], None
     del start
-    model = model.to(device, memory_format=torch.channels_last)
+    model = model.place(device, config.train.precision)
     state = TrainingState.begin(model, config.train, len(train_data), device)
     is_new = content is None
     if content is not None:
@@ -118,6 +120,8 @@ def _fit(
 
 
 def open_train(config: Config, task: Task, own: OwnData | None) -> Data:
+    if config.train.batch_size == "auto":  # not known yet
+        config = with_batch_size(config, 1)
     return task.open_split(config, "train") if own is None else task.open_own(config, "train", own[0])
 
 
