@@ -16,8 +16,8 @@ from detector.models import Model
 from detector.structures import SIZE_DIVISOR, Batch
 from detector.tasks import get_results, get_task
 
-# Of the images that a graph with dynamic sides is traced with. P7 is 3×5: a side of 1, or two equal ones, would be taken
-# for a constant.
+# Of the images that a graph with dynamic sides is traced with. P7 is 3×5: a side of 1, or two equal ones, would be
+# taken for a constant.
 EXAMPLE_SIDES = (12 * SIZE_DIVISOR, 20 * SIZE_DIVISOR)
 
 
