@@ -81,7 +81,7 @@ def test_tables_on_a_terminal(data: list[str], capsys: pytest.CaptureFixture[str
     [
         (["--config", "classify_quickstart.yaml"], "task classification has no anchors; give the config of a detector"),
         (
-            ["--config", "quickstart.yaml", "data.train.annotations=null"],
+            ["--config", "quickstart.yaml", "data.train.annotations=null", "data.train.images=null"],
             "data.train.annotations is not set; give it in the config",
         ),
         (["--config", "quickstart.yaml", "--write", "x.yaml"], "--write has no effect without --suggest"),
