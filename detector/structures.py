@@ -61,6 +61,10 @@ class Batch(NamedTuple):
     def to(self, device: torch.device) -> Batch:
         return _map(self, lambda tensor: tensor.to(device, non_blocking=True))
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory, though another stream allocated it, until ``stream`` has done what it was given so far."""
+        _map(self, lambda tensor: tensor.record_stream(stream))
+
     def describe(self) -> str:
         images, _, height, width = self.images.shape
         return f"a batch of {images} image{'s' * (images > 1)} of {height}×{width}"
@@ -104,7 +108,7 @@ class Detections(NamedTuple):
     labels: Tensor  # [B, D]; -1 = padding
 
 
-def _map(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _map(part: Any, change: Callable[[Tensor], Any]) -> Any:
     """``change`` applied to a tensor or to each tensor of a named tuple; None stays None."""
     if hasattr(part, "_fields"):
         return type(part)(*(_map(inner, change) for inner in part))

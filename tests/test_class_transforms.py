@@ -407,7 +407,7 @@ def test_several_labels_are_mixed_by_fraction(grays: Path, tmp_path: Path) -> No
 def batches_of(grays: Path, workers: int) -> list[Batch]:
     dataset = open_grays(grays, seed=3, mixup=0.4, cutmix=1.0, photometric=0.5, horizontal_flip=0.5)
     sampler = TrainBatches(len(dataset), batch_size=4, seed=3, start_step=0, steps=5)  # 3 steps an epoch
-    return list(load_batches(dataset, sampler, workers, pin_memory=False))
+    return list(load_batches(dataset, sampler, workers))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 3 on a machine of 2 cores

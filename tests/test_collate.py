@@ -53,7 +53,7 @@ def test_batches_are_channels_last_and_sent_without_a_copy(shapes: Path) -> None
     data = CocoDataset(notes, shapes / "images", Transform(ResizeConfig(short=[40], long=64)), "error")
     assert sample_image(data).stride()[0] == 1  # as it was decoded
     for workers in (0, 2):
-        for batch in load_batches(data, EvalBatches(len(data), 2), workers, pin_memory=False):
+        for batch in load_batches(data, EvalBatches(len(data), 2), workers):
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
             assert batch.images.dtype == torch.uint8
             # Made in shared memory: the storage is the batch and not more.
@@ -167,7 +167,7 @@ def test_the_error_of_a_sample_reaches_the_reader_as_itself(kind: type[DetectorE
     message = "ordner/ö.jpg: is not an image that can be decoded, or is cut off"
     ids = []
     with pytest.raises(DetectorError) as caught:
-        for batch in load_batches(Broken(kind(message)), EvalBatches(8, 2), workers, pin_memory=False):
+        for batch in load_batches(Broken(kind(message)), EvalBatches(8, 2), workers):
             ids += batch.ids.tolist()
     assert type(caught.value) is kind
     assert str(caught.value) == message
@@ -182,7 +182,7 @@ def test_a_file_cut_off_stops_the_loader_with_its_name(workers: int, shapes: Pat
     notes = read_annotations(folder / "annotations" / "val.json")
     data = CocoDataset(notes, folder / "images", Transform(ResizeConfig(short=[64], long=64)), "error")
     with pytest.raises(DataError) as caught:
-        list(load_batches(data, EvalBatches(len(data), 2), workers, pin_memory=False))
+        list(load_batches(data, EvalBatches(len(data), 2), workers))
     assert str(caught.value).startswith(f"{file}: ")
     assert len(str(caught.value).splitlines()) == 1
 
@@ -202,7 +202,7 @@ def test_workers_leave_ctrl_c_to_the_main_process() -> None:
     handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for workers, expected in ((2, [1, 1]), (0, [0, 0])):
-            batches = load_batches(Signals(), EvalBatches(2, 1), workers, pin_memory=False)
+            batches = load_batches(Signals(), EvalBatches(2, 1), workers)
             assert [int(batch.ids) for batch in batches] == expected
     finally:
         for number, handler in handlers.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,6 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detector.config.loader import CONFIG_FOLDERS, load_config
 from detector.config.schema import Config, MatcherConfig
+from detector.data.loading import collate
+from detector.data.loading.feed import feed
+from detector.errors import DataError
 from detector.models import Model, build_model
 from detector.models.norms import FOLDABLE, FrozenNorm
 from detector.models.precision import autocast
@@ -29,7 +32,7 @@ from detector.ops.assignment import assign
 from detector.ops.coders import DeltaCoder
 from detector.structures import Batch, Category, ClassTargets, Predictions, Targets
 from detector.tasks import detection, get_task
-from detector.training import average, loop
+from detector.training import average, loop, optimizer
 from detector.training.average import AveragedWeights, SavedBuffers
 from detector.training.loop import TrainingState, predict_batch, train
 
@@ -54,11 +57,25 @@ if MISSING:
 
 aten = torch.ops.aten
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-NAMES = sorted(path.name for path in CONFIG_FOLDERS[0].glob("*.yaml"))
 DETECTION, CLASSIFICATION = "retinanet_r50_fpn.yaml", "classify_r50_fpn.yaml"
 # The others are built on a small ResNet: their networks are made of the same operations.
 OWN_NETWORK = ["retinanet_convnext_t_fpn.yaml", "retinanet_x50_32x4d_fpn.yaml", "classify_vgg16_bn.yaml"]
 SIDES, CLASSES = (64, 96), 3
+
+
+def combination(name: str) -> str:
+    """What a config is made of, apart from numbers, and from a network that is replaced."""
+    config = load_config(name)
+    model, train = config.model, config.train
+    norms = model.backbone.norm if model.backbone else len(model.pyramid.branches)
+    parts = [model.head.name, model.head.norm, model.head.quality, model.matcher.name, model.box_coder.name]
+    recipe = [train.optimizer.name, train.optimizer.layer_decay, bool(train.ema), train.precision, bool(config.auto)]
+    network = name if name in OWN_NETWORK else norms
+    return repr([config.task, network, *parts, model.loss.cls, model.loss.box, len(model.fpn.levels), *recipe])
+
+
+# One config of each combination.
+NAMES = sorted({combination(path.name): path.name for path in sorted(CONFIG_FOLDERS[0].glob("*.yaml"))}.values())
 
 
 # --- the device -------------------------------------------------------------------------------------------------------
@@ -142,6 +159,36 @@ def as_list(tensor: Tensor) -> Any:
     return as_array(tensor.cpu()).tolist()
 
 
+class Stream:
+    """A stream of the GPU that does not exist; ``log`` has what it and what the others were told, in order."""
+
+    log: ClassVar[list[tuple[str, ...]]]
+    current = "compute"
+
+    def __init__(self, name: Any) -> None:
+        self.name = name if isinstance(name, str) else "copy"
+
+    def __enter__(self) -> None:
+        self.before, Stream.current = Stream.current, self.name
+
+    def __exit__(self, *_: object) -> None:
+        Stream.current = self.before
+
+    def record_event(self) -> str:
+        events = sum(entry[0] == "event" for entry in self.log)
+        self.log.append(("event", self.name))
+        return f"copy {events + 1}"
+
+    def wait_event(self, event: str) -> None:
+        self.log.append(("wait", self.name, event))
+
+
+def hold(tensor: Tensor, stream: Stream) -> None:
+    """``Tensor.record_stream``."""
+    assert tensor.device == CUDA
+    Stream.log.append(("hold", stream.name))
+
+
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Checks]:
     """Until the end of the test, tensors have no values, and there is a CUDA device."""
@@ -157,6 +204,11 @@ def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Checks]:
         monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+        monkeypatch.setattr(torch.cuda, "Stream", Stream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Stream(Stream.current))
+        monkeypatch.setattr(FakeTensor, "record_stream", hold, raising=False)
+        monkeypatch.setattr(Stream, "log", [], raising=False)
         yield found
 
 
@@ -256,7 +308,10 @@ def take_step(config: Config, model: Model, monkeypatch: pytest.MonkeyPatch) -> 
     tree = config.model_dump()
     tree["train"] |= {"steps": 1, "batch_size": 2, "accumulate": 1, "compile": False, "ema": 0.9}
     config, task = Config.model_validate(tree), get_task(config)
-    monkeypatch.setattr(loop, "_train_batches", lambda *_: iter([make_batch(config)]))
+    monkeypatch.setattr(loop, "train_batches", lambda *_: None)
+    monkeypatch.setattr(collate, "load", lambda *_, **__: iter([(make_batch(config), [])]))
+    # Which stage a parameter belongs to is probed once, at the start of a run; here that was before.
+    monkeypatch.setattr(optimizer, "backbone_rates", lambda model, _: model.rates)
     state = TrainingState.begin(moved(model), config.train, len(Images()), CUDA)
     run = Run()
     assert train(config, task, state, Images(), None, run, CUDA)  # type: ignore[arg-type]
@@ -280,6 +335,7 @@ def build(name: str, *overrides: str) -> tuple[Config, Model]:
         config = on_resnet10(config)
     with undrawn():
         model = build_model(config.model, CLASSES)
+    model.rates = optimizer.backbone_rates(model, config.train.optimizer)
     return config, model.to(memory_format=torch.channels_last)
 
 
@@ -430,6 +486,35 @@ def test_matching_launches_as_much_for_any_number_of_images(checks: Checks) -> N
     assert costs[0] == costs[1]
     assert costs[0][0] < costs[2][0] < 2 * costs[0][0] < 200  # a block of objects more
     assert costs[0][1] == costs[2][1] == {}
+
+
+def test_the_feed_copies_one_batch_ahead(checks: Checks) -> None:
+    """Each batch is waited for alone, and held for the stream that reads it; an error comes in its turn."""
+    broken = DataError("broken")
+    items = [(make_batch(Config()), 0), (make_batch(Config()), 1), (broken, 2)]
+    read: list[int] = []
+    given = feed((read.append(item[1]) or item for item in items), CUDA)  # type: ignore[func-returns-value]
+    tensors = 7  # images, two sizes, boxes, labels, regions, ids
+    copied = [("event", "copy")]
+    log: list[tuple[str, ...]] = []
+    for number, more in ((1, 2 * copied), (2, [])):
+        batch, note = next(given)
+        assert note == number - 1
+        assert read == list(range(number + 1))  # one more than is given
+        assert {tensor.device for tensor in (batch.images, batch.targets.boxes, batch.ids)} == {CUDA}
+        log += [*more, ("wait", "compute", f"copy {number}"), *[("hold", "compute")] * tensors]
+        assert Stream.log == log
+    assert next(given) == (broken, 2)
+    assert next(given, None) is None
+    assert Stream.log == log
+    assert checks.waits == {}  # the copies do not block
+
+
+def test_the_feed_of_a_cpu_reads_nothing_ahead() -> None:
+    items = iter([(make_batch(Config()), 0), (make_batch(Config()), 1)])
+    batch, _ = next(feed(items, CPU))
+    assert batch.images.device == CPU
+    assert next(items)[1] == 1
 
 
 @with_model((DETECTION, "model.backbone.norm=frozen_bn"), (DETECTION, "model.backbone.norm=bn"))

@@ -137,7 +137,7 @@ def test_the_batch_size_that_fits_becomes_the_runs(
         fit(auto, RunFolder(tmp_path / "run"), CPU)
     loss, tried = detection.loss, []
 
-    def limited(output: Any, targets: Any, model: Any) -> Any:
+    def limited(output: Any, targets: Any, model: Any, progress: float = 0.0) -> Any:
         tried.append(len(targets.boxes))
         if len(targets.boxes) > 11:
             raise torch.OutOfMemoryError

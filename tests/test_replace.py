@@ -108,7 +108,7 @@ def test_batches_stay_full_and_do_not_depend_on_workers_or_ranks(
     def batches_of(rank: int, ranks: int, workers: int) -> tuple[list[torch.Tensor], set[str]]:
         skipped = Skipped(12, 1.0, tmp_path / f"{rank}_{ranks}_{workers}.txt", lambda line: None)
         sampler = TrainBatches(12, 4, 0, 0, 6, rank=rank, world_size=ranks)
-        return [batch.ids for batch in load_batches(data, sampler, workers, False, skipped)], skipped.named
+        return [batch.ids for batch in load_batches(data, sampler, workers, CPU, skipped)], skipped.named
 
     whole, named = batches_of(0, 1, workers)
     assert [len(ids) for ids in whole] == [4] * 6
@@ -165,7 +165,7 @@ def test_classes_skip_and_evaluation_does_not(tmp_path: Path, colors: Path) -> N
     task = get_task(config)
     data = task.open_split(config, "train")
     skipped = Skipped(18, 1.0, tmp_path / "skipped.txt", lambda line: None)
-    batches = load_batches(Replacing(data, 0), TrainBatches(18, 6, 0, 0, 3), 0, False, skipped)
+    batches = load_batches(Replacing(data, 0), TrainBatches(18, 6, 0, 0, 3), 0, CPU, skipped)
     assert [tuple(batch.images.shape) for batch in batches] == [(6, 3, 32, 32)] * 3
     assert {line.partition(": ")[0] for line in skipped.named} == {f"{folder}/train/red/red_0.png"}
 

@@ -537,7 +537,7 @@ def batches_of(folder: Path, workers: int) -> list[Batch]:
     transform = MixingTransform(resize, augment, TrainConfig(), seed=3)
     data = CocoDataset(notes, folder / "images", transform, "error")
     sampler = TrainBatches(len(data), batch_size=4, seed=3, start_step=0, steps=5)  # 3 steps an epoch
-    return list(load_batches(data, sampler, workers, pin_memory=False))
+    return list(load_batches(data, sampler, workers))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # 4 on a machine of 2 cores

@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from detector.dev.gpu_check import PARTS, Check, run_parts
+    from detector.dev.gpu_check.check import Check
+    from detector.dev.gpu_check.runner import PARTS, run_parts
     from detector.device import environment
     from detector.files.atomic import write_json
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         report["parts"].append(outcome._asdict())
         write_json(args.output, report)
         print(
-            f"{outcome.part:<12}  {outcome.status:<7}  {outcome.seconds:6.1f} s  {outcome.detail}".rstrip(), flush=True
+            f"{outcome.part:<14}  {outcome.status:<7}  {outcome.seconds:6.1f} s  {outcome.detail}".rstrip(), flush=True
         )
         for row in outcome.found if isinstance(outcome.found, list) else ():
             print("    " + ", ".join(f"{key} {number(value)}" for key, value in row.items()), flush=True)

@@ -41,7 +41,7 @@ class Predictor(ImagePredictor):
         if unknown := sorted(set(config.model.predict.score_thresholds or {}) - known):
             raise ConfigError(f"model.predict.score_thresholds: {unknown[0]!r} is not one of {one_of(sorted(known))}")
         self.device = device
-        self.model = model.to(device).eval()
+        self.model = model.place(device, config.model.predict.precision).eval()
         self.config = config
         self.categories = categories
 
@@ -62,8 +62,7 @@ class Predictor(ImagePredictor):
         """
         model, config, categories = open_model(find_checkpoint(path), overrides, device, allow_code=allow_code)
         own_device = next(model.buffers()).device
-        model = model.fold_norms().place(own_device, config.model.predict.precision)
-        return cls(model, config, categories, own_device)
+        return cls(model.fold_norms(), config, categories, own_device)
 
     def sampler(self) -> Callable[[np.ndarray, int], Any]:
         return partial(self.task.make_sample, config=self.config)

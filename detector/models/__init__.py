@@ -39,15 +39,18 @@ class Model(nn.Module):
         normalised = self.normalise(images, sizes)
         return self.head(self.pyramid(normalised.contiguous() if self.is_channels_first else normalised))
 
-    def place(self, device: torch.device, precision: str) -> Model:
+    def place(self, device: torch.device, precision: str, is_channels_first: bool | None = None) -> Model:
         """This model on ``device``, in the memory format that it is to compute in ``precision`` with.
 
         Channels last, in which images are loaded; except in fp32 on CUDA with group norms, which PyTorch computes there
         channels first only: the features would be transposed around each. In half precision convolutions cost more
         without channels last than that. This is a rule from reading the code; it was not measured.
+        ``is_channels_first`` replaces the rule, for ``gpu-check`` to measure it.
         """
-        has_group_norms = any(isinstance(module, nn.GroupNorm) for module in self.modules())
-        self.is_channels_first = device.type == "cuda" and precision == "fp32" and has_group_norms
+        if is_channels_first is None:
+            has_group_norms = any(isinstance(module, nn.GroupNorm) for module in self.modules())
+            is_channels_first = device.type == "cuda" and precision == "fp32" and has_group_norms
+        self.is_channels_first = is_channels_first
         memory_format = torch.contiguous_format if self.is_channels_first else torch.channels_last
         return self.to(device, memory_format=memory_format)
 

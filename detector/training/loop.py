@@ -174,7 +174,7 @@ def train(
             set_lr(state.optimizer, lr)
 
             part_sums: list[Tensor] = []
-            ids: list[int] = []
+            ids: list[Tensor] = []
             for part in range(accumulate):
                 try:
                     batch = next(batches)
@@ -184,8 +184,7 @@ def train(
                     if distributed.is_main() or run.is_shared():
                         run.save_last(config, categories, state.content())
                     raise
-                ids += batch.ids.tolist()
-                batch = batch.to(device)
+                ids.append(batch.ids)
                 # Ranks exchange gradients once per step, with the last part.
                 is_last = part == accumulate - 1
                 with (
@@ -278,10 +277,10 @@ def _describe_fault(step: int, lr: float, loss_parts: dict[str, float], grad_nor
 
 
 def skip_step(
-    run: RunFolder, config: Config, state: TrainingState, data: Data, fault: str, ids: list[int]
+    run: RunFolder, config: Config, state: TrainingState, data: Data, fault: str, ids: list[Tensor]
 ) -> dict[str, Any]:
     """Count a step that is not finite, and return its images' names; if it may not be skipped, save and raise."""
-    every_id = [index for rank_ids in distributed.gather(ids) for index in rank_ids]
+    every_id = [index for rank_ids in distributed.gather(torch.cat(ids).tolist()) for index in rank_ids]
     files = [str(data.file(index)) for index in every_id]
     fault = f"{fault}; images {', '.join(files)})"
     if config.train.non_finite == "stop" or state.skipped == config.train.max_skips:
@@ -385,10 +384,10 @@ def predict_all(
     own_batches = EvalBatches(
         len(data), config.eval.batch_size, distributed.rank(), distributed.world_size(), data.shapes
     )
-    batches = load_batches(data, own_batches, config.data.workers, pin_memory=device.type == "cuda")
+    batches = load_batches(data, own_batches, config.data.workers, device)
     hidden = not (distributed.is_main() and sys.stderr.isatty())
     bar = tqdm(batches, total=len(own_batches), desc="evaluate", leave=False, disable=hidden)
-    own = merge(predict(model, task, batch.to(device), config) for batch in bar)
+    own = merge(predict(model, task, batch, config) for batch in bar)
     # A rank without images must take part too.
     return merge(distributed.gather_on_main(own))
 
@@ -418,7 +417,7 @@ def _load_train_batches(
         data = Replacing(data, config.seed)
         own_images = -(-len(data) // distributed.world_size())
         skipped = Skipped(own_images, config.data.max_bad_share, run.path / "skipped.txt")
-    return load_batches(data, sampler, config.data.workers, device.type == "cuda", skipped)
+    return load_batches(data, sampler, config.data.workers, device, skipped)
 
 
 class _Progress:

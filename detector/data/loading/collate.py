@@ -10,10 +10,13 @@ import torch
 from torch.utils.data import get_worker_info
 
 from detector.data.loading.bad_images import Replaced, Skipped
+from detector.data.loading.feed import feed
 from detector.data.loading.workers import load
 from detector.data.transforms.resize import padded
 from detector.errors import DetectorError
 from detector.structures import SIZE_DIVISOR, Batch
+
+CPU = torch.device("cpu")
 
 
 def pad_images(images: list[torch.Tensor], divisor: int = SIZE_DIVISOR) -> torch.Tensor:
@@ -56,13 +59,14 @@ def collate(samples: list[Any]) -> Batch | DetectorError:
 
 
 def load_batches(
-    data: Any, batches: Any, workers: int, pin_memory: bool, skipped: Skipped | None = None
+    data: Any, batches: Any, workers: int, device: torch.device = CPU, skipped: Skipped | None = None
 ) -> Iterator[Batch]:
-    """The batches of ``data`` in the order of a sampler of key lists; raises the error of a broken sample.
+    """The batches of ``data``, on ``device``, in the order of a sampler of key lists; raises a broken sample's error.
 
     ``skipped`` is told what a :class:`detector.data.loading.bad_images.Replacing` data set skipped, batch by batch.
     """
-    for batch, replaced in load(data, batches, workers, _collate_replaced, pin_memory):
+    loaded = load(data, batches, workers, _collate_replaced, pin_memory=device.type == "cuda")
+    for batch, replaced in feed(loaded, device):
         for one in replaced:
             if skipped:
                 skipped.add(one)

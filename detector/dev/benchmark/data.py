@@ -96,7 +96,7 @@ def make_inputs(folder: Path, short: int, long: int) -> Inputs:
 
 def ours(inputs: Inputs) -> Run:
     def run() -> Outputs:
-        batches = load_batches(inputs.data, inputs.keys, WORKERS, pin_memory=False)
+        batches = load_batches(inputs.data, inputs.keys, WORKERS)
         first = next(batches)
         return Outputs(len(first.ids) + sum(len(batch.ids) for batch in batches), first)
 

@@ -92,8 +92,7 @@ def ours(inputs: Inputs, kind: str) -> Run:
 
 def theirs(inputs: Inputs) -> Run:
     model, config, categories = open_weights(inputs.checkpoint)
-    model = model.fold_norms().to(memory_format=torch.channels_last)  # as Predictor.from_checkpoint
-    return partial(predict, Predictor(model, config, categories, torch.device("cpu")), inputs)
+    return partial(predict, Predictor(model.fold_norms(), config, categories, torch.device("cpu")), inputs)
 
 
 def predict(predictor: ImagePredictor, inputs: Inputs) -> list[detection_results.Prediction]:

@@ -88,8 +88,7 @@ def ours(inputs: Inputs) -> Run:
     categories = [Category(**category) for category in inputs.weights["categories"]]
     model = build_model(inputs.config.model, len(categories))
     model.load_state_dict(inputs.weights["model"])
-    model = model.fold_norms().to(memory_format=torch.channels_last)  # as Predictor.from_checkpoint
-    predictor = Predictor(model, inputs.config, categories, torch.device(inputs.device))
+    predictor = Predictor(model.fold_norms(), inputs.config, categories, torch.device(inputs.device))
 
     def run() -> list[Found]:
         found = [predictor.predict([file])[0] for file in inputs.files]
@@ -143,7 +142,7 @@ def ours_from_pixels(inputs: Pixels) -> Run:
     device, count = inputs.images.device, len(inputs.images)
     model = build_model(inputs.config.model, len(inputs.weights["categories"]))
     model.load_state_dict(inputs.weights["model"])
-    model = model.to(device, memory_format=torch.channels_last).eval()
+    model = model.place(device, "bf16").eval()
     sizes = torch.tensor([inputs.images.shape[-2:]] * count, device=device)
     nothing = Targets(torch.zeros(count, 1, 4), torch.full((count, 1), -1))
     batch = Batch(inputs.images, sizes, sizes, nothing, torch.arange(count)).to(device)

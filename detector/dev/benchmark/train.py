@@ -81,13 +81,13 @@ def make_inputs(config: Config, classes: int, device: torch.device) -> Inputs:
     return Inputs(config, weights, Batch(images, sizes, sizes, targets, torch.arange(count)).to(device))
 
 
-def ours(inputs: Inputs) -> Run:
-    """The training loop's step, without ranks and logs."""
+def ours(inputs: Inputs, is_channels_first: bool | None = None) -> Run:
+    """The training loop's step, without ranks and logs; ``is_channels_first``: see ``Model.place``."""
     config, batch = inputs.config, inputs.batch
     device = batch.images.device
     model = build_model(config.model, len(inputs.weights["categories"]))
     model.load_state_dict(inputs.weights["model"])
-    model = model.to(device, memory_format=torch.channels_last).train()
+    model = model.place(device, config.train.precision, is_channels_first).train()
     optimizer = TrainingState.begin(model, config.train, num_images=1, device=device).optimizer
     network = torch.compile(model) if config.train.compile else model
 
