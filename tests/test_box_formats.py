@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -317,6 +318,29 @@ def test_the_doctor_fixes_any_format_as_coco(tmp_path: Path, capsys: pytest.Capt
     whole = read_rows(path, is_strict=False)
     assert np.array_equal(fixed.boxes_xywh, whole.boxes_xywh)
     assert fixed.file_name(0) == "images/train/a.png"
+
+
+def test_the_doctor_examines_each_of_several_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    yolo(tmp_path / "one", "0 0.5 0.5 0.2 0.4\n1 0.5 0.5\n1 0.2 0.5 0.2 0.4\n")
+    voc(tmp_path / "two")
+    val = lay_out(tmp_path / "three", {"b.csv": "c.png,1,1,9,9,dog\n"}, ("c.png",)) / "b.csv"  # its only class is 1
+    image(tmp_path / "one/images/train/c.png")
+    config = tmp_path / "c.yaml"
+    config.write_text(f"data: {{train: [{tmp_path / 'one'}, {tmp_path / 'two'}], val: {val}, exif: upright}}\n")
+    assert main(["doctor", "--config", str(config), "--json", "--html", str(tmp_path / "page.html")]) == 1
+    report = json.loads(capsys.readouterr().out)
+    found = {(one["check"], one["split"]): one["count"] for one in report["findings"]}
+    assert found["row-malformed", "train 1"] == 1
+    assert ("row-malformed", "train 2") not in found
+    assert found["images-identical", "train 1/train 2"] == 1  # all images are black
+    assert found["leak-identical", "train 1/val"] == found["leak-identical", "train 2/val"] == 1
+    assert not [check for check, _ in found if check == "classes-differ"]
+    main(["doctor", "--config", str(config), "--quick", "data.classes=[{pet: [cat, dog]}]"])
+    said = capsys.readouterr()
+    assert "data.classes leaves 2 of 2 boxes" in said.err
+    assert "pet 2" in said.out
+    assert main(["doctor", "--config", str(config), "--quick", "data.classes=[fish]"]) == 2
+    assert "'fish' is not among the 2 classes" in capsys.readouterr().err
 
 
 # --- real data --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 from detector.commands import add_allow_code
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from detector.analysis.doctor.columns import Split
     from detector.analysis.doctor.examination import Settings
     from detector.config.schema import Config
@@ -160,23 +162,33 @@ def _open_labelled(name: str, annotations: Path | None, images: Path, config: Co
         return _checked(read_labelled(name, annotations, images, classes, multi_label))
 
 
-def _open_sources(config: Config, name: str) -> list[Split]:
-    """The split with boxes of ``data.train`` or ``data.val``, if there is one."""
+def _open_sources(config: Config, name: str, members: Mapping[str, Sequence[str]]) -> list[Split]:
+    """The splits with boxes of ``data.train`` or ``data.val``: none, one, or one for each of several sets.
+
+    They have the classes of ``members`` (``data.classes``), or all if it is empty.
+    """
+    from detector.analysis.doctor.columns import with_classes
     from detector.analysis.doctor.reading import read_boxes
     from detector.config.schema import SplitConfig
     from detector.data.detection import has_val, sources_of
+    from detector.data.formats.joining import check_members
     from detector.data.split import images_folder, split_to_read
-    from detector.errors import ConfigError
 
     data = config.data
     if data.train == SplitConfig() if name == "train" else data.val_share is not None or not has_val(data):
         return []
     sources, _ = sources_of(data, name)
-    if len(sources) > 1:
-        raise ConfigError(f"data.{name}: lists several sets; the doctor examines one at a time: give --annotations")
-    if sources[0].images:
-        images_folder(data, *split_to_read(data, name))
-    return [_checked(read_boxes(name, sources[0]))]
+    read_name, given = split_to_read(data, name)
+    for own in given.each:
+        if own.images:
+            images_folder(data, read_name, own)
+    names = [f"{name} {number}" if len(sources) > 1 else name for number in range(1, len(sources) + 1)]
+    splits = [_checked(read_boxes(own, source)) for own, source in zip(names, sources, strict=True)]
+    if not members:
+        return splits
+    if name == "train":
+        check_members([split.rows for split in splits if split.rows], members)
+    return [with_classes(split, members) for split in splits]
 
 
 def _checked(split: Split) -> Split:
@@ -205,7 +217,8 @@ def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     splits = []
     for name, split in (("train", config.data.train), ("val", config.data.val)):
         if get_core(config.task).FOLDER_FORMAT is None:
-            splits += _open_sources(config, name)
+            # --fix is of a whole file.
+            splits += _open_sources(config, name, {} if args.fix else config.data.class_members)
         elif split is not None and split.images:
             annotations = Path(split.annotations) if split.annotations else None
             splits.append(_open_labelled(name, annotations, Path(split.images), config))

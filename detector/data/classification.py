@@ -157,8 +157,13 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
         return self.transform(image, epoch, index), probabilities, image.shape[:2]
 
 
-def open_classes(config: Config, name: str, categories: list[Category] | None = None) -> ClassDataset:
-    """The data set of ``data.train`` (augmented) or ``data.val``, with the classes of ``categories`` where given."""
+def open_classes(
+    config: Config, name: str, categories: list[Category] | None = None, keep_in: Path | None = None
+) -> ClassDataset:
+    """The data set of ``data.train`` (augmented) or ``data.val``, with the classes of ``categories`` where given.
+
+    Nothing is kept in ``keep_in``: labels are the names of folders, or in one file.
+    """
     data, channels = config.data, config.model.in_channels
     classes = [category.name for category in categories] if categories is not None else _class_names(data)
     read_name, split = split_to_read(data, name)

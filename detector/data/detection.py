@@ -315,13 +315,17 @@ def open_dataset(
     categories: list[Category] | None = None,
     channels: int = 3,
     seed: int = 0,
+    keep_in: Path | None = None,
 ) -> CocoDataset:
-    """The data set of ``data.train`` or ``data.val`` (``name``), checked as far as possible without decoding."""
+    """The data set of ``data.train`` or ``data.val`` (``name``), checked as far as possible without decoding.
+
+    ``keep_in``: see :func:`detector.data.formats.reading.read_rows`.
+    """
     read_name, split = split_to_read(data, name)
     for own in split.each:
         if own.images is not None:
             images_folder(data, read_name, own)
-    annotations = read_split(data, name, categories, seed)
+    annotations = read_split(data, name, categories, seed, keep_in)
     images = annotations.images
     if images is None:
         raise not_set(data, read_name, "images")
@@ -341,13 +345,15 @@ def check_objects(dataset: CocoDataset) -> None:
         )
 
 
-def read_split(data: DataConfig, name: str, categories: list[Category] | None, seed: int) -> Annotations:
+def read_split(
+    data: DataConfig, name: str, categories: list[Category] | None, seed: int, keep_in: Path | None = None
+) -> Annotations:
     """The annotations of ``data.train`` or ``data.val``: of whole sets, or of the part held back or not.
 
     Of several sets to train on, images are repeated by the sets' weights.
     """
     sources, weights = sources_of(data, name)
-    parts = [read_rows(source, is_strict=True) for source in sources]
+    parts = [read_rows(source, is_strict=True, keep_in=keep_in) for source in sources]
     sizes = [len(rows.image_ids) for rows in parts]
     annotations = join_rows(parts, data.class_members, categories)
     if data.val_share is not None:

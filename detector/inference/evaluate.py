@@ -29,10 +29,13 @@ from detector.data.detection import (
     CheckedBoxes,
     apply_box_policy,
     describe_odd_areas,
+    has_val,
     read_split,
     scored_truth,
     with_sizes,
 )
+from detector.data.formats.building import Source
+from detector.data.formats.reading import detect
 from detector.data.listing import check_folder
 from detector.errors import ConfigError, DataError, counted, near_path
 from detector.evaluation.box_figures import box_report
@@ -45,6 +48,7 @@ from detector.structures import Batch, Detections
 from detector.tasks import Task, detection, get_core, get_task
 from detector.training import distributed
 from detector.training.loop import predict_all, predict_batch
+from detector.training.run_folder import kept_labels
 
 
 class Evaluation(NamedTuple):
@@ -74,24 +78,26 @@ def evaluate_checkpoint(
     """Score a checkpoint or a run on its own val data, or on ``annotations`` and ``images``."""
     exported = ExportedPredictor(source) if Path(source).suffix == SUFFIX else None
     content = exported.metadata if exported else open_checkpoint(source)
-    given = []
+    given, other = [], []
     for key, path in (("annotations", annotations), ("images", images)):
         if path:  # other data has no part held back
             given += [f"data.val.{key}={json.dumps(str(path), ensure_ascii=False)}", "data.val_share=null"]
-            given += ["data.val.sets=[]", "data.val.format=auto"]
+            other = ["data.val.sets=[]", "data.val.format=auto", "data.val.part=null"]
     needs_annotations = get_core(checkpoint_config(content, source).task).FOLDER_FORMAT is None
     if images and not annotations and not needs_annotations:
         given.append("data.val.annotations=null")
+    if annotations and not images and needs_annotations and detect(Source(Path(annotations))) != "coco":
+        other.append("data.val.images=null")  # where the format has them
+    overrides = [*other, *overrides, *given]
     if exported:
-        opened = Opened(exported, override_config(content, source, [*overrides, *given]), exported.categories)
+        opened = Opened(exported, override_config(content, source, overrides), exported.categories)
         exported.follow(opened.config.model.predict)
     else:
-        opened = from_content(content, source, [*overrides, *given], device, allow_code)
+        opened = from_content(content, source, overrides, device, allow_code)
     data = opened.config.data
-    needed = ("annotations", "images") if needs_annotations else ("images",)
-    missing = [f"--{key}" for key in needed if data.val_share is None and getattr(data.val, key, None) is None]
-    if missing:
-        raise ConfigError(f"{source}: names no data of its own to evaluate on; give {' and '.join(missing)}")
+    if not (has_val(data) if needs_annotations else data.val_share is not None or (data.val and data.val.images)):
+        missing = "--annotations and --images" if needs_annotations else "--images"
+        raise ConfigError(f"{source}: names no data of its own to evaluate on; give {missing}")
     if data.val_share is not None:
         check_val_share(content, source)
     del content
@@ -185,12 +191,14 @@ def evaluate_other(other: Other, evaluation: Evaluation, name: str) -> Scored:
 
 
 def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
-    """Score a model on the val data of its config, by the settings of ``scored_by``."""
+    """Score a model, the checkpoint ``name``, on the val data of its config, by the settings of ``scored_by``."""
     model, config, categories = opened
     task, is_exported = get_task(config), isinstance(model, ExportedPredictor)
     device = torch.device("cpu") if is_exported else next(model.buffers()).device
     check_precision(config.model.predict.precision, device, "model.predict.precision")
-    data = task.open_split(config, "val", categories)
+    run = Path(name) if os.path.isdir(name) else Path(name).parent  # noqa: PTH112
+    is_run = os.path.exists(run / "config.yaml")  # noqa: PTH110 (Path's functions raise for a name that is too long)
+    data = task.open_split(config, "val", categories, kept_labels(run) if is_run else None)
     if distributed.is_main():
         print("\n".join([f"{name} on {data.source}: {data.summary()}", *data.warnings()]), file=sys.stderr)
     if not is_exported:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,10 +68,12 @@ def largest_input(config: Config) -> tuple[int, int]:
     return padded(height), padded(width)
 
 
-def open_split(config: Config, name: str, categories: list[Category] | None = None) -> CocoDataset:
-    """The COCO-format data set of ``data.train`` (augmented) or ``data.val``, with ``categories`` if given."""
+def open_split(
+    config: Config, name: str, categories: list[Category] | None = None, keep_in: Path | None = None
+) -> CocoDataset:
+    """The data set of ``data.train`` (augmented) or ``data.val``, with ``categories`` if given."""
     transform = make_transform(config, name)
-    return open_dataset(config.data, name, transform, categories, config.model.in_channels, config.seed)
+    return open_dataset(config.data, name, transform, categories, config.model.in_channels, config.seed, keep_in)
 
 
 def open_own(config: Config, name: str, own: BoxData, categories: list[Category] | None = None) -> OwnDataset:

@@ -39,7 +39,7 @@ from detector.training.derived import derive
 from detector.training.loop import TrainingState, count_steps, predict_all, train
 from detector.training.optimizer import scaled_lr
 from detector.training.preview import preview_run
-from detector.training.run_folder import RunFolder, tensorboard_writer
+from detector.training.run_folder import RunFolder, kept_labels, tensorboard_writer
 
 
 def fit(
@@ -71,7 +71,7 @@ def _fit(
     config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any, own: OwnData | None
 ) -> bool:
     config = config if own is None else without_files(config, own)
-    config, derived = derive(config, lambda config: open_train(config, task, own))
+    config, derived = derive(config, lambda config: open_train(config, task, run, own))
     content = distributed.from_main(lambda: take_up(run, resume))
     start = open_start(config) if content is None else None
     config, normalised = begin_normalise(config, start or content, str(run.last if content else config.model.weights))
@@ -80,11 +80,11 @@ def _fit(
             config = with_batch_size(config, checkpoint_config(content, run.last).train.batch_size)
         check_config(content, config, run, own)
     if config.train.batch_size == "auto":
-        sample_data = open_train(config, task, own)
+        sample_data = open_train(config, task, run, own)
         num_classes = len(sample_data.categories)
         config = choose_batch_size(config, task, lambda: build_model(config.model, num_classes), sample_data, device)
         print(f"train.batch_size: {config.train.batch_size} fit into the GPU's memory", file=sys.stderr)
-    train_data, val_data = open_data(config, task, own)
+    train_data, val_data = open_data(config, task, run, own)
     categories = train_data.categories
 
     torch.manual_seed(config.seed)
@@ -119,18 +119,22 @@ def _fit(
     return finished
 
 
-def open_train(config: Config, task: Task, own: OwnData | None) -> Data:
+def open_train(config: Config, task: Task, run: RunFolder, own: OwnData | None) -> Data:
     if config.train.batch_size == "auto":  # not known yet
         config = with_batch_size(config, 1)
-    return task.open_split(config, "train") if own is None else task.open_own(config, "train", own[0])
+    if own is not None:
+        return task.open_own(config, "train", own[0])
+    return task.open_split(config, "train", keep_in=kept_labels(run.path))
 
 
-def open_data(config: Config, task: Task, own: OwnData | None) -> tuple[Data, Data | None]:
+def open_data(config: Config, task: Task, run: RunFolder, own: OwnData | None) -> tuple[Data, Data | None]:
     """The data to train on, and to evaluate on if there is any."""
-    train_data = open_train(config, task, own)
+    train_data = open_train(config, task, run, own)
     if own is not None:
         return train_data, None if own[1] is None else task.open_own(config, "val", own[1], train_data.categories)
-    return train_data, task.open_split(config, "val", train_data.categories) if config.data.has_val else None
+    if not config.data.has_val:
+        return train_data, None
+    return train_data, task.open_split(config, "val", train_data.categories, kept_labels(run.path))
 
 
 def without_files(config: Config, own: OwnData) -> Config:

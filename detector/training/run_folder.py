@@ -21,6 +21,14 @@ from detector.files.atomic import LOCK, append_line, atomic_write, make_folder, 
 from detector.structures import Category
 
 
+def kept_labels(run: Path) -> Path:
+    """The folder beside a run, and for all runs beside it, that keeps what was read from many label files.
+
+    It is there before the run's own folder is, and a run's data is read several times before its first step.
+    """
+    return run.parent / ".labels"
+
+
 class RunFolder:
     """``runs/NAME/``: config.yaml, environment.json, first_batch.jpg, metrics.jsonl, results.json, last.pt, best.pt."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from detector.analysis.doctor.findings import Example, Finding, findings_of
 from detector.data.formats.columns import BAD_ID, Ids, Rows
+from detector.data.formats.joining import choose_classes
 from detector.data.split import hold_back
 from detector.errors import DataError
 from detector.structures import Category
@@ -38,7 +39,7 @@ class Split:
     Unusable values are marked: a negative index, a size of 0, a box of NaN, an empty name.
     """
 
-    name: str  # train or val
+    name: str  # train or val, or train 1, train 2, … of several sets
     source: Path  # the annotation file, or the folder of class folders
     root: Path  # the folder that file names are relative to
     has_boxes: bool  # else each annotation is the class of a whole image
@@ -53,8 +54,13 @@ class Split:
     areas: np.ndarray  # [M] float64
     is_crowd: np.ndarray  # [M] bool: crowds, and what the file says to ignore
     notice: str = ""  # a line that names what was read leniently
-    rows: Rows | None = None  # of a COCO file, as the reader returned it
+    rows: Rows | None = None  # as the reader returned them, unless this is a part of them
+    has_ids: bool = True  # whether the categories' ids are the file's own; else only names tell classes apart
     faults: list[Finding] = field(default_factory=list)  # found by reading
+
+    @property
+    def is_train(self) -> bool:
+        return self.name.startswith("train")
 
     @cached_property
     def is_entry(self) -> np.ndarray:
@@ -142,6 +148,25 @@ class Split:
     def class_name(self, row: int) -> str:
         label = int(self.label[row])
         return "?" if label < 0 else self.categories[label].name
+
+
+def with_classes(split: Split, members: Mapping[str, Sequence[str]]) -> Split:
+    """A split with the classes of ``data.classes`` only; what reading found is still of all of them."""
+    assert split.rows is not None
+    rows = choose_classes(split.rows, members)
+    return replace(
+        split,
+        categories=rows.categories,
+        annotation_ids=rows.annotation_ids,
+        image=rows.image,
+        label=rows.label,
+        boxes=rows.boxes_xywh,
+        areas=rows.areas,
+        is_crowd=rows.is_crowd,
+        notice=rows.notice,
+        rows=None,
+        has_ids=False,
+    )
 
 
 def hold_back_val(split: Split, fraction: float, seed: int) -> list[Split]:

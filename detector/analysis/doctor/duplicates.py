@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -35,17 +36,24 @@ class Pair(NamedTuple):
 
 
 def check_duplicates(splits: Sequence[Split], facts: Sequence[Sequence[FileFacts]]) -> Iterator[Finding]:
-    """Duplicates within each split, and those of train in val."""
+    """Duplicates within each split, those of an earlier set to train on in a later one, and those of train in val."""
     within = [[*_within(split, own)] for split, own in zip(splits, facts, strict=True)]
-    across = [*_across(splits[1], facts[1], splits[0], facts[0])] if len(splits) == 2 else []
+    across = []
     for split, pairs in zip(splits, within, strict=True):
-        yield from _findings("images-identical", split.name, [pair for pair in pairs if pair.distance == IDENTICAL])
-        yield from _findings("images-near", split.name, [pair for pair in pairs if pair.distance != IDENTICAL])
-    yield from _findings("leak-identical", "train/val", [pair for pair in across if pair.distance == IDENTICAL])
-    yield from _findings("leak-near", "train/val", [pair for pair in across if pair.distance != IDENTICAL])
+        yield from _of_both_kinds("images", split.name, pairs)
+    for (one, one_facts), (other, other_facts) in combinations(zip(splits, facts, strict=True), 2):
+        pairs = [*_across(other, other_facts, one, one_facts)]
+        kind = "leak" if one.is_train and not other.is_train else "images"
+        yield from _of_both_kinds(kind, f"{one.name}/{other.name}", pairs)
+        across += pairs
     same = [pair for pair in sum(within, across) if pair.distance <= ALL_BUT_SAME]
     conflicts = [pair for pair in same if len({*map(tuple, pair.labels())}) > 1]
     yield from _findings("label-conflict", "/".join(split.name for split in splits), conflicts)
+
+
+def _of_both_kinds(kind: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
+    yield from _findings(f"{kind}-identical", name, [pair for pair in pairs if pair.distance == IDENTICAL])
+    yield from _findings(f"{kind}-near", name, [pair for pair in pairs if pair.distance != IDENTICAL])
 
 
 def _findings(check: str, name: str, pairs: Sequence[Pair]) -> Iterator[Finding]:
@@ -94,7 +102,7 @@ def _within(split: Split, facts: Sequence[FileFacts]) -> Iterator[Pair]:
 def _across(
     val: Split, val_facts: Sequence[FileFacts], train: Split, train_facts: Sequence[FileFacts]
 ) -> Iterator[Pair]:
-    """Images of val that duplicate one of train; where only headers were read, those that are the same file."""
+    """Images of val, or a later set, that duplicate one of train; of headers alone, those that are the same file."""
 
     def identity(split: Split, index: int, own: FileFacts) -> bytes:
         return own.digest or os.fsencode(split.path(index).absolute())

@@ -1,4 +1,4 @@
-"""The whole examination of one or two splits."""
+"""The whole examination of a data set: train, or each of several sets to train on, and val."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Report:
 
 
 def examine(splits: Sequence[Split], settings: Settings, is_quick: bool) -> Report:
-    """Every check on one split, or on train and val."""
+    """Every check on each split, and on all together."""
     files = [_look_at_files(split, settings, is_quick) for split in splits]
     sets = [describe(split, image_sizes(split, own), settings.resize) for split, own in zip(splits, files, strict=True)]
     return Report(splits, files, sets, sort_findings(_findings(splits, files, sets, settings)), settings, is_quick)

@@ -60,14 +60,18 @@ MOST_LOST = 0.01  # fraction of the annotations, without --allow-loss
 
 
 def fix_targets(splits: Sequence[Split], out: Path) -> list[tuple[Split, Path]]:
-    """The path of each split's copy: that of val is beside that of train, as ``OUT.val.json``. None may exist."""
+    """The path of each split's copy: beside the first one, others are as ``OUT.val.json``. None may exist."""
     if not splits[0].has_boxes:
         raise ConfigError("command line: --fix fixes annotations of boxes; labelled images have none")
-    targets = [(splits[0], out), *((split, out.with_suffix(f".val{out.suffix}")) for split in splits[1:])]
+    targets = [(splits[0], out), *((split, _beside(out, split)) for split in splits[1:])]
     for _, target in targets:
         for path in (target, changes_path(target)):
             check_new(path)
     return targets
+
+
+def _beside(out: Path, split: Split) -> Path:
+    return out.with_suffix(f".{split.name.replace(' ', '')}{out.suffix}")
 
 
 def changes_path(target: Path) -> Path:

@@ -41,6 +41,7 @@ def read_boxes(name: str, source: Source) -> Split:
         is_crowd=rows.is_crowd,
         notice=rows.notice,
         rows=rows,
+        has_ids=rows.has_ids,
     )
     split.faults = list(_findings(split, rows))
     return split

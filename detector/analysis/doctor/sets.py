@@ -77,17 +77,18 @@ def object_sizes(split: Split, image_sizes: np.ndarray, resize: ResizeConfig) ->
 
 
 def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detections: int) -> Iterator[Finding]:
-    """Findings in each split, and differences between the classes of both."""
+    """Findings in each split, and differences between the classes of train and val."""
     for split, own in zip(splits, facts, strict=True):
         yield from _classes(split)
         yield from split.in_images("images-empty", split.is_empty & ~split.has_region)
         yield from split.in_images("images-ignored", split.is_empty & split.has_region)
-        if split.name == "train" and not split.is_object.any():
+        if split.is_train and not split.is_object.any():
             yield from findings_of("objects-none", split.name, [f"{len(split.files):,} images without one"], in_words)
         if split.has_boxes:
             yield from _objects(split, own, max_detections)
-    if len(splits) == 2:
-        yield from _differing_classes(*splits)
+    for split in splits:
+        if not split.is_train and len(splits) > 1:
+            yield from _differing_classes([own for own in splits if own.is_train], split)
 
 
 def _objects(split: Split, own: SetFacts, max_detections: int) -> Iterator[Finding]:
@@ -107,22 +108,27 @@ def _classes(split: Split) -> Iterator[Finding]:
             check, split.name, [f"{split.categories[label].name}: {counts[label]:,}" for label in labels], in_words
         )
 
-    must_learn = split.name == "train" and not split.has_boxes  # a folder's class, or one of data.classes
+    must_learn = split.is_train and not split.has_boxes  # a folder's class, or one of data.classes
     yield from in_classes("class-unlearnt" if must_learn else "class-empty", counts == 0)
-    if split.name == "train":
+    if split.is_train:
         yield from in_classes("class-rare", (counts > 0) & (counts < FEW))
         yield from in_classes("class-imbalance", (counts >= FEW) & (counts * IMBALANCE < counts.max(initial=0)))
 
 
-def _differing_classes(train: Split, val: Split) -> Iterator[Finding]:
-    """Compare by id and name, labelled images by name. Val may lack classes, or list others without annotations."""
-    if train.has_boxes:
-        differences = class_differences(val.categories, train.categories, val.is_used)
+def _differing_classes(trains: Sequence[Split], val: Split) -> Iterator[Finding]:
+    """Compare by id and name, or by name where ids are not the files' own, several sets are joined, or images labelled.
+
+    Val may lack classes, or list others without annotations.
+    """
+    if val.has_boxes and val.has_ids and len(trains) == 1 and trains[0].has_ids:
+        differences = class_differences(val.categories, trains[0].categories, val.is_used)
         said = [
             f"{own.id} {own.name!r} of val is {f'{other.id} {other.name!r}' if other else 'no class'} in train"
             for own, other in differences
         ]
     else:
-        known = {category.name for category in train.categories}
-        said = [f"{own.name!r} only in val" for own in val.categories if own.name not in known]
+        known = {category.name for train in trains for category in train.categories}
+        is_listed = val.is_used if val.has_boxes else np.ones(len(val.categories), dtype=bool)
+        names = [own.name for own, listed in zip(val.categories, is_listed, strict=True) if listed]
+        said = [f"{name!r} only in val" for name in names if name not in known]
     yield from findings_of("classes-differ", "train/val", said, in_words)

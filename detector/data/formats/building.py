@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -131,44 +132,69 @@ class Builder:
         ]
         return self.rows(categories, root, form)
 
-    def rows(self, categories: list[Category], root: Path, form: str, has_ids: bool = False) -> Rows:
+    def rows(self, categories: list[Category], root: Path, form: str) -> Rows:
         """The columns, without exact duplicates; ``form`` says how the source was read."""
         if not len(self.widths) and not self.faults:
             raise DataError(f"{self.source.path}: has no images ({form})")
-        image, label = np.asarray(self.image), np.asarray(self.label)
-        boxes = np.asarray(self.corners).reshape(-1, 4)
+        image, label, is_crowd = np.asarray(self.image), np.asarray(self.label), np.asarray(self.is_crowd).view(bool)
+        boxes, areas = np.asarray(self.corners).reshape(-1, 4), np.asarray(self.areas)
         boxes[:, 2:] -= boxes[:, :2]
-        areas = np.asarray(self.areas)
-        areas = np.where(np.isnan(areas), boxes[:, 2:].prod(axis=1), areas)
-        kept = _first_of_equals(image, label, boxes)
-        self.notes["exact duplicate{s} of a box, removed"] += len(image) - len(kept)
-        ids = np.array([category.id for category in categories], dtype=np.int64)
-        image, label = image[kept], label[kept]
+        is_of_box = np.isnan(areas)
+        areas[is_of_box] = boxes[is_of_box, 2:].prod(axis=1)
+        if again := _equals_of_earlier(image, label, boxes):
+            self.notes["exact duplicate{s} of a box, removed"] += len(again)
+            image, label, boxes, areas, is_crowd = (
+                np.delete(column, again, axis=0) for column in (image, label, boxes, areas, is_crowd)
+            )
+        names = Texts(np.frombuffer(self.names, dtype=np.uint8), np.asarray(self.name_ends))
+        sizes = {"heights": np.asarray(self.heights), "widths": np.asarray(self.widths)}
+        columns = {"image": image, "label": label, "boxes_xywh": boxes, "areas": areas, "is_crowd": is_crowd}
+        rows = numbered_rows(self.source.path, categories, names, sizes | columns, self.notes, root, form)
+        return replace(rows, faults=self.faults)
+
+
+def numbered_rows(
+    path: Path,
+    categories: list[Category],
+    names: Texts,
+    columns: dict[str, np.ndarray],
+    notes: Counter[str],
+    root: Path,
+    form: str,
+) -> Rows:
+    """Columns of a source that has no ids: images and annotations are numbered from 1.
+
+    ``columns`` are the heights, widths, image, label, boxes_xywh, areas and is_crowd of :class:`Rows`.
+    """
+    ids = np.array([category.id for category in categories], dtype=np.int64)
+    label = columns["label"]
+    return Rows(
+        path=path,
+        categories=categories,
         # From 1: COCO's own evaluation takes an annotation 0 for none.
-        annotation_ids, image_ids = (Ids.counting(count, first=1) for count in (len(kept), len(self.widths)))
-        return Rows(
-            path=self.source.path,
-            categories=categories,
-            image_ids=image_ids,
-            heights=np.asarray(self.heights),
-            widths=np.asarray(self.widths),
-            names=Texts(np.frombuffer(self.names, dtype=np.uint8), np.asarray(self.name_ends)),
-            annotation_ids=annotation_ids,
-            of_image=image + 1,
-            of_category=ids[label] if len(ids) else label,
-            image=image,
-            label=label,
-            boxes_xywh=boxes[kept],
-            areas=areas[kept],
-            is_crowd=np.asarray(self.is_crowd).view(bool)[kept],
-            notes=self.notes,
-            skipped=[],
-            faults=self.faults,
-            text_codes={},
-            root=root,
-            form=form,
-            has_ids=has_ids,
-        )
+        image_ids=Ids.counting(len(names.ends), first=1),
+        names=names,
+        annotation_ids=Ids.counting(len(label), first=1),
+        of_image=columns["image"] + 1,
+        of_category=ids[label] if len(ids) else label,
+        **columns,
+        notes=notes,
+        skipped=[],
+        faults={},
+        text_codes={},
+        root=root,
+        form=form,
+        has_ids=False,
+    )
+
+
+def stamp(path: str) -> tuple[int, int] | None:
+    """Size and time of a file, which change with its content; None where there is none."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 (a Path for each of 100,000 is slow)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def read_text(path: Path, pattern: str) -> str:
@@ -205,10 +231,12 @@ def _without_place(error: DataError, path: Path) -> tuple[Path, int, str]:
     return path, 0, str(error).removeprefix(f"{path}: ")
 
 
-def _first_of_equals(image: np.ndarray, label: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Indices of the boxes without those that equal an earlier one of the same image and class; the order stays."""
-    order = np.lexsort((*boxes.T, label, image))  # stable: of equals, the earliest comes first
-    keys = np.column_stack([image, label, boxes])[order]
-    is_again = np.zeros(len(order), dtype=bool)
-    is_again[1:] = (keys[1:] == keys[:-1]).all(axis=1)
-    return np.sort(order[~is_again])
+def _equals_of_earlier(image: np.ndarray, label: np.ndarray, boxes: np.ndarray) -> list[int]:
+    """Indices of the boxes that equal an earlier one of the same image and class."""
+    columns = (*boxes.T, label, image)
+    order = np.lexsort(columns)  # stable: of equals, the earliest comes first
+    is_again = np.ones(max(len(order) - 1, 0), dtype=bool)
+    for column in columns:
+        in_order = column[order]
+        is_again &= in_order[1:] == in_order[:-1]
+    return order[1:][is_again].tolist()

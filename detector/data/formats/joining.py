@@ -28,7 +28,7 @@ def join_rows(
     """
     if members:
         if categories is None:
-            _check_members(parts, members)
+            check_members(parts, members)
         parts = [choose_classes(rows, members) for rows in parts]
     if categories is None and (members or len(parts) > 1):
         categories = _union(parts, list(members))
@@ -40,13 +40,13 @@ def join_rows(
 
 
 def choose_classes(rows: Rows, members: Mapping[str, Sequence[str]]) -> Rows:
-    """Columns with only the classes of ``members``: each is made of those that it lists."""
+    """Columns with only the classes of ``members``: each is made of those that it lists. Faults are not among them."""
     class_of = {member: name for name, own in members.items() for member in own}
     first = {class_of[own.name]: own.id for own in reversed(rows.categories) if own.name in class_of}
     categories = [Category(first[name], name) for name in members if name in first]
     label_of = {category.name: label for label, category in enumerate(categories)}
     new = np.array([label_of.get(class_of.get(own.name, ""), -1) for own in rows.categories], dtype=np.int64)
-    label = new[rows.label]
+    label = np.where(rows.label >= 0, new[rows.label], -1)
     is_kept = label >= 0
     counts = counts_of(rows.label, len(rows.categories))
     dropped = [f"{own.name} {counts[old]:,}" for old, own in enumerate(rows.categories) if new[old] < 0 and counts[old]]
@@ -63,12 +63,14 @@ def choose_classes(rows: Rows, members: Mapping[str, Sequence[str]]) -> Rows:
         boxes_xywh=rows.boxes_xywh[is_kept],
         areas=rows.areas[is_kept],
         is_crowd=rows.is_crowd[is_kept],
+        faults={},
         form="; ".join(filter(None, [rows.form, said])),
         has_ids=False,
     )
 
 
-def _check_members(parts: Sequence[Rows], members: Mapping[str, Sequence[str]]) -> None:
+def check_members(parts: Sequence[Rows], members: Mapping[str, Sequence[str]]) -> None:
+    """Raises for a class of ``members`` that no set has."""
     known = list(dict.fromkeys(category.name for rows in parts for category in rows.categories))
     for member in (member for own in members.values() for member in own):
         if member not in known:

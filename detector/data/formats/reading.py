@@ -10,6 +10,7 @@ from detector.data.formats import box_csv, coco_rows, voc, yolo
 from detector.data.formats.annotations import Annotations, from_rows
 from detector.data.formats.building import Source
 from detector.data.formats.columns import Rows
+from detector.data.formats.keeping import kept_rows
 from detector.data.formats.recognition import formats_of, naming_format
 from detector.errors import DataError, one_of
 from detector.structures import Category
@@ -27,11 +28,18 @@ def read_annotations(source: Source | str | Path, categories: list[Category] | N
     return from_rows(read_rows(source, is_strict=True), categories)
 
 
-def read_rows(source: Source | str | Path, is_strict: bool) -> Rows:
-    """The columns of a source; without ``is_strict``, with the faults in them instead of an error for the first."""
+def read_rows(source: Source | str | Path, is_strict: bool, keep_in: Path | None = None) -> Rows:
+    """The columns of a source; without ``is_strict``, with the faults in them instead of an error for the first.
+
+    What is read strictly from a file per image is kept in the folder ``keep_in``, if given, and not read again there
+    until something changes.
+    """
     source = source if isinstance(source, Source) else Source(Path(source))
     with naming_format(source.path, has_boxes=True):
-        return FORMATS[detect(source)].read(source, is_strict)
+        reader = FORMATS[detect(source)]
+        if keep_in is None or reader not in FILE_PER_IMAGE:
+            return reader.read(source, is_strict)
+        return kept_rows(keep_in, source, reader.state(source), lambda: reader.read(source, is_strict=True))
 
 
 def detect(source: Source) -> str:
@@ -60,6 +68,7 @@ def has_part(source: Source, part: str) -> bool:
     return FORMATS[detect(source)].has_part(source.path, part)
 
 
+FILE_PER_IMAGE = (yolo, voc)  # these have ``state(source)``: all that reading depends on, without the labels' content
 # By name, the reader: ``read(source, is_strict)`` raises the first fault or collects them, and ``has_part(path, part)``
 # tells whether a path holds train, val or test apart from others.
 FORMATS: dict[str, ModuleType] = {"coco": coco_rows, "yolo": yolo, "voc": voc, "csv": box_csv}

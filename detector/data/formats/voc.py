@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
 
-from detector.data.formats.building import LARGEST_TEXT, Builder, Source, read_text
+from detector.data.formats.building import LARGEST_TEXT, Builder, Source, read_text, stamp
 from detector.data.formats.columns import Rows
 from detector.data.listing import list_images, walk
 from detector.errors import DataError, unreadable
@@ -68,6 +68,16 @@ def read(source: Source, is_strict: bool) -> Rows:
     return builder.named_rows(layout.images, form)
 
 
+def state(source: Source) -> Iterator[object]:
+    """All that :func:`read` depends on, without reading the XML files."""
+    layout = layout_of(source)
+    yield layout
+    yield from list_images(layout.images).files
+    yield list(_files(layout, Builder(source, is_strict=True)))
+    for name in sorted(_xml_files(layout.annotations)):
+        yield name, stamp(f"{layout.annotations}/{name}")
+
+
 # --- where files are --------------------------------------------------------------------------------------------------
 
 
@@ -109,7 +119,7 @@ def layout_of(source: Source) -> Layout:
 
 def _files(layout: Layout, builder: Builder) -> Iterator[str]:
     """The names of the XML files, without their suffix."""
-    stems = [name[:-4] for name, is_file in walk(layout.annotations) if is_file and name.lower().endswith(".xml")]
+    stems = [name[:-4] for name in _xml_files(layout.annotations)]
     if layout.listed is None:
         yield from sorted(stems, key=os.fsencode)
         return
@@ -123,11 +133,15 @@ def _files(layout: Layout, builder: Builder) -> Iterator[str]:
             builder.fault(layout.listed, number, f"{show_text(stem)} has no XML file in {layout.annotations}")
 
 
+def _xml_files(folder: Path) -> Iterator[str]:
+    return (name for name, is_file in walk(folder) if is_file and name.lower().endswith(".xml"))
+
+
 def _any_below_one(folder: Path, stems: list[str]) -> bool:
     """Whether another XML file of the folder than those read has a corner under 1, so that its parts count alike."""
     seen = set(stems)
-    for name, is_file in walk(folder):
-        if is_file and name.endswith(".xml") and name[:-4] not in seen:
+    for name in _xml_files(folder):
+        if name[:-4] not in seen:
             with suppress(OSError), (folder / name).open("rb") as file:
                 if _below_one(file.read(LARGEST_TEXT)):
                     return True

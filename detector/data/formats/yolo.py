@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from detector.config.loader import load_yaml
-from detector.data.formats.building import LARGEST_TEXT, PARTS, Builder, Source, read_text
+from detector.data.formats.building import LARGEST_TEXT, PARTS, Builder, Source, read_text, stamp
 from detector.data.formats.columns import Rows
 from detector.data.formats.recognition import what_it_is
 from detector.data.listing import list_images
@@ -50,18 +50,9 @@ def read(source: Source, is_strict: bool) -> Rows:
     builder = Builder(source, is_strict)
     folders: dict[str, _Labels] = {}
     has_label = False
-    seen: set[str] = set()
-    for name in _images(layout, source, builder):
-        if name in seen:
-            builder.notes["image{s} listed again, read once"] += 1
-            continue
-        seen.add(name)
-        path = os.path.join(layout.root, name)  # noqa: PTH118 (a Path for each of 100,000 is slow)
+    for name, path, label_file in _labelled(layout, builder, folders):
         width, height = builder.size_of(Path(path))
         image = builder.add_image(name, width, height)
-        folder, file = os.path.split(path)
-        labels = folders.get(folder) or folders.setdefault(folder, _Labels(folder))
-        label_file = labels.of(file)
         if label_file is None:
             builder.notes["image{s} without a label file, as background"] += 1
             continue
@@ -71,17 +62,30 @@ def read(source: Source, is_strict: bool) -> Rows:
                 builder.fault(label_file, line, words)
             elif width:
                 _add(builder, image, box, width, height)
-    if seen and not has_label:
+    if folders and not has_label:
         searched = ", ".join(labels.folder for labels in list(folders.values())[:3])
         raise DataError(
-            f"{source.path}: none of the {len(seen):,} images has a label file, which would be in {searched}; check the"
-            " folder: the last 'images' of its path becomes 'labels'"
+            f"{source.path}: none of the {len(builder.widths):,} images has a label file, which would be in {searched};"
+            " check the folder: the last 'images' of its path becomes 'labels'"
         )
-    unused = sum(len(labels.files - labels.used) for labels in folders.values())
-    builder.notes["label file{s} without an image, not used"] += unused
+    builder.notes["label file{s} without an image, not used"] += _unused(folders)
     categories = [Category(label, name) for label, name in enumerate(layout.names)]
     form = f"YOLO, {source.part}: {layout.said}"
     return builder.rows(categories, layout.root, "; ".join([form, *layout.notes]))
+
+
+def state(source: Source) -> Iterator[object]:
+    """All that :func:`read` depends on, without reading the images and their labels."""
+    layout, builder = _layout(source), Builder(source, is_strict=True)
+    folders: dict[str, _Labels] = {}
+    yield layout
+    for name, path, label_file in _labelled(layout, builder, folders):
+        yield name, stamp(path), label_file and stamp(label_file)
+    yield builder.notes, _unused(folders)
+
+
+def _unused(folders: dict[str, _Labels]) -> int:
+    return sum(not is_used for labels in folders.values() for is_used in labels.files.values())
 
 
 # --- where images are -------------------------------------------------------------------------------------------------
@@ -229,7 +233,22 @@ def _names_near(folder: Path, root: Path) -> tuple[list[str], str]:
     )
 
 
-def _images(layout: _Layout, source: Source, builder: Builder) -> Iterator[str]:
+def _labelled(layout: _Layout, builder: Builder, folders: dict[str, _Labels]) -> Iterator[tuple[str, str, str | None]]:
+    """Name, path and label file, if it has one, of each image; ``folders`` are filled by the images' folder."""
+    seen: set[str] = set()
+    for name in _images(layout, builder):
+        if name in seen:
+            builder.notes["image{s} listed again, read once"] += 1
+            continue
+        seen.add(name)
+        path = os.path.join(layout.root, name)  # noqa: PTH118 (a Path for each of 100,000 is slow)
+        folder, file = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = _Labels(folder)
+        yield name, path, folders[folder].of(file)
+
+
+def _images(layout: _Layout, builder: Builder) -> Iterator[str]:
     """The names of all images, relative to the root."""
     for entry in layout.entries:
         path = Path(entry)
@@ -238,10 +257,10 @@ def _images(layout: _Layout, source: Source, builder: Builder) -> Iterator[str]:
             prefix = "" if below == "." else below + "/"
             yield from (prefix + name for name in list_images(path).files)
         else:
-            yield from _listed(path, layout.root, source, builder)
+            yield from _listed(path, layout.root, builder)
 
 
-def _listed(path: Path, root: Path, source: Source, builder: Builder) -> Iterator[str]:
+def _listed(path: Path, root: Path, builder: Builder) -> Iterator[str]:
     """The images of a list: relative to its folder, or else to the root."""
     for line, text in enumerate(read_text(path, "*.txt").splitlines(), start=1):
         name = text.strip()
@@ -251,7 +270,7 @@ def _listed(path: Path, root: Path, source: Source, builder: Builder) -> Iterato
         if not os.path.isfile(own):  # noqa: PTH113
             own = os.path.normpath(os.path.join(root, name))  # noqa: PTH118
         name = os.path.relpath(own, root)
-        if leads_out(name) and not source.allow_outside:
+        if leads_out(name) and not builder.source.allow_outside:
             builder.fault(path, line, f"{show_text(text.strip())} leads out of {root}; set data.allow_outside=true")
         elif not os.path.isfile(own):  # noqa: PTH113
             builder.fault(path, line, f"{show_text(text.strip())} does not exist; correct the path")
@@ -270,15 +289,15 @@ class _Labels:
             labels = Path(*parts[:last], "labels", *parts[last + 1 :])
             if labels.is_dir() or not _label_files(folder):
                 self.folder = str(labels)
-        self.files = _label_files(self.folder) - {name.removesuffix(".txt") for name in NAME_FILES}
-        self.used: set[str] = set()
+        stems = _label_files(self.folder) - {name.removesuffix(".txt") for name in NAME_FILES}
+        self.files = dict.fromkeys(stems, False)  # by name, without the suffix: whether an image has it
 
     def of(self, file: str) -> str | None:
         """The label file of an image; None where there is none."""
         stem = os.path.splitext(file)[0]  # noqa: PTH122
         if stem not in self.files:
             return None
-        self.used.add(stem)
+        self.files[stem] = True
         return f"{self.folder}/{stem}.txt"
 
 
