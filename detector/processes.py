@@ -67,7 +67,7 @@ def share_cores() -> None:
 
     def watch() -> None:
         while not has_ended.is_set():
-            if is_contended() and "torch" in sys.modules and not has_ended.is_set():
+            if is_contended() and sys.modules.get("torch") and not has_ended.is_set():
                 team = threading.Thread(target=keep_team, daemon=True)
                 team.start()
                 team.join()

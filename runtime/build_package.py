@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SOURCE, NAME = REPOSITORY / "detector", "detector_runtime"
-MODULES = (
-    "__main__",
-    *("errors", "processes", "structures"),
-    *("commands/__init__", "commands/infer"),
-    *("config/__init__", "config/parts", "config/tasks"),
-    *("data/__init__", "data/headers", "data/images", "data/inputs", "data/listing"),
-    *("data/formats/__init__", "data/formats/coco_rows"),
-    *("data/loading/__init__", "data/loading/sampler"),
-    *("data/transforms/__init__", "data/transforms/resize"),
-    *("files/__init__", "files/atomic", "files/json_stream"),
-    *("inference/__init__", "inference/exported", "inference/folder", "inference/images"),
-    *("reports/__init__", "reports/drawing", "reports/fonts", "reports/pages/__init__"),
-    *("tasks/__init__", "tasks/classification_results", "tasks/detection_results"),
+# The command, and what it and predictors import only when they use it; what these import follows.
+ROOTS = (
+    *("__main__", "commands.infer", "config.tasks", "data.inputs"),
+    *("inference.exported", "inference.exports", "inference.folder", "reports.pages"),
+    *("tasks.classification_results", "tasks.detection_results"),
 )
+
+
+def needed_files() -> list[Path]:
+    """The files of :data:`ROOTS` and of all that they import when they are imported."""
+    waiting, files = [f"detector.{name}" for name in ROOTS], set()
+    while waiting:
+        names = waiting.pop().split(".")
+        for end in range(2, len(names) + 1):  # a module's packages are imported before it
+            path = SOURCE.joinpath(*names[1:end])
+            path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            if path.is_file() and path not in files:  # a name that a module imports may be no module
+                files.add(path)
+                waiting += _imported(path)
+    return sorted(files)
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """What a module imports of the package when it is imported itself: not in functions, nor for type checkers."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "detector":
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def renamed(text: str) -> str:
@@ -38,10 +53,10 @@ def write_package(folder: Path, version: str) -> None:
     package.mkdir(parents=True)
     start = (REPOSITORY / "runtime" / f"{NAME}.py").read_text(encoding="utf-8")
     (package / "__init__.py").write_text(renamed(start).replace("VERSION", version), encoding="utf-8")
-    for module in MODULES:
-        path = package / f"{module}.py"
+    for source in needed_files():
+        path = package / source.relative_to(SOURCE)
         path.parent.mkdir(exist_ok=True, parents=True)
-        path.write_text(renamed((SOURCE / f"{module}.py").read_text(encoding="utf-8")), encoding="utf-8")
+        path.write_text(renamed(source.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 try:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -20,7 +21,7 @@ from detector.checkpoints.checkpoint import save_checkpoint
 from detector.checkpoints.opening import open_model
 from detector.config.loader import load_config
 from detector.data.loading.collate import collate
-from detector.errors import DataError, WeightsError
+from detector.errors import DataError, WeightsError, counted
 from detector.export import exporting, reduced
 from detector.export.graph import EXAMPLE_SIDES
 from detector.export.onnx import check
@@ -37,9 +38,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CLASSES = [Category(1, "circle"), Category(2, "square"), Category(3, "triangle"), Category(4, "émeu")]
 TINY = [
     "model.backbone.name=resnet10",
-    "model.fpn={levels: [5], channels: 8}",  # a level takes ten seconds to export
+    "model.fpn={levels: [3], channels: 8}",  # each level takes seconds to export
     "model.anchors.base_size=1",
-    "model.head={num_convs: 1, norm: gn}",
+    "model.head={num_convs: 0}",
     "data.resize={short: [64], long: 128}",
 ]
 
@@ -83,10 +84,17 @@ def noise(*sides: tuple[int, int]) -> list[np.ndarray]:
     return [random.integers(0, 256, (*side, 3), dtype=np.uint8) for side in sides]
 
 
-def assert_same(own: list[Prediction], other: list[Prediction]) -> None:
-    difference = detection_results.compare(own, other, 1e-4, 1e-2)
+def assert_same(
+    predictor: Predictor, exported: ExportedPredictor, images: list, batch_size: int = 8, score: float | None = None
+) -> None:
+    own, config = predictor.predict(images, score), predictor.config.model
+    settings = (config if score is None else predictor.task.with_threshold(config, score)).predict
+    every = exporting.candidates(predictor, images)
+    difference = detection_results.compare(
+        own, exported.predict(images, score, batch_size), 1e-4, 1e-2, settings, every
+    )
     assert difference.is_same, difference.text
-    assert sum(len(found.scores) for found in own) > 10
+    assert sum(len(one.scores) for one in own) > 10
 
 
 def test_the_file_describes_itself(file: Path) -> None:
@@ -124,12 +132,12 @@ def test_no_level_of_the_traced_example_has_a_side_that_is_taken_for_a_constant(
 
 def test_thresholds_and_counts_are_inputs(checkpoint: Path, file: Path) -> None:
     images = noise((70, 100), (100, 70), (70, 100), (64, 64))
-    for settings in ([], ["max_detections=7"], ["nms_threshold=0.9", "score_threshold=0.2", "max_detections=5000"]):
+    for settings in (["max_detections=7"], ["nms_threshold=0.9", "score_threshold=0.2", "max_detections=5000"]):
         overrides = [f"model.predict.{setting}" for setting in settings]
         predictor = Predictor.from_checkpoint(checkpoint, "cpu", overrides)
         exported = ExportedPredictor(file, overrides)
-        assert_same(predictor.predict(images), exported.predict(images, batch_size=3))
-        assert_same(predictor.predict(images, score_threshold=0.15), exported.predict(images, score_threshold=0.15))
+        assert_same(predictor, exported, images, batch_size=3)
+        assert_same(predictor, exported, images, score=0.15)
     assert detector.load(file).predict(images)[0].category_ids[0] in (1, 2, 3, 4)
 
 
@@ -145,7 +153,7 @@ def test_inputs_and_detections_are_those_of_the_package(checkpoint: Path, file: 
         assert np.array_equal(images, batch.images)
         assert np.array_equal(sizes, batch.sizes)
         assert np.array_equal(sizes_original, batch.sizes_original)
-    assert_same(predictor.predict(files), exported.predict(files))
+    assert_same(predictor, exported, files)
 
 
 def test_the_runtime_predicts_without_torch(file: Path, tmp_path: Path) -> None:
@@ -168,7 +176,8 @@ import detector_runtime
 from detector_runtime.__main__ import main
 found = detector_runtime.load(sys.argv[1]).predict(["0.png", "1.png"])
 print([one.to_coco(number) for number, one in enumerate(found)])
-sys.exit(main(["infer", "--checkpoint", sys.argv[1], "--input", ".", "--output", "found"]))
+sys.exit(main(["infer", "--checkpoint", sys.argv[1], "--input", ".", "--output", "found", "--crops", "--counts",
+               "--format", "coco,voc,csv,cvat,labelstudio"]))
 """
     done = subprocess.run([sys.executable, "-c", code, str(file)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -177,6 +186,7 @@ sys.exit(main(["infer", "--checkpoint", sys.argv[1], "--input", ".", "--output",
     written = json.loads((tmp_path / "found" / "predictions.json").read_text())
     assert [row["score"] for row in written] == [row["score"] for one in expected for row in one.to_coco(0)]
     assert len(list((tmp_path / "found" / "images").iterdir())) == 2
+    assert (tmp_path / "found" / "counts.csv").is_file()
 
 
 def test_infer_and_evaluate_take_the_file(
@@ -203,7 +213,7 @@ def test_infer_and_evaluate_take_the_file(
 
 
 def test_a_classifier(folder: Path) -> None:
-    source = save_tiny(folder / "classes.pt", "classify_quickstart.yaml", ["data.crop.size=32"])
+    source = save_tiny(folder / "classes.pt", "classify_quickstart.yaml", [*TINY[:2], "data.crop.size=32"])
     assert main(["export", "--checkpoint", str(source), "--output", str(folder / "classes.onnx")]) == 0
     images = noise((40, 50), (64, 33))
     own, other = detector.load(source, "cpu").predict(images), detector.load(folder / "classes.onnx").predict(images)
@@ -296,24 +306,69 @@ def test_a_larger_drop_leaves_no_file(
         exporting.export(opened, "x", tmp_path / "y.onnx", exporting.Request("onnx"))
 
 
-def test_a_detection_without_counterpart_is_unmatched_unless_it_ties() -> None:
-    def found(*rows: tuple[float, float]) -> list[Prediction]:
-        boxes = np.array([[left, 0, left + 10, 10] for left, _ in rows], dtype=np.float32)
-        scores = np.array([score for _, score in rows], dtype=np.float32)
-        return [Prediction(boxes, scores, np.zeros(len(rows), int), np.zeros(len(rows), int), ["a"] * len(rows))]
+def found(*rows: tuple[float, float], label: int = 0) -> Prediction:
+    """Boxes of 10 px, by their left sides and scores."""
+    boxes = np.array([[left, 0, left + 10, 10] for left, _ in rows], dtype=np.float32).reshape(-1, 4)
+    scores = np.array([score for _, score in rows], dtype=np.float32)
+    labels = np.full(len(rows), label)
+    return Prediction(boxes, scores, labels, labels, ["a"] * len(rows))
 
-    own = found((0, 0.9), (50, 0.7), (90, 0.1))
-    for other, unmatched in (
-        (own, 0),
-        (found((0.005, 0.9), (50, 0.70005), (90, 0.1)), 0),  # within the tolerances
-        (found((0, 0.9), (90, 0.1)), 1),
-        (found((0, 0.9), (50, 0.6), (90, 0.1)), 2),  # another score: no counterpart on either side
-        (found((0, 0.9), (52, 0.7), (90, 0.1)), 0),  # NMS kept the other one of two that overlap
-        (found((0, 0.9), (50, 0.7), (20, 0.1)), 0),  # the last one kept
-    ):
-        difference = detection_results.compare(own, other, 1e-4, 1e-2)
-        assert f", {unmatched} unmatched," in difference.text
-        assert difference.is_same == (unmatched == 0)
+
+OWN = ((0, 0.9), (50, 0.7), (90, 0.1))
+SWAPPED = ((0, 0.9), (52, 0.7), (90, 0.1))  # IoU of 50 and 52: 8 / 12
+
+
+@pytest.mark.parametrize(
+    ("other", "more", "predict", "unmatched", "ties"),
+    [
+        (found(*OWN), (), {}, 0, 0),
+        (found(*OWN[::-1]), (), {}, 0, 0),
+        (found((0.005, 0.9), (50, 0.70005), (90, 0.1)), (), {}, 0, 0),  # within the limits
+        (found(*OWN, label=1), (), {}, 6, 0),
+        (found((0, 0.9), (90, 0.1)), (), {}, 1, 0),
+        (found((0, 0.9), (50, 0.7), (50, 0.7), (90, 0.1)), (), {}, 1, 0),  # one to one
+        (found((0, 0.9), (50, 0.6), (90, 0.1)), (), {}, 2, 0),
+        (found(), (), {}, 3, 0),
+        # Another box of the same score, which the model did not find: its own one is excused only if that is.
+        (found(*SWAPPED), (), {}, 2, 0),
+        (found(*SWAPPED), ((52, 0.7),), {}, 0, 2),  # the model found both, and NMS kept the other one
+        (found(*SWAPPED), ((52, 0.7),), {"nms_threshold": 0.7}, 2, 0),  # which NMS does not compare
+        (found((0, 0.9), (52, 0.6), (90, 0.1)), ((52, 0.6),), {}, 2, 0),  # of another score
+        # NMS kept one more: 8 / 12 was taken for less than its threshold.
+        (found(*OWN, (52, 0.6)), ((52, 0.6),), {"nms_threshold": 0.66}, 0, 1),
+        (found(*OWN, (52, 0.6)), (), {"nms_threshold": 0.66}, 1, 0),
+        (found(*OWN, (52, 0.6)), ((52, 0.6),), {"nms_threshold": 0.6}, 1, 0),
+        # The last of a full list, or at the threshold.
+        (found(*OWN[:2], (20, 0.1)), ((20, 0.1),), {"max_detections": 3}, 0, 2),
+        (found(*OWN[:2], (20, 0.1)), ((20, 0.1),), {}, 2, 0),
+        (found(*OWN[:2]), (), {"score_threshold": 0.09995}, 0, 1),
+        (found(*OWN[:2]), (), {"score_thresholds": {"a": 0.09995}}, 0, 1),
+    ],
+)
+def test_each_detection_has_its_counterpart_or_ties(
+    other: Prediction, more: tuple, predict: dict, unmatched: int, ties: int
+) -> None:
+    settings = SimpleNamespace(
+        **{"nms_threshold": 0.5, "score_threshold": 0.05, "score_thresholds": None, "max_detections": 100} | predict
+    )
+    difference = detection_results.compare(
+        [found(*OWN)], [other], 1e-4, 1e-2, settings, lambda index: found(*OWN, *more)
+    )
+    assert f", {unmatched} unmatched, {counted(ties, 'tie')}," in difference.text
+    assert difference.is_same == (unmatched == 0)
+
+
+def test_many_ties_are_a_difference() -> None:
+    """Of 100 detections, one tie of two is allowed, and not two."""
+    settings = SimpleNamespace(nms_threshold=0.5, score_threshold=0.05, score_thresholds=None, max_detections=1000)
+    lefts = 100 * np.arange(100)
+    own = found(*[(left, 0.5) for left in lefts])
+    for moved, is_same in ((1, True), (2, False)):
+        other = found(*[(left + 2 * (left < 100 * moved), 0.5) for left in lefts])
+        every = found(*[(left, 0.5) for left in (*lefts, *other.boxes[:, 0])])
+        difference = detection_results.compare([own], [other], 1e-4, 1e-2, settings, lambda index, every=every: every)
+        assert f", 0 unmatched, {2 * moved} ties," in difference.text
+        assert difference.is_same == is_same
 
 
 def test_files_that_are_not_ours(file: Path, tmp_path: Path) -> None:

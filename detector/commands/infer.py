@@ -91,6 +91,8 @@ def _run(args: argparse.Namespace) -> int:
     is_begun = (args.output / PROGRESS).exists()
     if args.html and importlib.util.find_spec("jinja2") is None:
         raise ConfigError("command line: --html needs jinja2, which is not installed; remove it")
+    if "yolo" in exports.formats and importlib.util.find_spec("yaml") is None:
+        raise ConfigError("command line: --format yolo needs pyyaml, which is not installed: pip install pyyaml")
     for name in (get_results(task).FILE for task in TASKS):
         if (args.output / name).exists() and not is_begun:
             if args.resume:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from torch.export import ExportedProgram
 from detector.checkpoints.opening import Opened
 from detector.config.schema import Config
 from detector.data.images import read_image
+from detector.data.inputs import ImageInput
 from detector.data.loading.collate import collate
 from detector.data.transforms.resize import by_shape
 from detector.errors import ConfigError, DetectorError
@@ -132,14 +135,26 @@ def _compare_onnx(predictor: Predictor, exported: ExportedPredictor, request: Re
     """What the file's predictions differ by, one by one and in batches; an exact kind must agree."""
     images, results = _images(predictor, request), get_results(predictor.config.task)
     expected = predictor.predict(images, batch_size=1)
+    everything = candidates(predictor, images)
     where = f"{len(images)} images" if request.images else f"{len(images)} images of noise"
     limits, lines = (EXACT | REDUCED)[request.kind], []
     for batch_size, words in ((1, "one by one"), (3, "in batches")):
-        difference = results.compare(expected, exported.predict(images, batch_size=batch_size), *limits)
+        found = exported.predict(images, batch_size=batch_size)
+        difference = results.compare(expected, found, *limits, predictor.config.model.predict, everything)
         lines.append(f"{where}, {words}: {difference.text}")
         if request.kind in EXACT and not difference.is_same:
             raise ExportError(f"the exported model does not predict what the checkpoint does: {lines[-1]}")
     return lines
+
+
+def candidates(predictor: Predictor, images: Sequence[ImageInput]) -> Callable[[int], Any]:
+    """An image's index → all that the model finds in it: without NMS, thresholds and a limit."""
+    config = predictor.config
+    every = {"nms_threshold": 1.0, "score_threshold": 0.0, "score_thresholds": None, "max_detections": sys.maxsize}
+    predict = config.model.predict.model_copy(update=every)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"predict": predict})})
+    keeping = Predictor(predictor.model, config, predictor.categories, predictor.device)
+    return cache(lambda index: keeping.predict([images[index]])[0])
 
 
 def _compare_program(predictor: Predictor, module: nn.Module, request: Request) -> list[str]:

@@ -114,7 +114,15 @@ class Results(Protocol):
     def prepare(self, image: np.ndarray, data: Any) -> np.ndarray: ...  # [H, W, C] by the config's data, not padded
     def as_predictions(self, outputs: Sequence[np.ndarray], categories: Sequence[Category], predict: Any) -> list: ...
 
-    def compare(self, own: list, other: list, score: float, pixels: float) -> Difference: ...
+    def compare(
+        self,
+        own: list,
+        other: list,
+        score: float,  # the most that scores may differ by
+        pixels: float,  # and boxes
+        predict: Any,  # the config's settings that both were predicted with
+        candidates: Callable[[int], Any],  # of own, the prediction of an image that keeps all
+    ) -> Difference: ...
 
     # Writing and drawing.
     FILE: str  # name of the file that inference writes

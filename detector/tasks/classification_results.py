@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,7 +71,14 @@ def as_predictions(
     ]
 
 
-def compare(own: list[ClassPrediction], other: list[ClassPrediction], score: float, pixels: float) -> Difference:
+def compare(
+    own: list[ClassPrediction],
+    other: list[ClassPrediction],
+    score: float,
+    pixels: float,
+    predict: PredictConfig,
+    candidates: Callable[[int], ClassPrediction],
+) -> Difference:
     """Whether the scores are the same within ``score``, and the classes but for ties."""
     gaps = [np.abs(one.scores - two.scores).max() for one, two in zip(own, other, strict=True)]
     is_other = sum(

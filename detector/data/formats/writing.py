@@ -17,8 +17,6 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
-import yaml
-
 from detector.data.formats.labels import (
     AREAS,
     EMPTY,
@@ -105,6 +103,8 @@ def write_yolo(labels: Labels, path: Path) -> Lost:
         for own, below in folders.items() if labels.images else ():
             _link(folder / own, labels.images / below)
         names = {label: category.name for label, category in enumerate(labels.categories)}
+        import yaml  # only here: the package without torch has none
+
         content = yaml.safe_dump({"train": "train.txt", "names": names}, allow_unicode=True, sort_keys=False)
         _write_text(folder / "data.yaml", content)
     return lost

@@ -18,7 +18,7 @@ from detector.data.images import read_image
 from detector.dev.benchmark.generate import IMAGES, write_photos
 from detector.dev.benchmark.measure import Case, Run, Settings
 from detector.dev.benchmark.peer import make_weights
-from detector.export.exporting import Request, export
+from detector.export.exporting import EXACT, Request, candidates, export
 from detector.export.reduced import LEAST_IMAGES
 from detector.inference.exported import ExportedPredictor
 from detector.inference.images import ImagePredictor
@@ -91,8 +91,12 @@ def ours(inputs: Inputs, kind: str) -> Run:
 
 
 def theirs(inputs: Inputs) -> Run:
+    return partial(predict, eager(inputs), inputs)
+
+
+def eager(inputs: Inputs) -> Predictor:
     model, config, categories = open_weights(inputs.checkpoint)
-    return partial(predict, Predictor(model.fold_norms(), config, categories, torch.device("cpu")), inputs)
+    return Predictor(model.fold_norms(), config, categories, torch.device("cpu"))
 
 
 def predict(predictor: ImagePredictor, inputs: Inputs) -> list[detection_results.Prediction]:
@@ -104,5 +108,7 @@ def predict(predictor: ImagePredictor, inputs: Inputs) -> list[detection_results
         torch.set_num_threads(before)
 
 
-def same(_inputs: Inputs, own: list, other: list) -> bool:
-    return detection_results.compare(own, other, 1e-4, 1e-2).is_same
+def same(inputs: Inputs, ours: list, theirs: list) -> bool:
+    predictor = eager(inputs)
+    settings, every = predictor.config.model.predict, candidates(predictor, inputs.images)
+    return detection_results.compare(theirs, ours, *EXACT["onnx"], settings, every).is_same
