@@ -174,6 +174,8 @@ def test_both_backends_agree_on_a_models_detections(run: Path, capsys: pytest.Ca
         arguments = ["--checkpoint", str(run / "best.pt"), "--json", "--device", "cpu", f"eval.backend={backend}"]
         assert run_command("evaluate", [*arguments, "model.predict.max_detections=300"]) == 0
         printed.append(json.loads(capsys.readouterr().out))
+    for one, other in zip(*(scores.pop("per_class") for scores in printed), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
     assert printed[0]["AR100"] > 0  # among hundreds of random detections some are right
     assert printed[0] == pytest.approx(printed[1], abs=1e-6)
     assert printed[0]["max_detections"] == 300

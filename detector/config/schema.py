@@ -576,9 +576,8 @@ class TrainConfig(Section):
             return "auto"
         try:
             return _COUNT.validate_python(value)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"]
-            raise ValueError(f"{message[0].lower()}{message[1:]}, or auto; it is {str(value)[:50]!r}") from None
+        except ValidationError:
+            raise ValueError(f"must be a whole number of at least 1, or auto; it is {str(value)[:50]!r}") from None
 
     @model_validator(mode="after")
     def _tau_of_an_average(self) -> TrainConfig:

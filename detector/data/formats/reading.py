@@ -56,9 +56,12 @@ def detect(source: Source) -> str:
         said = one_of(f"{name} ({path})" for name, path in found.items())
         raise DataError(f"{source.path}: may be {said}; say which one by data.format, or give the annotations of one")
     if not found and is_folder:
+        files = sorted(source.path.glob("*.json"))
         raise DataError(
-            f"{source.path}: holds no annotations of a known format; give a COCO JSON file, a CSV file of boxes, YOLO's"
-            " data.yaml, or a folder of Pascal VOC's XML files"
+            f"{source.path}: is a folder; give a file, as {files[0]}"
+            if files
+            else f"{source.path}: holds no annotations of a known format; give a COCO JSON file, a CSV file of boxes,"
+            " YOLO's data.yaml, or a folder of Pascal VOC's XML files"
         )
     return next(iter(found), "coco")
 
