@@ -80,6 +80,7 @@ def by_hand(clock: Clock, is_equal: bool = True, **changes: Any) -> Case:
         theirs=clock.side("t", [100, 20, 10, 10, 10, 40]),
         equal=lambda _inputs, ours, theirs: is_equal and (ours, theirs) == ("o1", "t2"),
         images=6,
+        cores=2,
     )
     return replace(case, **changes)
 
@@ -114,6 +115,7 @@ def test_a_row_by_hand(clock: Clock, no_child: None, tmp_path: Path) -> None:
     assert (row.ours_peak_mb, row.theirs_peak_mb, row.memory_ratio) == (50, 200, 0.25)
     assert (row.ours_held_mb, row.theirs_held_mb) == (5, 20)
     assert (row.ours_images_per_second, row.theirs_images_per_second) == (2, pytest.approx(0.6))  # 6 in 3 and in 10 s
+    assert row.ours_images_per_second_per_core == 1
     assert (row.outputs_equal, row.runs) == (True, 5)
 
 

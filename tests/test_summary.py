@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from networks import TINY, TINY_BACKBONE
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from detector.__main__ import main, run_command
+from detector.analysis.limits import Rates
 from detector.analysis.summary import (
     WARM_UP_RUNS,
     Latency,
@@ -25,6 +27,7 @@ from detector.analysis.summary import (
     measure_latencies,
     summarise,
 )
+from detector.commands import summary as summary_command
 from detector.commands.summary import format_rows, human, summarise_config, table
 from detector.config.loader import load_config
 from detector.config.schema import (
@@ -38,8 +41,11 @@ from detector.config.schema import (
     PyramidConfig,
     ResizeConfig,
 )
+from detector.data.detection import CocoDataset
+from detector.dev.stress import data_overrides
 from detector.errors import ConfigError
 from detector.models import Model, build_model
+from detector.models.backbones import BACKBONES
 from detector.tasks import classification, detection
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -371,7 +377,8 @@ def test_json_of_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert printed["anchors"] == 0
 
 
-def test_json_of_several_with_their_times(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_of_several_with_their_times(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(summary_command, "find_limit", lambda *_: "training: not measured")
     names = ["quickstart.yaml", "bccd_r18_scratch.yaml"]
     timed = run_json(capsys, "--compare", *names, *SMALL, "--time", "--runs", "2", "--device", "cpu")
     alone = [run_json(capsys, "--config", name, *SMALL) for name in names]
@@ -446,11 +453,41 @@ def test_the_table_says_what_was_timed(capsys: pytest.CaptureFixture[str]) -> No
     arguments = ["--config", "quickstart.yaml", *SMALL, "--time", "--runs", "1", "--device", "cpu"]
     assert run_command("summary", arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1].startswith("latency: Model.forward alone")
-    assert "on cpu" in lines[-1]
-    assert "1 runs" in lines[-1]
+    assert lines[-2].startswith("latency: Model.forward alone")
+    assert "on cpu" in lines[-2]
+    assert "1 runs" in lines[-2]
+    assert lines[-1].startswith("training: ")
     assert [line.split()[0] for line in lines].count("latency") == 1
     assert not any("to the first" in line for line in lines)
+
+
+def test_which_side_limits(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loaders that wait 20 ms for an image, against a step that waits 5."""
+    monkeypatch.setitem(BACKBONES, "tiny", TINY)
+    read, loss = CocoDataset.__getitem__, detection.loss
+    monkeypatch.setattr(CocoDataset, "__getitem__", lambda *args: time.sleep(0.02) or read(*args))
+    monkeypatch.setattr(detection, "loss", lambda *args: time.sleep(0.005) or loss(*args))
+    given = [*data_overrides(shapes), TINY_BACKBONE, "train.batch_size=8", "data.workers=0", "model.fpn.channels=32"]
+    arguments = ["--config", "quickstart.yaml", *SMALL[:3], "--time", "--runs", "1", "--device", "cpu"]
+    training = run_json(capsys, *arguments, *given)["training"]
+    assert 0 < training["loading"] < 50
+    assert (training["workers"], training["step_images"]) == (0, 4)
+    assert training["limit"] == ("loaders" if training["loading"] < training["computing"] else "device")
+    assert run_command("summary", [*arguments, *given, f"data.train.annotations={tmp_path}/none.json"]) == 0
+    assert f"training: not measured: {tmp_path}/none.json" in capsys.readouterr().out
+
+
+def test_the_line_on_which_side_limits() -> None:
+    assert Rates(10, 24.96, 2, 4).describe() == (
+        "training: 2 loader processes (data.workers) read 10.0 images/s, the device computes 25.0 in steps of 4: the"
+        " loaders limit; 5 processes on as many cores would not"
+    )
+    assert Rates(30, 20, 1, 8).describe() == (
+        "training: 1 loader process (data.workers) read 30.0 images/s, the device computes 20.0 in steps of 8: the"
+        " device limits"
+    )
 
 
 @pytest.mark.parametrize(

@@ -189,16 +189,16 @@ def measure_latencies(
     times = torch.empty(WARM_UP_RUNS + runs, len(models), dtype=torch.float64)  # milliseconds
     for row in times:
         for index, (model, batch) in enumerate(zip(models, batches, strict=True)):
-            _finish(device)
+            finish(device)
             start = time.perf_counter()
             model(*batch)
-            _finish(device)
+            finish(device)
             row[index] = (time.perf_counter() - start) * 1000
     low, median, high = times[WARM_UP_RUNS:].quantile(torch.tensor([0.25, 0.5, 0.75]).double(), dim=0).tolist()
     return [Latency(*of_model) for of_model in zip(median, low, high, strict=True)]
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
     """Wait for a GPU's queue; a CPU has none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -131,7 +131,8 @@ def make_settings(args: argparse.Namespace, parts: Sequence[str]) -> Settings:
 
 
 EQUAL = {True: "yes", False: "NO", None: "–"}
-HEAD = ("", "seconds", "theirs", "ratio", "added MB", "theirs", "ratio", "held MB", "images/s", "theirs", "equal")
+HEAD = ["", "seconds", "theirs", "ratio", "added MB", "theirs", "ratio", "held MB"]
+HEAD += ["images/s", "theirs", "per core", "equal"]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -150,6 +151,7 @@ def table(rows: Sequence[Row]) -> str:
                 number(row.ours_held_mb),
                 number(row.ours_images_per_second, 1),
                 number(row.theirs_images_per_second, 1),
+                number(row.ours_images_per_second_per_core, 1),
                 EQUAL[row.outputs_equal],
             )
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from detector.commands import add_allow_code, count
 
 if TYPE_CHECKING:
+    from detector.analysis.limits import Rates
     from detector.analysis.summary import Latency, Level, Summary
     from detector.config.schema import Config
 
@@ -35,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--classes", type=count, help="number of classes (default: data.classes, or those of COCO or ImageNet)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--time", action="store_true", help="also measure the time of a forward pass")
+    parser.add_argument(
+        "--time",
+        action="store_true",
+        help="also measure the time of a forward pass, and whether the loaders or the device limit the training",
+    )
     parser.add_argument("--runs", type=count, help=f"with --time: number of runs (default: {RUNS})")
     parser.add_argument("--device", help="with --time: cpu, cuda or cuda:1 (default: a GPU if there is one)")
     add_allow_code(parser)
@@ -59,13 +64,16 @@ def run(args: argparse.Namespace) -> int:
         for name, config, own in zip(names, configs, classes, strict=True)
     ]
     latencies, note = time_models(configs, summaries, args.device, args.runs or RUNS) if args.time else ([], "")
+    limits = [find_limit(config, args.device) for config in configs] if args.time else []
     if args.json:
-        objects = as_objects(names, summaries, latencies)
+        objects = as_objects(names, summaries, latencies, limits)
         print(json.dumps(objects if args.compare else objects[0]))
     else:
         print(format_rows(table(names, summaries, latencies)))
         if note:
             print(note)
+        for name, limit in zip(names, limits, strict=False):
+            print(f"{name}: " * bool(args.compare) + (limit if isinstance(limit, str) else limit.describe()))
     return 0
 
 
@@ -147,8 +155,25 @@ def time_models(
     return measure_latencies(models, images, device, runs), note
 
 
+def find_limit(config: Config, device_name: str | None) -> Rates | str:
+    """How fast the config's data are loaded and its training computes, or why that was not measured."""
+    from detector.analysis.limits import measure_rates
+    from detector.device import choose_device
+    from detector.errors import DetectorError
+
+    if config.train.batch_size == "auto":
+        return "training: not measured: train.batch_size is auto"
+    try:
+        return measure_rates(config, choose_device(device_name))
+    except DetectorError as error:
+        return f"training: not measured: {error}"
+
+
 def as_objects(
-    names: Sequence[str], summaries: Sequence[Summary], latencies: Sequence[Latency] = ()
+    names: Sequence[str],
+    summaries: Sequence[Summary],
+    latencies: Sequence[Latency] = (),
+    limits: Sequence[Rates | str] = (),
 ) -> list[dict[str, Any]]:
     """What ``--json`` prints for each model; MB are 10^6 bytes."""
     objects: list[dict[str, Any]] = [
@@ -172,6 +197,9 @@ def as_objects(
         entry["latency_ms"] = latency.median
         entry["latency_spread_ms"] = [latency.low, latency.high]
         entry["latency_ratio"] = latency.median / latencies[0].median
+    for entry, limit in zip(objects, limits, strict=False):
+        if not isinstance(limit, str):
+            entry["training"] = limit._asdict() | {"limit": limit.limit}
     return objects
 
 

@@ -71,16 +71,22 @@ def fits(config: Config, task: Task, build: Callable[[], Model], batch: Batch, d
         state = TrainingState.begin(model, config.train, len(batch.ids), device)
         moved = batch.to(device)
         for _ in range(2):
-            with autocast(config.train.precision, device):
-                output = model(moved.images, moved.sizes)
-            sum(task.loss(output, moved.targets, config.model).parts.values()).backward()
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
+            take_step(config, task, state, moved)
         return True
     except torch.OutOfMemoryError:
         return False
     finally:
-        model = state = moved = output = None
+        model = state = moved = None
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def take_step(config: Config, task: Task, state: TrainingState, batch: Batch) -> None:
+    """A training step on its own, to see what it costs."""
+    with autocast(config.train.precision, batch.images.device):
+        output = state.model(batch.images, batch.sizes)
+    losses = task.loss(output, batch.targets, config.model)
+    sum(losses.parts.values()).backward()
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)

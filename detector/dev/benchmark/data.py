@@ -30,7 +30,7 @@ from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import TrainBatches
 from detector.data.loading.workers import init_worker
 from detector.dev.benchmark.generate import IMAGES, TRAIN, write_photos
-from detector.dev.benchmark.measure import Case, Run, Settings
+from detector.dev.benchmark.measure import Case, Run, Settings, num_cores
 from detector.structures import Batch
 from detector.tasks import detection
 
@@ -68,6 +68,7 @@ def cases(settings: Settings) -> list[Case]:
             theirs=theirs,
             equal=equal,
             images=-(-images // BATCH) * BATCH,
+            cores=min(WORKERS, num_cores()),
             runs=3,
         )
     ]

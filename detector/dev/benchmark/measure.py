@@ -72,6 +72,7 @@ class Case:
     equal: Callable[[Any, Any, Any], bool] | None = None
     files: Callable[[Path], None] | None = None  # writes what ``inputs`` reads, once for all processes
     images: int | None = None  # per run, for images per second
+    cores: int | None = None  # that our side occupies, where they do the same work, for images per second of each
     runs: int = RUNS
     slow: bool = False  # theirs takes minutes: it runs once, without a warm-up
     has_memory: bool = True  # False where the work is done in other processes
@@ -102,6 +103,7 @@ class Row:
     theirs_held_mb: float | None
     ours_images_per_second: float | None
     theirs_images_per_second: float | None
+    ours_images_per_second_per_core: float | None
     outputs_equal: bool | None  # None: nothing to compare with
     runs: int
     hardware: str
@@ -154,6 +156,7 @@ def measure_case(part: str, module: str, case: Case, settings: Settings, folder:
         theirs_held_mb=memory["theirs"].held,
         ours_images_per_second=divide(case.images, statistics.median(ours)),
         theirs_images_per_second=divide(case.images, statistics.median(theirs)) if theirs else None,
+        ours_images_per_second_per_core=divide(divide(case.images, statistics.median(ours)), case.cores),
         outputs_equal=timing.outputs_equal,
         runs=len(ours),
         hardware=hardware(settings.device),
@@ -224,7 +227,7 @@ def hardware(device: str) -> str:
     """The machine and versions of a measurement."""
     parts = [
         processor(),
-        f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        f"{num_cores()} cores",
         f"{torch.get_num_threads()} threads",
         f"torch {torch.__version__}",
         f"torchvision {torchvision.__version__}",
@@ -232,6 +235,11 @@ def hardware(device: str) -> str:
     if device != "cpu":
         parts.insert(0, torch.cuda.get_device_name(device))
     return ", ".join(parts)
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -29,7 +29,9 @@ def timed(case: measure.Case, check: Check) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="detector_gpu_check_") as name:
         if case.files:
             case.files(Path(name))
-        timing = measure.measure_time(replace(case, runs=min(case.runs, 10)), check.settings, Path(name))
+        timing = measure.measure_time(
+            replace(case, runs=min(case.runs, check.settings.scaled(10))), check.settings, Path(name)
+        )
     row: dict[str, Any] = {"case": case.name, "equal": timing.outputs_equal}
     for side, seconds in (("ours", timing.ours), ("theirs", timing.theirs)):
         if seconds:
