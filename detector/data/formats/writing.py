@@ -17,8 +17,6 @@ from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
-import yaml
-
 from detector.data.formats.labels import (
     AREAS,
     EMPTY,
@@ -84,6 +82,8 @@ def write_yolo(labels: Labels, path: Path) -> Lost:
 
     A row is class, centre and size as fractions of the image, and the score of a detection.
     """
+    import yaml  # late: inference without torch has none, and writes the other formats
+
     lost: Lost = Counter()
     folders: dict[str, str] = {}
     with atomic_folder(path) as folder:
