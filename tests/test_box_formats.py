@@ -22,6 +22,7 @@ from detector.data.formats.annotations import Annotations
 from detector.data.formats.building import Source
 from detector.data.formats.reading import read_annotations, read_rows
 from detector.errors import DataError
+from detector.inference.folder import find_images, known_ids
 
 WIDTH, HEIGHT = 200, 100
 
@@ -341,6 +342,19 @@ def test_the_doctor_examines_each_of_several_sets(tmp_path: Path, capsys: pytest
     assert "pet 2" in said.out
     assert main(["doctor", "--config", str(config), "--quick", "data.classes=[fish]"]) == 2
     assert "'fish' is not among the 2 classes" in capsys.readouterr().err
+
+
+def test_inference_takes_ids_from_any_format(tmp_path: Path) -> None:
+    path = yolo(tmp_path / "yolo")
+    (tmp_path / "link").symlink_to(tmp_path / "yolo/images")
+    for folder, names in ((tmp_path / "yolo/images/train", "ab"), (tmp_path / "link", ("train/a", "train/b"))):
+        images, ids, unknown = known_ids(find_images(str(folder)), str(path))
+        assert ids == {f"{name}.png": number for number, name in enumerate(names, start=1)}
+        assert len(images) == 2
+        assert not unknown
+    voc(tmp_path / "voc")  # of which val is b
+    images, ids, unknown = known_ids(find_images(str(tmp_path / "voc/JPEGImages")), str(tmp_path / "voc"))
+    assert (ids, unknown) == ({"b.png": 1}, ["a.png"])
 
 
 # --- real data --------------------------------------------------------------------------------------------------------

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", required=True, type=Path, help="a new folder, for the predictions and the drawings in images/"
     )
     parser.add_argument(
-        "--annotations", metavar="FILE", help="a COCO file, whose image ids predictions.json takes by file name"
+        "--annotations",
+        metavar="PATH",
+        help="annotations in any format, whose image ids predictions.json takes by file name",
     )
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped, or start it")
     parser.add_argument(

@@ -17,6 +17,8 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
 from itertools import count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -24,7 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from detector.data.formats.coco_rows import read_rows
+from detector.data.formats.building import Source
+from detector.data.formats.reading import has_part, read_rows
 from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.listing import list_images, sort_out
 from detector.data.loading.sampler import EvalBatches, Key
@@ -58,9 +61,22 @@ class Images(Sequence[Path]):
 
 
 def known_ids(images: Images, path: str) -> tuple[Images, dict[str, Id], list[str]]:
-    """The images that a COCO file lists, their ids by name, and the names of images that it does not list."""
-    rows = read_rows(Path(path), is_strict=True)
-    listed = {PurePosixPath(rows.names[index]).as_posix(): rows.image_ids[index] for index in range(len(rows.names))}
+    """The images that annotations list, their ids by name, and the names of images that they do not list.
+
+    In a format without ids, images are numbered as ``evaluate`` numbers them; of several parts, val is read.
+    """
+    source = Source(Path(path))
+    rows = read_rows(replace(source, part="val") if has_part(source, "val") else source, is_strict=True)
+    real = cache(os.path.realpath)
+
+    def name_of(index: int) -> str:
+        name = rows.names[index]
+        if rows.root is None:
+            return PurePosixPath(name).as_posix()
+        folder, file = os.path.split(rows.root / name)
+        return os.path.relpath(os.path.join(real(folder), file), real(images.root))  # noqa: PTH118
+
+    listed = {name_of(index): rows.image_ids[index] for index in range(len(rows.names))}
     names = [images.name(index) for index in range(len(images))]
     found = [name for name in names if PurePosixPath(name).as_posix() in listed]
     if not found:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from detector.data.formats import box_csv, coco_rows, voc, yolo
-from detector.data.formats.annotations import Annotations, from_rows
 from detector.data.formats.building import Source
 from detector.data.formats.columns import Rows
-from detector.data.formats.keeping import kept_rows
 from detector.data.formats.recognition import formats_of, naming_format
 from detector.errors import DataError, one_of
 from detector.structures import Category
+
+if TYPE_CHECKING:
+    from detector.data.formats.annotations import Annotations
 
 BY_SUFFIX = {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}
 
@@ -25,6 +27,8 @@ def read_annotations(source: Source | str | Path, categories: list[Category] | N
     (see :func:`detector.data.detection.with_sizes`). Raises :class:`detector.errors.DataError` that names file, line or
     image, value and remedy.
     """
+    from detector.data.formats.annotations import from_rows  # imports torch, which reading rows does without
+
     return from_rows(read_rows(source, is_strict=True), categories)
 
 
@@ -39,6 +43,8 @@ def read_rows(source: Source | str | Path, is_strict: bool, keep_in: Path | None
         reader = FORMATS[detect(source)]
         if keep_in is None or reader not in FILE_PER_IMAGE:
             return reader.read(source, is_strict)
+        from detector.data.formats.keeping import kept_rows
+
         return kept_rows(keep_in, source, reader.state(source), lambda: reader.read(source, is_strict=True))
 
 
@@ -54,7 +60,10 @@ def detect(source: Source) -> str:
     found = formats_of(source.path)
     if len(found) > 1:
         said = one_of(f"{name} ({path})" for name, path in found.items())
-        raise DataError(f"{source.path}: may be {said}; say which one by data.format, or give the annotations of one")
+        raise DataError(
+            f"{source.path}: may be {said}; say which one by data.format (--from of convert, merge"
+            " and split), or give the annotations of one"
+        )
     if not found and is_folder:
         files = sorted(source.path.glob("*.json"))
         raise DataError(

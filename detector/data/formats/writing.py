@@ -82,6 +82,8 @@ def write_yolo(labels: Labels, path: Path) -> Lost:
 
     A row is class, centre and size as fractions of the image, and the score of a detection.
     """
+    import yaml  # late: inference without torch has none, and writes the other formats
+
     lost: Lost = Counter()
     folders: dict[str, str] = {}
     with atomic_folder(path) as folder:

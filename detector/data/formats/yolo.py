@@ -14,9 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from detector.config.loader import load_yaml
 from detector.data.formats.building import LARGEST_TEXT, PARTS, Builder, Source, read_text, stamp
 from detector.data.formats.columns import Rows
 from detector.data.formats.recognition import what_it_is
@@ -130,6 +127,12 @@ def _part_folders(folder: Path, part: str) -> list[str]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        import yaml
+
+        from detector.config.loader import load_yaml
+    except ImportError:
+        raise DataError(f"{path}: is read by the whole package only: pip install pyramid-detector") from None
     text = read_text(path, "*.yaml")
     try:
         tree = load_yaml(text)[1]
