@@ -479,6 +479,16 @@ def test_an_override_is_read_as_yaml(override: str, keys: str, value: Any, tmp_p
         assert config.seed == 1
 
 
+def test_images_can_be_added_to_a_path_of_annotations(tmp_path: Path) -> None:
+    path = write(tmp_path, "data: {train: {annotations: old.json}, val: {annotations: old_val.json}}")
+    added = ["data.train.images=images", "data.val=val.csv", "data.val.images=more"]
+    data = load_config(path, ["data.train=boxes.csv", *added]).data
+    assert (data.train.annotations, data.train.images) == ("boxes.csv", "images")
+    assert (data.val.annotations, data.val.images) == ("val.csv", "more")
+    held_back = load_config(path, ["data.train=boxes.csv", added[0], "data.val_share=0.2"]).data
+    assert (held_back.train.images, held_back.val.annotations) == ("images", None)  # the file's val is of other data
+
+
 def test_the_last_override_wins_over_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "seed: 1\ntrain: {epochs: 3}")
     config = load_config(path, ["seed=2", "train.epochs=4", "seed=5"])

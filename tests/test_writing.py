@@ -210,6 +210,15 @@ def test_what_a_format_cannot_hold_is_counted(tmp_path: Path) -> None:
     assert [own.text for own in difficult] == ["0", "0", "0", "1"]
 
 
+def test_a_box_that_is_off_by_rounding_is_not_counted_as_clipped(tmp_path: Path) -> None:
+    """YOLO's six digits put the corner of a box at the image's edge up to 0.001 px outside."""
+    boxes = np.array([[90.0, 40, 100.0002, 50.0001], [90, 40, 100.02, 50]])
+    nobody = np.zeros(2, dtype=bool)
+    image = LabelledImage(1, "a.jpg", 100, 50, boxes=boxes, labels=np.array([0, 0]), is_ignored=nobody)
+    lost = WRITERS["yolo"].write(labels([image]), tmp_path / "yolo")
+    assert describe_lost(lost) == "1 box clipped to the image"
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [

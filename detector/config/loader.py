@@ -70,7 +70,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), allow_code: boo
         tree, places = merge(base_tree, tree), base_places | places
     given: _Tree = {}
     for override in overrides:
-        _apply_override(given, {}, override)
+        if not override.startswith("data.train."):  # what is added to data.train=PATH leaves it a path here
+            _apply_override(given, {}, override)
     if _names_whole_data(given) and isinstance(tree.get("data"), dict):
         tree["data"].pop("val", None)
     for override in overrides:
@@ -249,6 +250,8 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
         child = tree.get(key)
         if child is None:
             child = tree[key] = {}
+        if isinstance(child, str) and keys[: depth + 1] in (["data", "train"], ["data", "val"]):
+            child = tree[key] = {"annotations": child}
         if not isinstance(child, dict):
             raise ConfigError(f"command line: {dotted}: {'.'.join(keys[: depth + 1])} is a value, not a section")
         tree = child
