@@ -61,7 +61,8 @@ def is_same(one: detection.Prediction, other: detection.Prediction) -> bool:
 @pytest.mark.parametrize("name", [name for name in CONFIGS if load_config(name).task == "detection"])
 def test_predictions_of_an_image_do_not_depend_on_its_batch(name: str) -> None:
     """Classifiers' images have one size, so nothing pads them."""
-    config = load_config(name, ["data.resize={short: [64], long: 128}"])
+    # Random weights put all boxes of a place into one another: NMS would leave few.
+    config = load_config(name, ["data.resize={short: [64], long: 128}", "model.predict.nms_threshold=0.95"])
     if "convnext" not in name:
         config = on_resnet10(config)
     model = make_model(config)

@@ -14,7 +14,7 @@ from detector.__main__ import run_command
 from detector.commands.convert import READABLE
 from detector.data.formats.building import Source
 from detector.data.formats.labels import LabelledImage, Labels, join_labels, labels_of
-from detector.data.formats.parts import PARTS
+from detector.data.formats.parts import PART_WRITERS
 from detector.data.formats.reading import FORMATS, read_annotations
 from detector.data.formats.writing import write_coco
 from detector.structures import Category
@@ -51,7 +51,7 @@ def boxes_of(path: Path, form: str = "coco", below: str = "") -> dict[str, list[
 
 def test_the_commands_know_every_format() -> None:
     assert set(READABLE) == {"auto", *FORMATS}
-    assert PARTS.keys() == FORMATS.keys()
+    assert PART_WRITERS.keys() == FORMATS.keys()
 
 
 @pytest.mark.parametrize("form", ["yolo", "voc", "csv"])

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from detector.data.formats.building import Source
-    from detector.data.formats.parts import PARTS
+    from detector.data.formats.parts import PART_WRITERS
     from detector.data.formats.reading import detect, read_annotations
     from detector.data.split import group, split_folds, split_parts
     from detector.errors import ConfigError
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             name: part == number for number, name in enumerate(["train", "val", "test"][: 2 + bool(args.test)])
         }
     form = detect(source)
-    writer = PARTS[form]
+    writer = PART_WRITERS[form]
     files = {name: args.output / f"{name}{writer.suffix}" for name in parts}
     paths = {name: file.parent / writer.folder / file.name for name, file in files.items()}
     check_new(*paths.values())

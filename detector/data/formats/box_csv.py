@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from detector.data.formats.building import Builder, Source, read_cells
 from detector.data.formats.columns import Rows, is_file_name
+from detector.data.formats.recognition import CORNERS
 from detector.data.listing import list_images
 from detector.errors import DataError
 from detector.files.json_stream import show, show_text
@@ -31,7 +32,6 @@ IMAGE = (
     "imageid",
 )
 CLASS = ("label", "class", "class_name", "labelname", "name", "category")
-CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
 SIZE = ("width", "height")
 CLASSES_FILE = "classes.csv"  # keras-retinanet's, beside annotations without a header: name,id
 

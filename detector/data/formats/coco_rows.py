@@ -12,7 +12,6 @@ segmentation.
 from __future__ import annotations
 
 import math
-import os
 from array import array
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from detector.data.formats.building import PARTS, Source
 from detector.data.formats.coco_values import (
     MAX_AREA,
     MAX_SIDE,
@@ -57,48 +55,9 @@ from detector.data.formats.columns import (
     show_id,
     sort_key,
 )
-from detector.data.formats.recognition import ROBOFLOW
 from detector.errors import DataError, kind_of
 from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category
-
-
-def read(source: Source, is_strict: bool) -> Rows:
-    """The rows of a COCO JSON file, or of a folder as Roboflow writes it: images with the file beside them."""
-    file = source.path
-    if os.path.isdir(file):  # noqa: PTH112 (Path.is_dir raises for a name that is too long)
-        file = _file_of(file, source.part) or file / ROBOFLOW
-    rows = read_rows(file, is_strict)
-    rows.root = source.images
-    if file.name == ROBOFLOW:
-        rows.root = source.images or file.parent
-        _drop_parent(rows)
-    return rows
-
-
-def has_part(path: Path, part: str) -> bool:
-    """Whether a folder has a folder of this part."""
-    return path.is_dir() and _file_of(path, part) is not None
-
-
-def _file_of(folder: Path, part: str) -> Path | None:
-    files = (folder / name / ROBOFLOW for name in PARTS[part])
-    return next((file for file in files if file.is_file()), None)
-
-
-def _drop_parent(rows: Rows) -> None:
-    """Remove Roboflow's first category, the name of the project: it is the parent of all others, and has no boxes."""
-    first = next((index for index, category in enumerate(rows.categories) if id_key(category.id) == 0), None)
-    if (
-        first is None
-        or len(rows.categories) < 2
-        or rows.is_used[first]
-        or rows.parents != {rows.categories[first].name}
-    ):
-        return
-    rows.skipped.append(f"{show_category(rows.categories[first])}, the parent of the others")
-    del rows.categories[first]
-    rows.label[rows.label > first] -= 1
 
 
 def read_rows(path: Path, is_strict: bool) -> Rows:

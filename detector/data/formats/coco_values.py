@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from detector.data.formats.recognition import SIDES
 from detector.files.json_stream import has_surrogates, is_integer, is_number
 
 # OpenCV's limits: it decodes no larger image.
@@ -38,9 +39,6 @@ def number_of_text(value: Any) -> int | float | None:
     return int(number) if value.strip().lstrip("+-").isdigit() else number
 
 
-_SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
-
-
 def read_box(value: Any) -> list[float] | None:
     """Left, top, width, height, as a list, one text ("1 2 3 4", "[1, 2, 3, 4]") or an object; None for anything else.
 
@@ -49,7 +47,7 @@ def read_box(value: Any) -> list[float] | None:
     if isinstance(value, str) and len(value) <= 200:
         value = re.split(r"\s*[,;\s]\s*", value.strip().removeprefix("[").removesuffix("]").strip())
     elif isinstance(value, dict):
-        value = next(([value[side] for side in sides] for sides in _SIDES if value.keys() == {*sides}), None)
+        value = next(([value[side] for side in sides] for sides in SIDES if value.keys() == {*sides}), None)
     if not isinstance(value, list) or len(value) != 4:
         return None
     numbers = [one if is_number(one) else number_of_text(one) for one in value]

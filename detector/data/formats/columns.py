@@ -190,7 +190,7 @@ class Rows:
     @property
     def notice(self) -> str:
         """One line on what was read although it is not strict, and on skipped classes; empty if there is nothing."""
-        parts = (("read", _counted(self.notes)), ("skipped classes without annotations:", self.skipped))
+        parts = (("read", counts_in_words(self.notes)), ("skipped classes without annotations:", self.skipped))
         told = [self.form, *(f"{what} {', '.join(own)}" for what, own in parts if own)]
         return f"{self.path}: {'; '.join(filter(None, told))}" if any(told) else ""
 
@@ -226,7 +226,8 @@ def id_of_key(key: int, texts: Texts) -> Id | None:
     return Ids(np.array([key]), np.array([key < FIRST_INTEGER]), texts, np.empty(0))[0]
 
 
-def _counted(notes: Counter[str]) -> list[str]:
+def counts_in_words(notes: Counter[str]) -> list[str]:
+    """Such as "2 boxes", where the note is "box{es}"."""
     return [
         f"{count:,} {what.format(s='' if count == 1 else 's', es='' if count == 1 else 'es')}"
         for what, count in notes.items()

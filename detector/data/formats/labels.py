@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from detector.data.formats.columns import counts_in_words
 from detector.structures import Category, Id
 
 if TYPE_CHECKING:
@@ -140,9 +141,4 @@ def boxes_of(image: LabelledImage, lost: Lost | None = None, cannot_hold: Sequen
 
 def describe_lost(lost: Lost) -> str:
     """What was lost in writing, as one text; empty if nothing was."""
-    said = [
-        f"{count:,} {what.format(s='' if count == 1 else 's', es='' if count == 1 else 'es')}"
-        for what, count in lost.items()
-        if count
-    ]
-    return ", ".join(said)
+    return ", ".join(counts_in_words(lost))

@@ -15,7 +15,9 @@ import yaml
 from detector.data.formats import box_csv, voc
 from detector.data.formats.annotations import Annotations
 from detector.data.formats.building import Source
+from detector.data.formats.columns import id_key
 from detector.files.atomic import atomic_write, storing
+from detector.structures import Id
 
 Parts = Mapping[Path, np.ndarray]  # the file of each part, and which images are in it, [I] bool
 
@@ -31,9 +33,9 @@ def write_coco(source: Source, annotations: Annotations, parts: Parts) -> None:
             json.dump(tree | {"images": images, "annotations": rows}, file)
 
 
-def _key(image_id: Any) -> str:
-    """The same for an id that is written as 1, 1.0 or "1"."""
-    return str(int(image_id) if isinstance(image_id, float) else image_id)
+def _key(image_id: Any) -> Id:
+    """The same for all ways of writing one id."""
+    return id_key(int(image_id) if isinstance(image_id, float) else image_id)
 
 
 def write_csv(source: Source, annotations: Annotations, parts: Parts) -> None:
@@ -100,7 +102,7 @@ class Parted(NamedTuple):
     folder: str = ""  # of the file, below that of the parts
 
 
-PARTS = {
+PART_WRITERS = {
     "coco": Parted(".json", write_coco),
     "yolo": Parted(".txt", write_yolo),
     "voc": Parted(".txt", write_voc, "ImageSets/Main"),

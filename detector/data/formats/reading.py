@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from detector.data.formats import box_csv, coco_rows, voc, yolo
+from detector.data.formats import box_csv, coco, voc, yolo
 from detector.data.formats.building import Source
 from detector.data.formats.columns import Rows
 from detector.data.formats.recognition import formats_of, naming_format
@@ -83,4 +83,4 @@ def has_part(source: Source, part: str) -> bool:
 FILE_PER_IMAGE = (yolo, voc)  # these have ``state(source)``: all that reading depends on, without the labels' content
 # By name, the reader: ``read(source, is_strict)`` raises the first fault or collects them, and ``has_part(path, part)``
 # tells whether a path holds train, val or test apart from others.
-FORMATS: dict[str, ModuleType] = {"coco": coco_rows, "yolo": yolo, "voc": voc, "csv": box_csv}
+FORMATS: dict[str, ModuleType] = {"coco": coco, "yolo": yolo, "voc": voc, "csv": box_csv}

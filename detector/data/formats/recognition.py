@@ -14,8 +14,8 @@ from pathlib import Path
 from detector.errors import DataError
 
 PIECE = 1 << 16  # bytes read at the beginning and at the end of a file
-CORNERS = ({"xmin", "ymin", "xmax", "ymax"}, {"x1", "y1", "x2", "y2"}, {"left", "top", "right", "bottom"})
-SIZES = ({"x", "y", "width", "height"}, {"x", "y", "w", "h"}, {"left", "top", "width", "height"})
+CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("left", "top", "right", "bottom"))
+SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 BOX_CSV = "a CSV file of boxes"
 RESULTS = "COCO results, which are detections and not annotations"
 SUPPORTED = {"YOLO's data.yaml": "yolo", "YOLO labels": "yolo", "Pascal VOC XML": "voc", BOX_CSV: "csv"}
@@ -97,7 +97,7 @@ def _has_boxes(rows: Sequence[Sequence[str]]) -> bool:
     if not rows:
         return False
     names = {name.strip().lower().replace("_", "") for name in rows[0]}
-    if any(columns <= names for columns in (*CORNERS, *SIZES)) or "region_shape_attributes" in rows[0]:
+    if any(names.issuperset(columns) for columns in (*CORNERS, *SIDES)) or "region_shape_attributes" in rows[0]:
         return True
     # keras-retinanet writes images without boxes as path,,,,,
     has_box = [any(cells[1:]) for cells in rows]
@@ -142,9 +142,17 @@ def _below(folder: Path) -> Iterator[Path]:
     yield from children
     for child in children:
         yield from (below for below in _entries(child) if below.is_dir())
-    if "images" in folder.parts:
-        last = len(folder.parts) - 1 - folder.parts[::-1].index("images")
-        yield Path(*folder.parts[:last], "labels", *folder.parts[last + 1 :])
+    if labels := labels_folder(folder):
+        yield labels
+
+
+def labels_folder(images: Path) -> Path | None:
+    """The folder of YOLO's labels: the last ``images`` of the path becomes ``labels``; None if there is none."""
+    parts = images.parts
+    if "images" not in parts:
+        return None
+    last = len(parts) - 1 - parts[::-1].index("images")
+    return Path(*parts[:last], "labels", *parts[last + 1 :])
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from detector.data.formats.building import LARGEST_TEXT, PARTS, Builder, Source, read_text, stamp
 from detector.data.formats.columns import Rows
-from detector.data.formats.recognition import what_it_is
+from detector.data.formats.recognition import labels_folder, what_it_is
 from detector.data.listing import list_images
 from detector.data.names import leads_out
 from detector.errors import DataError
@@ -285,13 +285,8 @@ class _Labels:
     """The label files of the images in one folder."""
 
     def __init__(self, folder: str) -> None:
-        parts = Path(folder).parts
-        self.folder = folder
-        if "images" in parts:
-            last = len(parts) - 1 - parts[::-1].index("images")
-            labels = Path(*parts[:last], "labels", *parts[last + 1 :])
-            if labels.is_dir() or not _label_files(folder):
-                self.folder = str(labels)
+        labels = labels_folder(Path(folder))
+        self.folder = str(labels) if labels and (labels.is_dir() or not _label_files(folder)) else folder
         stems = _label_files(self.folder) - {name.removesuffix(".txt") for name in NAME_FILES}
         self.files = dict.fromkeys(stems, False)  # by name, without the suffix: whether an image has it
 
