@@ -31,14 +31,15 @@ from detector.models import build_model
 from detector.ops.anchors import level_sizes
 from detector.reports import Scored
 from detector.structures import Category
-from detector.tasks import detection_results, get_results
+from detector.tasks import classification_results, detection_results, get_results
+from detector.tasks.classification_results import ClassPrediction
 from detector.tasks.detection_results import Prediction
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLASSES = [Category(1, "circle"), Category(2, "square"), Category(3, "triangle"), Category(4, "émeu")]
 TINY = [
     "model.backbone.name=resnet10",
-    "model.fpn={levels: [3], channels: 8}",  # each level takes seconds to export
+    "model.fpn={levels: [5], channels: 8}",  # each level takes seconds to export
     "model.anchors.base_size=1",
     "model.head={num_convs: 0}",
     "data.resize={short: [64], long: 128}",
@@ -356,6 +357,21 @@ def test_each_detection_has_its_counterpart_or_ties(
     )
     assert f", {unmatched} unmatched, {counted(ties, 'tie')}," in difference.text
     assert difference.is_same == (unmatched == 0)
+
+
+def test_each_class_has_its_score() -> None:
+    def ranked(*labels: int) -> list[ClassPrediction]:
+        return [ClassPrediction(np.array([0.5, 0.3, 0.1, 0.09995], np.float32)[: len(labels)], np.array(labels), [])]
+
+    for labels, is_same in (
+        ((0, 1, 2), True),
+        ((0, 1, 3), True),  # 2 and 3 tie for the last place
+        ((0, 2, 1), False),
+        ((1, 0, 2), False),
+        ((0, 3, 2), False),
+    ):
+        given = 1e-4, 1e-2, None, None
+        assert classification_results.compare(ranked(0, 1, 2), ranked(*labels), *given).is_same == is_same
 
 
 def test_many_ties_are_a_difference() -> None:

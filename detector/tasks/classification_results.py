@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from detector.data.transforms.resize import center_crop
+from detector.errors import counted
 from detector.files.atomic import atomic_write
 from detector.reports.drawing import draw_lines, score_texts
 from detector.tasks import Difference
@@ -79,14 +80,13 @@ def compare(
     predict: PredictConfig,
     candidates: Callable[[int], ClassPrediction],
 ) -> Difference:
-    """Whether the scores are the same within ``score``, and the classes but for ties."""
-    gaps = [np.abs(one.scores - two.scores).max() for one, two in zip(own, other, strict=True)]
-    is_other = sum(
-        int((one.labels[0] != two.labels[0]) and abs(one.scores[0] - one.scores[1:2].max(initial=0)) > score)
-        for one, two in zip(own, other, strict=True)
-    )
-    text = f"{is_other} other classes, scores within {max(gaps, default=0):.1e}"
-    return Difference(is_other == 0 and max(gaps, default=0) <= score, text)
+    """Whether each class has the same score within ``score``; one that ``other`` does not list scores as its last."""
+    worst = 0.0
+    for one, two in zip(own, other, strict=True):
+        scores = dict(zip(two.labels.tolist(), two.scores, strict=True))
+        expected = np.array([scores.get(label, two.scores[-1]) for label in one.labels.tolist()])
+        worst = max(worst, float(np.abs(one.scores - expected).max()))
+    return Difference(worst <= score, f"{counted(len(own), 'image')}, scores of each class within {worst:.1e}")
 
 
 def draw(image: np.ndarray, prediction: ClassPrediction, draw_score: float) -> Image.Image:
