@@ -330,7 +330,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     assert_refused(tmp_path / "nowhere.pkl", "No such file")
     assert_refused(tmp_path / "nowhere.safetensors")
     (tmp_path / "folder.pth").mkdir()
-    assert_refused(tmp_path / "folder.pth", "cannot be read: Is a directory")
+    assert_refused(tmp_path / "folder.pth", "is a folder; give a file")
 
 
 # --- where it comes from ----------------------------------------------------------------------------------------------
