@@ -50,7 +50,6 @@ MISTAKES = {
     "doctor --images imges/cat": "--images: imges/cat is not a folder; did you mean images/cat?",
     "split trian.json --output o": "trian.json: cannot be read: No such file or directory; did you mean train.json?",
     "evaluate --results train.json --annotations train.json --images img": "--images: img is not a folder",
-    "doctor --annotations train.json": "command line: --annotations train.json: add --images, the folder of its images",
     f"summary --config {LONG}": f"{LONG[:200]}: File name too long; choose or permit another path",
     f"infer --checkpoint x --input {LONG} --output o": f"{LONG}: no such file or folder",
 }
