@@ -347,7 +347,9 @@ def test_a_lowest_score_is_refused() -> None:
 
 def test_drawn_are_the_best_and_what_scores_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[list[int], list[str]]] = []
-    monkeypatch.setattr(classification_views, "draw_lines", lambda image, labels, texts: drawn.append((labels, texts)))
+    monkeypatch.setattr(
+        classification_results, "draw_lines", lambda image, labels, texts: drawn.append((labels, texts))
+    )
     prediction = classification.to_predictions(SCORES, CATEGORIES, make_model())[0]
     for draw_score in (0.0, 0.2, 0.9):
         classification_results.draw(np.zeros((9, 9, 3), np.uint8), prediction, draw_score)

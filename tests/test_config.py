@@ -132,7 +132,7 @@ MISTAKES = {  # text: (line, message)
         3,
         "data.resize.short.1: must be greater than or equal to 1; it is -1",
     ),
-    "data: [1]": (1, "data: must be a section, with keys such as train, val, invalid_boxes; it is [1]"),
+    "data: [1]": (1, "data: must be a section, with keys such as train, val, format; it is [1]"),
     "model:\n  fpn: {levels: [3, 5]}": (2, "model.fpn: levels: [3, 5] must be contiguous"),
     "model: {fpn: {levels: [5, 4, 3]}}": (1, "model.fpn: levels: [5, 4, 3] must be contiguous"),
     "model: {fpn: {levels: [6, 7]}}": (1, "model.fpn: levels: [6, 7] must be contiguous and start at 2 to 5"),

@@ -15,9 +15,9 @@ import torch
 from PIL import Image, ImageOps
 
 from detector.data.images import IMAGE_SUFFIXES, depth_fault, read_annotated_image, read_image, read_size
+from detector.data.inputs import as_array
 from detector.data.spot_check import spot_check
 from detector.errors import DataError
-from detector.inference.predictor import as_array
 from detector.models import Model
 from detector.reports.drawing import as_rgb
 

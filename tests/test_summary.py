@@ -406,7 +406,7 @@ def test_a_table_of_one(capsys: pytest.CaptureFixture[str]) -> None:
         "parameters       34.0 M  (34,014,999)",
         "  trainable      33.8 M  (33,792,599)",
         "multiply-adds    254.5 G",
-        "activations      743.3 MB",
+        "activations      743.2 MB",
         "anchors          201,600",
     ]
 

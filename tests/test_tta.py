@@ -15,7 +15,7 @@ from detector.__main__ import run_command
 from detector.checkpoints.checkpoint import read_checkpoint, save_checkpoint
 from detector.config.loader import load_config
 from detector.config.schema import Config, ModelConfig, PredictConfig
-from detector.data.detection import read_annotations
+from detector.data.formats.reading import read_annotations
 from detector.data.loading.collate import collate
 from detector.dev import stress
 from detector.errors import ConfigError

@@ -106,7 +106,12 @@ def class_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: Tensor) 
 
     One operator of fixed shape: an exported graph has it instead of torchvision's, whose output has a size of its own.
     """
-    return _survives(_move_apart(boxes.double(), labels), scores, float(threshold))
+    apart, rounds = _move_apart(boxes.double(), labels), ROUNDS
+    while True:
+        is_kept, is_exact = _survives(apart, scores, float(threshold), rounds)
+        if bool(is_exact.all()):
+            return is_kept
+        rounds *= 4
 
 
 @class_nms.register_fake
