@@ -16,6 +16,7 @@ from detector.data.formats.building import Builder, Source, read_cells
 from detector.data.formats.columns import Rows, is_file_name
 from detector.data.formats.recognition import CORNERS
 from detector.data.listing import list_images
+from detector.data.names import ALLOW_OUTSIDE, leads_out
 from detector.errors import DataError
 from detector.files.json_stream import show, show_text
 
@@ -129,9 +130,15 @@ class _Reader:
             if columns.size:
                 size = builder.whole_size(self.path, line, *(cells[side] for side in columns.size))
             elif columns.is_fraction:
-                size = builder.size_of(self.root / name)
+                size = self.size_of(name, line)
             self.index_of[name] = builder.add_image(name, *size)
         return self.index_of[name]
+
+    def size_of(self, name: str, line: int) -> tuple[int, int]:
+        if leads_out(name) and not self.builder.source.allow_outside:
+            self.builder.fault(self.path, line, f"{show_text(name)} leads out of {self.root}; {ALLOW_OUTSIDE}")
+            return 0, 0
+        return self.builder.size_of(self.root / name)
 
     def add_box(self, image: int, line: int, label: str, corners: tuple[float, ...], is_group: bool) -> None:
         builder = self.builder

@@ -61,8 +61,8 @@ def detect(source: Source) -> str:
     if len(found) > 1:
         said = one_of(f"{name} ({path})" for name, path in found.items())
         raise DataError(
-            f"{source.path}: may be {said}; say which one by data.format (--from of convert, merge"
-            " and split), or give the annotations of one"
+            f"{source.path}: may be {said}; say which one by data.format (--from of a command), or give the"
+            " annotations of one"
         )
     if not found and is_folder:
         files = sorted(source.path.glob("*.json"))

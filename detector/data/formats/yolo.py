@@ -18,7 +18,7 @@ from detector.data.formats.building import LARGEST_TEXT, PARTS, Builder, Source,
 from detector.data.formats.columns import Rows
 from detector.data.formats.recognition import labels_folder, what_it_is
 from detector.data.listing import list_images
-from detector.data.names import leads_out
+from detector.data.names import ALLOW_OUTSIDE, leads_out
 from detector.errors import DataError
 from detector.files.json_stream import show, show_text
 from detector.structures import Category
@@ -188,8 +188,8 @@ def _inside(file: Path, key: str, entry: str, root: Path, allow_outside: bool) -
     base = os.path.abspath(file.parent)  # noqa: PTH100 (links are the user's own)
     if not allow_outside and os.path.commonpath([base, os.path.abspath(path)]) != base:  # noqa: PTH100
         raise DataError(
-            f"{file}: {key}: {show_text(entry)} leads out of {file.parent}; move the data there, or set"
-            " data.allow_outside=true if you trust the file"
+            f"{file}: {key}: {show_text(entry)} leads out of {file.parent}; move the data there, or {ALLOW_OUTSIDE} if"
+            " you trust the file"
         )
     return path
 
@@ -274,7 +274,7 @@ def _listed(path: Path, root: Path, builder: Builder) -> Iterator[str]:
             own = os.path.normpath(os.path.join(root, name))  # noqa: PTH118
         name = os.path.relpath(own, root)
         if leads_out(name) and not builder.source.allow_outside:
-            builder.fault(path, line, f"{show_text(text.strip())} leads out of {root}; set data.allow_outside=true")
+            builder.fault(path, line, f"{show_text(text.strip())} leads out of {root}; {ALLOW_OUTSIDE}")
         elif not os.path.isfile(own):  # noqa: PTH113
             builder.fault(path, line, f"{show_text(text.strip())} does not exist; correct the path")
         else:
