@@ -75,6 +75,7 @@ def write(labels: Labels, images: int, args: argparse.Namespace) -> None:
     """Write the target and print what it holds, and what it cannot hold."""
     from detector.data.formats.labels import describe_lost
     from detector.data.formats.writing import WRITERS, check_names
+    from detector.errors import counted
 
     writer = WRITERS[args.to]
     boxes = 0
@@ -82,7 +83,8 @@ def write(labels: Labels, images: int, args: argparse.Namespace) -> None:
         boxes += len(image.labels)
     check_names(writer, (image.name for image in labels), args.target)
     lost = describe_lost(writer.write(labels, args.target))
-    print(f"{images:,} images, {boxes:,} boxes of {len(labels.categories)} classes: {args.target}")
+    holds = f"{counted(images, 'image')}, {counted(boxes, 'box')} of {counted(len(labels.categories), 'class')}"
+    print(f"{holds}: {args.target}")
     if lost:
         print(f"{args.to} cannot hold: {lost}")
     if writer.images and labels.images is None:

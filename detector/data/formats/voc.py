@@ -1,7 +1,9 @@
 """Pascal VOC: an XML file per image in ``Annotations/``, images in ``JPEGImages/``, splits in ``ImageSets/Main/``.
 
 Corners are pixels, the last one included. The original counts from 1 (Everingham et al. 2010, development kit), many
-tools from 0: where any corner of the folder is under 1, all count from 0. ``difficult`` objects become ignore regions.
+tools from 0: where any corner of the folder, or of those of the other parts, is under 1, all count from 0. Nothing
+proves that corners count from 1: a box that begins at 1 and ends at the image's width may be a pixel inside, from 0. So
+that is assumed, and said. ``difficult`` objects become ignore regions.
 
 XML from strangers is parsed without entities, of bounded size and depth.
 """
@@ -24,6 +26,7 @@ from detector.files.json_stream import show_text
 
 PARTS = {"train": ("train", "trainval"), "val": ("val", "valid", "test"), "test": ("test",)}
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
+PART_FOLDERS = dict.fromkeys(name for names in PARTS.values() for name in names)
 DEEPEST = 32  # elements inside each other; VOC has 5
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 _below_one = re.compile(rb"<[xy]m(?:in|ax)>\s*(?:-[\d.]+|\+?(?:0+(?:\.\d*)?|\.\d+))\s*</").search
@@ -33,6 +36,15 @@ class Layout(NamedTuple):
     annotations: Path  # the folder of XML files
     images: Path
     listed: Path | None  # the file of ImageSets that names the images; None: all XML files
+
+    @property
+    def alike(self) -> list[Path]:
+        """The folders of XML files whose corners count alike: this one, and those of the other parts beside it."""
+        own = self.annotations
+        for part, below in ((own, ""), (own.parent, own.name)):
+            if part.name in PART_FOLDERS:
+                return [folder for name in PART_FOLDERS if (folder := part.parent / name / below).is_dir()]
+        return [own]
 
 
 def read(source: Source, is_strict: bool) -> Rows:
@@ -57,15 +69,24 @@ def read(source: Source, is_strict: bool) -> Rows:
         )
         for line, values in content.objects:
             _add(builder, image, path, line, values)
-    is_one_based = source.one_based
-    if is_one_based is None:
-        is_one_based = min(builder.corners, default=1.0) >= 1 and not _any_below_one(layout.annotations, stems)
+    is_one_based, said = _origin(source, layout, builder, stems)
     if is_one_based:  # from 1 to 1 is the first pixel, which is from 0 to 1
         builder.shift(-1.0, -1.0, 0.0, 0.0)
-    why = "" if source.one_based is not None else ", as no corner is under 1" if is_one_based else ", as one is under 1"
     listed = f", {layout.listed.name}" if layout.listed else ""
-    form = f"Pascal VOC{listed}: corners count from {int(is_one_based)}{why} (data.one_based)"
-    return builder.named_rows(layout.images, form)
+    return builder.named_rows(layout.images, f"Pascal VOC{listed}: {said}")
+
+
+def _origin(source: Source, layout: Layout, builder: Builder, stems: list[str]) -> tuple[bool, str]:
+    """Whether corners count from 1, and why, in words."""
+    if source.one_based is not None:
+        return source.one_based, f"corners count from {int(source.one_based)} (data.one_based)"
+    if min(builder.corners, default=1.0) < 1 or _any_below_one(layout, stems):
+        return False, "corners count from 0, as one is under 1 (data.one_based)"
+    at_one = builder.corners.count(1.0)
+    return True, (
+        f"corners are assumed to count from 1, as none is under 1 and {at_one:,} are 1; if they count from 0, set"
+        " data.one_based=false (without a config: --one-based false)"
+    )
 
 
 def state(source: Source) -> Iterator[object]:
@@ -74,8 +95,9 @@ def state(source: Source) -> Iterator[object]:
     yield layout
     yield from list_images(layout.images).files
     yield list(_files(layout, Builder(source, is_strict=True)))
-    for name in sorted(_xml_files(layout.annotations)):
-        yield name, stamp(f"{layout.annotations}/{name}")
+    for folder in layout.alike:
+        for name in sorted(_xml_files(folder)):
+            yield name, stamp(f"{folder}/{name}")
 
 
 # --- where files are --------------------------------------------------------------------------------------------------
@@ -137,14 +159,15 @@ def _xml_files(folder: Path) -> Iterator[str]:
     return (name for name, is_file in walk(folder) if is_file and name.lower().endswith(".xml"))
 
 
-def _any_below_one(folder: Path, stems: list[str]) -> bool:
-    """Whether another XML file of the folder than those read has a corner under 1, so that its parts count alike."""
+def _any_below_one(layout: Layout, stems: list[str]) -> bool:
+    """Whether an XML file that was not read has a corner under 1."""
     seen = set(stems)
-    for name in _xml_files(folder):
-        if name[:-4] not in seen:
-            with suppress(OSError), (folder / name).open("rb") as file:
-                if _below_one(file.read(LARGEST_TEXT)):
-                    return True
+    for folder in layout.alike:
+        for name in _xml_files(folder):
+            if folder != layout.annotations or name[:-4] not in seen:
+                with suppress(OSError), (folder / name).open("rb") as file:
+                    if _below_one(file.read(LARGEST_TEXT)):
+                        return True
     return False
 
 
