@@ -20,7 +20,7 @@ from detector.data.formats.annotations import Annotations
 from detector.data.formats.building import Source
 from detector.data.formats.coco_values import odd_areas
 from detector.data.formats.columns import show_id
-from detector.data.formats.joining import join_rows, repeated
+from detector.data.formats.joining import join_rows, weigh
 from detector.data.formats.reading import has_part, read_rows
 from detector.data.formats.recognition import formats_of
 from detector.data.images import read_annotated_image, read_size
@@ -254,6 +254,10 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         """The image and the class of each object, [M] both."""
         return self.annotations.image_index()[self.is_object].numpy(), self.annotations.labels[self.is_object].numpy()
 
+    def shown(self, epoch: int) -> np.ndarray:
+        """The image that each index shows in an epoch, [I]."""
+        return self.annotations.shown(epoch, np.arange(len(self)))
+
     def select(self, indices: Sequence[int]) -> CocoDataset:
         """Some of the images, in this order."""
         part = self.annotations.select(indices)
@@ -292,6 +296,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
     def _sample(self, epoch: int, index: int) -> Sample:
         image, boxes, labels = self.transform.mixed(partial(self._transformed, epoch), epoch, index, len(self))
+        index = int(self.annotations.shown(epoch, index))
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1),
             boxes=torch.from_numpy(boxes),
@@ -302,8 +307,9 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
     def _transformed(self, epoch: int, index: int) -> Transformed:
         annotations = self.annotations
-        image = self._read(index, int(annotations.heights[index]), int(annotations.widths[index]))
-        rows = annotations.rows(index)
+        shown = int(annotations.shown(epoch, index))
+        image = self._read(shown, int(annotations.heights[shown]), int(annotations.widths[shown]))
+        rows = annotations.rows(shown)
         is_kept = self.checked.is_kept[rows]
         boxes = self.checked.boxes[rows][is_kept].numpy()
         labels = torch.where(annotations.is_crowd[rows], IGNORE_REGION, annotations.labels[rows])[is_kept].numpy()
@@ -367,7 +373,7 @@ def read_split(
     else:
         chosen = np.ones(len(annotations), dtype=bool)
     if name == "train" and len({*weights}) > 1:
-        return annotations.select([index for index in repeated(weights, sizes, seed) if chosen[index]])
+        return weigh(annotations, weights, sizes, chosen, seed)
     return annotations if chosen.all() else annotations.select(np.flatnonzero(chosen).tolist())
 
 
