@@ -181,8 +181,7 @@ def test_voc_counts_from_one_unless_a_corner_of_the_folder_is_under_one(tmp_path
     # From 1, the last pixel included: 11..50 is 10..50.
     assert boxes(found) == {"a.png": [("cat", [10, 10, 40, 30]), ("dog", [0, 0, 200, 100.5])]}
     assert found.is_crowd.tolist() == [False, True]
-    assert "corners are assumed to count from 1, as none is under 1 and 2 are 1" in found.notice
-    assert "set data.one_based=false (without a config: --one-based false)" in found.notice
+    assert "corners are assumed to count from 1, as none is under 1; if they count from 0, set" in found.notice
     assert boxes(read_annotations(Source(tmp_path, one_based=False)))["a.png"][0][1] == [11, 11, 39, 29]
     path = tmp_path / "Annotations/b.xml"  # of val: both parts count alike
     path.write_text(path.read_text().replace(">11<", "> 0.5<"))

@@ -148,7 +148,8 @@ def _open(name: str, annotations: Path | None, images: Path | None, args: argpar
         check_folder(images, "--images" if name == "train" else "--val-images")
     source = annotations or images
     assert source is not None
-    if images and not formats_of(source) and (annotations is None or annotations.suffix.lower() == ".csv"):
+    is_open = args.format == "auto" and not formats_of(source)
+    if images and is_open and (annotations is None or annotations.suffix.lower() == ".csv"):
         return _open_labelled(name, annotations, images, allow_outside=args.allow_outside)
     return _checked(read_boxes(name, source_of(args, source, images if annotations else None, name)))
 

@@ -44,7 +44,7 @@ def write_csv(source: Source, annotations: Annotations, parts: Parts) -> None:
     """CSV files with the rows of their images, as they are."""
     layout = box_csv.layout_of(source.path)
     index_of = {annotations.file_name(index): index for index in range(len(annotations))}
-    if layout.columns.is_fraction:  # OpenImages' ids have no suffix
+    if layout.columns.is_id:
         index_of = {
             PurePosixPath(name).with_suffix("").as_posix(): index for name, index in index_of.items()
         } | index_of
@@ -85,9 +85,9 @@ def write_yolo(source: Source, annotations: Annotations, parts: Parts) -> None:
 
 def write_voc(source: Source, annotations: Annotations, parts: Parts) -> None:
     """Lists of images as in ``ImageSets/Main``, and links to the data set, through which their files are found."""
-    layout = voc.layout_of(source)
+    layout, files = voc.layout_of(source), voc.listed_files(source)
     for path, is_in in parts.items():
-        _write_lines(path, is_in, lambda index: PurePosixPath(annotations.file_name(index)).with_suffix("").as_posix())
+        _write_lines(path, is_in, lambda index: files[index][:-4])
     for root in {path.parents[2]: None for path in parts}:  # of root/ImageSets/Main/train.txt
         _link(root / "Annotations", layout.annotations)
         _link(root / "JPEGImages", layout.images)

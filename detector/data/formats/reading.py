@@ -72,7 +72,7 @@ def detect(source: Source) -> str:
             else f"{source.path}: holds no annotations of a known format; give a COCO JSON file, a CSV file of boxes,"
             " YOLO's data.yaml, or a folder of Pascal VOC's XML files"
         )
-    return next(iter(found), "coco")
+    return next(iter(found), "csv" if source.path.suffix.lower() == ".csv" else "coco")  # the reader says what is wrong
 
 
 def has_part(source: Source, part: str) -> bool:
