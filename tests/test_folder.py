@@ -235,9 +235,9 @@ FAULTS: dict[str, tuple[str | bytes, list[str] | None, bool, list[str]]] = {
     "far": ("path,label\n1.png,a;b\n", CLASSES, False, ["{csv}:2: label 'a;b'", "glass, metal or paper"]),
     "one of several": ("path,label\n1.png,glass;metl\n", CLASSES, True, ["{csv}:2: label 'metl'", "mean 'metal'?"]),
     "never a label": ("path,label\n1.png,\n2.png,;\n", None, True, ["{csv}: has no label in any row"]),
-    "not UTF-8": ("path,label\n1.png,ä\n".encode("latin-1"), None, False, ["{csv}: is not a CSV file in UTF-8"]),
-    "UTF-16": ("path,label\n1.png,a\n".encode("utf-16"), None, False, ["{csv}: is not a CSV file in UTF-8"]),
-    "open quote": ('path,label\n"1.png,a\n', None, False, ["{csv}: is not a CSV file in UTF-8", "unexpected end"]),
+    "not UTF-8": ("path,label\n1.png,ä\n".encode("latin-1"), None, False, ["{csv}: is not UTF-8 text"]),
+    "UTF-16": ("path,label\n1.png,a\n".encode("utf-16"), None, False, ["{csv}: is not UTF-8 text"]),
+    "open quote": ('path,label\n"1.png,a\n', None, False, ["{csv}: is not a CSV file", "unexpected end"]),
 }
 
 

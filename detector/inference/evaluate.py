@@ -130,7 +130,7 @@ def evaluate_results(path: str, annotations: str, images: str | None, overrides:
     config = apply_overrides(Config(), [*overrides, f"data.val={val}"], source=path)
     truth = read_split(config.data, "val", None, config.seed)
     if truth.images:
-        truth = with_sizes(truth, truth.images, config.data.exif)
+        truth = with_sizes(truth, truth.images, config.data.exif, config.data.allow_outside)
     policy = config.data.invalid_boxes
     checked = apply_box_policy(truth, "drop" if policy == "error" else policy)
     lines = [truth.notice, _describe_invalid(checked, policy)]

@@ -221,8 +221,10 @@ def read_cells(path: Path, separator: str = ",") -> Iterator[tuple[int, list[str
                 line = reader.line_num
                 if cells:
                     yield line, cells
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not a CSV file in UTF-8: {error} (after line {line})") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: is not a CSV file: {error} (after line {line})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason} after line {line}); save it as UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
         raise DataError(f"{show_text(str(path))}: {unreadable(path, error, '*.csv')}") from None
 

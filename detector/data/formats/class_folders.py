@@ -18,7 +18,7 @@ import numpy as np
 from detector.data.formats.building import read_cells
 from detector.data.formats.recognition import BOX_CSV, unread, what_it_is
 from detector.data.listing import list_images
-from detector.data.names import Names, check_names, files_below
+from detector.data.names import ALLOW_OUTSIDE, Names, check_names, files_below
 from detector.data.split import hold_back
 from detector.errors import DataError, counted, one_of, unreadable
 from detector.files.json_stream import has_surrogates
@@ -183,7 +183,7 @@ def read_csv(
             words, remedy = f"{root / file} {reason}", f"paths are relative to {root}"
             if is_outside:
                 words = f"{file} {reason} of {root}"
-                remedy = "put the image into the folder, or set data.allow_outside=true if you trust the file"
+                remedy = f"put the image into the folder, or {ALLOW_OUTSIDE} if you trust the file"
             remedy = Names(files_below(root)).hint(file) or remedy
             raise DataError(f"{path}:{line_of[file]}: {words}; {remedy}{_header_hint(line_of[file])}")
     if not names and not faults:
