@@ -204,7 +204,7 @@ def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
         print("\n".join([f"{name} on {data.source}: {data.summary()}", *data.warnings()]), file=sys.stderr)
     if not is_exported:
         precision = config.model.predict.precision
-        model = model.fold_norms().place(device, precision).fix_precision(precision)
+        model = model.fold_norms().place(device).fix_precision(precision)
     if distributed.world_size() > 1:
         distributed.check_same(
             images=len(data), weights=(model.digest() if is_exported else weights_digest(model))[:12]
