@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_target(args)
     annotations = read(args.source, args.images, args)
-    write(labels_of(annotations), len(annotations), args)
+    write(labels_of(annotations), len(annotations), args, args.source)
     return 0
 
 
@@ -77,18 +77,20 @@ def read(source: Path, images: Path | None, args: argparse.Namespace) -> Annotat
     return annotations if args.to == "csv" else with_sizes(annotations, annotations.images)
 
 
-def write(labels: Labels, images: int, args: argparse.Namespace) -> None:
-    """Write the target and print what it holds, and what it cannot hold."""
+def write(labels: Labels, images: int, args: argparse.Namespace, source: object) -> None:
+    """Write the target of ``source`` and print what it holds, and what it cannot hold."""
     from detector.data.formats.labels import describe_lost
     from detector.data.formats.writing import WRITERS, check_names
+    from detector.errors import counted
 
     writer = WRITERS[args.to]
     boxes = 0
     for image in labels:
         boxes += len(image.labels)
-    check_names(writer, (image.name for image in labels), args.target)
+    check_names(writer, (image.name for image in labels), source)
     lost = describe_lost(writer.write(labels, args.target))
-    print(f"{images:,} images, {boxes:,} boxes of {len(labels.categories)} classes: {args.target}")
+    classes = counted(len(labels.categories), "class")
+    print(f"{counted(images, 'image')}, {counted(boxes, 'box')} of {classes}: {args.target}")
     if lost:
         print(f"{args.to} cannot hold: {lost}")
     if writer.images and labels.images is None:
