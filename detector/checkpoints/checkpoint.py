@@ -201,13 +201,16 @@ def compare_weights(own: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
     """Refuse ``weights`` that differ from a model's ``own`` in names, shapes or kind."""
     for name in sorted(own.keys() ^ weights.keys()):
         where = "missing from" if name in own else "unknown to the model but in"
-        raise _damaged(path, f"{name} is {where} the checkpoint, which is of another architecture")
+        raise WeightsError(f"{path}: {name} is {where} the checkpoint, which is of another architecture")
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
             there, here = list(tensor.shape), list(own[name].shape)
-            raise _damaged(path, f"{name} is {there} in the checkpoint and {here} in the model")
+            raise WeightsError(
+                f"{path}: {name} is {there} in the checkpoint and {here} in the model;"
+                " it is of another architecture or class count"
+            )
         if own[name].is_floating_point() and not tensor.is_floating_point():
-            raise _damaged(path, f"{name} is of {tensor.dtype} in the checkpoint, {own[name].dtype} in the model")
+            raise WeightsError(f"{path}: {name} is of {tensor.dtype} in the checkpoint, {own[name].dtype} in the model")
 
 
 def weights_digest(*models: torch.nn.Module) -> str:
