@@ -37,7 +37,7 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
         "annotation id 11 is duplicated, for image 7 and for image 3; give each its own",
     ),
     "unknown image": (set_key("annotations", 1, "image_id", 8), "annotation 12: image_id 8 is not among the images"),
-    "no image id": (drop_key("annotations", 1, "image_id"), "annotation 12: image_id None must be an integer"),
+    "no image id": (drop_key("annotations", 1, "image_id"), "annotation 12: image_id null must be an integer"),
     "image id as a fraction": (set_key("annotations", 1, "image_id", 3.5), "annotation 12: image_id 3.5 must be an"),
     "images off by one": (
         lambda tree: tree.update(images=[{**row, "id": row["id"] + 1} for row in tree["images"][:2]]),
@@ -62,7 +62,7 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     ),
     "category id as a boolean": (
         set_key("annotations", 1, "category_id", True),
-        "annotation 12: category_id True must be an integer",
+        "annotation 12: category_id true must be an integer",
     ),
     "unknown image, and no annotation id": (
         lambda tree: (tree["annotations"][1].pop("id"), tree["annotations"][1].update(image_id="x")),
@@ -109,10 +109,10 @@ REFUSED: dict[str, tuple[Callable[[Tree], object], str]] = {
     "width 0": (set_key("images", 0, "width", 0), "image 7 (a.png): height 50, width 0 must be positive integers"),
     "image id as a boolean": (
         set_key("images", 0, "id", True),
-        "image True (a.png): id True must be an integer or text",
+        "image true (a.png): id true must be an integer or text",
     ),
     "empty image id": (set_key("images", 0, "id", ""), "image '' (a.png): id '' must be an integer or text"),
-    "no file name": (drop_key("images", 0, "file_name"), "image 7: file_name is None"),
+    "no file name": (drop_key("images", 0, "file_name"), "image 7: file_name is null"),
     "empty file name": (set_key("images", 0, "file_name", ""), "image 7: file_name is ''"),
     "no category name": (drop_key("categories", 0, "name"), "category 90: {'id': 90} needs an id, which is an"),
     "a file name of two lines": (
@@ -181,7 +181,7 @@ def test_a_file_cut_short_names_the_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", ":1: not valid JSON: Expecting value (column 1)"),
+        (b"", ": is empty; restore the file"),
         (b"\n\n{,}", ":3: not valid JSON: Expecting property name enclosed in double quotes (column 2)"),
         (b"[1]", ": holds a list; "),
         (b"null", ": holds null; "),
@@ -220,13 +220,18 @@ def test_other_classes_than_the_models_are_refused(tmp_path: Path) -> None:
     for other, said in (
         (own[:2], "90 猫, which is not a class there"),
         ([*own[:2], Category(90, "cat")], "90 猫, which is 90 cat there"),
-        (
-            [Category(2, "a"), Category(5, "b"), Category(91, "猫")],
-            "5 a, which is 5 b there; 90 猫, which is 91 猫 there",
-        ),
+        ([Category(2, "a"), Category(5, "b"), Category(91, "cat")], "90 猫, which is not a class there"),
     ):
         with pytest.raises(DataError, match=f"classes that are not those of the model: .*{said}; give the same"):
             read_annotations(path, other)
+
+
+def test_classes_of_the_same_names_have_the_models_ids_and_labels(tmp_path: Path) -> None:
+    """The file has 90 猫, 5 a and 2 b, in this order of its annotations."""
+    model = [Category("x", "b"), Category(2, "猫"), Category(5, "a")]
+    read = read_annotations(write(tmp_path, make_tree()), model)
+    assert (read.categories, read.labels.tolist()) == (model, [1, 2, 0])
+    assert "2 classes by name, as the model has other ids" in read.notice
 
 
 def test_unknown_classes_without_annotations_are_skipped(tmp_path: Path) -> None:

@@ -421,7 +421,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path, Path], object], list[str]]] = {
     "JSON in a .pkl": (
         "x.pkl",
         lambda path, target: path.write_text(json.dumps({"a": 1})),
-        ["is not a file of tensors"],
+        ["is text, which begins"],
     ),
     "a folder": ("x.pth", lambda path, target: path.mkdir(), ["is a folder without best.pt"]),
     "no file": ("x.pth", lambda path, target: None, ["is not a file"]),

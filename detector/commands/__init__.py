@@ -80,7 +80,8 @@ def check_overrides(overrides: Sequence[str]) -> None:
                     f"command line: {override}: is one file too many; quote a pattern, as in '*.jpg', that the shell"
                     " would expand, or name the option that it belongs to"
                 )
-            raise ConfigError(f"command line: {override}: is not KEY=VALUE, as in train.epochs=12")
+            hint = "; quote a value with spaces, as 'data.classes=[a, b]'" if override[-1:] in "]}" else ""
+            raise ConfigError(f"command line: {override}: is not KEY=VALUE, as in train.epochs=12{hint}")
 
 
 class Warnings(io.TextIOBase):

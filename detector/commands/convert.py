@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_target(args)
     annotations = read(args.source, args.images, args)
-    write(labels_of(annotations), len(annotations), args)
+    write(labels_of(annotations), len(annotations), args, args.source)
     return 0
 
 
@@ -71,8 +71,8 @@ def read(source: Path, images: Path | None, args: argparse.Namespace) -> Annotat
     return with_sizes(annotations, annotations.images, args.exif, args.allow_outside)
 
 
-def write(labels: Labels, images: int, args: argparse.Namespace) -> None:
-    """Write the target and print what it holds, and what it cannot hold."""
+def write(labels: Labels, images: int, args: argparse.Namespace, source: object) -> None:
+    """Write the target of ``source`` and print what it holds, and what it cannot hold."""
     from detector.data.formats.labels import describe_lost
     from detector.data.formats.writing import WRITERS, check_names
     from detector.errors import counted
@@ -81,7 +81,7 @@ def write(labels: Labels, images: int, args: argparse.Namespace) -> None:
     boxes = 0
     for image in labels:
         boxes += len(image.labels)
-    check_names(writer, (image.name for image in labels), args.target)
+    check_names(writer, (image.name for image in labels), source)
     lost = describe_lost(writer.write(labels, args.target))
     holds = f"{counted(images, 'image')}, {counted(boxes, 'box')} of {counted(len(labels.categories), 'class')}"
     print(f"{holds}: {args.target}")

@@ -209,7 +209,7 @@ def _checked(split: Split) -> Split:
         and (what := what_it_is(split.source))
         and not (split.has_boxes and what.split("folder of ")[-1] in SUPPORTED)
     ):
-        raise unread(split.source, what)
+        raise unread(split.source, what, split.has_boxes)
     return split
 
 

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     parts = [(folder, read(source, None, args)) for folder, source in map(_source, args.sources)]
     check_distinct(parts)
     joined = join_labels([(folder, labels_of(own)) for folder, own in parts])
-    write(joined, sum(len(own) for _, own in parts), args)
+    write(joined, sum(len(own) for _, own in parts), args, ", ".join(args.sources))
     return 0
 
 

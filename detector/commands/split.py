@@ -65,14 +65,15 @@ def run(args: argparse.Namespace) -> int:
     annotations = read_annotations(source)
     names = [annotations.file_name(index) for index in range(len(annotations))]
     keys, group_of = group(args.annotations, names, args.group)
+    thing = "group" if args.group else "image"
     image, label = group_of[annotations.image_index().numpy()], annotations.labels.numpy()
     if args.folds:
         sizes = np.bincount(group_of)
-        fold = split_folds(args.annotations, keys, sizes, image, label, args.folds, args.seed)[group_of]
+        fold = split_folds(args.annotations, keys, sizes, image, label, args.folds, args.seed, thing)[group_of]
         masks = {f"fold{number + 1}/val": fold == number for number in range(args.folds)}
         parts = {name.replace("val", "train"): ~is_val for name, is_val in masks.items()} | masks
     else:
-        part = split_parts(args.annotations, keys, image, label, args.val, args.test or 0, args.seed)[group_of]
+        part = split_parts(args.annotations, keys, image, label, args.val, args.test or 0, args.seed, thing)[group_of]
         parts = masks = {
             name: part == number for number, name in enumerate(["train", "val", "test"][: 2 + bool(args.test)])
         }

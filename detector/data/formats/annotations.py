@@ -145,13 +145,16 @@ def from_rows(rows: Rows, categories: list[Category] | None = None) -> Annotatio
         ]
         if len(differences) > LISTED:
             said.append(f"and {len(differences) - LISTED} more")
-        same = "ids and names" if rows.has_ids else "names"
         raise DataError(
-            f"{rows.path}: has classes that are not those of the model: {'; '.join(said)}; give the same {same}"
+            f"{rows.path}: has classes that are not those of the model: {'; '.join(said)}; give the same names"
             " (classes that do not occur may be missing)"
         )
-    labels = {id_key(category.id): label for label, category in enumerate(categories)}
-    label_of = {index: labels.get(id_key(category.id), NO_LABEL) for index, category in enumerate(rows.categories)}
+    labels = {category.name: label for label, category in enumerate(categories)}
+    label_of = {index: labels.get(category.name, NO_LABEL) for index, category in enumerate(rows.categories)}
+    ids = {category.name: id_key(category.id) for category in categories}
+    rows.notes["class{es} by name, as the model has other ids"] += sum(
+        category.name in ids and id_key(category.id) != ids[category.name] for category in own
+    )
     unknown = (rows.categories[index] for index in by_id if label_of[index] == NO_LABEL)
     rows.skipped.extend(f"{show_category(category)}, which the model does not have" for category in unknown)
     return _sort(rows, categories, label_of)

@@ -92,7 +92,10 @@ def _concatenated(parts: Sequence[Annotations]) -> Annotations:
     """Annotations of the same categories, one set after the other."""
     for own in parts:
         if own.images is None:
-            raise DataError(f"{own.path}: does not say where its images are; give the set's images too")
+            raise DataError(
+                f"{own.path}: does not say where its images are; give the set as"
+                f" {{annotations: {own.path}, images: DIR}}"
+            )
     folders = [os.path.abspath(own.images) for own in parts]  # noqa: PTH100 (links are the user's own)
     root = os.path.commonpath(folders)
     names = (

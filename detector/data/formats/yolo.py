@@ -20,7 +20,7 @@ from detector.data.formats.columns import Rows
 from detector.data.formats.recognition import labels_folder, what_it_is
 from detector.data.listing import list_images
 from detector.data.names import ALLOW_OUTSIDE, Names, files_below, is_certain, leads_out
-from detector.errors import DataError
+from detector.errors import DataError, kind_of
 from detector.files.json_stream import show, show_text
 from detector.structures import Category
 
@@ -140,9 +140,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise DataError(f"{path}{line}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        fault = getattr(error, "problem", None) or " ".join(str(error).split())[:200]
+        raise DataError(f"{path}{line}: not valid YAML: {fault}; correct it") from None
     if not isinstance(tree, dict):
-        raise DataError(f"{path}: holds a {type(tree).__name__}; YOLO's data.yaml is a mapping with train, val, names")
+        raise DataError(f"{path}: holds {kind_of(tree)}; YOLO's data.yaml is a mapping with train, val, names")
     return tree
 
 
@@ -359,7 +360,8 @@ def _boxes(path: str, classes: int, columns: int | None) -> Iterator[tuple[int, 
         numbers = numbers[:columns]
         label, own = numbers[0], numbers[1:]
         if not 0 <= label < classes or label != int(label):
-            yield line, f"class {cells[0].decode(errors='replace')[:40]} is not one of 0 to {classes - 1}", ()
+            given = cells[0].decode(errors="replace")[:40]
+            yield line, f"class {given} is not one of 0 to {classes - 1}; correct it, or the names", ()
         elif len(own) != 4 and (len(own) < 6 or len(own) % 2):
             hint = "; a confidence belongs to predictions" if len(own) == 5 else ""
             yield line, f"has {len(cells)} numbers; give class cx cy w h, or a polygon: class x y x y x y …{hint}", ()
