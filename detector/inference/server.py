@@ -45,6 +45,7 @@ from detector.inference.images import ImagePredictor
 from detector.inference.meters import Count, Gauge, Histogram
 from detector.inference.openapi import describe
 from detector.processes import handled
+from detector.reports.drawing import save_jpeg
 from detector.reports.pages import render
 from detector.tasks import get_results
 
@@ -282,7 +283,7 @@ class Service:
     def _draw(self, prediction: Any, draw_score: float, image: np.ndarray) -> bytes:
         """A JPEG file."""
         file = io.BytesIO()
-        get_results(self.predictor.config.task).draw(image, prediction, draw_score).save(file, "JPEG", quality=90)
+        save_jpeg(get_results(self.predictor.config.task).draw(image, prediction, draw_score), file, quality=90)
         return file.getvalue()
 
     def _timings(self, times: list[dict[str, float]]) -> Iterator[str]:
