@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from detector.__main__ import run_command
+from detector.__main__ import main, run_command
 from detector.data.formats.annotations import Annotations
 from detector.data.formats.building import Source
 from detector.data.formats.reading import has_part, read_annotations
@@ -144,6 +144,58 @@ def test_images_of_other_names_than_their_xml_files_are_split(tmp_path: Path) ->
     assert run_command("split", [str(tmp_path / "voc"), "--folds", "2", "--output", str(tmp_path / "parts")]) == 0
     vals = [read_annotations(tmp_path / f"parts/fold{number}/ImageSets/Main/val.txt") for number in (1, 2)]
     assert sorted(names_of(vals[0]) + names_of(vals[1])) == [f"img_{name}.jpg" for name in "abcd"]
+
+
+def test_one_image_has_one_xml_file(tmp_path: Path) -> None:
+    xml = {f"Annotations/{name}.xml": XML.format(name="a.jpg") for name in ("a", "b")}
+    root = lay_out(tmp_path, xml | {"JPEGImages/a.jpg": None, "JPEGImages/a.png": None})
+    with pytest.raises(DataError, match=r"b\.xml: is of the image a\.jpg, as .*Annotations/a\.xml is"):
+        read_annotations(root)
+    lay_out(root, {"ImageSets/Main/train.txt": "a\nb\na\n", "Annotations/b.xml": XML.format(name="a.png")})
+    lay_out(root, {"JPEGImages/b.png": None})
+    found = read_annotations(root)
+    assert names_of(found) == ["a.jpg", "b.png"]  # filename tells a.jpg from a.png
+    assert "read 1 image listed again, read once" in found.notice
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        VOC["Kaggle's"] | {"ImageSets/Main/train.txt": "a\n"},
+        {name: content for name, content in VOC["a folder per part"].items() if name.startswith("train")},
+        yolo_images("train") | yolo_labels("train") | {"classes.txt": "cat\n"},
+        {"train/_annotations.coco.json": "{}"},
+    ],
+)
+def test_a_part_that_is_missing_is_not_made_of_the_others(files: dict[str, str | bytes | None], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no val, but train; give the folder, the file or the list of images"):
+        read_annotations(Source(lay_out(tmp_path, files), part="val"))
+
+
+def test_jsons_of_coco_in_annotations_are_not_voc(tmp_path: Path) -> None:
+    root = lay_out(tmp_path, {"annotations/train.json": "{}", "voc/Annotations/a.xml": XML.format(name="a.jpg")})
+    assert names_of(read_annotations(Source(root, images=tmp_path))) == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("convert x.csv out --to yolo --images imgs", "--images: imgs is not a folder; did you mean img?"),
+        ("split x.csv --output out --images imgs", "--images: imgs is not a folder; did you mean img?"),
+        ("merge ../n=x.csv out --to coco", "../n=x.csv: ../n leads out of the folder of images"),
+    ],
+)
+def test_folders_of_images_on_the_command_line(
+    command: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files: dict[str, str | bytes | None] = {
+        "img/a.jpg": None,
+        "x.csv": "path,x1,y1,x2,y2,class,width,height\na.jpg,1,2,30,12,0,40,20\n",
+    }
+    monkeypatch.chdir(lay_out(tmp_path, files))
+    assert main(command.split()) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 CSV = {

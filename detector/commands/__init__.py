@@ -57,7 +57,10 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 def source_of(args: argparse.Namespace, path: Path, images: Path | None, part: str = "train") -> Source:
     """Annotations as the options of :func:`add_reading` say."""
     from detector.data.formats.building import Source
+    from detector.data.listing import check_folder
 
+    if images:
+        check_folder(images, "--images")
     one_based = None if args.one_based == "auto" else args.one_based == "true"
     return Source(path, images, args.format, part, one_based, args.exif, args.allow_outside)
 

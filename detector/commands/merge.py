@@ -38,8 +38,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _source(text: str) -> tuple[str, Path]:
     """The folder and the path of ``NAME=IN``, or of ``IN``."""
+    from detector.data.names import leads_out
+    from detector.errors import ConfigError
+
     folder, found, path = text.partition("=")
-    return (folder, Path(path)) if found and not Path(text).exists() else ("", Path(text))
+    if not found or Path(text).exists():
+        return "", Path(text)
+    if leads_out(folder):
+        raise ConfigError(f"command line: {text}: {folder} leads out of the folder of images; give a folder's name")
+    return folder, Path(path)
 
 
 def check_distinct(parts: list[tuple[str, Annotations]]) -> None:

@@ -15,6 +15,7 @@ the images are written, for YOLO with a data.yaml.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("command line: --val and --test leave nothing to train on; give fractions that add up to < 1")
     source = source_of(args, args.annotations, args.images)
     annotations = read_annotations(source)
+    if annotations.notice:
+        print(annotations.notice, file=sys.stderr)
     names = [annotations.file_name(index) for index in range(len(annotations))]
     keys, group_of = group(args.annotations, names, args.group)
     thing = "group" if args.group else "image"

@@ -22,6 +22,7 @@ from detector.structures import Category
 
 # The usual names of the parts of a data set.
 PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+LISTED_AGAIN = "image{s} listed again, read once"  # a note
 LARGEST_TEXT = 1 << 26  # bytes of a label or XML file: far more than any image's objects
 
 

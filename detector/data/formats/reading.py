@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from detector.data.formats import box_csv, coco, voc, yolo
-from detector.data.formats.building import Source
+from detector.data.formats.building import PARTS, Source
 from detector.data.formats.columns import Rows
 from detector.data.formats.recognition import formats_of, naming_format
 from detector.errors import DataError, one_of
@@ -41,11 +41,23 @@ def read_rows(source: Source | str | Path, is_strict: bool, keep_in: Path | None
     source = source if isinstance(source, Source) else Source(Path(source))
     with naming_format(source.path, has_boxes=True):
         reader = FORMATS[detect(source)]
+        _check_part(source, reader)
         if keep_in is None or reader not in FILE_PER_IMAGE:
             return reader.read(source, is_strict)
         from detector.data.formats.keeping import kept_rows
 
         return kept_rows(keep_in, source, reader.state(source), lambda: reader.read(source, is_strict=True))
+
+
+def _check_part(source: Source, reader: ModuleType) -> None:
+    """Raises where a source has other parts but not the one to read, as all images would be taken for it."""
+    if reader.has_part(source.path, source.part):
+        return
+    if others := [part for part in PARTS if reader.has_part(source.path, part)]:
+        raise DataError(
+            f"{source.path}: has no {source.part}, but {' and '.join(others)}; give the folder, the file or the list of"
+            f" images to take as {source.part}"
+        )
 
 
 def detect(source: Source) -> str:

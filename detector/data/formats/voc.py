@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from xml.parsers import expat
 
-from detector.data.formats.building import LARGEST_TEXT, Builder, Source, read_text, stamp
+from detector.data.formats.building import LARGEST_TEXT, LISTED_AGAIN, Builder, Source, read_text, stamp
 from detector.data.formats.columns import Rows
 from detector.data.listing import list_images, walk
 from detector.errors import DataError, one_of, unreadable
@@ -54,19 +54,18 @@ def read(source: Source, is_strict: bool) -> Rows:
     """The images and boxes of a folder of XML files, or of those that a file of ImageSets lists."""
     layout = layout_of(source)
     builder = Builder(source, is_strict)
-    images = list_images(layout.images).files
-    known, by_stem = set(images), {os.path.splitext(name)[0]: name for name in images}  # noqa: PTH122
+    name_of = _image_names(layout)
+    file_of: dict[str, str] = {}
     files = list(_files(layout, builder))
     for file in files:
-        path, stem = f"{layout.annotations}/{file}", file[:-4]
+        path = f"{layout.annotations}/{file}"
         content = _parse(path, builder)
         if content is None:
             continue
-        name = by_stem.get(stem)
-        if name is None:
-            name = content.values.get("filename", "").strip().replace("\\", "/")
-            is_own = os.path.splitext(name)[0] == stem or (name and "/" not in name)  # noqa: PTH122
-            name = name if name in known or is_own else f"{stem}.jpg"
+        name = name_of(file[:-4], content.values.get("filename", "").strip().replace("\\", "/"))
+        if (other := file_of.setdefault(name, path)) != path:
+            builder.fault(path, 0, f"is of the image {show_text(name)}, as {other} is; correct filename in one of them")
+            continue
         image = builder.add_image(
             name, *builder.whole_size(path, 0, content.values.get("width"), content.values.get("height"))
         )
@@ -77,6 +76,21 @@ def read(source: Source, is_strict: bool) -> Rows:
         builder.shift(-1.0, -1.0, 0.0, 0.0)
     listed = f", {layout.listed.name}" if layout.listed else ""
     return builder.named_rows(layout.images, f"Pascal VOC{listed}: {said}")
+
+
+def _image_names(layout: Layout) -> Callable[[str, str], str]:
+    """The image of an XML file by its name without the suffix, and by the ``filename`` in it."""
+    images = list_images(layout.images).files
+    known, by_stem = set(images), {os.path.splitext(name)[0]: name for name in reversed(images)}  # noqa: PTH122
+
+    def name_of(stem: str, given: str) -> str:
+        before, suffix = os.path.splitext(given)  # noqa: PTH122
+        if stem in by_stem:  # of a.jpg and a.png, the one that is meant
+            return stem + suffix if stem + suffix in known else by_stem[stem]
+        is_own = before == stem or (given and "/" not in given)
+        return given if given in known or is_own else f"{stem}.jpg"
+
+    return name_of
 
 
 def _origin(source: Source, layout: Layout, builder: Builder, files: list[str]) -> tuple[bool, str]:
@@ -120,7 +134,9 @@ def has_part(path: Path, part: str) -> bool:
 
 
 def _annotations_in(folder: Path) -> Path | None:
-    return next((below for name in ANNOTATION_FOLDERS if (below := folder / name).is_dir()), None)
+    """The folder of XML files, which may be in folders below it. (COCO's JSON files are in ``annotations``, too.)"""
+    folders = (below for name in ANNOTATION_FOLDERS if (below := folder / name).is_dir())
+    return next((below for below in folders if any(_xml_files(below))), None)
 
 
 def _has_files(folder: Path) -> bool:
@@ -176,10 +192,14 @@ def _files(layout: Layout, builder: Builder) -> Iterator[str]:
     if layout.listed is None:
         yield from (known[stem] for stem in sorted(known, key=os.fsencode))
         return
+    seen = set()
     for number, text in enumerate(read_text(layout.listed, "*.txt").splitlines(), start=1):
         # In the lists of one class, 1 or -1 follows.
         stem = text.strip() if text.strip() in known else next(iter(text.split()), "")
-        if stem in known:
+        if stem in seen:
+            builder.notes[LISTED_AGAIN] += 1
+        elif stem in known:
+            seen.add(stem)
             yield known[stem]
         elif stem:
             builder.fault(layout.listed, number, f"{show_text(stem)} has no XML file in {layout.annotations}")

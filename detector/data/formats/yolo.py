@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detector.data.formats.building import LARGEST_TEXT, PARTS, Builder, Source, read_text, stamp
+from detector.data.formats.building import LARGEST_TEXT, LISTED_AGAIN, PARTS, Builder, Source, read_text, stamp
 from detector.data.formats.columns import Rows
 from detector.data.formats.recognition import labels_folder, what_it_is
 from detector.data.listing import list_images
@@ -263,7 +263,7 @@ def _labelled(layout: _Layout, builder: Builder, folders: dict[str, _Labels]) ->
     seen: set[str] = set()
     for name in _images(layout, builder):
         if name in seen:
-            builder.notes["image{s} listed again, read once"] += 1
+            builder.notes[LISTED_AGAIN] += 1
             continue
         seen.add(name)
         path = os.path.join(layout.root, name)  # noqa: PTH118 (a Path for each of 100,000 is slow)
