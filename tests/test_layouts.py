@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from detector.__main__ import main, run_command
+from detector.data.detection import with_sizes
 from detector.data.formats.annotations import Annotations
 from detector.data.formats.building import Source
 from detector.data.formats.reading import has_part, read_annotations
@@ -196,6 +197,27 @@ def test_folders_of_images_on_the_command_line(
     assert main(command.split()) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_csv_with_its_classes_is_split_in_its_own_folder(tmp_path: Path) -> None:
+    rows = "".join(f"{name}.jpg,1,2,30,12,cat\n" for name in "abcdef")
+    root = lay_out(tmp_path, {"boxes.csv": rows, "classes.csv": "cat,7\n", "old/classes.csv": "dog,1\n"})
+    for output, code in ((root, 0), (root / "new", 0), (root / "old", 2)):  # another's classes are not overwritten
+        assert run_command("split", [str(root / "boxes.csv"), "--val", "0.4", "--output", str(output)]) == code
+    for folder in (root, root / "new"):
+        found = read_annotations(folder / "train.csv")
+        assert found.categories == [(7, "cat")]
+        own = names_of(found) + names_of(read_annotations(folder / "val.csv"))
+        assert sorted(own) == [f"{name}.jpg" for name in "abcdef"]
+    assert (root / "old/classes.csv").read_text() == "dog,1\n"
+    assert not (root / "old/train.csv").exists()
+
+
+def test_an_image_without_a_size_that_is_not_there_is_suggested(tmp_path: Path) -> None:
+    csv = "path,x1,y1,x2,y2,class\nimg\\a.jpg,1,2,30,12,0\n"
+    found = read_annotations(lay_out(tmp_path, {"img/a.jpg": None, "x.csv": csv}) / "x.csv")
+    with pytest.raises(DataError, match=r"did you mean img/a\.jpg\? detector doctor --fix"):
+        with_sizes(found, found.images)
 
 
 CSV = {

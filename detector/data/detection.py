@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -105,7 +106,12 @@ def with_sizes(
         name = annotations.file_name(index)
         if leads_out(name) and not allow_outside:
             raise DataError(f"{annotations.path}: {show_text(name)} leads out of {images}; {ALLOW_OUTSIDE}")
-        heights[index], widths[index] = read_size(images / name, exif)
+        try:
+            heights[index], widths[index] = read_size(images / name, exif)
+        except DataError as error:
+            is_there = os.path.exists(images / name)  # noqa: PTH110 (Path.exists raises for a name that is too long)
+            hint = "" if is_there else Names(files_below(images)).hint(name, with_fix=True)
+            raise DataError("; ".join(filter(None, (str(error), hint)))) from None
     return replace(annotations, heights=heights, widths=widths)
 
 

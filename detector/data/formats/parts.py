@@ -18,7 +18,7 @@ from detector.data.formats.annotations import Annotations
 from detector.data.formats.building import Source
 from detector.data.formats.columns import id_key
 from detector.data.names import leads_out
-from detector.files.atomic import atomic_write, storing
+from detector.files.atomic import atomic_write, check_new, storing
 from detector.structures import Id
 
 Parts = Mapping[Path, np.ndarray]  # the file of each part, and which images are in it, [I] bool
@@ -41,7 +41,14 @@ def _key(image_id: Any) -> Id:
 
 
 def write_csv(source: Source, annotations: Annotations, parts: Parts) -> None:
-    """CSV files with the rows of their images, as they are."""
+    """CSV files with the rows of their images, as they are, and the file of their classes."""
+    classes = source.path.parent / box_csv.CLASSES_FILE
+    folders = [own for own in {path.parent: None for path in parts} if not own.samefile(classes.parent)]
+    if classes.is_file():
+        check_new(*(folder / classes.name for folder in folders))
+        for folder in folders:
+            with storing(folder / classes.name):
+                shutil.copy(classes, folder)
     layout = box_csv.layout_of(source.path)
     index_of = {annotations.file_name(index): index for index in range(len(annotations))}
     if layout.columns.is_id:
@@ -55,10 +62,6 @@ def write_csv(source: Source, annotations: Annotations, parts: Parts) -> None:
             for _, cells in layout.rows(source.path):
                 if is_in[index_of[cells[layout.columns.image].strip()]]:
                     writer.writerow(cells)
-        classes = source.path.parent / box_csv.CLASSES_FILE
-        if classes.is_file():
-            with storing(path):
-                shutil.copy(classes, path.parent)
 
 
 def write_yolo(source: Source, annotations: Annotations, parts: Parts) -> None:
