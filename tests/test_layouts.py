@@ -213,6 +213,26 @@ def test_csv_with_its_classes_is_split_in_its_own_folder(tmp_path: Path) -> None
     assert not (root / "old/train.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("files", "kept"),
+    [
+        (
+            yolo_images("train") | yolo_labels("train") | {"data.yaml": "train: images/train\nnames: [cat]\n"},
+            "data.yaml",
+        ),
+        (VOC["Kaggle's"] | {"Annotations/a.xml": "<annotation/>", "Annotations/b.xml": "<annotation/>"}, "Annotations"),
+    ],
+)
+def test_a_split_in_the_folder_of_the_data_changes_nothing_there(
+    files: dict[str, str | bytes | None], kept: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = lay_out(tmp_path, files)
+    before = {path: path.read_bytes() for path in root.rglob("*.*")}
+    assert run_command("split", [str(root), "--val", "0.5", "--output", str(root)]) == 2
+    assert f"{root / kept}: exists already" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in root.rglob("*.*")}
+
+
 def test_an_image_without_a_size_that_is_not_there_is_suggested(tmp_path: Path) -> None:
     csv = "path,x1,y1,x2,y2,class\nimg\\a.jpg,1,2,30,12,0\n"
     found = read_annotations(lay_out(tmp_path, {"img/a.jpg": None, "x.csv": csv}) / "x.csv")

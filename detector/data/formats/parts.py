@@ -77,9 +77,11 @@ def write_yolo(source: Source, annotations: Annotations, parts: Parts) -> None:
             return os.path.normpath(root / name)
         return f"./data/{(root / name).relative_to(base)}"
 
+    folders = {path.parent: None for path in parts}
+    check_new(*(folder / name for folder in folders for name in ("data", "data.yaml")))
     for path, is_in in parts.items():
         _write_lines(path, is_in, line)
-    for folder in {path.parent: None for path in parts}:
+    for folder in folders:
         _link(folder / "data", base)
         own = {path.stem: path.name for path in parts if path.parent == folder}
         with atomic_write(folder / "data.yaml") as file:
@@ -89,9 +91,11 @@ def write_yolo(source: Source, annotations: Annotations, parts: Parts) -> None:
 def write_voc(source: Source, annotations: Annotations, parts: Parts) -> None:
     """Lists of images as in ``ImageSets/Main``, and links to the data set, through which their files are found."""
     layout, files = voc.layout_of(source), voc.listed_files(source)
+    roots = {path.parents[2]: None for path in parts}  # of root/ImageSets/Main/train.txt
+    check_new(*(root / name for root in roots for name in ("Annotations", "JPEGImages")))
     for path, is_in in parts.items():
         _write_lines(path, is_in, lambda index: files[index][:-4])
-    for root in {path.parents[2]: None for path in parts}:  # of root/ImageSets/Main/train.txt
+    for root in roots:
         _link(root / "Annotations", layout.annotations)
         _link(root / "JPEGImages", layout.images)
 

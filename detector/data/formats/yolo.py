@@ -20,7 +20,7 @@ from detector.data.formats.columns import Rows
 from detector.data.formats.recognition import labels_folder, what_it_is
 from detector.data.listing import list_images
 from detector.data.names import ALLOW_OUTSIDE, Names, files_below, is_certain, leads_out
-from detector.errors import DataError, kind_of
+from detector.errors import DataError, counted, kind_of
 from detector.files.json_stream import show, show_text
 from detector.structures import Category
 
@@ -169,7 +169,9 @@ def _layout_of_yaml(file: Path, source: Source) -> _Layout:
     if not entries:
         raise DataError(f"{file}: has no {' or '.join(PARTS[source.part])}; add the folder of these images")
     names = _names(tree, file)
-    layout = _Layout(root, [], names, f"{len(names):,} classes of {file.name}", 5 if tree.get("kpt_shape") else None)
+    layout = _Layout(
+        root, [], names, f"{counted(len(names), 'class')} of {file.name}", 5 if tree.get("kpt_shape") else None
+    )
     for entry in entries:
         if not entry or "\0" in entry:
             raise DataError(f"{file}: {source.part} must be a folder, a list of images, or several of these")
@@ -248,11 +250,11 @@ def _names_near(folder: Path, root: Path) -> tuple[list[str], str]:
         for name in NAME_FILES:
             if (place / name).is_file():
                 names = [line.strip() for line in read_text(place / name, name).splitlines() if line.strip()]
-                return _unique(names, place / name), f"{len(names):,} classes of {place / name}"
+                return _unique(names, place / name), f"{counted(len(names), 'class')} of {place / name}"
         for name in YAMLS:
             if (place / name).is_file():
                 names = _names(_read_yaml(place / name), place / name)
-                return names, f"{len(names):,} classes of {place / name}"
+                return names, f"{counted(len(names), 'class')} of {place / name}"
     raise DataError(
         f"{folder}: has no class names near it; give YOLO's data.yaml, or write them into classes.txt there"
     )
