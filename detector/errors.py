@@ -65,6 +65,8 @@ def unreadable(path: Path, error: Exception, pattern: str) -> str:
 def near_path(path: str | Path, others: Iterable[str] = ()) -> str:
     """``"; did you mean data/train.json?"`` of a missing ``path``, by what is beside it, or by ``others``; or empty."""
     missing = path = Path(path)
+    if os.path.exists(path):  # noqa: PTH110 (Path.exists may raise)
+        return ""  # it is only something else than was expected
     while missing != missing.parent and not os.path.isdir(missing.parent):  # noqa: PTH112 (Path.is_dir may raise)
         missing = missing.parent
     known = {name.casefold(): name for name in others}

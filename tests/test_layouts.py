@@ -183,14 +183,21 @@ def test_jsons_of_coco_in_annotations_are_not_voc(tmp_path: Path) -> None:
     [
         ("convert x.csv out --to yolo --images imgs", "--images: imgs is not a folder; did you mean img?"),
         ("split x.csv --output out --images imgs", "--images: imgs is not a folder; did you mean img?"),
+        ("convert x.csv out --to yolo --images x.csv", "--images: x.csv is not a folder\n"),  # not: did you mean
+        (
+            "convert ImageSets/Main/trian.txt out --to coco",
+            "no such file or folder; did you mean ImageSets/Main/train.txt",
+        ),
         ("merge ../n=x.csv out --to coco", "../n=x.csv: ../n leads out of the folder of images"),
     ],
 )
-def test_folders_of_images_on_the_command_line(
+def test_paths_of_the_command_line(
     command: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files: dict[str, str | bytes | None] = {
         "img/a.jpg": None,
+        "y.csv": "",
+        "ImageSets/Main/train.txt": "",
         "x.csv": "path,x1,y1,x2,y2,class,width,height\na.jpg,1,2,30,12,0,40,20\n",
     }
     monkeypatch.chdir(lay_out(tmp_path, files))

@@ -90,3 +90,15 @@ def test_what_is_held_back_is_never_shown(tmp_path: Path) -> None:
     shown = {data.annotations.file_name(index) for index in seen}
     assert shown == set(names(data, 0))
     assert 8 < len(shown) < 20
+
+
+@pytest.mark.parametrize(("folder", "is_said"), [("a", True), ("c", False)])
+def test_sets_that_label_the_same_images_are_said(folder: str, is_said: bool, tmp_path: Path) -> None:
+    two_sets(tmp_path, 1.5)
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name in ("0.png", "1.png"):
+        (tmp_path / folder / name).write_bytes((tmp_path / "a" / name).read_bytes())
+    (tmp_path / folder / "other.csv").write_text("path,x1,y1,x2,y2,label\n0.png,1,1,9,9,other\n./1.png,1,1,9,9,other\n")
+    data = DataConfig.model_validate({"train": [str(tmp_path / "a/boxes.csv"), str(tmp_path / folder / "other.csv")]})
+    said = open_dataset(data, "train", Transform(ResizeConfig(fixed=[40, 40]))).summary()
+    assert ("warning: 2 images of" in said) == is_said

@@ -13,7 +13,7 @@ import torch
 from detector.data.formats.annotations import Annotations, Extra, from_rows
 from detector.data.formats.class_folders import unknown_class
 from detector.data.formats.columns import Ids, Rows, Texts, counts_of, id_key
-from detector.errors import DataError
+from detector.errors import DataError, counted
 from detector.structures import Category
 
 
@@ -98,11 +98,17 @@ def _concatenated(parts: Sequence[Annotations]) -> Annotations:
             )
     folders = [os.path.abspath(own.images) for own in parts]  # noqa: PTH100 (links are the user's own)
     root = os.path.commonpath(folders)
-    names = (
+    names = [
         os.path.join(os.path.relpath(folder, root), own.file_name(index)).removeprefix("./")  # noqa: PTH118
         for own, folder in zip(parts, folders, strict=True)
         for index in range(len(own))
-    )
+    ]
+    notices = [own.notice for own in parts if own.notice]
+    if again := len(names) - len(set(map(os.path.normpath, names))):
+        notices.append(
+            f"warning: {counted(again, 'image')} of {parts[0].path} and the other sets are listed again, each time with"
+            " the boxes of one set alone: objects that only the other has are background there"
+        )
     num_images, num_annotations = sum(map(len, parts)), sum(len(own.labels) for own in parts)
     counts = torch.cat([own.first.diff() for own in parts])
     return Annotations(
@@ -118,7 +124,7 @@ def _concatenated(parts: Sequence[Annotations]) -> Annotations:
         labels=torch.cat([own.labels for own in parts]),
         areas=torch.cat([own.areas for own in parts]),
         is_crowd=torch.cat([own.is_crowd for own in parts]),
-        notice="\n".join(own.notice for own in parts if own.notice),
+        notice="\n".join(notices),
         images=Path(root),
     )
 

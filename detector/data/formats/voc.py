@@ -23,7 +23,7 @@ from xml.parsers import expat
 from detector.data.formats.building import LARGEST_TEXT, LISTED_AGAIN, Builder, Source, read_text, stamp
 from detector.data.formats.columns import Rows
 from detector.data.listing import list_images, walk
-from detector.errors import DataError, one_of, unreadable
+from detector.errors import DataError, near_path, one_of, unreadable
 from detector.files.json_stream import show_text
 
 PARTS = {"train": ("train", "trainval"), "val": ("val", "valid", "test"), "test": ("test",)}
@@ -181,7 +181,7 @@ def layout_of(source: Source) -> Layout:
         annotations = _part_folder(path, source.part) or path
         root, listed = annotations.parent, None
     if not annotations.is_dir():
-        raise DataError(f"{annotations}: no such folder")
+        raise DataError(f"{annotations}: no such file or folder{near_path(annotations)}")
     below = (root / name for name in IMAGE_FOLDERS)
     return Layout(annotations, source.images or next(filter(Path.is_dir, below), annotations), listed)
 
