@@ -318,7 +318,7 @@ def test_a_mistake_gets_one_line(argv: list[str], words: str, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", ":1: not valid JSON"),
+        (b"", "is empty; restore the file"),
         (b'{"images": [', ":1: not valid JSON"),
         (b"[]", "holds a list; COCO annotations are an object"),
         (b'{"images": 5}', "has no list 'images'"),
