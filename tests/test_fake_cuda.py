@@ -323,7 +323,7 @@ def predict(config: Config, model: Model) -> None:
     """An evaluation's batch, and what a predictor says of it."""
     task, batch = get_task(config), make_batch(config).to(CUDA)
     found = predict_merged(model.eval(), task, batch, config.model)
-    tally = task.tally(found, batch, config.model)
+    tally = task.tally(found, batch, config)
     assert tally.rows.size or tally.sums is not None
     assert len(task.to_predictions(found, Images.categories, config.model)) == len(batch.ids)
 

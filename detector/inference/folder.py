@@ -225,6 +225,7 @@ def _infer(
                     image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
                     row |= {"id": image_id, "size": item.sample.size_original}
                     row["results"] = results.to_results(found, image_id, _as_text(name))
+                    drawn.append(pool.submit(results.save, found, name, output))
                     if draw_score is not None:
                         path = output / "images" / name
                         drawn.append(pool.submit(_draw, results, item.image, found, draw_score, path))

@@ -14,6 +14,7 @@ from detector.reports.pages import shortened
 
 Color = tuple[int, int, int]
 
+NAMED = 8  # classes of a mask that are named
 LEGEND = 8  # classes in a legend, at most
 SMALLEST = 480  # long side of a drawing; smaller images are enlarged, so that text on them can be read
 
@@ -92,6 +93,20 @@ def draw_lines(image: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -
     for label, text in zip(labels, texts, strict=True):
         top = _draw_plate(draw, draw_letters(text, size), 0, top, class_color(label))
     return _with_legend(canvas, legend, size)
+
+
+def draw_mask(image: np.ndarray, mask: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """``image`` [H, W, C] under the colours of its pixels' classes, ``mask`` [H, W], with the names of the largest.
+
+    Pixels of no class, such as ignored ones, are darkened.
+    """
+    height, width = mask.shape  # of a batch, the image may be padded
+    counts = np.bincount(mask.ravel(), minlength=256)
+    colors = np.zeros((256, 3), dtype=np.uint8)
+    colors[: len(names)] = [class_color(label) for label in range(len(names))]
+    blended = (as_rgb(image[:height, :width]).astype(np.uint16) + colors[mask]) // 2
+    present = [label for label in np.argsort(-counts, kind="stable").tolist() if counts[label] and label < len(names)]
+    return draw_lines(blended.astype(np.uint8), present[:NAMED], [names[label] for label in present[:NAMED]])
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:

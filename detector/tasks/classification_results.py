@@ -97,6 +97,10 @@ def draw(image: np.ndarray, prediction: ClassPrediction, draw_score: float) -> I
     return draw_lines(image, [int(label) for label, _ in shown], [text for _, text in shown])
 
 
+def save(prediction: ClassPrediction, name: str, output: Path) -> None:
+    """Nothing: the results have it all."""
+
+
 def to_results(prediction: ClassPrediction, image_id: int, name: Path) -> list[dict[str, Any]]:
     """The row of an image in ``predictions.csv``."""
     row: dict[str, Any] = {"path": name.as_posix()}

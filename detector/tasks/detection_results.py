@@ -215,6 +215,10 @@ def draw(image: np.ndarray, prediction: Prediction, draw_score: float) -> Image.
     return draw_boxes(image, prediction.boxes[is_drawn], prediction.labels[is_drawn].tolist(), texts)
 
 
+def save(prediction: Prediction, name: str, output: Path) -> None:
+    """Nothing: the results have it all."""
+
+
 def to_results(prediction: Prediction, image_id: Id, name: Path) -> list[dict[str, Any]]:
     """COCO results of one image, with the names of the file and the classes."""
     return prediction.to_coco(image_id, name.as_posix())

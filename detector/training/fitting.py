@@ -184,8 +184,8 @@ def report_best(config: Config, task: Task, model: Model, val_data: Data, run: R
         load_weights(model, distributed.from_main(lambda: read_checkpoint(run.best)["model"]), run.best)
         tally = predict_all(model, task, val_data, config, device)
     if distributed.is_main():
-        rows, metrics = run.best_tally or (tally.rows, task.evaluate(tally, val_data.truth, config))
-        scored = Scored(str(run.best), rows, metrics)
+        tally, metrics = run.best_tally or (tally, task.evaluate(tally, val_data.truth, config))
+        scored = Scored(str(run.best), tally.rows, metrics, tally.worst)
         report = get_views(config.task).report(scored, val_data.truth, config, val_data.images)
         report.write_page(run.path, f"Evaluation of {run.path.name}")
 
@@ -238,6 +238,7 @@ KEPT = (
     "data.val_share",
     "data.exif",
     "data.max_value",
+    "data.masks",
     "data.class_weights",
     "data.repeat_threshold",
     "data.group_by_aspect",

@@ -160,7 +160,7 @@ def train(
             is_due = ends_epoch(state.step) and (epoch % config.eval.every_epochs == 0 or state.step == steps)
             if val_data is not None and is_due and state.evaluated_step < state.step:
                 tally, metrics = run_evaluation(state.evaluated, task, val_data, config, device)
-                keep_best(run, config, task, state, categories, tally.rows, metrics, epoch)
+                keep_best(run, config, task, state, categories, tally, metrics, epoch)
                 save_last(run, config, categories, state)
                 distributed.barrier()  # the others wait here, not in a step, while the main rank scores
             if state.step == steps or (is_due and is_stale(config.train, state)):
@@ -312,7 +312,7 @@ def keep_best(
     task: Task,
     state: TrainingState,
     categories: list[Category],
-    rows: np.ndarray,
+    tally: Tally,
     metrics: dict[str, Any],
     epoch: int,
 ) -> None:
@@ -327,7 +327,7 @@ def keep_best(
         save_checkpoint(
             run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": numbers}
         )
-        run.keep_best(rows, metrics)
+        run.keep_best(tally, metrics)
     results = {
         "epoch": epoch,
         "images_seen": state.step * config.train.batch_size,
@@ -364,7 +364,7 @@ def run_evaluation(
 
 def predict_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
     with explain_memory(batch.describe(), "lower eval.batch_size or data.resize"):
-        return task.tally(predict_merged(model, task, batch, config.model), batch, config.model)
+        return task.tally(predict_merged(model, task, batch, config.model), batch, config)
 
 
 def predict_all(

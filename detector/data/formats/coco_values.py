@@ -85,6 +85,22 @@ def plain_polygons(segmentation: list[Any]) -> list[Any]:
     return plain
 
 
+def mask_of_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray | None:
+    """The pixels of polygons or a run-length mask, [H, W] bool; None where there are none, or of another size."""
+    from pycocotools import mask
+
+    try:
+        if isinstance(segmentation, list):
+            polygons = [own.ravel().tolist() for own in _polygons(plain_polygons(segmentation)) if len(own) > 2]
+            encoded = mask.merge(mask.frPyObjects(polygons, height, width))
+        else:
+            encoded = _encoded(segmentation)
+        drawn = mask.decode(encoded).astype(bool)
+    except (TypeError, KeyError, ValueError, OverflowError, IndexError):
+        return None
+    return drawn if drawn.shape == (height, width) else None
+
+
 def box_of_segmentation(segmentation: Any) -> list[float] | None:
     """The box around polygons or a run-length mask; None where there is none."""
     from pycocotools import mask
