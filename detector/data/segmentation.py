@@ -233,9 +233,7 @@ def open_masks(
     read_name, split = split_to_read(data, name)
     masked = read_masked(data, read_name, split, categories)
     if data.val_share is not None:
-        none = np.zeros(0, dtype=np.int64)  # classes are not known before the masks are read
-        is_val = hold_back(masked.source, masked.files.tolist(), none, none, data.val_share, config.seed)
-        masked = masked.select(np.flatnonzero(is_val == (name == "val")))
+        masked = masked.select(np.flatnonzero(held_back(masked, data.val_share, config.seed) == (name == "val")))
     transform, weights = MaskTransform(data.resize), np.ones(len(masked.categories))
     if name == "train":
         transform = TrainMaskTransform(data.resize, data.augment, config.seed, channels)
@@ -243,10 +241,23 @@ def open_masks(
     return MaskDataset(masked, transform, weights, channels, data.exif, data.max_value)
 
 
-def read_masked(data: DataConfig, name: str, split: SplitConfig, categories: list[Category] | None = None) -> Masked:
+def held_back(masked: Masked, fraction: float, seed: int) -> np.ndarray:
+    """Which images are held back for evaluation, [I] bool; by their names, as classes need all masks to be read."""
+    none = np.zeros(0, dtype=np.int64)
+    return hold_back(masked.source, masked.files.tolist(), none, none, fraction, seed)
+
+
+def read_masked(
+    data: DataConfig,
+    name: str,
+    split: SplitConfig,
+    categories: list[Category] | None = None,
+    without: list[str] | None = None,
+) -> Masked:
     """The images and masks of a split, with as much checked as shows without decoding.
 
-    Raises :class:`detector.errors.DetectorError` for the first fault.
+    Raises :class:`detector.errors.DetectorError` for the first fault. With a list ``without``, images without a mask
+    are added to it, and masks that cannot be read have the size 0.
     """
     if split.sets:
         raise ConfigError(
@@ -265,7 +276,7 @@ def read_masked(data: DataConfig, name: str, split: SplitConfig, categories: lis
     if not is_folder and not os.path.isfile(path):  # noqa: PTH113
         raise DataError(f"data.{name}.annotations: {path} is neither a folder of masks nor a file{near_path(path)}")
     if is_folder or path.suffix.lower() == ".csv":
-        masked = _read_files(data, name, split, path, classes)
+        masked = _read_files(data, name, split, path, classes, without)
         return replace(masked, categories=categories) if categories is not None else masked
     root = images_folder(data, name, split)
     read = read_coco_masks(path, classes, data.masks.background)
@@ -277,7 +288,14 @@ def read_masked(data: DataConfig, name: str, split: SplitConfig, categories: lis
     return Masked(path, root, read.categories, files, read.sizes, read.drawing)
 
 
-def _read_files(data: DataConfig, name: str, split: SplitConfig, path: Path, classes: Sequence[str] | None) -> Masked:
+def _read_files(
+    data: DataConfig,
+    name: str,
+    split: SplitConfig,
+    path: Path,
+    classes: Sequence[str] | None,
+    without: list[str] | None,
+) -> Masked:
     """A folder of masks, or a CSV file of pairs."""
     if not classes:
         raise DataError(
@@ -288,7 +306,7 @@ def _read_files(data: DataConfig, name: str, split: SplitConfig, path: Path, cla
     legend, note = Legend.of(data.masks, classes), ""
     if path.is_dir():
         root, masks_root = images_folder(data, name, split), path
-        files, masks, note = pair_folders(root, path, data.masks.endings)
+        files, masks, note = pair_folders(root, path, data.masks.endings, without)
     else:
         root = Path(split.images) if split.images else path.parent
         check_folder(root, f"data.{name}.images")
@@ -297,7 +315,7 @@ def _read_files(data: DataConfig, name: str, split: SplitConfig, path: Path, cla
     columns = [np.array([os.fsencode(one) for one in names]) for names in (files, masks)]
     own = MaskFiles(masks_root, columns[1], legend)
     categories = [Category(legend.index_of(label), one) for label, one in enumerate(classes)]
-    return Masked(path, root, categories, columns[0], own.sizes(), own, note)
+    return Masked(path, root, categories, columns[0], own.sizes(without is None), own, note)
 
 
 def _check_count(path: Path, classes: Sequence[object]) -> None:

@@ -14,6 +14,7 @@ from detector.reports.pages import shortened
 
 Color = tuple[int, int, int]
 
+COVER = 0.6  # of the colour of a pixel's class; the rest shows the image
 NAMED = 8  # classes of a mask that are named
 LEGEND = 8  # classes in a legend, at most
 SMALLEST = 480  # long side of a drawing; smaller images are enlarged, so that text on them can be read
@@ -104,7 +105,8 @@ def draw_mask(image: np.ndarray, mask: np.ndarray, names: Sequence[str]) -> Imag
     counts = np.bincount(mask.ravel(), minlength=256)
     colors = np.zeros((256, 3), dtype=np.uint8)
     colors[: len(names)] = [class_color(label) for label in range(len(names))]
-    blended = (as_rgb(image[:height, :width]).astype(np.uint16) + colors[mask]) // 2
+    gray = as_rgb(image[:height, :width]).mean(axis=2, dtype=np.float32, keepdims=True)  # so that colours are classes
+    blended = (1 - COVER) * gray + COVER * colors[mask]
     present = [label for label in np.argsort(-counts, kind="stable").tolist() if counts[label] and label < len(names)]
     return draw_lines(blended.astype(np.uint8), present[:NAMED], [names[label] for label in present[:NAMED]])
 

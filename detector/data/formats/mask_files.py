@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections import Counter
@@ -80,7 +81,10 @@ class Legend:
         pixels = read_pixels(path)
         if pixels.ndim == 3:
             if not self.of_color:
-                return np.zeros(pixels.shape[:2], dtype=np.uint8), ("mask-colors", self._describe_colors(pixels))
+                return np.full(pixels.shape[:2], IGNORED_PIXEL, dtype=np.uint8), (
+                    "mask-colors",
+                    self._describe_colors(pixels),
+                )
             colors, inverse = np.unique(_packed(pixels), return_inverse=True)
             labels = np.array([self.of_color.get(color, IGNORED_PIXEL) for color in colors.tolist()], dtype=np.uint8)
             return labels[inverse].reshape(pixels.shape[:2]), None
@@ -163,15 +167,22 @@ class MaskFiles:
     def select(self, indices: np.ndarray) -> MaskFiles:
         return MaskFiles(self.root, self.files[indices], self.legend)
 
-    def sizes(self) -> np.ndarray:
-        """Height and width of each, from their headers, [I, 2]."""
-        return np.array([read_size(self.file(index), "stored") for index in range(len(self.files))]).reshape(-1, 2)
+    def sizes(self, is_strict: bool = True) -> np.ndarray:
+        """Height and width of each, from their headers, [I, 2]; unless strict, 0 where one cannot be read."""
+        sizes = np.zeros((len(self.files), 2), dtype=np.int64)
+        for index in range(len(self.files)):
+            with contextlib.suppress(*(() if is_strict else (DataError,))):
+                sizes[index] = read_size(self.file(index), "stored")
+        return sizes
 
 
-def pair_folders(images: Path, masks: Path, endings: Sequence[str]) -> tuple[list[str], list[str], str]:
+def pair_folders(
+    images: Path, masks: Path, endings: Sequence[str], without: list[str] | None = None
+) -> tuple[list[str], list[str], str]:
     """Names of images, of their masks, and a note on what was left over; a mask's name may also be the image's + .png.
 
-    Raises :class:`detector.errors.DataError` for an image without a mask.
+    Images without a mask are added to ``without`` if it is given; otherwise :class:`detector.errors.DataError` is
+    raised for the first one.
     """
     listing = list_images(images)
     by_stem: dict[str, list[str]] = {}
@@ -192,7 +203,9 @@ def pair_folders(images: Path, masks: Path, endings: Sequence[str]) -> tuple[lis
             missing.append(name)
     if not listing.files:
         raise DataError(f"{images}: has no images")
-    if missing:
+    if without is not None:
+        without += missing
+    elif missing:
         few = f", {counted(len(missing), 'image')} of {len(listing.files):,} without one" if len(missing) > 1 else ""
         expected = os.path.splitext(missing[0])[0].removesuffix(endings[0]) + endings[1] + ".png"  # noqa: PTH122
         raise DataError(
