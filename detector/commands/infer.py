@@ -1,4 +1,4 @@
-"""Detect objects in images, or classify them: writes predictions.json or predictions.csv, and drawings.
+"""Detect objects in images, classify or segment them: writes predictions.json or predictions.csv, and drawings.
 
 tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/
 tools/infer.py --checkpoint runs/x/best.pt --input 'images/*.jpg' --output found/ --draw-score 0.5
@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a .pt file, a run's folder, or an exported .onnx")
     parser.add_argument("--input", required=True, help="a folder (searched recursively), a file, or a quoted pattern")
     parser.add_argument(
-        "--output", required=True, type=Path, help="a new folder, for the predictions and the drawings in images/"
+        "--output",
+        required=True,
+        type=Path,
+        help="a new folder, for the predictions, the drawings in images/ and a segmenter's masks/",
     )
     parser.add_argument(
         "--annotations",
