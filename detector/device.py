@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import detector
 from detector.errors import ConfigError, GpuMemoryError
@@ -58,6 +59,15 @@ def explain_memory(work: str, remedy: str) -> Iterator[None]:
             total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
             sizes = f" (peak {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of {total / 1e9:.1f} GB)"
         raise GpuMemoryError(f"{work}: the GPU has too little memory{sizes}; {remedy}") from None
+
+
+def to_cpu(*tensors: Tensor) -> list[Tensor]:
+    """Tensors of one device on the CPU, by one copy, as a GPU is waited for at each; float64 must hold their values."""
+    if all(tensor.is_cpu for tensor in tensors):
+        return list(tensors)
+    copied = torch.cat([tensor.double().flatten() for tensor in tensors]).cpu()
+    parts = copied.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).to(tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def environment() -> dict[str, Any]:

@@ -71,11 +71,16 @@ class Batch(NamedTuple):
     ids: Tensor  # [B] int64 indices of the images in the data set
 
     def to(self, device: torch.device) -> Batch:
-        return _map(self, lambda tensor: tensor.to(device, non_blocking=True))
+        """What a model and its loss take on the device; the rest stays, as reading it back would wait for a GPU."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return self._replace(images=move(self.images), sizes=move(self.sizes), targets=_map(self.targets, move))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory, though another stream allocated it, until ``stream`` has done what it was given so far."""
-        _map(self, lambda tensor: tensor.record_stream(stream))
+        _map(self, lambda tensor: tensor.record_stream(stream) if tensor.is_cuda else None)
 
     def describe(self) -> str:
         images, _, height, width = self.images.shape

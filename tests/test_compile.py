@@ -207,6 +207,7 @@ def test_nothing_is_compiled_after_the_first_epoch(
     overrides = [*data, "data.resize={short: [96], long: 160}", jitter, "train.epochs=2", "train.compile=true"]
     rows = train(tmp_path / "run", overrides)
     assert len(rows) == 12  # 12 images in batches of 2, twice
-    assert 2 <= graphs[5] <= 4  # for the first shape, then for any; and again where batches are square
+    # Network and loss, each for the first shape, then for any; and again where batches are square.
+    assert 4 <= graphs[5] <= 8
     assert graphs[-1] == graphs[5]
-    assert not torch._dynamo.utils.counters["graph_break"]
+    assert all("function assign" in reason for reason in torch._dynamo.utils.counters["graph_break"])

@@ -62,6 +62,17 @@ DETECTION, CLASSIFICATION = "retinanet_r50_fpn.yaml", "classify_r50_fpn.yaml"
 # The others are built on a small ResNet: their networks are made of the same operations.
 OWN_NETWORK = ["retinanet_convnext_t_fpn.yaml", "retinanet_x50_32x4d_fpn.yaml", "classify_vgg16_bn.yaml"]
 SIDES, CLASSES = (64, 96), 3
+ASKING = (
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "nonzero",
+    "masked_select",
+    "nms",
+    "_unique2",
+    "bincount",
+    "equal",
+)
 
 
 def combination(name: str) -> str:
@@ -135,13 +146,14 @@ class Checks(TorchDispatchMode):
         if not operation.is_view:
             # Of one type, many tensors are one launch; of mixed types, each is one.
             self.launches += len(lists[0]) if name.startswith("_foreach") and len(types) > 1 else 1
-        blocks = not (kwargs.get("non_blocking") or (name == "copy_" and args[2:3] == (True,)))
+        named = kwargs | {own.name: arg for own, arg in zip(operation._schema.arguments, args, strict=False)}
         indices = args[1] if name in ("index", "index_put", "index_put_") else []
         has_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
-        moves = name in ("_to_copy", "copy_") and len({tensor.device for tensor in (*given, result)}) > 1 and blocks
-        asks = name in ("_local_scalar_dense", "nonzero", "masked_select", "nms", "_unique2", "bincount", "equal")
-        if asks or has_mask or moves:
-            self.waits[name] += 1
+        # In inference mode, ``to``, ``item`` and ``is_nonzero`` come whole, elsewhere as what they are made of.
+        is_copy = name in ("to", "_to_copy", "copy_") and not named.get("non_blocking")
+        moves = is_copy and len({tensor.device for tensor in (*given, result)}) > 1
+        if moves or has_mask or name in ASKING:
+            self.waits["copy" if moves else name] += 1
 
 
 def lenient(a: Any, min: Any = None, max: Any = None) -> None:
@@ -355,8 +367,11 @@ def with_model(*cases: tuple[str, ...]) -> Any:
 def test_every_config(built: tuple[Config, Model], checks: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
     take_step(*built, monkeypatch)
     # The step waits once, for its row of the log; nothing else is read, the average and the buffers included.
-    assert checks.waits == {"_to_copy": 1}
+    assert checks.waits == {"copy": 1}
+    checks.waits.clear()
     predict(*built)
+    # Detections are copied once; scores once for the tally, and once for the predictor.
+    assert checks.waits == {"copy": 1 if built[0].task == "detection" else 2}
 
 
 @with_model(
@@ -470,16 +485,19 @@ def make_predictions(images: int, anchors: int) -> Predictions:
 
 
 def test_post_processing_launches_as_much_for_any_number_of_images_and_objects(checks: Checks) -> None:
+    config = Config().model
+
     def work(images: int, anchors: int) -> None:
         batch = make_batch(Config(), images).to(CUDA)
-        detections = detection.predict(make_predictions(images, anchors), batch, Config().model)
-        detection.to_rows(detections, batch.ids)
+        detections = detection.predict(make_predictions(images, anchors), batch, config)
+        detection.tally(detections, batch, config)
+        detection.to_predictions(detections, Images.categories, config)
+        detection.mirror(detections, batch)
 
     costs = [counted(checks, lambda size=size: work(*size)) for size in ((1, 900), (8, 900), (8, 9000))]
     assert costs[0] == costs[1] == costs[2]
     assert costs[0][0] < 200
-    # Whether NMS is done, and the rows.
-    assert costs[0][1] == {"_local_scalar_dense": 1, "_to_copy": 1}
+    assert costs[0][1] == {"copy": 1}  # of the detections and whether NMS is done
 
 
 def test_matching_launches_as_much_for_any_number_of_images(checks: Checks) -> None:
@@ -499,14 +517,15 @@ def test_the_feed_copies_one_batch_ahead(checks: Checks) -> None:
     items = [(make_batch(Config()), 0), (make_batch(Config()), 1), (broken, 2)]
     read: list[int] = []
     given = feed((read.append(item[1]) or item for item in items), CUDA)  # type: ignore[func-returns-value]
-    tensors = 7  # images, two sizes, boxes, labels, regions, ids
+    tensors = 5  # images, sizes, boxes, labels, regions
     copied = [("event", "copy")]
     log: list[tuple[str, ...]] = []
     for number, more in ((1, 2 * copied), (2, [])):
         batch, note = next(given)
         assert note == number - 1
         assert read == list(range(number + 1))  # one more than is given
-        assert {tensor.device for tensor in (batch.images, batch.targets.boxes, batch.ids)} == {CUDA}
+        assert {batch.images.device, batch.sizes.device, batch.targets.boxes.device} == {CUDA}
+        assert {batch.sizes_original.device, batch.ids.device} == {CPU}  # are for what follows a prediction
         log += [*more, ("wait", "compute", f"copy {number}"), *[("hold", "compute")] * tensors]
         assert Stream.log == log
     assert next(given) == (broken, 2)

@@ -12,6 +12,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from detector.config.schema import AnchorConfig, PredictConfig
+from detector.device import to_cpu
 from detector.ops import postprocess
 from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.coders import DeltaCoder
@@ -289,6 +290,35 @@ def test_a_chain_of_boxes_takes_as_many_rounds() -> None:
     survives, is_exact = postprocess._survives_by_rounds(boxes, 0.5, rounds=10)
     assert is_exact
     assert survives.tolist() == [[index % 2 == 0 for index in range(9)]]
+
+
+def chain(length: int) -> tuple[list[list[float]], list[int]]:
+    """Boxes of which each overlaps the next, IoU 8 / 12, and which survive."""
+    return [[2.0 * index, 0, 2 * index + 10, 10] for index in range(length)], list(range(0, length, 2))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "kept", "most", "copies"),
+    [
+        (*chain(1), 100, 1),
+        (*chain(postprocess.ROUNDS), 100, 1),
+        (*chain(postprocess.ROUNDS + 1), 100, 2),
+        (*chain(4 * postprocess.ROUNDS + 1), 100, 3),
+        ([[0.0, 0, 10, 10]] * 4 + [[20, 0, 30, 10]], [0], 1, 1),
+        ([[0.0, 0, 10, 10]] * 9 + [[20, 0, 30, 10]], [0, 9], 2, 2),  # not among the best 4 · 2
+    ],
+)
+def test_a_gpu_is_read_again_only_where_the_first_attempt_does_not_suffice(
+    boxes: list[list[float]], kept: list[int], most: int, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[tuple[Tensor, ...]] = []
+    monkeypatch.setattr(Tensor, "is_cpu", False)
+    monkeypatch.setattr(postprocess, "to_cpu", lambda *parts: copied.append(parts) or to_cpu(*parts))
+    scores = torch.linspace(0.9, 0.1, len(boxes))[:, None].tolist()
+    predictions = exact_predictions(boxes, scores, [len(boxes)])
+    found = detect(predictions, torch.tensor([[64, 200]]), PredictConfig(max_detections=most))
+    assert found.boxes.tolist() == [[boxes[index] for index in kept]]
+    assert len(copied) == copies
 
 
 @pytest.mark.parametrize("rounds", [1, 16])

@@ -452,6 +452,9 @@ class PredictConfig(Section):
     classes: Count = 5  # classification: how many of the best classes are written per image
     # Of the network in evaluation and inference, independent of training; boxes, scores and NMS are always in fp32.
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # torch.compile of the network in evaluate and infer, on a GPU as a CUDA graph: a minute for each size of batch and
+    # images, so for data.resize.fixed; needs a C++ compiler.
+    compile: bool = False
 
 
 IMAGENET_MEAN, IMAGENET_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]

@@ -40,6 +40,7 @@ from detector.evaluation.box_figures import box_report
 from detector.evaluation.coco import read_results
 from detector.evaluation.tally import Tally
 from detector.inference.exported import SUFFIX, ExportedPredictor
+from detector.models.compiling import check_compiler, compiled
 from detector.models.precision import check_precision
 from detector.reports import Scored
 from detector.structures import Batch
@@ -201,13 +202,18 @@ def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
     if distributed.is_main():
         print("\n".join([f"{name} on {data.source}: {data.summary()}", *data.warnings()]), file=sys.stderr)
     if not is_exported:
-        model = model.fold_norms().place(device, config.model.predict.precision)
+        precision = config.model.predict.precision
+        model = model.fold_norms().place(device, precision).fix_precision(precision)
     if distributed.world_size() > 1:
         distributed.check_same(
             images=len(data), weights=(model.digest() if is_exported else weights_digest(model))[:12]
         )
+    network = model
+    if config.model.predict.compile and not is_exported:
+        check_compiler("model.predict.compile")
+        network = compiled(model, device)
     predict = _predict_exported if is_exported else predict_batch
-    tally = predict_all(model, task, data, config, device, predict)
+    tally = predict_all(network, task, data, config, device, predict)
     metrics = task.evaluate(tally, data.truth, scored_by) if distributed.is_main() else {}
     return Evaluation(Scored(name, tally.rows, metrics, tally.worst), config, data.truth, data.images)
 

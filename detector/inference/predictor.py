@@ -26,6 +26,7 @@ from detector.errors import ConfigError, one_of
 from detector.inference.images import ImagePredictor, Item, Samples
 from detector.inference.packed import Packed
 from detector.models import Model
+from detector.models.compiling import check_compiler, compiled
 from detector.models.precision import check_precision
 from detector.structures import Category
 from detector.tasks import Task, get_task
@@ -41,7 +42,12 @@ class Predictor(ImagePredictor):
         if unknown := sorted(set(config.model.predict.score_thresholds or {}) - known):
             raise ConfigError(f"model.predict.score_thresholds: {unknown[0]!r} is not one of {one_of(sorted(known))}")
         self.device = device
-        self.model = model.place(device, config.model.predict.precision).eval()
+        precision = config.model.predict.precision
+        self.model = model.place(device, precision).fix_precision(precision).eval()
+        self.network: Callable[..., Any] = self.model
+        if config.model.predict.compile:
+            check_compiler("model.predict.compile")
+            self.network = compiled(self.model, device)
         self.config = config
         self.categories = categories
 
@@ -83,7 +89,7 @@ class Predictor(ImagePredictor):
         for indices in by_shape(samples):
             batch = collate([samples[index] for index in indices]).to(self.device)
             with explain_memory(batch.describe(), "give fewer images at once (--batch-size), or smaller ones"):
-                predicted = predict_merged(self.model, self.task, batch, config)
+                predicted = predict_merged(self.network, self.task, batch, config)
                 found = self.task.to_predictions(predicted, self.categories, config)
             for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction._replace(reading=self.reading)

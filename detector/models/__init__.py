@@ -14,9 +14,13 @@ from detector.errors import ConfigError, one_of
 from detector.models.backbones import PROBE_SIDES, Backbone
 from detector.models.heads import HEADS, RetinaHead
 from detector.models.norms import fold_norms
+from detector.models.precision import AUTOCAST
 from detector.models.pyramid import Pyramid, build_pyramid
 from detector.models.recompute import free_large_tensors_immediately
 from detector.structures import Predictions
+
+# The layers whose weights autocast converts.
+CAST = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 class Model(nn.Module):
@@ -71,6 +75,16 @@ class Model(nn.Module):
         for module in self.modules():
             if isinstance(module, Backbone):
                 module.drop_training()
+        return self
+
+    def fix_precision(self, precision: str) -> Model:
+        """This model, which then only predicts, with the weights of layers in what autocast makes of them in each pass.
+
+        So that is done once. Outputs stay the same bits.
+        """
+        for module in self.modules():
+            if AUTOCAST[precision] and isinstance(module, CAST):
+                module.to(AUTOCAST[precision])
         return self
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:

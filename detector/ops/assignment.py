@@ -20,11 +20,13 @@ from detector.ops.chunks import rows_at_once
 from detector.ops.coders import BoxCoder
 from detector.structures import BACKGROUND, IGNORE, Assignment, Predictions, Targets
 
-# Number of targets that are compared with the anchors together. Memory is O(N · BLOCK) however many objects an image
-# has; the result does not depend on BLOCK.
+# Number of targets that are compared with the anchors together, on a GPU at least. Memory is O(N · BLOCK) however many
+# objects an image has; the result does not depend on BLOCK.
 BLOCK = 16
 
 
+# Not compiled: its loops are over objects, whose number changes, and other rounding would decide ties otherwise.
+@torch.compiler.disable
 def assign(
     anchors: Tensor,
     level_counts: list[int],
@@ -46,6 +48,11 @@ def assign(
     is_ignored = _covered_area(anchors, targets.regions) > config.ignore_cover * box_area(anchors)  # [B, N]
     target = torch.where(is_ignored & (assignment.target == BACKGROUND), IGNORE, assignment.target)
     return assignment._replace(target=target)
+
+
+def _block(images: int, num_anchors: int, device: torch.device) -> int:
+    """How many targets of each image to compare with the anchors together: of a GPU, as many as occupy it."""
+    return BLOCK if device.type == "cpu" else max(BLOCK, rows_at_once(2**16, images * num_anchors, device))
 
 
 def _covered_area(anchors: Tensor, regions: Tensor) -> Tensor:
@@ -83,10 +90,11 @@ def _match_images(anchors: Tensor, boxes: Tensor, labels: Tensor, config: Matche
     best_target = torch.zeros_like(best_iou, dtype=torch.int64)  # [B, N]
     is_closest = torch.zeros_like(best_iou, dtype=torch.bool)  # [B, N]
 
-    for start in range(0, boxes.shape[1], BLOCK):
-        block = boxes[:, start : start + BLOCK, None]  # [B, T', 1, 4]
+    block_size = _block(len(boxes), len(areas), areas.device)
+    for start in range(0, boxes.shape[1], block_size):
+        block = boxes[:, start : start + block_size, None]  # [B, T', 1, 4]
         # Padding gets infinite area, so its IoU is 0.
-        is_object = labels[:, start : start + BLOCK, None] >= 0
+        is_object = labels[:, start : start + block_size, None] >= 0
         block_areas = torch.where(is_object, box_area(block), torch.inf)  # [B, T', 1]
         iou = areas.new_empty(*block.shape[:2], len(areas))  # [B, T', N]
         tiles = _tiles(len(areas), block.shape[:2].numel(), areas.device)
@@ -122,6 +130,8 @@ def _first_equal(iou: Tensor, value: Tensor) -> Tensor:
 
     All in floats: on a CPU, argmax takes twenty times as long, and comparing into bools six times.
     """
+    if not iou.is_cpu:
+        return iou.argmax(dim=1)
     rows = iou.shape[1]
     countdown = torch.arange(rows, 0, -1, dtype=iou.dtype, device=iou.device)[:, None]  # [T', 1]
     return rows - iou.clone().eq_(value[:, None]).mul_(countdown).amax(dim=1).long()
@@ -142,8 +152,9 @@ def atss(
     0.1 and 0: mean 0.283, deviation 0.271, threshold 0.555, one positive.
     """
     boxes, centers = targets.boxes[:, :, None], box_centers(anchors)  # [B, T, 1, 4], [N, 2]
+    blocks = box_centers(boxes).split(_block(len(boxes), len(anchors), anchors.device), dim=1)
     candidates = torch.cat(
-        [_nearest(block, centers, level_counts, config.topk) for block in box_centers(boxes).split(BLOCK, dim=1)], dim=1
+        [_nearest(block, centers, level_counts, config.topk) for block in blocks], dim=1
     )  # [B, T, C]
     iou = paired_iou(boxes, anchors[candidates])  # [B, T, C]
     # In float64: in float32, the mean of equal IoUs could be more than they are.
@@ -188,8 +199,8 @@ def task_aligned(
     logits = predictions.cls_logits.detach()  # [B, N, K]
     predicted = coder.decode(predictions.box_channels.detach(), anchors)  # [B, N, 4]
     boxes, labels, centers = targets.boxes[:, :, None], targets.labels, box_centers(anchors)
-    blocks = []
-    for block, own in zip(boxes.split(BLOCK, dim=1), labels.clamp(min=0).split(BLOCK, dim=1), strict=True):
+    blocks, size = [], _block(len(boxes), len(anchors), anchors.device)
+    for block, own in zip(boxes.split(size, dim=1), labels.clamp(min=0).split(size, dim=1), strict=True):
         iou = paired_iou(block, predicted[:, None])  # [B, T', N]; never negative, which β = 6 would make positive
         score = logits.gather(2, own[:, None].expand(-1, logits.shape[1], -1)).mT.float().sigmoid()  # [B, T', N]
         aligned = score**config.score_power * iou**config.iou_power

@@ -7,12 +7,15 @@ candidate that is dropped stays in the tensors with score 0.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
 from detector.config.schema import PredictConfig
+from detector.device import to_cpu
 from detector.ops import boxes as box_ops
 from detector.ops.chunks import rows_at_once
 from detector.ops.coders import BoxCoder
@@ -47,11 +50,17 @@ def score_logits(cls_logits: Tensor, quality: Tensor | None) -> Tensor:
     return cls_logits if quality is None else product_logit(cls_logits, quality)
 
 
-def detect(predictions: Predictions, sizes: Tensor, coder: BoxCoder, config: PredictConfig) -> Detections:
-    """Final boxes in pixels of the padded input, clipped to ``sizes`` [B, 2] (height, width).
+def detect(
+    predictions: Predictions,
+    sizes: Tensor,
+    coder: BoxCoder,
+    config: PredictConfig,
+    sizes_original: Tensor | None = None,
+) -> Detections:
+    """Final boxes, clipped to ``sizes`` [B, 2] (height, width), then scaled to ``sizes_original`` if they are given.
 
-    D is ``max_detections``, or the number of candidates if that is less. ``torch.compile`` and ``torch.export``
-    take it as one graph.
+    They are on the CPU: copying them is the only wait for a GPU. D is ``max_detections``, or the number of candidates
+    if that is less. ``torch.compile`` and ``torch.export`` take it as one graph, which copies nothing.
     """
     logits, labels, anchor_index = select_candidates(predictions, config.topk)
     scores = logits.sigmoid()  # [B, M]
@@ -61,12 +70,19 @@ def detect(predictions: Predictions, sizes: Tensor, coder: BoxCoder, config: Pre
     if config.clip == "before_nms":
         boxes = box_ops.clip(boxes, sizes)
         is_kept &= _is_detection(boxes, config)
-    detections = suppress(Detections(boxes, scores.where(is_kept, 0.0), labels), config)
-    if config.clip == "after_nms":
-        boxes = box_ops.clip(detections.boxes, sizes)
-        is_kept = (detections.scores > 0) & _is_detection(boxes, config)
-        detections = _first(detections._replace(boxes=boxes), is_kept, is_kept.shape[1])
-    return detections
+
+    def finish(detections: Detections) -> Detections:
+        if config.clip == "after_nms":
+            boxes = box_ops.clip(detections.boxes, sizes)
+            is_kept = (detections.scores > 0) & _is_detection(boxes, config)
+            detections = _first(detections._replace(boxes=boxes), is_kept, is_kept.shape[1])
+        if sizes_original is None:
+            return detections
+        boxes = box_ops.rescale(detections.boxes, sizes, sizes_original)
+        # Rescaling rounds, so boxes at the border may exceed it by a fraction of a pixel.
+        return detections._replace(boxes=box_ops.clip(boxes, sizes_original))
+
+    return suppress(Detections(boxes, scores.where(is_kept, 0.0), labels), config, finish)
 
 
 def _is_detection(boxes: Tensor, config: PredictConfig) -> Tensor:
@@ -74,14 +90,19 @@ def _is_detection(boxes: Tensor, config: PredictConfig) -> Tensor:
     return (box_ops.box_area(boxes) > 0) | config.keep_empty
 
 
-def suppress(candidates: Detections, config: PredictConfig) -> Detections:
-    """Class-wise NMS of candidates; those of score 0 do not count."""
+def suppress(
+    candidates: Detections, config: PredictConfig, finish: Callable[[Detections], Detections] = lambda kept: kept
+) -> Detections:
+    """Class-wise NMS of candidates, as :func:`detect` returns detections; candidates of score 0 do not count.
+
+    ``finish`` is what remains to be done with the detections before they are copied from a GPU.
+    """
     scores, order = candidates.scores.sort(dim=1, descending=True, stable=True)
     labels = candidates.labels.gather(1, order)
     boxes = candidates.boxes.gather(1, order[..., None].expand(-1, -1, 4))
     if torch.compiler.is_exporting():
         is_kept = class_nms(boxes, scores, labels, torch.as_tensor(config.nms_threshold))
-        return _first(Detections(boxes, scores, labels), is_kept & (scores > 0), config.max_detections)
+        return finish(_first(Detections(boxes, scores, labels), is_kept & (scores > 0), config.max_detections))
     # Candidates of score 0 become the same box, so the first of each class suppresses the others cheaply.
     unit = torch.arange(4, device=boxes.device) // 2  # [0, 0, 1, 1]
     apart = _move_apart(boxes.where(scores[..., None] > 0, unit).double(), labels)
@@ -93,11 +114,15 @@ def suppress(candidates: Detections, config: PredictConfig) -> Detections:
         is_kept, is_exact = _survives(apart[:, :compared], scores[:, :compared], config.nms_threshold, rounds)
         following = F.pad(scores, (0, 1))[:, min(compared, count)]  # [B]
         is_done = is_exact & ((is_kept.sum(dim=1) >= most) | (following == 0))  # [B]
-        if torch.compiler.is_compiling() or bool(is_done.all()):  # the only wait for a GPU
-            break
+        best = Detections(boxes[:, :compared], scores[:, :compared], labels[:, :compared])
+        detections = finish(_first(best, is_kept & (best.scores > 0), most))
+        if torch.compiler.is_compiling():
+            return detections
+        # The answer is nearly always yes, so it comes with the detections instead of being waited for before them.
+        *found, is_done = to_cpu(*detections, is_done)
+        if is_done.all():
+            return Detections(*found)
         compared, rounds = 4 * compared, 4 * rounds
-    best = Detections(boxes[:, :compared], scores[:, :compared], labels[:, :compared])
-    return _first(best, is_kept & (best.scores > 0), most)
 
 
 @torch.library.custom_op("detector::class_nms", mutates_args=())

@@ -16,6 +16,7 @@ from detector.config.tasks import HEADS
 from detector.data.classification import ClassDataset, ClassSample, open_classes
 from detector.data.formats.class_folders import Labelled
 from detector.data.synthetic import write_class_shapes
+from detector.device import to_cpu
 from detector.errors import ConfigError
 from detector.evaluation.classification import by_image, multi_label_metrics, single_label_metrics, single_label_tally
 from detector.evaluation.tally import Tally
@@ -99,9 +100,10 @@ def merge(found: Sequence[Tensor], config: ModelConfig) -> Tensor:
 def tally(scores: Tensor, batch: Batch, config: Config) -> Tally:
     """With ``multi_label``, rows [B, 1 + K] of image and scores, as AP ranks all images; else single_label_tally's."""
     if config.model.multi_label:
-        return Tally(torch.cat([batch.ids[:, None].double(), scores.double()], dim=1).cpu().numpy())
+        return Tally(torch.cat([batch.ids[:, None].double(), scores.cpu().double()], dim=1).numpy())
     labels = batch.targets.probabilities.argmax(dim=1)  # in evaluation no images are mixed
-    return single_label_tally(*(part.cpu().numpy() for part in (batch.ids, scores.double(), labels)))
+    scores, labels = to_cpu(scores.double(), labels)
+    return single_label_tally(batch.ids.numpy(), scores.numpy(), labels.numpy())
 
 
 def evaluate(tally: Tally, truth: Labelled, config: Config) -> dict[str, Any]:

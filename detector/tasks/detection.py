@@ -158,11 +158,9 @@ def _shared(weight: Tensor, by: Tensor) -> Tensor:
 
 
 def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Detections:
-    """Final boxes in pixels of the original images."""
-    detections = detect(predictions, batch.sizes, build_box_coder(config.box_coder), config.predict)
-    boxes = box_ops.rescale(detections.boxes, batch.sizes, batch.sizes_original)
-    # Rescaling rounds, so boxes at the border may exceed it by a fraction of a pixel.
-    return detections._replace(boxes=box_ops.clip(boxes, batch.sizes_original))
+    """Final boxes in pixels of the original images, on the CPU: copying them is the only wait for a GPU."""
+    sizes_original = batch.sizes_original.to(batch.sizes.device, non_blocking=True)
+    return detect(predictions, batch.sizes, build_box_coder(config.box_coder), config.predict, sizes_original)
 
 
 def as_predicted(outputs: Sequence[Tensor]) -> Detections:
@@ -188,7 +186,7 @@ def to_rows(detections: Detections, ids: Tensor) -> np.ndarray:
     corner, opposite = boxes.split(2, dim=-1)
     image = ids.double()[:, None].expand_as(labels)  # [B, D]
     columns = [image[..., None], corner, opposite - corner, scores[..., None], labels[..., None]]
-    rows = torch.cat(columns, dim=-1).cpu().flatten(0, 1)  # one copy from a GPU; doubles hold every id and label
+    rows = torch.cat(columns, dim=-1).flatten(0, 1)  # doubles hold every id and label
     return rows[rows[:, -1] >= 0].numpy()
 
 
@@ -214,7 +212,4 @@ def with_threshold(config: ModelConfig, score: float) -> ModelConfig:
 
 def to_predictions(detections: Detections, categories: Sequence[Category], config: ModelConfig) -> list[Prediction]:
     """The detections of each image, without padding and those below their class's ``score_thresholds``."""
-    columns = [detections.boxes, detections.scores[..., None], detections.labels[..., None]]
-    rows = torch.cat([column.double() for column in columns], dim=-1).cpu().numpy()  # one copy from a GPU
-    outputs = [rows[..., :4].astype(np.float32), rows[..., 4].astype(np.float32), rows[..., 5].astype(np.int64)]
-    return as_predictions(outputs, categories, config.predict)
+    return as_predictions([part.numpy() for part in detections], categories, config.predict)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from detector.config.schema import ModelConfig, PredictConfig
 from detector.data.transforms.resize import padded
@@ -17,7 +17,7 @@ from detector.tasks import Task
 
 
 @torch.inference_mode()
-def predict_merged(model: nn.Module, task: Task, batch: Batch, config: ModelConfig) -> Any:
+def predict_merged(model: Callable[..., Any], task: Task, batch: Batch, config: ModelConfig) -> Any:
     """The task's predictions for a batch, with ``predict.flip`` and ``predict.scales``."""
     found = []
     for view, is_mirrored in _views(batch, config.predict):

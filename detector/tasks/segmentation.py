@@ -130,24 +130,25 @@ def _to(axis: Points, device: torch.device) -> Points:
 
 
 def pixel_labels(predicted: PixelScores) -> list[Tensor]:
-    """The classes of each image's pixels in its own size, [H, W] uint8."""
+    """The classes of each image's pixels in its own size, [H, W] uint8, on the CPU."""
     sides = zip(predicted.scores, predicted.extents.tolist(), predicted.sizes_original.tolist(), strict=True)
     labels = []
     for scores, extent, size in sides:
         axes = (_to(points(count, count, cells), scores.device) for count, cells in zip(size, extent, strict=True))
         labels.append(torch.cat([band.to(torch.uint8) for band in label_bands(scores, *axes)]))
-    return labels
+    copied = torch.cat([own.flatten() for own in labels]).cpu()  # one copy from a GPU
+    return [part.view(own.shape) for part, own in zip(copied.split([*map(Tensor.numel, labels)]), labels, strict=True)]
 
 
 def tally(predicted: PixelScores, batch: Batch, config: Config) -> Tally:
     """Right, predicted and true pixels by class of each image, and the confusion matrix, at the masks' own size."""
     classes, parts = predicted.scores.shape[1], []
     for index, labels, original in zip(
-        batch.ids.tolist(), pixel_labels(predicted), batch.targets.originals, strict=True
+        batch.ids.tolist(), pixel_labels(predicted), batch.targets.originals.cpu(), strict=True
     ):
         height, width = labels.shape
-        truth = original[:height, :width].cpu().numpy()
-        parts.append(pixel_tally(index, truth, labels.cpu().numpy(), classes, config.eval.boundary_iou))
+        truth = original[:height, :width].numpy()
+        parts.append(pixel_tally(index, truth, labels.numpy(), classes, config.eval.boundary_iou))
     return merge_tallies(parts)
 
 
@@ -168,4 +169,4 @@ def to_predictions(
 ) -> list[SegmentPrediction]:
     """The mask of each image."""
     make = partial(SegmentPrediction, categories=list(categories))
-    return [make(labels.cpu().numpy()) for labels in pixel_labels(predicted)]
+    return [make(labels.numpy()) for labels in pixel_labels(predicted)]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -27,9 +25,10 @@ from detector.config.loader import config_to_dict, differences
 from detector.config.schema import Config, SplitConfig
 from detector.data.own import OwnData
 from detector.data.transforms.resize import has_one_size
-from detector.errors import ConfigError, DataError, counted, one_of
+from detector.errors import ConfigError, DataError, counted
 from detector.files.atomic import atomic_write
 from detector.models import Model, build_model
+from detector.models.compiling import check_compiler
 from detector.models.precision import check_precision, explain_nondeterministic, prepare_gpu
 from detector.reports import Scored
 from detector.tasks import Data, Task, get_task, get_views
@@ -200,16 +199,7 @@ def check_run(config: Config, device: torch.device) -> None:
     check_precision(config.train.precision, device, "train.precision")
     check_precision(config.model.predict.precision, device, "model.predict.precision")
     if config.train.compile:
-        check_compiler()
-
-
-def check_compiler() -> None:
-    """Refuse to compile without a C++ compiler; PyTorch would say so in a hundred lines at the first step."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
-    if not any(shutil.which(name) for name in names):
-        raise ConfigError(
-            f"train.compile: there is no C++ compiler here ({one_of(names)}); install one, or set it to false"
-        )
+        check_compiler("train.compile")
 
 
 def check_ranks(config: Config, world_size: int, device: torch.device) -> None:

@@ -145,6 +145,7 @@ def train(
     good_buffers = SavedBuffers(state.model)
     # A wrapper: checkpoints, the average and evaluation use the model itself. A second shape compiles it for all.
     network: nn.Module = torch.compile(state.model) if config.train.compile else state.model
+    loss_of = torch.compile(task.loss) if config.train.compile else task.loss
     if world_size > 1:
         network = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
     batches = _load_train_batches(config, train_data, state.step, steps, device, run)
@@ -193,7 +194,7 @@ def train(
                 ):
                     with autocast(config.train.precision, device), _explain_single_values():
                         output = network(batch.images, batch.sizes)
-                    losses = task.loss(output, batch.targets, config.model, state.step / steps)
+                    losses = loss_of(output, batch.targets, config.model, state.step / steps)
                     state.scaler.scale(sum(losses.parts.values())).backward()
                 part_sums.append(torch.stack([*losses.parts.values(), losses.normaliser]).detach().float())
 

@@ -6,6 +6,7 @@ torchvision's side decodes with PIL, as its references do.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from detector.dev.benchmark.peer import Found, build_torchvision, comparable, ma
 from detector.dev.benchmark.postprocess import to_found, to_list
 from detector.inference.predictor import Predictor
 from detector.models import build_model
+from detector.models.compiling import compiled
 from detector.structures import Batch, Category, Targets
 from detector.tasks import detection
 
@@ -119,9 +121,9 @@ def gpu_cases(settings: Settings) -> list[Case]:
     height, width = detection.largest_input(config)
     return [
         Case(
-            name=f"{height}×{width}, batch {batch}, bf16, images on the GPU",
+            name=f"{height}×{width}, batch {batch}, bf16, images on the GPU{', compiled' * is_compiled}",
             inputs=lambda _folder, batch=batch: make_pixels(config, settings.classes, batch, settings.device),
-            ours=ours_from_pixels,
+            ours=partial(ours_from_pixels, is_compiled=is_compiled),
             theirs=theirs_from_pixels,
             # Half precision rounds scores to a few thousandths, so only the counts are compared, roughly.
             equal=lambda _inputs, own, other: same_counts(own, other),
@@ -129,6 +131,7 @@ def gpu_cases(settings: Settings) -> list[Case]:
             runs=20,
         )
         for batch in (GPU_BATCH, 1)
+        for is_compiled in (False, True)
     ]
 
 
@@ -138,11 +141,12 @@ def make_pixels(config: Config, classes: int, batch: int, device: str) -> Pixels
     return Pixels(config, make_weights(config, classes, images[0]), images.to(device))
 
 
-def ours_from_pixels(inputs: Pixels) -> Run:
+def ours_from_pixels(inputs: Pixels, is_compiled: bool) -> Run:
     device, count = inputs.images.device, len(inputs.images)
     model = build_model(inputs.config.model, len(inputs.weights["categories"]))
     model.load_state_dict(inputs.weights["model"])
-    model = model.place(device, "bf16").eval()
+    model = model.fold_norms().place(device, "bf16").fix_precision("bf16")
+    network = compiled(model, device) if is_compiled else model
     sizes = torch.tensor([inputs.images.shape[-2:]] * count, device=device)
     nothing = Targets(torch.zeros(count, 1, 4), torch.full((count, 1), -1))
     batch = Batch(inputs.images, sizes, sizes, nothing, torch.arange(count)).to(device)
@@ -150,7 +154,7 @@ def ours_from_pixels(inputs: Pixels) -> Run:
     @torch.inference_mode()
     def run() -> list[Found]:
         with torch.autocast(device.type, torch.bfloat16):
-            output = model(batch.images, batch.sizes)
+            output = network(batch.images, batch.sizes)
         return to_list(detection.predict(output, batch, inputs.config.model))
 
     return run

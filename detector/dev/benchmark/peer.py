@@ -30,7 +30,7 @@ from detector.models import build_model
 
 C5 = {"resnet18": 512, "resnet34": 512}  # channels of the others are 2048
 SCORE_SPREAD, DELTA_SPREAD = 0.88, 0.2  # deviations of logits and deltas: 3 % of the scores pass 0.05
-PLAIN_STEP = {"clip_norm": None, "ema": None, "accumulate": 1}
+PLAIN_STEP = {"clip_norm": None, "ema": None, "accumulate": 1, "optimizer": {"name": "sgd"}}
 
 
 def comparable(name: str, overrides: Sequence[str]) -> Config:
@@ -81,11 +81,12 @@ def build_torchvision(config: Config, weights: dict[str, Any]) -> RetinaNet:
     norm = partial(nn.GroupNorm, 32) if config.model.head.norm == "gn" else None
     classes = len(weights["categories"])
     resize = config.data.resize
+    short, long = sorted(resize.fixed) if resize.fixed else (resize.short[-1], resize.long)
     model = RetinaNet(
         backbone,
         classes,
-        min_size=resize.short[-1],
-        max_size=resize.long,
+        min_size=short,
+        max_size=long,
         head=RetinaNetHead(backbone.out_channels, config.model.anchors.per_cell, classes, norm_layer=norm),
         anchor_generator=torchvision_anchors(),
     )

@@ -11,6 +11,7 @@ from detector.dev.benchmark.generate import CLASSES
 from detector.dev.benchmark.loss import HEIGHT, WIDTH, make_predictions
 from detector.dev.benchmark.measure import Case, Run, Settings
 from detector.dev.benchmark.peer import Found, same_detections, torchvision_without_backbone
+from detector.device import to_cpu
 from detector.structures import Batch, Detections, Predictions, Targets
 from detector.tasks import detection
 
@@ -38,7 +39,7 @@ def cases(settings: Settings) -> list[Case]:
             inputs=lambda _folder, logits=logits: make_inputs(height, width, *logits, settings.device),
             ours=ours,
             theirs=theirs,
-            equal=lambda _inputs, own, other: same_detections(to_list(own), other, score=1e-5, pixels=1e-2),
+            equal=equal,
         )
         for name, logits in DISTRIBUTIONS.items()
     ]
@@ -74,6 +75,10 @@ def theirs(inputs: Inputs) -> Run:
         return to_found(model.transform.postprocess(detections, sizes, sizes))
 
     return run
+
+
+def equal(_inputs: Inputs, own: Detections, other: list[Found]) -> bool:
+    return same_detections(to_list(own), [tuple(to_cpu(*each)) for each in other], score=1e-5, pixels=1e-2)
 
 
 def to_found(detections: list[dict[str, torch.Tensor]]) -> list[Found]:

@@ -32,6 +32,10 @@ class Check(NamedTuple):
     def fast_precision(self) -> str:
         return "bf16" if self.is_cuda else "fp32"
 
+    def side(self, pixels: int) -> int:
+        """An image side at this scale; on fewer pixels than 128, single ReLUs decide how much weights change."""
+        return max(128, self.settings.side(pixels))
+
 
 class SkippedError(Exception):
     """A part that cannot run here."""
@@ -39,6 +43,6 @@ class SkippedError(Exception):
 
 def step_config(check: Check, *overrides: str, name: str = SMALL_CONFIG) -> Config:
     """The config of a small training step that torchvision can take too."""
-    side, batch = check.settings.side(SIDE // 2), check.settings.scaled(8, least=2)
+    side, batch = check.side(SIDE // 2), check.settings.scaled(8, least=2)
     size = f"data.resize={{short: [{side}], long: {side}}}"
     return peer.comparable(name, (size, f"train.batch_size={batch}", *overrides))

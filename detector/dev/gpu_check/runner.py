@@ -96,6 +96,7 @@ PARTS: dict[str, Part] = {
     "nccl": correctness.two_cards,
     "train x50": times.train_fast,
     "train r50": times.train_plain,
+    "whole run": times.whole_run,
     "memory formats": times.memory_formats,
     "infer r50": times.inference,
     "postprocess": times.post_processing,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from dataclasses import replace
 from functools import partial
@@ -11,11 +13,13 @@ from typing import Any
 
 import torch
 
+from detector.config.loader import load_config
 from detector.dev.benchmark import infer, loss, measure, peer, postprocess, train
-from detector.dev.gpu_check.check import BATCH, CONFIG, SIDE, Check, step_config
-from detector.models import build_model
-from detector.structures import Batch
-from detector.tasks import detection
+from detector.dev.benchmark.generate import IMAGES, TRAIN, write_photos
+from detector.dev.gpu_check.check import BATCH, CONFIG, SIDE, Check
+from detector.dev.stress import rows_of
+from detector.training.fitting import fit
+from detector.training.run_folder import RunFolder
 
 GROUP_NORM_CONFIG = "retinanet_r50_fpn_v2.yaml"
 FAST_CONFIG, CLASSES = "retinanet_x50_32x4d_fpn_800.yaml", 264
@@ -42,21 +46,42 @@ def timed(case: measure.Case, check: Check) -> dict[str, Any]:
     return row
 
 
+def fast_overrides(check: Check) -> tuple[str, ...]:
+    """800², batch 32, bf16, compiled; on a CPU neither of the last two."""
+    side, batch = check.side(SIDE), check.settings.scaled(BATCH, least=2)
+    size = (f"data.resize.fixed=[{side}, {side}]", f"train.batch_size={batch}")
+    return (*size, f"train.precision={check.fast_precision}", f"train.compile={str(check.is_cuda).lower()}")
+
+
 def train_fast(check: Check) -> list[dict[str, Any]]:
     """A step of ResNeXt-50 at 800², batch 32, bf16, compiled, 264 classes, beside torchvision's."""
-    side, batch = check.settings.side(SIDE), check.settings.scaled(BATCH, least=2)
-    overrides = (f"data.resize.fixed=[{side}, {side}]", f"train.batch_size={batch}")
-    overrides += (f"train.precision={check.fast_precision}", f"train.compile={str(check.is_cuda).lower()}")
-    settings = replace(check.settings, config=FAST_CONFIG, classes=CLASSES, overrides=overrides)
+    settings = replace(check.settings, config=FAST_CONFIG, classes=CLASSES, overrides=fast_overrides(check))
     return [timed(case, check) for case in train.cases(settings)]
 
 
 def train_plain(check: Check) -> list[dict[str, Any]]:
     """A step of ResNet-50 at 800², batch 16, bf16."""
-    side, batch = check.settings.side(SIDE), check.settings.scaled(BATCH // 2, least=2)
+    side, batch = check.side(SIDE), check.settings.scaled(BATCH // 2, least=2)
     overrides = (f"data.resize={{short: [{side}], long: {side}}}", f"train.batch_size={batch}")
     overrides += (f"train.precision={check.fast_precision}",)
     return [timed(case, check) for case in train.cases(replace(check.settings, config=CONFIG, overrides=overrides))]
+
+
+def whole_run(check: Check) -> list[dict[str, Any]]:
+    """A run of ``train`` on photos of COCO's size, resized to 800², fed by a loader per core; all layers train."""
+    side, batch = check.side(SIDE), check.settings.scaled(BATCH // 2, least=2)
+    with tempfile.TemporaryDirectory(prefix="detector_gpu_check_") as name:
+        folder = Path(name)
+        write_photos(folder, 2 * batch)
+        given = [f"data.train={{annotations: {folder / TRAIN}, images: {folder / IMAGES}}}", "data.val=null"]
+        given += [f"data.resize.fixed=[{side}, {side}]", f"data.workers={measure.num_cores()}"]
+        given += [f"train.batch_size={batch}", f"train.precision={check.fast_precision}"]
+        given += [f"train.steps={check.settings.scaled(32, least=4)}"]
+        given += ["model.backbone={norm: bn, freeze_at: 0, weights: null}"]
+        with contextlib.redirect_stderr(io.StringIO()):
+            assert fit(load_config(CONFIG, given), RunFolder(folder / "run"), torch.device(check.device))
+        rates = [row["images_per_second"] for row in rows_of(folder / "run")]
+    return [{"case": f"{side}×{side}, batch {batch}", "images_per_second": median(rates[len(rates) // 2 :])}]
 
 
 def memory_formats(check: Check) -> list[dict[str, Any]]:
@@ -66,7 +91,9 @@ def memory_formats(check: Check) -> list[dict[str, Any]]:
 
 
 def in_both_formats(check: Check, name: str, precision: str) -> dict[str, Any]:
-    config = step_config(check, f"train.precision={precision}", name=name)
+    side, batch = check.side(SIDE), check.settings.scaled(BATCH // 2, least=2)
+    size = (f"data.resize={{short: [{side}], long: {side}}}", f"train.batch_size={batch}")
+    config = peer.comparable(name, (*size, f"train.precision={precision}"))
     last, first = (partial(train.ours, is_channels_first=is_first) for is_first in (False, True))
     inputs = partial(train.make_inputs, config, 80, torch.device(check.device))
     row = timed(measure.Case(f"{name}, {precision}", lambda _: inputs(), last, first, train.equal), check)
@@ -79,43 +106,11 @@ def in_both_formats(check: Check, name: str, precision: str) -> dict[str, Any]:
 
 
 def inference(check: Check) -> list[dict[str, Any]]:
-    """ResNet-50 at 800² in bf16, batch 32 and 1, post-processing included: launched, and as a CUDA graph."""
+    """ResNet-50 at 800² in bf16, batch 32 and 1, post-processing included: as it is, and compiled."""
     cases = infer.gpu_cases(check.settings)
     if not check.is_cuda:
-        cases = cases[1:]  # a batch of 32 takes minutes
-    rows = [timed(case, check) for case in cases]
-    if check.is_cuda:
-        graphs = [
-            replace(case, name=f"{case.name}, CUDA graph", ours=graphed, theirs=None, equal=None) for case in cases
-        ]
-        rows += [timed(case, check) for case in graphs]
-    return rows
-
-
-def graphed(inputs: infer.Pixels) -> measure.Run:
-    """As ``infer.ours_from_pixels``, with the folded network's launches recorded once and replayed."""
-    device, count = inputs.images.device, len(inputs.images)
-    model = build_model(inputs.config.model, len(inputs.weights["categories"]))
-    model.load_state_dict(inputs.weights["model"])
-    model = model.fold_norms().place(device, "bf16")
-    sizes = torch.tensor([inputs.images.shape[-2:]] * count, device=device)
-    batch = Batch(inputs.images, sizes, sizes, None, torch.arange(count, device=device))
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # warms up what a recording may not do
-            for _ in range(3):
-                model(batch.images, batch.sizes)
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(graph):
-            output = model(batch.images, batch.sizes)
-
-    @torch.inference_mode()
-    def run() -> list[peer.Found]:
-        graph.replay()
-        return postprocess.to_list(detection.predict(output, batch, inputs.config.model))
-
-    return run
+        cases = [case for case in cases if case.images == 1 and "compiled" not in case.name]  # others take minutes
+    return [timed(case, check) for case in cases]
 
 
 def post_processing(check: Check) -> list[dict[str, Any]]:
@@ -129,10 +124,11 @@ def loss_alone(check: Check) -> list[dict[str, Any]]:
 
 
 def profile(check: Check) -> list[dict[str, Any]]:
-    """The kernels that a training step spends most time in."""
-    config = step_config(check, f"train.precision={check.fast_precision}", name=CONFIG)
-    run = train.ours(train.make_inputs(config, 80, torch.device(check.device)))
-    run()
+    """The kernels that the step of ``train_fast`` spends most time in, and the time of all."""
+    config = peer.comparable(FAST_CONFIG, fast_overrides(check))
+    run = train.ours(train.make_inputs(config, CLASSES, torch.device(check.device)))
+    for _ in range(3):  # compiles, searches for algorithms, and makes the optimizer's state
+        run()
     kinds = [torch.profiler.ProfilerActivity.CPU, *[torch.profiler.ProfilerActivity.CUDA] * check.is_cuda]
     with torch.profiler.profile(activities=kinds) as profiler:
         run()
@@ -140,4 +136,6 @@ def profile(check: Check) -> list[dict[str, Any]]:
     events = profiler.key_averages()
     attribute = "self_device_time_total" if check.is_cuda else "self_cpu_time_total"
     most = sorted(events, key=lambda event: -getattr(event, attribute))[:KERNELS]
-    return [{"kernel": event.key[:80], "ms": getattr(event, attribute) / 1000, "calls": event.count} for event in most]
+    total = {"kernel": "all", "ms": sum(getattr(event, attribute) for event in events) / 1000, "calls": None}
+    rows = [{"kernel": event.key[:80], "ms": getattr(event, attribute) / 1000, "calls": event.count} for event in most]
+    return [total, *rows]

@@ -1,0 +1,28 @@
+"""``torch.compile``: whether it works here, and networks compiled for prediction."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from detector.errors import ConfigError, one_of
+
+
+def check_compiler(key: str) -> None:
+    """Refuse the config's ``key`` without a C++ compiler; PyTorch would say so in a hundred lines at the first step."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
+    if not any(shutil.which(name) for name in names):
+        raise ConfigError(f"{key}: there is no C++ compiler here ({one_of(names)}); install one, or set it to false")
+
+
+def compiled(network: nn.Module, device: torch.device) -> Callable:
+    """``network`` compiled for each size of batch and images; on a GPU launched as a whole, as a CUDA graph.
+
+    The next pass overwrites the output on a GPU.
+    """
+    torch.backends.cudnn.benchmark = True  # few sizes are compiled, so searching for the fastest algorithms pays
+    return torch.compile(network, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else "default")
