@@ -56,9 +56,9 @@ class MaskTargets(NamedTuple):
 
     masks: Tensor  # [B, H, W] uint8 0..K-1 or IGNORED_PIXEL, as which they are padded with the images
     weights: Tensor  # [B, K] float32: each class's weight in the loss
-    originals: Tensor | None = (
-        None  # [B, H', W'] uint8, as stored and padded so, to score predictions; None in training
-    )
+    originals: Tensor | None = None  # [B, H', W'] uint8: as stored, padded, to score predictions; None in training
+
+    KEPT = ("originals",)  # on the CPU, where predictions are scored; unannotated, so it is not a field
 
 
 class Batch(NamedTuple):
@@ -76,7 +76,10 @@ class Batch(NamedTuple):
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return self._replace(images=move(self.images), sizes=move(self.sizes), targets=_map(self.targets, move))
+        kept = {name: getattr(self.targets, name) for name in getattr(self.targets, "KEPT", ())}
+        targets = _map(self.targets._replace(**dict.fromkeys(kept)) if kept else self.targets, move)
+        targets = targets._replace(**kept) if kept else targets
+        return self._replace(images=move(self.images), sizes=move(self.sizes), targets=targets)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory, though another stream allocated it, until ``stream`` has done what it was given so far."""

@@ -203,7 +203,10 @@ def test_padding_has_no_part_and_numpy_agrees() -> None:
 
 
 def test_bands_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, axes = noise(K, 7, 9).numpy(), (points(50, 50, 6.5), points(40, 40, 9.0))
+    scores, axes = (
+        noise(K, 7, 9).numpy(),
+        (points(np.arange(50.0), 50, np.float32(6.5)), points(np.arange(40.0), 40, np.float32(9))),
+    )
     whole = interpolated(scores, *axes).argmax(0)
     monkeypatch.setattr("detector.ops.grids.LARGEST_BLOCK", 3 * K * 40)  # three rows
     bands = list(label_bands(scores, *axes))

@@ -7,8 +7,7 @@ part in it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,13 +23,26 @@ class Points(NamedTuple):
     weight: Any  # [P] float32 of the latter
 
 
-def points(count: int, covered: float, extent: float, is_mirrored: bool = False) -> Points:
-    """The centres of ``count`` pixels, the image being ``covered`` of them wide, and ``extent`` cells; or mirrored."""
-    at = (np.arange(count) + 0.5) * (extent / covered) - 0.5
-    cells = math.ceil(extent - 1e-4)  # extents are float32
-    at = (extent - 1 - at if is_mirrored else at).clip(0, cells - 1)
-    low = np.floor(at).astype(np.int64)
-    return Points(low, np.minimum(low + 1, cells - 1), (at - low).astype(np.float32))
+class Kind(NamedTuple):
+    """How arrays of a library become indices and weights."""
+
+    index: Callable[[Any], Any]
+    weight: Callable[[Any], Any]
+
+
+NUMPY = Kind(np.int64, np.float32)
+
+
+def points(at: Any, covered: Any, extent: Any, kind: Kind = NUMPY, is_mirrored: bool = False) -> Points:
+    """Where pixels ``at`` [P] lie between cells (or mirrored); the image has ``covered`` pixels, ``extent`` cells.
+
+    Extents may be tensors: they are not read, so a GPU is not waited for.
+    """
+    at = (at + 0.5) * (extent / covered) - 0.5
+    last = -((1e-4 - extent) // 1) - 1  # the last cell that the image touches; extents are float32
+    at = (extent - 1 - at if is_mirrored else at).clip(min=0).clip(max=last)
+    low = kind.index(at // 1)
+    return Points(low, (low + 1).clip(max=kind.index(last)), kind.weight(at - low))
 
 
 def interpolated(scores: Any, rows: Points, columns: Points) -> Any:

@@ -23,7 +23,7 @@ from detector.errors import ConfigError
 from detector.evaluation.segmentation import pixel_metrics, pixel_tally
 from detector.evaluation.tally import Tally
 from detector.evaluation.tally import merge as merge_tallies
-from detector.ops.grids import Points, interpolated, label_bands, points
+from detector.ops.grids import Kind, interpolated, label_bands, points
 from detector.ops.pixel_losses import pixel_losses
 from detector.structures import Batch, Category, Losses, MaskTargets, PixelScores
 from detector.tasks import Quickstart
@@ -45,6 +45,8 @@ QUICKSTART = Quickstart(
     own_data="segment_r50_fpn.yaml data.train.images=images/train data.train.annotations=masks/train"
     " data.val.images=images/val data.val.annotations=masks/val 'data.classes=[background, road, car]'",
 )
+
+TORCH = Kind(Tensor.long, Tensor.float)
 
 open_split = open_masks
 
@@ -117,26 +119,28 @@ def merge(found: Sequence[PixelScores], config: ModelConfig) -> PixelScores:
 def _on_grid(own: PixelScores, wanted: PixelScores, is_mirrored: bool = False) -> PixelScores:
     """``own`` on the grid of ``wanted``, of the same images."""
     moved = []
-    for scores, extent, covered in zip(own.scores, own.extents.tolist(), wanted.extents.tolist(), strict=True):
-        height, width = wanted.scores.shape[-2:]
-        rows = points(height, covered[0], extent[0])
-        columns = points(width, covered[1], extent[1], is_mirrored)
-        moved.append(interpolated(scores, *(_to(axis, scores.device) for axis in (rows, columns))))
+    for scores, extent, covered in zip(own.scores, own.extents, wanted.extents, strict=True):
+        rows, columns = map(partial(_count, device=scores.device), wanted.scores.shape[-2:])
+        across = points(columns, covered[1], extent[1], TORCH, is_mirrored)
+        moved.append(interpolated(scores, points(rows, covered[0], extent[0], TORCH), across))
     return wanted._replace(scores=torch.stack(moved))
 
 
-def _to(axis: Points, device: torch.device) -> Points:
-    return Points(*(torch.from_numpy(part).to(device) for part in axis))
+def _count(number: int, device: torch.device) -> Tensor:
+    return torch.arange(number, dtype=torch.float64, device=device)
 
 
 def pixel_labels(predicted: PixelScores) -> list[Tensor]:
-    """The classes of each image's pixels in its own size, [H, W] uint8, on the CPU."""
-    sides = zip(predicted.scores, predicted.extents.tolist(), predicted.sizes_original.tolist(), strict=True)
+    """The classes of each image's pixels in its own size, [H, W] uint8, on the CPU: the only wait for a GPU."""
     labels = []
-    for scores, extent, size in sides:
-        axes = (_to(points(count, count, cells), scores.device) for count, cells in zip(size, extent, strict=True))
+    for scores, extent, size in zip(
+        predicted.scores, predicted.extents, predicted.sizes_original.tolist(), strict=True
+    ):
+        axes = (
+            points(_count(side, scores.device), side, cells, TORCH) for side, cells in zip(size, extent, strict=True)
+        )
         labels.append(torch.cat([band.to(torch.uint8) for band in label_bands(scores, *axes)]))
-    copied = torch.cat([own.flatten() for own in labels]).cpu()  # one copy from a GPU
+    copied = torch.cat([own.flatten() for own in labels]).cpu()
     return [part.view(own.shape) for part, own in zip(copied.split([*map(Tensor.numel, labels)]), labels, strict=True)]
 
 
@@ -144,7 +148,7 @@ def tally(predicted: PixelScores, batch: Batch, config: Config) -> Tally:
     """Right, predicted and true pixels by class of each image, and the confusion matrix, at the masks' own size."""
     classes, parts = predicted.scores.shape[1], []
     for index, labels, original in zip(
-        batch.ids.tolist(), pixel_labels(predicted), batch.targets.originals.cpu(), strict=True
+        batch.ids.tolist(), pixel_labels(predicted), batch.targets.originals, strict=True
     ):
         height, width = labels.shape
         truth = original[:height, :width].numpy()

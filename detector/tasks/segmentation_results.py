@@ -87,7 +87,7 @@ def as_predictions(
     predictions = []
     for scores, extent, size in zip(*outputs, strict=True):
         rows, columns = (
-            points(count, count, cells) for count, cells in zip(size.tolist(), extent.tolist(), strict=True)
+            points(np.arange(side, dtype=np.float64), side, cells) for side, cells in zip(size, extent, strict=True)
         )
         mask = np.concatenate([band.astype(np.uint8) for band in label_bands(scores, rows, columns)])
         predictions.append(SegmentPrediction(mask, list(categories)))
