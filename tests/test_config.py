@@ -324,8 +324,8 @@ WITHOUT_EFFECT = [  # text, line, key, what reads it
     (f"{POOLED}  predict: {{topk: 10}}\n", 4, "model.predict.topk", "task detection"),
     ("data: {crop: {size: 96}}\n", 1, "data.crop", "task classification"),
     ("data:\n  class_weights: balanced\n", 2, "data.class_weights", "task classification or segmentation"),
-    ("data:\n  augment:\n    cutmix: 0.2\n", 3, "data.augment.cutmix", "task classification"),
-    ("data:\n  augment:\n    cutmix: 1\n", 3, "data.augment.cutmix", "task classification"),
+    ("data:\n  augment:\n    cutmix: 0.2\n", 3, "data.augment.cutmix", "task classification or segmentation"),
+    ("data:\n  augment:\n    cutmix: 1\n", 3, "data.augment.cutmix", "task classification or segmentation"),
     (
         "model:\n  loss: {label_smoothing: 0.1}\n",
         2,

@@ -370,6 +370,26 @@ def test_a_crop_of_one_class_is_drawn_again() -> None:
     assert largest_fraction(np.full((2, 2), IGNORED_PIXEL)) == 1
 
 
+def test_windows_of_other_images_come_with_their_masks(tmp_path: Path) -> None:
+    """Images whose gray says their class, in one of two sizes: in a mixed one, the mask still agrees with it."""
+    folder = write(tmp_path, {f"{label}": np.full((20 + 8 * label, 30), label, dtype=np.uint8) for label in range(3)})
+    for label in range(3):
+        Image.new("RGB", (30, 20 + 8 * label), (90 * label,) * 3).save(folder / "images" / f"{label}.jpg", quality=100)
+    given = {"resize": {"short": [20], "long": 90}, "augment": {"cutmix": 1.0, "mix_share": 0.8, "close_out": 0.5}}
+    data = open_masks(make_config(folder, **given), "train")
+    mixed = 0
+    for epoch in range(6):  # of twelve
+        for index in range(3):
+            own = data[epoch, index]
+            assert isinstance(own, MaskSample)
+            assert np.array_equal(np.rint(own.image[0] / 90.0), own.mask)
+            mixed += len(np.unique(own.mask)) > 1
+            again = data[epoch, index]
+            assert isinstance(again, MaskSample) and torch.equal(own.mask, again.mask)
+    assert 5 <= mixed < 18
+    assert all(len(np.unique(data[epoch, index].mask)) == 1 for epoch in (6, 11) for index in range(3))  # type: ignore
+
+
 def test_evaluation_draws_nothing_and_keeps_the_original() -> None:
     image, mask = coded(np.random.default_rng(0))
     own = MaskTransform(ResizeConfig(short=[20], long=80))(image, mask, 0, 0)

@@ -212,6 +212,7 @@ def test_weights_of_a_detector_and_overfitting(masks: Path, tmp_path: Path, caps
         ("model.head.name=retina", "model.head.name: 'retina' is not known to task segmentation; use semantic"),
         ("data.val.annotations=nowhere", "data.val.annotations: nowhere is neither a folder of masks nor a file"),
         ("data.masks.label_map={0: 9}", "data.masks.label_map: 0: 9 is no class"),
+        ("data.resize.long=auto", "data.resize.long: auto is derived from boxes, and "),
         ("data.augment.mixup=1", "data.augment.mixup: has no effect here"),
     ],
 )

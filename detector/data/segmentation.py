@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +20,11 @@ from detector.data.formats.mask_coco import Drawing, read_coco_masks
 from detector.data.formats.mask_files import Legend, MaskFiles, pair_folders, read_pairs, read_pixels
 from detector.data.images import read_annotated_image, read_size
 from detector.data.listing import check_folder
+from detector.data.loading.sampler import mixed_epochs
 from detector.data.names import Names, check_names, files_below
 from detector.data.split import hold_back, images_folder, not_set, split_to_read
 from detector.data.spot_check import spot_check, spread
+from detector.data.transforms.masks import Masked as Transformed
 from detector.data.transforms.masks import MaskTransform, TrainMaskTransform
 from detector.data.transforms.resize import input_sizes, padded
 from detector.errors import ConfigError, DataError, DetectorError, counted, near_path
@@ -105,12 +107,14 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
         channels: int,
         exif: str = "auto",
         max_value: int | None = None,
+        mixed_epochs: float = np.inf,
     ) -> None:
         self.masked = masked
         self.transform = transform
         self.weights = torch.from_numpy(weights.astype(np.float32))
         self.channels = channels
         self.exif, self.max_value = exif, max_value
+        self.mixed_epochs = mixed_epochs  # below which images are mixed
 
     def __len__(self) -> int:
         return len(self.masked)
@@ -164,7 +168,8 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
     def select(self, indices: Sequence[int]) -> MaskDataset:
         """Some of the images, in this order."""
         some = self.masked.select(np.asarray(indices))
-        return MaskDataset(some, self.transform, self.weights.numpy(), self.channels, self.exif, self.max_value)
+        given = self.channels, self.exif, self.max_value, self.mixed_epochs
+        return MaskDataset(some, self.transform, self.weights.numpy(), *given)
 
     def summary(self) -> str:
         """One line of counts for the start of a run."""
@@ -186,14 +191,18 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
             return error
 
     def _sample(self, epoch: int, index: int) -> MaskSample:
+        read = partial(self._transformed, epoch)
+        own = self.transform.mixed(read, epoch, index, len(self)) if epoch < self.mixed_epochs else read(index)
+        pixels, stored = torch.from_numpy(own.image).permute(2, 0, 1), None
+        if own.original is not None:
+            stored = torch.from_numpy(own.original)
         height, width = self.masked.sizes[index].tolist()
+        return MaskSample(pixels, torch.from_numpy(own.mask), stored, self.weights, (height, width), index)
+
+    def _transformed(self, epoch: int, index: int) -> Transformed:
         given = self.channels, self.exif, self.max_value, ("mask is", REMEDY)
-        image = read_annotated_image(self.file(index), height, width, *given)
-        image, mask, original = self.transform(image, self.masked.mask(index), epoch, index)
-        pixels, stored = torch.from_numpy(image).permute(2, 0, 1), None
-        if original is not None:
-            stored = torch.from_numpy(original)
-        return MaskSample(pixels, torch.from_numpy(mask), stored, self.weights, (height, width), index)
+        image = read_annotated_image(self.file(index), *self.masked.sizes[index].tolist(), *given)
+        return self.transform(image, self.masked.mask(index), epoch, index)
 
 
 def count_pixels(masked: Masked, indices: Sequence[int]) -> np.ndarray:
@@ -238,7 +247,8 @@ def open_masks(
     if name == "train":
         transform = TrainMaskTransform(data.resize, data.augment, config.seed, channels)
         weights = _class_weights(data, masked)
-    return MaskDataset(masked, transform, weights, channels, data.exif, data.max_value)
+    mixed = mixed_epochs(config.train, data.augment.close_out, len(masked))
+    return MaskDataset(masked, transform, weights, channels, data.exif, data.max_value, mixed)
 
 
 def held_back(masked: Masked, fraction: float, seed: int) -> np.ndarray:

@@ -5,6 +5,7 @@ Every random draw comes from (seed, epoch, index), so workers, ranks and restart
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -19,11 +20,12 @@ from detector.data.transforms.colors import (
     draw_flips,
     draw_turns,
     flip,
+    same_depth,
     seeded,
     turn,
 )
 from detector.data.transforms.resize import input_size, resize
-from detector.data.transforms.windows import Window, cut, draw_corner, draw_window
+from detector.data.transforms.windows import Window, cut, draw_corner, draw_patch, draw_window
 from detector.structures import IGNORED_PIXEL
 
 TRIES = 10  # windows that are drawn for max_class_share
@@ -44,6 +46,10 @@ class MaskTransform:
     def __call__(self, image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> Masked:
         size = input_size(*image.shape[:2], self.config)
         return Masked(resize(image, *size, self.config.interpolation), resize_mask(mask, *size), mask)
+
+    def mixed(self, read: Callable[[int], Masked], epoch: int, index: int, images: int) -> Masked:
+        """The sample ``index`` of ``images``, which ``read`` transforms: with another, where training mixes them."""
+        return read(index)
 
 
 class StoredMask(MaskTransform):
@@ -78,6 +84,14 @@ class TrainMaskTransform(MaskTransform):
             image, mask = resize(image, *size, self.config.interpolation), resize_mask(mask, *size)
         return Masked(image, mask)
 
+    def mixed(self, read: Callable[[int], Masked], epoch: int, index: int, images: int) -> Masked:
+        # A stream of its own: the transform's is seeded with the first three numbers.
+        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 1]))
+        own, partner = read(index), int(rng.integers(images))
+        if not self.augment.cutmix or rng.random() >= self.augment.mix_share:
+            return own
+        return cutmix(own, read(partner), self.augment.cutmix, rng)
+
     def _placed(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A window of the image, resized; with ``augment.canvas``, put on gray at random, whose pixels are ignored."""
         window, size = self._draw_window(mask, rng)
@@ -98,6 +112,15 @@ class TrainMaskTransform(MaskTransform):
             if self.augment.max_class_share == 1 or largest_fraction(cut(mask, window)) <= self.augment.max_class_share:
                 break
         return window, size
+
+
+def cutmix(own: Masked, other: Masked, alpha: float, rng: np.random.Generator) -> Masked:
+    """``own`` with a window of ``other`` (Yun et al. 2019), whose area is drawn from Beta(α, α)."""
+    image, source = (part.copy() for part in same_depth([own.image, other.image]))
+    height, width = (min(pair) for pair in zip(own.mask.shape, other.mask.shape, strict=True))
+    patch, mask = draw_patch((height, width), float(rng.beta(alpha, alpha)), rng), own.mask.copy()
+    image[patch], mask[patch] = source[patch], other.mask[patch]
+    return Masked(image, mask)
 
 
 def largest_fraction(mask: np.ndarray) -> float:

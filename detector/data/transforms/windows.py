@@ -47,6 +47,15 @@ def draw_corner(size: Size, canvas: Sequence[int], rng: np.random.Generator) -> 
     return top, left
 
 
+def draw_patch(size: Size, fraction: float, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a window with this fraction of the area, around any point, as far as it is in the image."""
+    sides = np.sqrt(fraction) * np.array(size) / 2
+    center = rng.uniform(0, size)
+    top, left = np.rint(np.maximum(center - sides, 0)).astype(int)
+    bottom, right = np.rint(np.minimum(center + sides, size)).astype(int)
+    return slice(top, bottom), slice(left, right)
+
+
 def cut(image: np.ndarray, window: Window) -> np.ndarray:
     top, left, height, width = window
     return image[top : top + height, left : left + width]
