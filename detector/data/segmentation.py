@@ -24,8 +24,7 @@ from detector.data.loading.sampler import mixed_epochs
 from detector.data.names import Names, check_names, files_below
 from detector.data.split import hold_back, images_folder, not_set, split_to_read
 from detector.data.spot_check import spot_check, spread
-from detector.data.transforms.masks import Masked as Transformed
-from detector.data.transforms.masks import MaskTransform, TrainMaskTransform
+from detector.data.transforms.masks import MaskTransform, TrainMaskTransform, Transformed
 from detector.data.transforms.resize import input_sizes, padded
 from detector.errors import ConfigError, DataError, DetectorError, counted, near_path
 from detector.structures import IGNORED_PIXEL, SIZE_DIVISOR, Category, MaskTargets

@@ -31,7 +31,7 @@ from detector.structures import IGNORED_PIXEL
 TRIES = 10  # windows that are drawn for max_class_share
 
 
-class Masked(NamedTuple):
+class Transformed(NamedTuple):
     image: np.ndarray  # [H, W, C] uint8 or uint16
     mask: np.ndarray  # [H, W] uint8
     original: np.ndarray | None = None  # [H', W'] uint8, as stored; None in training
@@ -43,11 +43,11 @@ class MaskTransform:
     def __init__(self, config: ResizeConfig) -> None:
         self.config = config
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> Masked:
+    def __call__(self, image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> Transformed:
         size = input_size(*image.shape[:2], self.config)
-        return Masked(resize(image, *size, self.config.interpolation), resize_mask(mask, *size), mask)
+        return Transformed(resize(image, *size, self.config.interpolation), resize_mask(mask, *size), mask)
 
-    def mixed(self, read: Callable[[int], Masked], epoch: int, index: int, images: int) -> Masked:
+    def mixed(self, read: Callable[[int], Transformed], epoch: int, index: int, images: int) -> Transformed:
         """The sample ``index`` of ``images``, which ``read`` transforms: with another, where training mixes them."""
         return read(index)
 
@@ -55,8 +55,8 @@ class MaskTransform:
 class StoredMask(MaskTransform):
     """Images and masks as they are stored."""
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> Masked:
-        return Masked(image, mask, mask)
+    def __call__(self, image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> Transformed:
+        return Transformed(image, mask, mask)
 
 
 class TrainMaskTransform(MaskTransform):
@@ -68,7 +68,7 @@ class TrainMaskTransform(MaskTransform):
         self.seed = seed
         self.colors, self.listed = augmentations(config, augment, channels)
 
-    def __call__(self, image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> Masked:
+    def __call__(self, image: np.ndarray, mask: np.ndarray, epoch: int, index: int) -> Transformed:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
         if quarters := draw_turns(self.augment, rng):
             image, mask = turn(image, quarters), turn(mask, quarters)
@@ -82,9 +82,9 @@ class TrainMaskTransform(MaskTransform):
             image, mask = apply_listed_to_mask(transform, image, mask)
         if self.config.fixed or self.augment.canvas:
             image, mask = resize(image, *size, self.config.interpolation), resize_mask(mask, *size)
-        return Masked(image, mask)
+        return Transformed(image, mask)
 
-    def mixed(self, read: Callable[[int], Masked], epoch: int, index: int, images: int) -> Masked:
+    def mixed(self, read: Callable[[int], Transformed], epoch: int, index: int, images: int) -> Transformed:
         # A stream of its own: the transform's is seeded with the first three numbers.
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 1]))
         own, partner = read(index), int(rng.integers(images))
@@ -114,13 +114,13 @@ class TrainMaskTransform(MaskTransform):
         return window, size
 
 
-def cutmix(own: Masked, other: Masked, alpha: float, rng: np.random.Generator) -> Masked:
+def cutmix(own: Transformed, other: Transformed, alpha: float, rng: np.random.Generator) -> Transformed:
     """``own`` with a window of ``other`` (Yun et al. 2019), whose area is drawn from Beta(α, α)."""
     image, source = (part.copy() for part in same_depth([own.image, other.image]))
     height, width = (min(pair) for pair in zip(own.mask.shape, other.mask.shape, strict=True))
     patch, mask = draw_patch((height, width), float(rng.beta(alpha, alpha)), rng), own.mask.copy()
     image[patch], mask[patch] = source[patch], other.mask[patch]
-    return Masked(image, mask)
+    return Transformed(image, mask)
 
 
 def largest_fraction(mask: np.ndarray) -> float:
