@@ -88,23 +88,24 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
 
 def _run_command(name: str, argv: Sequence[str] | None, prog: str | None) -> int:
     prepare_command()
-    try:
-        parser = build_parser(name, prog)
-        parser.given = sys.argv[1:] if argv is None else argv
-        args = parser.parse_intermixed_args(argv)
-        check_overrides(getattr(args, "overrides", []))
-        quiet = contextlib.redirect_stderr(Warnings(sys.stderr)) if args.quiet else contextlib.nullcontext()
-        with quiet, handled(interrupt):
-            return importlib.import_module(f"detector.commands.{name}").run(args)
-    except DetectorError as error:
-        return report(error)
-    except OSError as error:
-        if error.filename is None or error.errno not in PATH_ERRORS:
-            raise
-        return report(DataError(f"{str(error.filename)[:LONGEST]}: {error.strerror}; choose or permit another path"))
-    except KeyboardInterrupt as error:
-        print("stopped", file=sys.stderr)
-        return 128 + (error.args or (signal.SIGINT,))[0]  # 130 or 143, as in a shell
+    with handled(interrupt, ends_process=True):
+        try:
+            parser = build_parser(name, prog)
+            parser.given = sys.argv[1:] if argv is None else argv
+            args = parser.parse_intermixed_args(argv)
+            check_overrides(getattr(args, "overrides", []))
+            with contextlib.redirect_stderr(Warnings(sys.stderr)) if args.quiet else contextlib.nullcontext():
+                return importlib.import_module(f"detector.commands.{name}").run(args)
+        except DetectorError as error:
+            return report(error)
+        except OSError as error:
+            if error.filename is None or error.errno not in PATH_ERRORS:
+                raise
+            path = str(error.filename)[:LONGEST]
+            return report(DataError(f"{path}: {error.strerror}; choose or permit another path"))
+        except KeyboardInterrupt as error:
+            print("stopped", file=sys.stderr)
+            return 128 + (error.args or (signal.SIGINT,))[0]  # 130 or 143, as in a shell
 
 
 def report(error: DetectorError) -> int:

@@ -130,26 +130,41 @@ def _discard(*descriptors: int) -> None:
 
 
 @contextlib.contextmanager
-def handled(handler: Callable[[int, FrameType | None], Any]) -> Iterator[None]:
+def handled(handler: Callable[[int, FrameType | None], Any], ends_process: bool = False) -> Iterator[None]:
     """Call ``handler`` for the first Ctrl-C or SIGTERM; the second one kills the process immediately.
 
+    With ``ends_process`` it still does after the block, where nothing but the end of a stopped process follows.
     Outside the main thread, where Python allows no handlers, signals stay as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    has_come = False
+
     def first(number: int, frame: FrameType | None) -> None:
+        nonlocal has_come
+        has_come = True
+        sys.unraisablehook = _report_unless_race
         for known in STOP_SIGNALS:
             signal.signal(known, signal.SIG_DFL)  # not a Python handler, which would wait for a hanging read
         handler(number, frame)
 
+    report = sys.unraisablehook
     previous = {number: signal.signal(number, first) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        for number, before in previous.items():
-            signal.signal(number, before or signal.SIG_DFL)
+        if not (has_come and ends_process):
+            for number, before in previous.items():
+                signal.signal(number, before or signal.SIG_DFL)
+            sys.unraisablehook = report
+
+
+def _report_unless_race(unraisable: sys.UnraisableHookArgs) -> None:
+    """Python's report, but for a signal that arrives while its handler is replaced: it and the first one are one."""
+    if "race condition" not in str(unraisable.exc_value):
+        sys.__unraisablehook__(unraisable)
 
 
 def interrupt(number: int, _frame: FrameType | None) -> None:

@@ -131,3 +131,10 @@ def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
     for context in contexts:
         context.close()
     assert [complaint for complaint in complaints if not complaint.startswith("request: data:")] == []
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """A folder for files of a hundred megabytes, which no run leaves behind."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)

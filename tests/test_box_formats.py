@@ -181,13 +181,24 @@ def test_voc_counts_from_one_unless_a_corner_of_the_folder_is_under_one(tmp_path
     # From 1, the last pixel included: 11..50 is 10..50.
     assert boxes(found) == {"a.png": [("cat", [10, 10, 40, 30]), ("dog", [0, 0, 200, 100.5])]}
     assert found.is_crowd.tolist() == [False, True]
-    assert "corners count from 1, as no corner is under 1" in found.notice
+    assert "corners are assumed to count from 1, as none is under 1; if they count from 0, set" in found.notice
     assert boxes(read_annotations(Source(tmp_path, one_based=False)))["a.png"][0][1] == [11, 11, 39, 29]
     path = tmp_path / "Annotations/b.xml"  # of val: both parts count alike
     path.write_text(path.read_text().replace(">11<", "> 0.5<"))
     found = read_annotations(tmp_path)
     assert boxes(found)["a.png"][0][1] == [11, 11, 39, 29]
     assert "corners count from 0, as one is under 1" in found.notice
+
+
+@pytest.mark.parametrize("below", ["", "Annotations/"])
+def test_parts_of_voc_in_folders_of_their_own_count_alike(below: str, tmp_path: Path) -> None:
+    files = {f"{part}/{below}{part}.xml": VOC.format(name="a.png", left="11") for part in ("train", "valid")}
+    lay_out(tmp_path, files, ("train/train.png", "valid/valid.png"))
+    sources = [Source(tmp_path / part) for part in ("train", "valid")]
+    assert [read_annotations(own).boxes_xywh[0, 0] for own in sources] == [10, 10]
+    path = tmp_path / f"valid/{below}valid.xml"
+    path.write_text(path.read_text().replace(">11<", ">0<"))
+    assert [read_annotations(own).boxes_xywh[0, 0] for own in sources] == [11, 0]
 
 
 @pytest.mark.parametrize(
@@ -371,7 +382,7 @@ def test_bccd_from_voc_is_bccd_from_coco(listed: str, split: str, shared: Path) 
     ours, truth = (
         read_split(DataConfig.model_validate({"train": own, "classes": classes}), "train", None, 0) for own in sets
     )
-    assert "corners count from 1" in ours.notice
+    assert "corners are assumed to count from 1" in ours.notice
     assert boxes(ours) == boxes(truth)
     for column in ("boxes_xywh", "labels", "areas", "heights", "widths", "first", "is_crowd"):
         assert torch.equal(getattr(ours, column), getattr(truth, column))

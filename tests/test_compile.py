@@ -25,13 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detector.config.loader import load_config
 from detector.config.schema import LossConfig, MatcherConfig, ModelConfig
 from detector.errors import ConfigError
+from detector.inference.predictor import Predictor
+from detector.models import build_model
 from detector.models.backbones import BACKBONES
 from detector.ops.anchors import level_sizes
 from detector.ops.assignment import ASSIGNERS
 from detector.ops.losses import BOX_LOSSES, CLASS_LOSSES
-from detector.structures import Predictions, Targets
+from detector.structures import Category, Predictions, Targets
 from detector.tasks import detection
-from detector.training import fitting
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 
@@ -89,12 +90,37 @@ def test_asking_the_device_would_be_found(operation: Callable[[Tensor], Tensor],
 
 
 def test_without_a_compiler_there_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(fitting.shutil, "which", lambda name: None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(
-        ConfigError, match=r"train\.compile: there is no C\+\+ compiler here \(g\+\+, clang\+\+ or cl\)"
-    ):
+    reason = r"compile: there is no C\+\+ compiler here \(g\+\+, clang\+\+ or cl\)"
+    with pytest.raises(ConfigError, match=f"^train\\.{reason}"):
         fit(load_config("quickstart.yaml", ["train.compile=true"]), RunFolder(tmp_path / "run"), CPU)
+    with pytest.raises(ConfigError, match=f"^model\\.predict\\.{reason}"):
+        make_predictor("model.predict.compile=true")
+
+
+def make_predictor(*overrides: str) -> Predictor:
+    torch.manual_seed(0)
+    config = load_config("quickstart.yaml", ["model.predict.score_threshold=0", *overrides])
+    categories = [Category(0, "a"), Category(1, "b")]
+    return Predictor(build_model(config.model, 2), config, categories, CPU)
+
+
+def test_a_compiled_predictor_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def compile_eagerly(network: Any, **given: Any) -> Any:
+        asked.append(given)
+        return compile_for(network, backend="eager", dynamic=given["dynamic"])
+
+    compile_for = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    image = np.random.default_rng(0).integers(256, size=(96, 128, 3), dtype=np.uint8)
+    found, expected = (make_predictor(*given).predict([image])[0] for given in (["model.predict.compile=true"], []))
+    assert asked == [{"dynamic": False}]
+    assert len(expected.scores) > 0
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ MISTAKES = {  # text: (line, message)
     "data: {resize: {short: [64, yes]}}": (1, "data.resize.short: must be a number; it is [64, true]"),
     "data: {class_weights: {cat: no}}": (1, "data.class_weights: must be a number; it is {'cat': false}"),
     "data: {augment: null}": (1, "data.augment: must be a section, with keys such as horizontal_flip, vertical_flip, "),
-    "data: {resize: {short: []}}": (1, "data.resize.short: must have at least 1 values; it is []"),
+    "data: {resize: {short: []}}": (1, "data.resize.short: must have at least 1 value; it is []"),
     "train: {epochs: 0}": (1, "train.epochs: must be greater than or equal to 1; it is 0"),
     "data:\n\n  augment: {horizontal_flip: 1.5}": (
         3,
@@ -133,22 +133,22 @@ MISTAKES = {  # text: (line, message)
         "data.resize.short.1: must be greater than or equal to 1; it is -1",
     ),
     "data: [1]": (1, "data: must be a section, with keys such as train, val, format; it is [1]"),
-    "model:\n  fpn: {levels: [3, 5]}": (2, "model.fpn: levels: [3, 5] must be contiguous"),
-    "model: {fpn: {levels: [5, 4, 3]}}": (1, "model.fpn: levels: [5, 4, 3] must be contiguous"),
-    "model: {fpn: {levels: [6, 7]}}": (1, "model.fpn: levels: [6, 7] must be contiguous and start at 2 to 5"),
+    "model:\n  fpn: {levels: [3, 5]}": (2, "model.fpn.levels: [3, 5] must be contiguous"),
+    "model: {fpn: {levels: [5, 4, 3]}}": (1, "model.fpn.levels: [5, 4, 3] must be contiguous"),
+    "model: {fpn: {levels: [6, 7]}}": (1, "model.fpn.levels: [6, 7] must be contiguous and start at 2 to 5"),
     # 3 ratios × 3 scales = 9 elsewhere; 1 × 3 = 3 here.
     "model:\n  anchors:\n    levels: {4: {ratios: [1]}}": (
-        2,
-        "model.anchors: levels.4: 3 anchors per cell where the others have 9",
+        3,
+        "model.anchors.levels.4: 3 anchors per cell where the others have 9",
     ),
     "model: {fpn: {levels: [3, 4]}, anchors: {levels: {5: {base_size: 9}}}}": (
         1,
-        "model: anchors.levels: 5 is not in fpn.levels [3, 4]",
+        "model.anchors.levels: 5 is not in fpn.levels [3, 4]",
     ),
-    "model: {matcher: {positive: 0.3}}": (1, "model.matcher: negative: 0.4 must not be greater than positive: 0.3"),
-    "data: {augment: {scale_jitter: [2, 0.5]}}": (1, "data.augment: scale_jitter: the lower bound comes first"),
+    "model: {matcher: {positive: 0.3}}": (1, "model.matcher.negative: 0.4 must not be greater than positive: 0.3"),
+    "data: {augment: {scale_jitter: [2, 0.5]}}": (1, "data.augment.scale_jitter: the lower bound comes first"),
     "data: {augment: {scale_jitter: [2]}}": (1, "data.augment.scale_jitter: "),
-    "data:\n  augment: {transforms: [{p: 1}]}": (2, "data.augment: transforms: each needs a name, as in"),
+    "data:\n  augment: {transforms: [{p: 1}]}": (2, "data.augment.transforms: each needs a name, as in"),
     "data: {augment: {transforms: GaussNoise}}": (1, "data.augment.transforms: must be a list, as [a, b]"),
     "model:\n  backbone: {freeze_at: 1}": (2, "model.backbone.freeze_at: must be 0, 2, 3, 4 or 5; it is 1"),
     "model:\n  backbone: resnet18": (
@@ -156,20 +156,20 @@ MISTAKES = {  # text: (line, message)
         "model.backbone: must be a section, with keys such as name, weights, norm; it",
     ),
     "model:\n  backbone: null\n": (
-        1,
-        "model: backbone: is null, and pyramid.branches is empty; set one of them",
+        2,
+        "model.backbone: is null, and pyramid.branches is empty; set one of them",
     ),
     "model:\n  backbone: null\n  pyramid: {branches: []}\n": (
-        1,
-        "model: backbone: is null, and pyramid.branches is empty",
+        2,
+        "model.backbone: is null, and pyramid.branches is empty",
     ),
     "model:\n  pyramid:\n    branches: [vgg11]\n": (
-        2,
-        "model.pyramid: branches: there is only one; a single network is model.backbone",
+        3,
+        "model.pyramid.branches: there is only one; a single network is model.backbone",
     ),
     "model:\n  backbone: {name: resnet18}\n  pyramid: {branches: [vgg11, resnet10]}\n": (
-        1,
-        "model: backbone: pyramid.branches name the networks; set backbone: null, or remove branches",
+        2,
+        "model.backbone: pyramid.branches name the networks; set backbone: null, or remove branches",
     ),
     "model:\n  pyramid:\n    branches: [vgg11, 10]\n": (
         3,
@@ -185,19 +185,19 @@ MISTAKES = {  # text: (line, message)
         "model.pyramid.fuse: must be 'sum', 'mean' or 'concat'; it is 'max'",
     ),
     "task: classification\nmodel:\n  pyramid: {branches: [vgg11, resnet10]}\n  head: {name: classic}\n": (
-        2,
-        "model: head.name: classic is one network's own classifier; with pyramid.branches use pooled",
+        4,
+        "model.head.name: classic is one network's own classifier; with pyramid.branches use pooled",
     ),
     "model: {in_channels: 0}": (1, "model.in_channels: must be greater than or equal to 1; it is 0"),
     "model:\n  in_channels: 1\n  normalise: {mean: [1, 2, 3]}\n": (
-        1,
-        "model: normalise.mean: 3 values for 1 in_channels",
+        3,
+        "model.normalise.mean: 3 values for 1 in_channels",
     ),
     "model:\n  in_channels: 4\n  normalise: {mean: [1, 2, 3, 4], std: [1, 2]}\n": (
-        1,
-        "model: normalise.std: 2 values for 4 in_channels",
+        3,
+        "model.normalise.std: 2 values for 4 in_channels",
     ),
-    "model: {normalise: {mean: []}}": (1, "model: normalise.mean: 0 values for 3 in_channels"),
+    "model: {normalise: {mean: []}}": (1, "model.normalise.mean: 0 values for 3 in_channels"),
     "model:\n  normalise: {std: [1, 2, 0]}": (2, "model.normalise.std.2: must be greater than 0; it is 0"),
     "model: {fpn: {norm: ln}}": (1, "model.fpn.norm: must be 'none', 'bn' or 'gn'; it is 'ln'"),
     "model: {fpn: {activation: gelu}}": (1, "model.fpn.activation: must be 'none', 'relu' or 'silu'"),
@@ -253,7 +253,7 @@ def test_all_mistakes_are_reported_together(tmp_path: Path) -> None:
     [
         (b"- 1\n", "holds a list; a config is a mapping of sections"),
         (b"seed", "holds a text; a config is a mapping of sections"),
-        (b"\xff\xfe\x00", "not UTF-8 text"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"seed: 2026-13-40\n", "not valid YAML: month must be in 1..12"),
     ],
 )
@@ -459,7 +459,7 @@ def test_a_base_has_no_base(tmp_path: Path) -> None:
     base = write(tmp_path, "seed: 2\nbase: first.yaml\n", "base.yaml")
     own = write(tmp_path, "base: base.yaml\n")
     expected = f"{base}:2: base: {own} builds on this file; a base cannot have a base"
-    assert error_of(own) == expected
+    assert error_of(own) == f"{expected}: copy the keys of first.yaml into one of them"
 
 
 # --- overrides --------------------------------------------------------------------------------------------------------
@@ -516,13 +516,16 @@ def test_the_last_override_wins_over_the_file(tmp_path: Path) -> None:
         ("=3", "=3: an override is written key=value"),
         ("seed=[1", "seed=[1: the value is not valid YAML"),
         ("seed=2026-13-40", "seed=2026-13-40: the value is not valid YAML"),
-        ("seed.x=1", "seed.x: seed is a value, not a section"),
-        ("train.epochs.x.y=1", "train.epochs.x.y: train.epochs is a value, not a section"),
+        ("seed.x=1", "seed.x: seed is 1, not a section; set seed itself"),
+        ("train.epochs.x.y=1", "train.epochs.x.y: train.epochs is 3, not a section; set train.epochs itself"),
         ("model.matcher.positve=1", "model.matcher.positve: unknown key; did you mean 'positive'?"),
         ("modle.matcher.positive=1", "modle: unknown key; did you mean 'model'?"),
         ("model.matcher.positive=2", "model.matcher.positive: must be less than or equal to 1; it is 2"),
         ("train.epochs=", "train.epochs: must be a whole number; it is null"),
-        ("data.augment.scale_jitter=[2, 1]", "data.augment: scale_jitter: the lower bound comes first"),
+        ("data.resize.short=96", "data.resize.short: must be a list, as [96]; it is 96"),
+        ("data.resize.fixed=96", "data.resize.fixed: must be a list, as [96, 96]; it is 96"),
+        ("data.classes=[a, a]", "data.classes: 'a' is duplicated; keep one"),
+        ("data.augment.scale_jitter=[2, 1]", "data.augment.scale_jitter: the lower bound comes first"),
     ],
 )
 def test_a_mistake_in_an_override_names_the_command_line(override: str, message: str, tmp_path: Path) -> None:

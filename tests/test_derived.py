@@ -39,7 +39,7 @@ class Squares:
 def derived(sides: list[int], tmp_path: Path, *overrides: str) -> tuple[Any, list[str]]:
     from detector.tasks import detection
 
-    given = ["train.batch_size=2", "train.epochs=5", "train.schedule.warmup_steps=auto", *overrides]
+    given = ["train.batch_size=2", "train.epochs=5", "model.anchors.base_size=auto", *overrides]
     config = load_config("scratch.yaml", given)
     return derive(config, lambda config: detection.open_own(config, "train", Squares(sides)))
 
@@ -78,6 +78,7 @@ def test_a_value_takes_the_place_of_auto(tmp_path: Path) -> None:
 def test_a_run_keeps_the_values_and_resumes_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKBONES, "tiny", TINY)
     overrides = ["model.backbone.name=tiny", "train.steps=1", "train.batch_size=2", "data.workers=0", "data.val=null"]
+    overrides += ["model.anchors.base_size=auto"]
     config, run = load_config("scratch.yaml", overrides), RunFolder(tmp_path / "run")
     own = Squares([20] * 4)
     for resume in (False, True):

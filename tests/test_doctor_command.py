@@ -307,6 +307,7 @@ def test_fix_overwrites_nothing(data: Path, target: str, capsys: pytest.CaptureF
         (["--config", "retinanet_r18_fpn.yaml", "data.train.images=null"], "instances_train2017.json: cannot be read"),
         (["--images", ".", "--allow-loss"], "has no effect without --fix OUT"),
         (["--images", ".", "data.resize.long=5"], "need --config"),
+        (["--config", "quickstart.yaml", "--one-based", "true"], "give these as KEY=VALUE"),
         (["--images", "docs", "--fix", "x.json"], "no class folders"),
     ],
 )

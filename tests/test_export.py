@@ -245,6 +245,18 @@ def test_int8_keeps_the_outputs_convolutions_in_float(file: Path) -> None:
     assert weights.count("DequantizeLinear") == len(weights) - 2 > 10
 
 
+def test_a_check_that_compares_no_detections_warns(capsys: pytest.CaptureFixture[str]) -> None:
+    nothing, something = SimpleNamespace(scores=[]), SimpleNamespace(scores=[0.5])
+    request = exporting.Request("onnx")
+    exporting._warn_of_nothing([nothing, something], request)
+    assert capsys.readouterr().err == ""
+    exporting._warn_of_nothing([nothing, nothing], request)
+    said = (
+        "warning: no detections were compared, as the checkpoint finds nothing on 2 images of noise; give --images with"
+    )
+    assert capsys.readouterr().err.startswith(said)
+
+
 def test_too_few_images_are_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     detector.data.inputs.Image.fromarray(noise((9, 9))[0]).save(tmp_path / "a.png")
     arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.onnx"), "--format", "int8"]

@@ -512,15 +512,15 @@ def test_post_processing_launches_as_much_for_any_number_of_images_and_objects(c
     assert costs[0][1] == {"copy": 1}  # of the detections and whether NMS is done
 
 
-def test_matching_launches_as_much_for_any_number_of_images(checks: Checks) -> None:
+def test_matching_launches_as_much_for_any_number_of_images_and_objects(checks: Checks) -> None:
     def work(images: int, objects: int) -> None:
         targets = make_batch(Config(), images, objects).to(CUDA).targets
         assign(torch.empty(900, 4, device=CUDA), [900], targets, None, DeltaCoder(), MatcherConfig())
 
     costs = [counted(checks, lambda size=size: work(*size)) for size in ((1, 16), (8, 16), (8, 32))]
-    assert costs[0] == costs[1]
-    assert costs[0][0] < costs[2][0] < 2 * costs[0][0] < 200  # a block of objects more
-    assert costs[0][1] == costs[2][1] == {}
+    assert costs[0] == costs[1] == costs[2]
+    assert costs[0][0] < 100
+    assert costs[0][1] == {}
 
 
 def test_the_feed_copies_one_batch_ahead(checks: Checks) -> None:

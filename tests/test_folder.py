@@ -217,9 +217,10 @@ FAULTS: dict[str, tuple[str | bytes, list[str] | None, bool, list[str]]] = {
         "1.png,5,5,45,45,red\n2.png,,,,,\n",
         None,
         True,
-        ["{csv}: looks like a CSV file of boxes, which are for task detection"],
+        ["{csv}: looks like a CSV file of boxes; a classifier reads a CSV file of paths and labels"],
     ),
     "named boxes": ("image_path,xmin,ymin,xmax,ymax,label\n", None, True, ["{csv}: looks like a CSV file of boxes"]),
+    "JSON": ('{"images": [],\n"a": 1}', None, False, ["{csv}: looks like JSON; a classifier reads a CSV file of"]),
     "header alone": ("path,label\n\n", None, False, ["{csv}: has no rows below its header"]),
     "missing file": (
         "path,label\n1.png,glass\n\n9.png,glass\n",
@@ -235,9 +236,19 @@ FAULTS: dict[str, tuple[str | bytes, list[str] | None, bool, list[str]]] = {
     "far": ("path,label\n1.png,a;b\n", CLASSES, False, ["{csv}:2: label 'a;b'", "glass, metal or paper"]),
     "one of several": ("path,label\n1.png,glass;metl\n", CLASSES, True, ["{csv}:2: label 'metl'", "mean 'metal'?"]),
     "never a label": ("path,label\n1.png,\n2.png,;\n", None, True, ["{csv}: has no label in any row"]),
-    "not UTF-8": ("path,label\n1.png,ä\n".encode("latin-1"), None, False, ["{csv}: is not a CSV file in UTF-8"]),
-    "UTF-16": ("path,label\n1.png,a\n".encode("utf-16"), None, False, ["{csv}: is not a CSV file in UTF-8"]),
-    "open quote": ('path,label\n"1.png,a\n', None, False, ["{csv}: is not a CSV file in UTF-8", "unexpected end"]),
+    "not UTF-8": (
+        "path,label\n1.png,ä\n".encode("latin-1"),
+        None,
+        False,
+        ["{csv}: is not UTF-8 text", "save it as UTF-8"],
+    ),
+    "UTF-16": ("path,label\n1.png,a\n".encode("utf-16"), None, False, ["{csv}: is not UTF-8 text", "save it as UTF-8"]),
+    "open quote": (
+        'path,label\n"1.png,a\n',
+        None,
+        False,
+        ["{csv}: is not a CSV file: unexpected end of data after line 1; is a quote"],
+    ),
 }
 
 

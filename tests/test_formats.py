@@ -111,7 +111,7 @@ def test_a_format_is_named_in_train_and_doctor(name: str, tmp_path: Path, capsys
         assert len(errors) == 1
         assert f"{path}: looks like {expected}" in errors[0]
         remedies = (
-            ", which is not supported; convert it to COCO JSON",
+            "; that cannot be read; convert it to COCO JSON with boxes",
             "and results as --results to evaluate",
         )
         assert errors[0].endswith(remedies[expected.startswith("COCO results")])

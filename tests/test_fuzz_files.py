@@ -359,12 +359,12 @@ def test_a_damaged_csv_file_is_read_or_refused(multi_label: bool, tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("path,label\na.png,caf\xe9\n".encode("latin-1"), "is not a CSV file in UTF-8"),
-        ("path,label\na.png,x\n".encode("utf-16"), "is not a CSV file in UTF-8"),
+        ("path,label\na.png,caf\xe9\n".encode("latin-1"), "is not UTF-8 text"),
+        ("path,label\na.png,x\n".encode("utf-16"), "is not UTF-8 text"),
         (b"path,label\na.png,\0\n", "x.csv"),
         (b"path,label\na\0.png,x\n", "x.csv"),
         (b"path,label\n" + b"x" * 200_000 + b",x\n", "field larger than field limit"),
-        (b'path,label\n"a.png,x\n', "is not a CSV file in UTF-8: unexpected end of data"),
+        (b'path,label\n"a.png,x\n', "is not a CSV file: unexpected end of data"),
         (b"", "has no rows"),
         (b"path,label\n" + b"y" * 5000 + b".png,x\n", "does not exist"),
     ],

@@ -15,7 +15,7 @@ from detector.config.schema import Config, TrainConfig
 from detector.dev.stress import TINY as TINY_RUN
 from detector.dev.stress import data_overrides, rows_of
 from detector.errors import ConfigError, GpuMemoryError
-from detector.models import Model, build_model
+from detector.models import build_model
 from detector.models.backbones import BACKBONES
 from detector.models.precision import check_precision, explain_nondeterministic, prepare_gpu
 from detector.structures import Batch
@@ -155,34 +155,3 @@ def test_the_batch_size_that_fits_becomes_the_runs(
     longer = Config.model_validate(auto.model_dump() | {"train": auto.train.model_dump() | {"steps": 7}})
     assert fit(longer, RunFolder(tmp_path / "run"), CPU, resume=True)
     assert tried == [9]
-
-
-def test_the_memory_format(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels last, but for group norms in fp32 on CUDA."""
-    monkeypatch.setattr(torch.nn.Module, "to", lambda module, device, memory_format: memory_format)
-    for norm, device, precision, expected in (
-        ("gn", CUDA, "fp32", torch.contiguous_format),
-        ("gn", CUDA, "bf16", torch.channels_last),
-        ("none", CUDA, "fp32", torch.channels_last),
-        ("gn", CPU, "fp32", torch.channels_last),
-    ):
-        model = small_model(norm)
-        assert model.place(device, precision) is expected
-        assert model.is_channels_first == (expected is torch.contiguous_format)
-
-
-def test_channels_first_features_give_the_same_predictions() -> None:
-    model, seen = small_model("gn").eval(), []
-    model.pyramid.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous()))
-    images = torch.randint(0, 256, (1, 64, 96, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    outputs = []
-    for model.is_channels_first in (False, True):
-        with torch.no_grad():
-            outputs.append(model(images, torch.tensor([[64, 96]])).cls_logits)
-    assert seen == [False, True]
-    torch.testing.assert_close(*outputs)
-
-
-def small_model(norm: str) -> Model:
-    model = load_config("quickstart.yaml", [f"model.head.norm={norm}", "model.fpn.channels=32"]).model
-    return build_model(model, 2)

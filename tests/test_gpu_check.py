@@ -13,7 +13,7 @@ import torch
 from networks import TINY, TINY_BACKBONE
 
 from detector.__main__ import main
-from detector.dev.gpu_check import correctness, times
+from detector.dev.gpu_check import correctness
 from detector.dev.gpu_check.check import Check
 from detector.dev.gpu_check.runner import PARTS, run_apart, try_part
 from detector.models.backbones import BACKBONES
@@ -44,12 +44,6 @@ def test_resuming_is_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     status, detail, found = try_part(TRIAL, PARTS["resume"])
     assert (status, detail) == ("passed", "")
     assert found["tensors"] > 100
-
-
-def test_a_step_is_the_same_in_both_memory_formats() -> None:
-    row = times.in_both_formats(TRIAL, "retinanet_r18_fpn.yaml", "fp32")
-    assert row["equal"]
-    assert row["channels_last_ms"] > 0 < row["channels_first_ms"]
 
 
 def test_a_wrong_match_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

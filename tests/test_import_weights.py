@@ -16,19 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from foreign import assert_same_outputs, drawn, make_image, pair_of, randomised, small_retinanet
 from PIL import Image
 from safetensors.torch import save_file
-from test_interchange import (
-    UNUSED,
-    assert_same_outputs,
-    detectron2_state,
-    drawn,
-    make_image,
-    mmdetection_shapes,
-    pair_of,
-    randomised,
-    small_retinanet,
-)
+from test_from_detectron2 import detectron2_state
+from test_from_mmdetection import mmdetection_shapes
+from test_from_torchvision import UNUSED
 from torch import Tensor
 from torchvision.models.detection import RetinaNet
 
@@ -428,7 +421,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path, Path], object], list[str]]] = {
     "JSON in a .pkl": (
         "x.pkl",
         lambda path, target: path.write_text(json.dumps({"a": 1})),
-        ["is not a file of tensors"],
+        ["is text, which begins"],
     ),
     "a folder": ("x.pth", lambda path, target: path.mkdir(), ["is a folder without best.pt"]),
     "no file": ("x.pth", lambda path, target: None, ["is not a file"]),

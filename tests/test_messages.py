@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ import torch
 import detector
 from detector.__main__ import main
 from detector.checkpoints.foreign.importing import import_content
-from detector.errors import WeightsError, counted, near_path
+from detector.data.split import group
+from detector.errors import ConfigError, WeightsError, counted, near_path
+from detector.files.atomic import folder_of, make_folder
 from detector.processes import child_environment
 
 
@@ -27,6 +30,7 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(folder).mkdir(parents=True)
     Path("train.json").write_text("{}")
     Path("mine.yaml").write_text("base: quickstart.yaml\n")
+    Path("pointer.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0f\n")
 
 
 LONG = "x" * 300
@@ -50,6 +54,9 @@ MISTAKES = {
     "doctor --images imges/cat": "--images: imges/cat is not a folder; did you mean images/cat?",
     "split trian.json --output o": "trian.json: cannot be read: No such file or directory; did you mean train.json?",
     "evaluate --results train.json --annotations train.json --images img": "--images: img is not a folder",
+    "summary --config quickstart.yaml data.train=[a,b] data.train.images=i": "command line: data.train.images:"
+    " data.train is a list; give each set its own, as [{annotations: a.json, images: a/}, b.json]",
+    "evaluate --checkpoint pointer.pt": "pointer.pt: is text, which begins 'version https://git-lfs.github.com/s",
     f"summary --config {LONG}": f"{LONG[:200]}: File name too long; choose or permit another path",
     f"infer --checkpoint x --input {LONG} --output o": f"{LONG}: no such file or folder",
 }
@@ -107,3 +114,32 @@ def test_what_is_no_model() -> None:
     ):
         with pytest.raises(WeightsError, match=said):
             import_content(content, Path("mine.pt"))
+
+
+def test_a_file_in_the_way_and_folders_that_stay_empty() -> None:
+    for folder in ("train.json", "train.json/deep"):
+        with pytest.raises(ConfigError, match=r"^train.json: is a file; choose another name$"):
+            make_folder(Path(folder))
+    with pytest.raises(ConfigError, match=r"^images: is a folder; give the name of a file$"), folder_of(Path("images")):
+        pass
+    with pytest.raises(KeyboardInterrupt), folder_of(Path("runs/new/deep/x.onnx")):
+        assert Path("runs/new/deep").is_dir()
+        raise KeyboardInterrupt
+    assert list(Path("runs").iterdir()) == [Path("runs/mine")]
+    with folder_of(Path("runs/new/x.onnx")):
+        Path("runs/new/x.onnx").touch()
+    assert Path("runs/new/x.onnx").exists()
+
+
+def test_a_group_of_all_images_is_named() -> None:
+    said = r"^a.json: '\^x' of --group keeps 2 images together in one group, which cannot be split; .* like x1.png$"
+    with pytest.raises(ConfigError, match=said):
+        group(Path("a.json"), ["x1.png", "x2.png"], "^x")
+
+
+def test_a_second_signal_ends_a_stopped_command_without_a_traceback() -> None:
+    code = "import atexit, signal, sys; from detector.__main__ import main; from detector.commands import env;"
+    code += "env.run = lambda args: signal.raise_signal(signal.SIGTERM);"
+    code += "atexit.register(signal.raise_signal, signal.SIGINT); sys.exit(main(['env']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=child_environment())
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "stopped\n")

@@ -11,6 +11,7 @@ from detector.config.schema import AnchorConfig, BackboneConfig, FPNConfig, Head
 from detector.errors import ConfigError
 from detector.models import Model, build_model
 from detector.models.backbones import build_backbone
+from detector.models.precision import autocast
 from detector.models.pyramid import Pyramid
 from detector.ops.anchors import level_sizes
 
@@ -173,3 +174,17 @@ def test_16_bit_images_are_predicted_like_8_bit_ones(in_channels: int) -> None:
     assert_close(fine.cls_logits, expected.cls_logits, rtol=1e-4, atol=1e-6)
     assert_close(fine.box_channels, expected.box_channels, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(other.box_channels, expected.box_channels, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["none", "gn"])
+def test_layers_in_half_precision_give_the_bits_of_autocast(norm: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(make_config(norm=norm), 3).fold_norms()
+    outputs = []
+    with torch.inference_mode(), autocast("bf16", torch.device("cpu")):
+        for _ in range(2):
+            outputs.append(model(make_images(2, 64, 96), torch.tensor([[64, 96], [50, 90]])))
+            model.fix_precision("bf16")
+    assert model.head.cls_output.weight.dtype == torch.bfloat16
+    assert torch.equal(outputs[0].cls_logits, outputs[1].cls_logits)
+    assert torch.equal(outputs[0].box_channels, outputs[1].box_channels)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from labelled import CATEGORIES, assert_equal, labels, table
 from PIL import Image
 
 from detector.__main__ import run_command
-from detector.commands.convert import READABLE
+from detector.commands import READABLE
 from detector.data.formats.building import Source
 from detector.data.formats.labels import LabelledImage, Labels, join_labels, labels_of
 from detector.data.formats.parts import PART_WRITERS
@@ -141,3 +142,50 @@ def test_merged_sets_have_the_images_and_boxes_of_both(tmp_path: Path, capsys: p
     assert run_command("merge", [path, path, str(tmp_path / "x.json"), "--to", "coco"]) == 2
     assert "give NAME=IN to put each set's images into a folder of its own" in capsys.readouterr().err
     assert not (tmp_path / "x.json").exists()
+
+
+def test_what_a_config_says_about_reading_the_commands_take_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``data.one_based``, ``exif`` and ``allow_outside``, each with what is read without it."""
+    given = data_set(tmp_path, seed=2)
+    convert(tmp_path / "coco.json", tmp_path / "voc", "--images", tmp_path / "images", "--to", "voc")
+    for one_based, move in (("true", 0), ("false", 1)):
+        convert(tmp_path / "voc", tmp_path / f"{one_based}.csv", "--to", "csv", "--one-based", one_based)
+        lefts = [own[0] for boxes in boxes_of(tmp_path / f"{one_based}.csv", "csv").values() for _, own in boxes]
+        expected = {image.name: image.boxes[:, 0] + move for image in given}
+        assert sorted(lefts) == pytest.approx(sorted(np.concatenate([*expected.values()])), abs=0.01)
+
+    folder = tmp_path / "yolo/images"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (40, 20)).save(folder / "in.png")
+    turned = Image.Exif()
+    turned[274] = 6  # by a quarter
+    Image.new("RGB", (40, 20)).save(tmp_path / "images/out.jpg", exif=turned)
+    (tmp_path / "yolo/train.txt").write_text("images/in.png\n../images/out.jpg\n")
+    (tmp_path / "yolo/data.yaml").write_text("train: train.txt\nnames: [a]\n")
+    for labels_file in (tmp_path / "yolo/labels/in.txt", tmp_path / "labels/out.txt"):
+        labels_file.parent.mkdir()
+        labels_file.write_text("0 0.5 0.5 0.5 0.5\n")
+    arguments = [str(tmp_path / "yolo/data.yaml"), str(tmp_path / "found.json"), "--to", "coco"]
+    for option, words in (("--allow-outside", "leads out of"), ("--exif", "EXIF turns the image by a quarter")):
+        assert run_command("convert", arguments) == 2
+        assert words in (said := capsys.readouterr().err)
+        assert option in said
+        arguments += [option] if option == "--allow-outside" else [option, "upright"]
+    assert run_command("convert", arguments) == 0
+    found = [("in.png", [10, 5, 30, 15]), ("out.jpg", [5, 10, 15, 30])]
+    assert [(Path(name).name, own) for name, [(_, own)] in boxes_of(tmp_path / "found.json").items()] == found
+
+    reading = ["--allow-outside", "--exif", "upright"]
+    parts = ["--folds", "2", "--output", str(tmp_path / "parts"), *reading]
+    assert run_command("split", [str(tmp_path / "yolo/data.yaml"), *parts]) == 0
+    vals = [Source(tmp_path / f"parts/fold{number}/val.txt", exif="upright", allow_outside=True) for number in (1, 2)]
+    assert sorted(len(read_annotations(val).labels) for val in vals) == [1, 1]
+
+    images = [{"id": 1, "file_name": "../images/out.jpg"}]  # without a size, so the file would be opened
+    tree = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(tree))
+    arguments = [str(tmp_path / "coco.json"), str(tmp_path / "x.json"), "--to", "coco", "--images", str(folder)]
+    assert run_command("convert", [*arguments, "--exif", "upright"]) == 2
+    assert "../images/out.jpg leads out of" in capsys.readouterr().err

@@ -317,5 +317,5 @@ def test_folds_are_alike_in_size_and_classes() -> None:
     )
     np.testing.assert_array_equal(other, fold[order])
     assert (split_folds(Path("a.json"), names, sizes, image, label, 5, seed=1) != fold).any()
-    with pytest.raises(DataError, match="4 images or groups cannot make 5 folds"):
+    with pytest.raises(DataError, match="4 images cannot make 5 folds"):
         split_folds(Path("a.json"), names[:4], sizes[:4], image[:0], label[:0], 5, 0)

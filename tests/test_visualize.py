@@ -15,7 +15,15 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
 import detector.reports.fonts
-from detector.reports.drawing import SMALLEST, class_color, draw_boxes, draw_confusion, draw_lines, draw_targets
+from detector.reports.drawing import (
+    SMALLEST,
+    class_color,
+    draw_boxes,
+    draw_confusion,
+    draw_lines,
+    draw_targets,
+    save_jpeg,
+)
 from detector.reports.fonts import draw_letters, find_font, has_letters
 
 GRAY = 100
@@ -43,6 +51,11 @@ def test_colors_of_neighbours_do_not_look_alike() -> None:
         assert min(min(gap, 1 - gap) for gap in gaps) > 0.2
     assert len({class_color(label) for label in range(100)}) == 100
     assert all(0 <= channel <= 255 and isinstance(channel, int) for channel in class_color(3))
+
+
+def test_what_is_longer_than_a_jpeg_can_be_is_shrunk(tmp_path: Path) -> None:
+    save_jpeg(Image.new("RGB", (70_000, 140)), tmp_path / "x.jpg", quality=90)
+    assert Image.open(tmp_path / "x.jpg").size == (65_500, 131)
 
 
 def test_a_box_is_drawn_where_it_belongs() -> None:

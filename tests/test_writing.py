@@ -194,7 +194,7 @@ def test_what_a_format_cannot_hold_is_counted(tmp_path: Path) -> None:
     assert lost == {
         "coco": "",
         "yolo": f"{area}, 1 box clipped to the image, 1 box without area in the image, {crowd}",
-        "voc": area,
+        "voc": f"{area}, 1 box clipped to the image, 1 box without area in the image, 1 class without boxes",
         "csv": f"{area}, {crowd}, 1 class without boxes",
         "cvat": f"{area}, {crowd}",
         "labelstudio": f"{area}, {crowd}",
@@ -207,7 +207,9 @@ def test_what_a_format_cannot_hold_is_counted(tmp_path: Path) -> None:
     assert [own["area"] for own in json.loads((tmp_path / "coco").read_text())["annotations"]] == [60, 2750, 9, 100]
     assert [own["iscrowd"] for own in json.loads((tmp_path / "coco").read_text())["annotations"]] == [0, 0, 0, 1]
     difficult = ET.parse(tmp_path / "voc/Annotations/a.xml").iterfind("object/difficult")
-    assert [own.text for own in difficult] == ["0", "0", "0", "1"]
+    assert [own.text for own in difficult] == ["0", "0", "1"]
+    # A corner under 1, as from -5, would say that all count from 0.
+    assert [own.text for own in ET.parse(tmp_path / "voc/Annotations/a.xml").iterfind("object/bndbox/xmin")][1] == "1"
 
 
 def test_a_box_that_is_off_by_rounding_is_not_counted_as_clipped(tmp_path: Path) -> None:

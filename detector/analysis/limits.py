@@ -72,7 +72,7 @@ def measure_rates(config: Config, device: torch.device) -> Rates:
 def _step_seconds(config: Config, num_classes: int, batch: Batch, device: torch.device) -> float:
     """The median time of a training step, the batch on the device."""
     task = get_task(config)
-    model = build_model(config.model, num_classes).place(device, config.train.precision).train()
+    model = build_model(config.model, num_classes).place(device).train()
     state = TrainingState.begin(model, config.train, len(batch.ids), device)
     moved = batch.to(device)
     seconds = []

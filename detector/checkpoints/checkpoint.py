@@ -18,7 +18,7 @@ from detector.config.parts import check_code
 from detector.config.schema import Config
 from detector.data.formats.coco_values import is_id
 from detector.data.formats.columns import id_key
-from detector.errors import ConfigError, WeightsError
+from detector.errors import ConfigError, WeightsError, kind_of
 from detector.files.atomic import atomic_write
 from detector.files.tensors import check_tensor, is_state_dict, read_file
 from detector.models import Model, build_model
@@ -60,30 +60,32 @@ def check_format(content: Any, path: str | Path) -> dict[str, Any]:
         found = content["format"] if isinstance(content["format"], int | str) else type(content["format"]).__name__
         raise WeightsError(f"{path}: has format {found}, this version reads {FORMAT}; use the version that wrote it")
     if missing := {"config", "categories", "model"} - content.keys():
-        raise WeightsError(f"{path}: is not a whole checkpoint: {min(missing)} is missing")
+        raise _damaged(path, f"has no {min(missing)}")
     if not isinstance(content["config"], dict):
-        raise WeightsError(f"{path}: its config is a {type(content['config']).__name__}, not a mapping of sections")
+        raise _damaged(path, f"its config is {kind_of(content['config'])}, not a mapping of sections")
     _check_categories(content["categories"], path)
     for part in ("model", "ema"):
         state = content.get(part)
         if state is None and part == "ema":
             continue
         if not is_state_dict(state):
-            raise WeightsError(f"{path}: its {part} is not a state dict (names to tensors)")
+            raise _damaged(path, f"its {part} is not a state dict (names to tensors)")
         for name, tensor in state.items():
             _check_size(name, tensor, path)
             check_tensor(name, tensor, path)
     return content
 
 
+def _damaged(path: str | Path, fault: str) -> WeightsError:
+    return WeightsError(f"{path}: {fault}; it was changed or damaged since training saved it: copy it again")
+
+
 def _check_size(name: Any, tensor: torch.Tensor, path: str | Path) -> None:
     """Refuse a tensor that is larger than its storage: a small file can claim any size by repeating one number."""
     is_plain = not tensor.is_nested and tensor.layout == torch.strided and not tensor.is_meta
     if is_plain and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise WeightsError(
-            f"{path}: {name} is {list(tensor.shape)}, made of {tensor.untyped_storage().nbytes():,} bytes that repeat;"
-            " training saves no such tensor"
-        )
+        stored = tensor.untyped_storage().nbytes()
+        raise _damaged(path, f"{name} is {list(tensor.shape)}, made of {stored:,} bytes that repeat")
 
 
 # What a run needs to resume, besides what every checkpoint has.
@@ -109,14 +111,14 @@ def read_progress(path: Path, best: Path) -> dict[str, Any]:
 
 def _check_categories(rows: Any, path: str | Path) -> None:
     if not isinstance(rows, list) or not rows:
-        raise WeightsError(f"{path}: its categories are not a list of classes")
+        raise _damaged(path, "its categories are not a list of classes")
     seen: set[Id] = set()
     for row in rows:
         is_whole = isinstance(row, dict) and row.keys() == {"id", "name"}
         if not is_whole or not is_id(row["id"]) or not isinstance(row["name"], str):
-            raise WeightsError(f"{path}: category {reprlib.repr(row)[:120]} is not an id (integer or text) and a name")
+            raise _damaged(path, f"category {reprlib.repr(row)[:120]} is not an id (integer or text) and a name")
         if id_key(row["id"]) in seen:
-            raise WeightsError(f"{path}: category id {reprlib.repr(row['id'])[:120]} is duplicated")
+            raise _damaged(path, f"category id {reprlib.repr(row['id'])[:120]} is duplicated")
         seen.add(id_key(row["id"]))
 
 
@@ -124,19 +126,22 @@ def checkpoint_config(content: dict[str, Any], path: str | Path) -> Config:
     try:
         return config_from_dict(content["config"], str(path))
     except ConfigError as error:
-        raise WeightsError(f"{path}: its config is not valid in this version: {error}") from None
+        fault = str(error).removeprefix(f"{path}: ")
+        raise WeightsError(
+            f"{path}: its config is not valid in this version: {fault}; use the one that wrote it"
+        ) from None
 
 
 def override_config(content: dict[str, Any], path: str | Path, overrides: Sequence[str]) -> Config:
     """A checkpoint's config with ``key=value`` overrides, which may change nothing of its model but ``predict``."""
     own = checkpoint_config(content, path)
+    if f"task={own.task}" not in overrides and any(override.startswith("task=") for override in overrides):
+        raise ConfigError(f"command line: task: {path} is of {own.task}; remove it")
     config = apply_overrides(own, overrides, source=str(path))
     for key in type(own.model).model_fields:
         was, now = getattr(own.model, key), getattr(config.model, key)
         if key != "predict" and was != now:
             raise ConfigError(f"command line: model.{key}: {path} has the model that it was trained with; remove it")
-    if config.task != own.task:
-        raise ConfigError(f"command line: task: {path} is of {own.task}; remove it")
     if config.data.val_share and (config.data.val_share, config.seed) != (own.data.val_share, own.seed):
         raise ConfigError(
             f"command line: data.val_share and seed: {path} was trained on images that these would hold back;"
@@ -174,9 +179,11 @@ def load_model(content: dict[str, Any], path: str | Path, allow_code: bool = Fal
         # An untrusted config can ask for any size: the file must have such weights before memory is allocated.
         with torch.device("meta"):
             own = build_model(config, num_classes).state_dict()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     except (RuntimeError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise WeightsError(f"{path}: its config asks for a model that cannot be built: {reason}") from None
+        raise _damaged(path, f"its config asks for a model that cannot be built ({reason})") from None
     compare_weights(own, weights, path)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
         model = build_model(config, num_classes)
@@ -197,8 +204,9 @@ def compare_weights(own: dict[str, torch.Tensor], weights: dict[str, torch.Tenso
         raise WeightsError(f"{path}: {name} is {where} the checkpoint, which is of another architecture")
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
+            there, here = list(tensor.shape), list(own[name].shape)
             raise WeightsError(
-                f"{path}: {name} is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in the model;"
+                f"{path}: {name} is {there} in the checkpoint and {here} in the model;"
                 " it is of another architecture or class count"
             )
         if own[name].is_floating_point() and not tensor.is_floating_point():

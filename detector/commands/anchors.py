@@ -104,7 +104,7 @@ def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
             annotations = read_split(data, name, categories, config.seed)
             if annotations.notice:
                 print(annotations.notice, file=sys.stderr)
-            annotations = with_sizes(annotations, annotations.images, data.exif)
+            annotations = with_sizes(annotations, annotations.images, data.exif, data.allow_outside)
             categories = annotations.categories
             splits[name] = Split(annotations, apply_box_policy(annotations, data.invalid_boxes), config.seed)
     return splits

@@ -14,34 +14,27 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from detector.commands import add_reading, source_of
+
 if TYPE_CHECKING:
     from detector.data.formats.annotations import Annotations
     from detector.data.formats.labels import Labels
 
 
-READABLE = ("auto", "coco", "yolo", "voc", "csv")
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="IN", help="annotations: a file or a folder")
     parser.add_argument("target", type=Path, metavar="OUT", help="a new file, or a new folder for YOLO and VOC")
-    add_reading(parser)
+    add_options(parser)
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images, where IN does not say it")
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Options that :func:`read` and :func:`write` take."""
     parser.add_argument("--to", required=True, metavar="FORMAT", help="coco, yolo, voc, csv, cvat or labelstudio")
-    add_from(parser)
     parser.add_argument(
         "--part", default="train", choices=["train", "val", "test"], help="of a data set with several (default: train)"
     )
-
-
-def add_from(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--from", default="auto", dest="format", choices=READABLE, help="the format of what is read (default: auto)"
-    )
+    add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_target(args)
     annotations = read(args.source, args.images, args)
-    write(labels_of(annotations), len(annotations), args)
+    write(labels_of(annotations), len(annotations), args, args.source)
     return 0
 
 
@@ -68,27 +61,30 @@ def check_target(args: argparse.Namespace) -> None:
 def read(source: Path, images: Path | None, args: argparse.Namespace) -> Annotations:
     """The annotations of a source, with the sizes of all images."""
     from detector.data.detection import with_sizes
-    from detector.data.formats.building import Source
     from detector.data.formats.reading import read_annotations
 
-    annotations = read_annotations(Source(source, images, args.format, args.part))
+    annotations = read_annotations(source_of(args, source, images, args.part))
     if annotations.notice:
         print(annotations.notice, file=sys.stderr)
-    return annotations if args.to == "csv" else with_sizes(annotations, annotations.images)
+    if args.to == "csv":
+        return annotations
+    return with_sizes(annotations, annotations.images, args.exif, args.allow_outside)
 
 
-def write(labels: Labels, images: int, args: argparse.Namespace) -> None:
-    """Write the target and print what it holds, and what it cannot hold."""
+def write(labels: Labels, images: int, args: argparse.Namespace, source: object) -> None:
+    """Write the target of ``source`` and print what it holds, and what it cannot hold."""
     from detector.data.formats.labels import describe_lost
     from detector.data.formats.writing import WRITERS, check_names
+    from detector.errors import counted
 
     writer = WRITERS[args.to]
     boxes = 0
     for image in labels:
         boxes += len(image.labels)
-    check_names(writer, (image.name for image in labels), args.target)
+    check_names(writer, (image.name for image in labels), source)
     lost = describe_lost(writer.write(labels, args.target))
-    print(f"{images:,} images, {boxes:,} boxes of {len(labels.categories)} classes: {args.target}")
+    holds = f"{counted(images, 'image')}, {counted(boxes, 'box')} of {counted(len(labels.categories), 'class')}"
+    print(f"{holds}: {args.target}")
     if lost:
         print(f"{args.to} cannot hold: {lost}")
     if writer.images and labels.images is None:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.commands import add_allow_code
+from detector.commands import add_allow_code, add_reading, source_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --fix: write the copy even if it loses over 1 %% of the annotations, or a whole class",
     )
+    add_reading(parser)
     add_allow_code(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="with --config: config values, such as data.resize.long=512"
@@ -112,31 +113,34 @@ def check_arguments(args: argparse.Namespace) -> None:
         )
     if args.allow_loss and not args.fix:
         raise ConfigError("command line: --allow-loss has no effect without --fix OUT; add it, or remove --allow-loss")
+    if args.config and (args.format, args.one_based, args.exif, args.allow_outside) != ("auto", "auto", "auto", False):
+        raise ConfigError(
+            "command line: with --config, annotations are read as data.format, data.one_based, data.exif and"
+            " data.allow_outside say; give these as KEY=VALUE"
+        )
     if args.overrides and not args.config:
         raise ConfigError(f"command line: {args.overrides[0]}: overrides need --config")
 
 
 def _from_paths(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     from detector.analysis.doctor.examination import Settings
-    from detector.data.formats.building import Source
     from detector.data.formats.reading import has_part
     from detector.data.formats.recognition import formats_of
 
     images = args.val_images or args.images
-    splits = [_open("train", args.annotations, args.images)]
+    splits = [_open("train", args.annotations, args.images, args)]
     if args.val_annotations or args.val_images:
-        splits.append(_open("val", args.val_annotations, images))
+        splits.append(_open("val", args.val_annotations, images, args))
     elif splits[0].has_boxes:
-        source = args.annotations or args.images
-        if formats_of(source) and has_part(Source(source), "val"):
-            splits.append(_open("val", args.annotations, args.images))
-    return splits, Settings()
+        path = args.annotations or args.images
+        if formats_of(path) and has_part(source_of(args, path, None), "val"):
+            splits.append(_open("val", args.annotations, args.images, args))
+    return splits, Settings(exif=args.exif, allow_outside=args.allow_outside)
 
 
-def _open(name: str, annotations: Path | None, images: Path | None) -> Split:
+def _open(name: str, annotations: Path | None, images: Path | None, args: argparse.Namespace) -> Split:
     """A split with boxes or with labels: what the paths hold tells which."""
     from detector.analysis.doctor.reading import read_boxes
-    from detector.data.formats.building import Source
     from detector.data.formats.recognition import formats_of
     from detector.data.listing import check_folder
 
@@ -144,12 +148,15 @@ def _open(name: str, annotations: Path | None, images: Path | None) -> Split:
         check_folder(images, "--images" if name == "train" else "--val-images")
     source = annotations or images
     assert source is not None
-    if images and not formats_of(source) and (annotations is None or annotations.suffix.lower() == ".csv"):
-        return _open_labelled(name, annotations, images)
-    return _checked(read_boxes(name, Source(source, images if annotations else None, part=name)))
+    is_open = args.format == "auto" and not formats_of(source)
+    if images and is_open and (annotations is None or annotations.suffix.lower() == ".csv"):
+        return _open_labelled(name, annotations, images, allow_outside=args.allow_outside)
+    return _checked(read_boxes(name, source_of(args, source, images if annotations else None, name)))
 
 
-def _open_labelled(name: str, annotations: Path | None, images: Path, config: Config | None = None) -> Split:
+def _open_labelled(
+    name: str, annotations: Path | None, images: Path, config: Config | None = None, allow_outside: bool = False
+) -> Split:
     from detector.analysis.doctor.reading import read_labelled
     from detector.data.formats.recognition import naming_format
     from detector.data.listing import check_folder
@@ -159,7 +166,8 @@ def _open_labelled(name: str, annotations: Path | None, images: Path, config: Co
         (list(config.data.class_members) or None, config.model.multi_label) if config else (None, True)
     )
     with naming_format(annotations or images):
-        return _checked(read_labelled(name, annotations, images, classes, multi_label))
+        allow_outside = config.data.allow_outside if config else allow_outside
+        return _checked(read_labelled(name, annotations, images, classes, multi_label, allow_outside))
 
 
 def _open_sources(config: Config, name: str, members: Mapping[str, Sequence[str]]) -> list[Split]:
@@ -211,7 +219,7 @@ def _checked(split: Split) -> Split:
         and (what := what_it_is(split.source))
         and not (split.has_boxes and what.split("folder of ")[-1] in SUPPORTED)
     ):
-        raise unread(split.source, what)
+        raise unread(split.source, what, split.has_boxes)
     return split
 
 

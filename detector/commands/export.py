@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from detector.commands import add_allow_code, count
@@ -63,12 +64,15 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "int8" and not args.images:
         raise ConfigError("command line: --format int8 is calibrated on images; give --images DIR")
 
-    from detector.files.atomic import make_folder
+    from detector.files.atomic import folder_of
     from detector.inference.folder import find_images
 
     images = list(find_images(args.images)) if args.images else []
-    make_folder(args.output.parent)
+    with folder_of(args.output):
+        return _export(args, images)
 
+
+def _export(args: argparse.Namespace, images: Sequence[Path]) -> int:
     import torch
 
     torch.set_flush_denormal(True)

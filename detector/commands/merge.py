@@ -4,7 +4,7 @@ tools/merge.py a.json b.json both.json --to coco
 tools/merge.py north=north/data.yaml south=south/labels.csv all.json --to coco
 
 File names must differ. NAME=IN puts a folder NAME before the file names of a data set, so the images of ``north`` are
-then expected in a folder ``north`` beside those of ``south``.
+then expected in a folder ``north`` beside those of ``south``. The options of reading hold for all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.commands.convert import add_reading, check_target, read, write
+from detector.commands.convert import add_options, check_target, read, write
 
 if TYPE_CHECKING:
     from detector.data.formats.annotations import Annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("sources", nargs="+", metavar="[NAME=]IN", help="annotations: files or folders")
     parser.add_argument("target", type=Path, metavar="OUT", help="a new file, or a new folder for YOLO and VOC")
-    add_reading(parser)
+    add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     parts = [(folder, read(source, None, args)) for folder, source in map(_source, args.sources)]
     check_distinct(parts)
     joined = join_labels([(folder, labels_of(own)) for folder, own in parts])
-    write(joined, sum(len(own) for _, own in parts), args)
+    write(joined, sum(len(own) for _, own in parts), args, ", ".join(args.sources))
     return 0
 
 

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         from detector.inference.server import Server, Service, Settings, listen
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("starlette", "uvicorn", "python_multipart"):
+        if (error.name or "").split(".")[0] not in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
             raise
         raise ConfigError(f"serve: needs the package {error.name}; pip install 'pyramid-detector[serve]'") from None
 

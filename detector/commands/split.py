@@ -18,8 +18,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from detector.commands import count
-from detector.commands.convert import add_from
+from detector.commands import add_reading, count, source_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,15 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group", metavar="REGEX", help="keep images together whose names agree in what this matches (in its groups)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: 0)")
-    add_from(parser)
     parser.add_argument("--images", type=Path, metavar="DIR", help="the folder of the images, where it is needed")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the folder for the parts")
+    add_reading(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from detector.data.formats.building import Source
     from detector.data.formats.parts import PART_WRITERS
     from detector.data.formats.reading import detect, read_annotations
     from detector.data.split import group, split_folds, split_parts
@@ -63,18 +61,19 @@ def run(args: argparse.Namespace) -> int:
 
     if args.val + (args.test or 0) >= 1:
         raise ConfigError("command line: --val and --test leave nothing to train on; give fractions that add up to < 1")
-    source = Source(args.annotations, args.images, args.format)
+    source = source_of(args, args.annotations, args.images)
     annotations = read_annotations(source)
     names = [annotations.file_name(index) for index in range(len(annotations))]
     keys, group_of = group(args.annotations, names, args.group)
+    thing = "group" if args.group else "image"
     image, label = group_of[annotations.image_index().numpy()], annotations.labels.numpy()
     if args.folds:
         sizes = np.bincount(group_of)
-        fold = split_folds(args.annotations, keys, sizes, image, label, args.folds, args.seed)[group_of]
+        fold = split_folds(args.annotations, keys, sizes, image, label, args.folds, args.seed, thing)[group_of]
         masks = {f"fold{number + 1}/val": fold == number for number in range(args.folds)}
         parts = {name.replace("val", "train"): ~is_val for name, is_val in masks.items()} | masks
     else:
-        part = split_parts(args.annotations, keys, image, label, args.val, args.test or 0, args.seed)[group_of]
+        part = split_parts(args.annotations, keys, image, label, args.val, args.test or 0, args.seed, thing)[group_of]
         parts = masks = {
             name: part == number for number, name in enumerate(["train", "val", "test"][: 2 + bool(args.test)])
         }

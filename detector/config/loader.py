@@ -64,7 +64,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), allow_code: boo
         base_path = _find_base(path, base, places)
         base_tree, base_places = _read_yaml(base_path)
         if "base" in base_tree:
-            raise ConfigError(f"{base_places[('base',)]}: base: {path} builds on this file; a base cannot have a base")
+            raise ConfigError(
+                f"{base_places[('base',)]}: base: {path} builds on this file; a base cannot have a base:"
+                f" copy the keys of {base_tree['base']} into one of them"
+            )
         if _names_whole_data(tree):
             base_tree.get("data", {}).pop("val", None)
         tree, places = merge(base_tree, tree), base_places | places
@@ -168,14 +171,16 @@ def _read_yaml(path: Path) -> tuple[_Tree, _Places]:
             _note_places(node, (), str(path), places)
         tree = _text_keys(value or {})
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise ConfigError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
     except OSError as error:
         raise ConfigError(f"{path}: {unreadable(path, error, '*.yaml')}") from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}") from None
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem}; correct it") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-40
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}; correct it") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds {kind_of(tree)}; a config is a mapping of sections")
     return tree, places
@@ -253,7 +258,11 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
         if isinstance(child, str) and keys[: depth + 1] in (["data", "train"], ["data", "val"]):
             child = tree[key] = {"annotations": child}
         if not isinstance(child, dict):
-            raise ConfigError(f"command line: {dotted}: {'.'.join(keys[: depth + 1])} is a value, not a section")
+            section = ".".join(keys[: depth + 1])
+            fault = f"{section} is {_short(child)}, not a section; set {section} itself"
+            if isinstance(child, list) and keys[:depth] == ["data"]:
+                fault = f"{section} is a list; give each set its own, as [{{annotations: a.json, images: a/}}, b.json]"
+            raise ConfigError(f"command line: {dotted}: {fault}")
         tree = child
     tree[keys[-1]] = value
     for end in range(1, len(keys)):
@@ -344,18 +353,24 @@ def _explain(detail: Any, places: _Places) -> str:
         near = difflib.get_close_matches(keys[-1], known, n=1)
         return f"{where}unknown key; " + (f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}")
     if detail["type"] == "value_error":
-        return where + detail["msg"].removeprefix("Value error, ")
+        message = detail["msg"].removeprefix("Value error, ")
+        key, colon, words = message.partition(": ")  # a section names the keys below it
+        return _where((*keys, *key.split(".")), places) + words if colon and " " not in key else where + message
     if detail["type"] == "model_type":
         message = f"must be a section, with keys such as {', '.join(list(_section_at(keys).model_fields)[:3])}"
     else:
         message = WORDS.get(detail["type"], detail["msg"].replace("Input should", "must"))
-    return f"{where}{message.format(**detail.get('ctx', {}))}; it is {_short(detail['input'])}"
+        if detail["type"] == "list_type":
+            message = f"must be a list, as [{_example(keys, detail['input'])}]"
+    message = message.format(**detail.get("ctx", {})).replace(" 1 values", " 1 value")
+    return f"{where}{message}; it is {_short(detail['input'])}"
 
+
+PLAIN = ("integer", "number", "string")  # types of JSON schemas
 
 # Our words for pydantic's types of errors that speak of Python.
 WORDS = {
     "dict_type": "must be a mapping, as {{key: value}}",
-    "list_type": "must be a list, as [a, b]",
     "string_type": "must be text",
     "too_short": "must have at least {min_length} values",
     "too_long": "must have at most {max_length} values",
@@ -383,6 +398,13 @@ def _section_at(keys: tuple[str, ...]) -> type[Section]:
         if key in section.model_fields:
             section = next(_sections_in(section.model_fields[key].annotation), section)
     return section
+
+
+def _example(keys: tuple[str, ...], value: Any) -> str:
+    """What the list at ``keys`` may hold: ``value`` as often as it must have values, where these are plain."""
+    schema = _section_at(keys[:-1]).model_json_schema()["properties"].get(keys[-1], {})
+    lists = [one for one in (schema, *schema.get("anyOf", ())) if one.get("items", {}).get("type") in PLAIN]
+    return ", ".join([_short(value)] * lists[0].get("minItems", 1)) if lists else "a, b"
 
 
 def _sections_in(annotation: Any) -> Iterator[type[Section]]:

@@ -83,7 +83,7 @@ class SplitConfig(Section):
     format: Format | None = None  # null: data.format
     part: Literal["train", "val", "test"] | None = None  # of what holds several; null: as data.train or data.val says
     # Of several sets to train on, relative to each other: an epoch has each image of the set with the smallest weight
-    # once, and each of a set with twice that weight twice.
+    # once, and each of a set with twice that weight twice. With 1.5 times, half come twice, others in every epoch.
     weight: Positive = 1.0
     sets: list[SplitConfig] = []
 

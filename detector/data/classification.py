@@ -49,6 +49,7 @@ class ClassDataset(Dataset[ClassSample | DetectorError]):
     """
 
     is_wide = shapes = None  # all images become squares of one size
+    shown = None
 
     def __init__(
         self,

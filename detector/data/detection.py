@@ -20,11 +20,11 @@ from detector.data.formats.annotations import Annotations
 from detector.data.formats.building import Source
 from detector.data.formats.coco_values import odd_areas
 from detector.data.formats.columns import show_id
-from detector.data.formats.joining import join_rows, repeated
+from detector.data.formats.joining import join_rows, weigh
 from detector.data.formats.reading import has_part, read_rows
 from detector.data.formats.recognition import formats_of
 from detector.data.images import read_annotated_image, read_size
-from detector.data.names import Names, check_names, files_below, is_url
+from detector.data.names import ALLOW_OUTSIDE, Names, check_names, files_below, is_url, leads_out
 from detector.data.split import hold_back, images_folder, not_set, split_to_read
 from detector.data.spot_check import spot_check
 from detector.data.transforms.boxes import Transform, Transformed
@@ -83,11 +83,13 @@ class CheckedBoxes:
         return int((~self.is_kept).sum())
 
 
-def with_sizes(annotations: Annotations, images: Path | None, exif: str = "auto") -> Annotations:
+def with_sizes(
+    annotations: Annotations, images: Path | None, exif: str = "auto", allow_outside: bool = False
+) -> Annotations:
     """The annotations, with missing sizes read from the headers of the image files.
 
     Raises :class:`detector.errors.DataError` for a file without a size, for one that EXIF turns by a quarter while
-    ``exif`` (``data.exif``) is auto, and where ``images`` is None.
+    ``exif`` (``data.exif``) is auto, for one outside ``images`` unless ``allow_outside``, and where ``images`` is None.
     """
     unknown = (annotations.heights == 0).nonzero()[:, 0].tolist()
     if not unknown:
@@ -100,7 +102,10 @@ def with_sizes(annotations: Annotations, images: Path | None, exif: str = "auto"
         )
     heights, widths = annotations.heights.clone(), annotations.widths.clone()
     for index in unknown:
-        heights[index], widths[index] = read_size(images / annotations.file_name(index), exif)
+        name = annotations.file_name(index)
+        if leads_out(name) and not allow_outside:
+            raise DataError(f"{annotations.path}: {show_text(name)} leads out of {images}; {ALLOW_OUTSIDE}")
+        heights[index], widths[index] = read_size(images / name, exif)
     return replace(annotations, heights=heights, widths=widths)
 
 
@@ -249,6 +254,10 @@ class CocoDataset(Dataset[Sample | DetectorError]):
         """The image and the class of each object, [M] both."""
         return self.annotations.image_index()[self.is_object].numpy(), self.annotations.labels[self.is_object].numpy()
 
+    def shown(self, epoch: int) -> np.ndarray:
+        """The image that each index shows in an epoch, [I]."""
+        return self.annotations.shown(epoch, np.arange(len(self)))
+
     def select(self, indices: Sequence[int]) -> CocoDataset:
         """Some of the images, in this order."""
         part = self.annotations.select(indices)
@@ -287,6 +296,7 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
     def _sample(self, epoch: int, index: int) -> Sample:
         image, boxes, labels = self.transform.mixed(partial(self._transformed, epoch), epoch, index, len(self))
+        index = int(self.annotations.shown(epoch, index))
         return Sample(
             image=torch.from_numpy(image).permute(2, 0, 1),
             boxes=torch.from_numpy(boxes),
@@ -297,8 +307,9 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
     def _transformed(self, epoch: int, index: int) -> Transformed:
         annotations = self.annotations
-        image = self._read(index, int(annotations.heights[index]), int(annotations.widths[index]))
-        rows = annotations.rows(index)
+        shown = int(annotations.shown(epoch, index))
+        image = self._read(shown, int(annotations.heights[shown]), int(annotations.widths[shown]))
+        rows = annotations.rows(shown)
         is_kept = self.checked.is_kept[rows]
         boxes = self.checked.boxes[rows][is_kept].numpy()
         labels = torch.where(annotations.is_crowd[rows], IGNORE_REGION, annotations.labels[rows])[is_kept].numpy()
@@ -330,7 +341,7 @@ def open_dataset(
     if images is None:
         raise not_set(data, read_name, "images")
     check_files(annotations, images, read_name, data.allow_outside)
-    annotations = with_sizes(annotations, images, data.exif)
+    annotations = with_sizes(annotations, images, data.exif, data.allow_outside)
     dataset = CocoDataset(annotations, images, transform, data.invalid_boxes, channels, data.exif, data.max_value)
     if name == "train":
         check_objects(dataset)
@@ -362,7 +373,7 @@ def read_split(
     else:
         chosen = np.ones(len(annotations), dtype=bool)
     if name == "train" and len({*weights}) > 1:
-        return annotations.select([index for index in repeated(weights, sizes, seed) if chosen[index]])
+        return weigh(annotations, weights, sizes, chosen, seed)
     return annotations if chosen.all() else annotations.select(np.flatnonzero(chosen).tolist())
 
 
@@ -421,7 +432,7 @@ def check_files(annotations: Annotations, images: Path, split: str, allow_outsid
         fault = f"{reason} of data.{split}.images" if is_outside else reason
         remedy = f"check data.{split}.images, or remove the image from the annotations"
         if is_outside:
-            remedy = "put the image into the folder, or set data.allow_outside=true if you trust the annotations"
+            remedy = f"put the image into the folder, or {ALLOW_OUTSIDE} if you trust the annotations"
         if is_url(name):
             remedy = f"images are not downloaded: put them into data.{split}.images"
         remedy = Names(files_below(images)).hint(name, with_fix=True) or remedy

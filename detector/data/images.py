@@ -112,6 +112,7 @@ def read_size(path: Path, exif: str = "auto") -> tuple[int, int]:
                     raise DataError(
                         f"{path}: EXIF turns the image by a quarter, so {width}×{height} may not be the frame of its"
                         " boxes; write the width and height of that frame into the annotations, or set data.exif"
+                        " (without a config: --exif)"
                     )
                 width, height = height, width
     except OSError as error:

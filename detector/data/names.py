@@ -21,6 +21,7 @@ from detector.data.listing import walk
 from detector.files.json_stream import show_text
 
 FIX = "detector doctor --fix corrects such names"
+ALLOW_OUTSIDE = "set data.allow_outside=true (without a config: --allow-outside)"
 
 
 class NameFault(NamedTuple):

@@ -20,7 +20,13 @@ from detector.files.json_stream import show_text
 
 
 def hold_back(
-    source: Path, names: Sequence[bytes], image: np.ndarray, label: np.ndarray, fraction: float, seed: int
+    source: Path,
+    names: Sequence[bytes],
+    image: np.ndarray,
+    label: np.ndarray,
+    fraction: float,
+    seed: int,
+    thing: str = "image",
 ) -> np.ndarray:
     """Which of I images are held back, [I] bool, by their file names; annotation m has class label[m], in image[m].
 
@@ -63,8 +69,8 @@ def hold_back(
                 break
     if not is_val.any():
         raise DataError(
-            f"{source}: of its {counted(len(names), 'image')}, none can be held back without taking the"
-            " last one of a class from training; add images, or train without evaluation (data.val=null)"
+            f"{source}: of its {counted(len(names), thing)}, none can be held back without taking the last one of a"
+            f" class from training; add {thing}s, or train without evaluation (data.val=null)"
         )
     return is_val
 
@@ -91,27 +97,46 @@ def group(source: Path, names: Sequence[str], pattern: str | None) -> tuple[list
         for match, name in zip(matches, names, strict=True)
     ]
     index = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    if len(index) == 1:
+        raise ConfigError(
+            f"{source}: {pattern!r} of --group keeps {counted(len(names), 'image')} together in one group, which cannot"
+            f" be split; put what tells groups apart in parentheses; names are like {show_text(names[0])}"
+        )
     return [key.encode() for key in index], np.array([index[key] for key in keys])
 
 
 def split_parts(
-    source: Path, names: Sequence[bytes], image: np.ndarray, label: np.ndarray, val: float, test: float, seed: int
+    source: Path,
+    names: Sequence[bytes],
+    image: np.ndarray,
+    label: np.ndarray,
+    val: float,
+    test: float,
+    seed: int,
+    thing: str = "image",
 ) -> np.ndarray:
     """The part of each image, [I]: 0 train, 1 val, 2 test (none if its fraction is 0). Val is the same without test."""
-    part = hold_back(source, names, image, label, val, seed).astype(np.int64)
+    part = hold_back(source, names, image, label, val, seed, thing).astype(np.int64)
     if test:
         rest = np.flatnonzero(part == 0)
         place = np.full(len(names), -1)
         place[rest] = np.arange(len(rest))
         is_left = place[image] >= 0
         others = [b"test " + names[index] for index in rest]  # other numbers than those that chose val
-        is_test = hold_back(source, others, place[image[is_left]], label[is_left], test / (1 - val), seed)
+        is_test = hold_back(source, others, place[image[is_left]], label[is_left], test / (1 - val), seed, thing)
         part[rest[is_test]] = 2
     return part
 
 
 def split_folds(
-    source: Path, names: Sequence[bytes], sizes: np.ndarray, image: np.ndarray, label: np.ndarray, folds: int, seed: int
+    source: Path,
+    names: Sequence[bytes],
+    sizes: np.ndarray,
+    image: np.ndarray,
+    label: np.ndarray,
+    folds: int,
+    seed: int,
+    thing: str = "image",
 ) -> np.ndarray:
     """The fold of each of G groups of ``sizes`` [G] images, [G] in 0..folds-1; annotation m is in group image[m].
 
@@ -119,7 +144,7 @@ def split_folds(
     has the fewest annotations yet (Sechidis et al. 2011, iterative stratification, with the order of classes fixed).
     """
     if len(names) < folds:
-        raise DataError(f"{source}: {len(names)} images or groups cannot make {folds} folds; give fewer --folds")
+        raise DataError(f"{source}: {counted(len(names), thing)} cannot make {folds} folds; give fewer --folds")
     number = [hashlib.sha256(b"%d %s" % (seed, name)).digest() for name in names]
     order = np.array(sorted(range(len(names)), key=number.__getitem__))
     pairs, counts = np.unique(np.stack([image, label]), axis=1, return_counts=True)  # [2, P] by group
@@ -178,6 +203,9 @@ def images_folder(data: DataConfig, name: str, split: SplitConfig) -> Path:
 
 def not_set(data: DataConfig, name: str, key: str) -> DataError:
     """The error for a split without ``annotations`` or ``images``; for val it names every remedy."""
+    split = data.train if name == "train" else data.val
+    if split is not None and split.sets:
+        return DataError(f"data.{name}: a set without {key}; write each as {{annotations: PATH, images: DIR}}")
     error = f"data.{name}.{key} is not set; give it in the config or as data.{name}.{key}="
     error += "DIR" if key == "images" else "PATH"
     if name == "val" and data.val == SplitConfig():

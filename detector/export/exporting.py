@@ -23,7 +23,7 @@ from detector.data.images import read_image
 from detector.data.inputs import ImageInput
 from detector.data.loading.collate import collate
 from detector.data.transforms.resize import by_shape
-from detector.errors import ConfigError, DetectorError
+from detector.errors import ConfigError, DetectorError, counted
 from detector.export import onnx as onnx_files
 from detector.export import reduced
 from detector.export.graph import Prediction, export_graph
@@ -135,8 +135,9 @@ def _compare_onnx(predictor: Predictor, exported: ExportedPredictor, request: Re
     """What the file's predictions differ by, one by one and in batches; an exact kind must agree."""
     images, results = _images(predictor, request), get_results(predictor.config.task)
     expected = predictor.predict(images, batch_size=1)
+    _warn_of_nothing(expected, request)
     everything = candidates(predictor, images)
-    where = f"{len(images)} images" if request.images else f"{len(images)} images of noise"
+    where = counted(len(images), "image") + ("" if request.images else " of noise")
     limits, lines = (EXACT | REDUCED)[request.kind], []
     for batch_size, words in ((1, "one by one"), (3, "in batches")):
         found = exported.predict(images, batch_size=batch_size)
@@ -145,6 +146,17 @@ def _compare_onnx(predictor: Predictor, exported: ExportedPredictor, request: Re
         if request.kind in EXACT and not difference.is_same:
             raise ExportError(f"the exported model does not predict what the checkpoint does: {lines[-1]}")
     return lines
+
+
+def _warn_of_nothing(expected: Sequence[Any], request: Request) -> None:
+    """Warn where the checkpoint finds nothing on the images, so that there is nothing to compare."""
+    if not any(len(prediction.scores) for prediction in expected):
+        where = counted(len(expected), "image") + ("" if request.images else " of noise")
+        print(
+            f"warning: no detections were compared, as the checkpoint finds nothing on {where};"
+            f" give {'other ' if request.images else ''}--images with objects, or lower model.predict.score_threshold",
+            file=sys.stderr,
+        )
 
 
 def candidates(predictor: Predictor, images: Sequence[ImageInput]) -> Callable[[int], Any]:
@@ -162,6 +174,7 @@ def _compare_program(predictor: Predictor, module: nn.Module, request: Request) 
     images, own = _images(predictor, request), Prediction(predictor.model, predictor.config)
     samples = [predictor.sample(image) for image in images]
     settings = own.settings(request.is_fixed)
+    _warn_of_nothing(predictor.predict(images, batch_size=1), request)
     for indices in by_shape(samples):
         batch = collate([samples[index] for index in indices])
         with torch.inference_mode():
@@ -169,7 +182,7 @@ def _compare_program(predictor: Predictor, module: nn.Module, request: Request) 
             for one, other in zip(own(*given, **settings), module(*given, **settings), strict=True):
                 if one.shape != other.shape or not torch.allclose(one, other, rtol=0, atol=EXACT["pt2"][1]):
                     raise ExportError("the exported program does not compute what the checkpoint does")
-    return [f"{len(images)} images: the same tensors, to {EXACT['pt2'][1]}"]
+    return [f"{counted(len(images), 'image')}: the same tensors, to {EXACT['pt2'][1]}"]
 
 
 def _score(predictor: Predictor, exported: ExportedPredictor, source: str, request: Request) -> list[str]:

@@ -65,7 +65,24 @@ def make_folder(folder: Path, may_exist: bool = True) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=may_exist)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be made: {error.strerror}") from None
+        file = next((path for path in (folder, *folder.parents) if os.path.isfile(path)), None)  # noqa: PTH113
+        fault = f"cannot be made: {error.strerror}" if file is None else "is a file; choose another name"
+        raise ConfigError(f"{file or folder}: {fault}") from None
+
+
+@contextlib.contextmanager
+def folder_of(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is to be written; of what was made, what is still empty at the end goes again."""
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; give the name of a file")
+    missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    make_folder(path.parent)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for folder in missing:
+                folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -41,6 +41,8 @@ def open_json(path: Path) -> Iterator[JsonStream]:
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
         raise _unreadable(path, error) from None
     with file:
+        if not head:
+            raise DataError(f"{path}: is empty; restore the file")
         for magic, name in COMPRESSED.items():
             if head.startswith(magic):
                 raise DataError(f"{path}: is a {name} file, not JSON; unpack it")
@@ -156,7 +158,8 @@ class JsonStream:
         at = self.place if at is None else at
         line = self.lines + self.text.count("\n", 0, at) + 1
         column = at - self.text.rfind("\n", 0, at) + (self.columns if line == self.lines + 1 else 0)
-        return DataError(f"{self.path}:{line}: not valid JSON: {fault} (column {column})")
+        remedy = "" if ";" in fault else "; correct it, or restore the file"
+        return DataError(f"{self.path}:{line}: not valid JSON: {fault} (column {column}){remedy}")
 
     def _passes(self, character: str) -> bool:
         if is_next := self.peek() == character:
@@ -229,6 +232,9 @@ def is_number(value: Any) -> bool:
 _short = reprlib.Repr()
 _short.maxlist = _short.maxdict = 8
 _short.maxstring = _short.maxlong = _short.maxother = 120
+# As JSON and YAML write them.
+_short.repr_NoneType = lambda value, level: "null"  # type: ignore[attr-defined]
+_short.repr_bool = lambda value, level: str(value).lower()  # type: ignore[attr-defined]
 
 
 def show(value: Any) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import re
-import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,10 +86,11 @@ def read_file(path: Path) -> Any:
             ) from None
         if not path.stat().st_size:
             raise WeightsError(f"{path}: is empty; copy or download it again") from None
-        short = textwrap.shorten(f"{type(error).__name__} {reason}", 120, placeholder=" …")
-        raise WeightsError(
-            f"{path}: is not a file of tensors, or is cut off ({short}); copy or download it again"
-        ) from None
+        if start := _first_words(path):
+            raise WeightsError(
+                f"{path}: is text, which begins {start!r}, and not a checkpoint; give one, or download it again"
+            ) from None
+        raise WeightsError(f"{path}: is not a file of tensors, or is cut off; copy or download it again") from None
 
 
 def _read(path: Path) -> Any:
@@ -104,6 +104,14 @@ def _read(path: Path) -> Any:
         with path.open("rb") as file:
             return _as_tensors(_Unpickler(file).load(), path, {})
     return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _first_words(path: Path) -> str:
+    """How a file of text begins, such as a page or git-lfs's pointer in place of a checkpoint; empty for others."""
+    with path.open("rb") as file:
+        text = file.read(200).decode(errors="replace")
+    words = " ".join(text.split())[:40]
+    return words if words.isprintable() and "\ufffd" not in words else ""
 
 
 def _check_zip(path: Path) -> None:

@@ -129,7 +129,7 @@ def evaluate_results(path: str, annotations: str, images: str | None, overrides:
     config = apply_overrides(Config(), [*overrides, f"data.val={val}"], source=path)
     truth = read_split(config.data, "val", None, config.seed)
     if truth.images:
-        truth = with_sizes(truth, truth.images, config.data.exif)
+        truth = with_sizes(truth, truth.images, config.data.exif, config.data.allow_outside)
     policy = config.data.invalid_boxes
     checked = apply_box_policy(truth, "drop" if policy == "error" else policy)
     lines = [truth.notice, _describe_invalid(checked, policy)]
@@ -203,7 +203,7 @@ def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
         print("\n".join([f"{name} on {data.source}: {data.summary()}", *data.warnings()]), file=sys.stderr)
     if not is_exported:
         precision = config.model.predict.precision
-        model = model.fold_norms().place(device, precision).fix_precision(precision)
+        model = model.fold_norms().place(device).fix_precision(precision)
     if distributed.world_size() > 1:
         distributed.check_same(
             images=len(data), weights=(model.digest() if is_exported else weights_digest(model))[:12]

@@ -15,7 +15,7 @@ from PIL import Image
 from detector.data.formats.labels import LabelledImage, Labels, describe_lost
 from detector.data.formats.writing import WRITERS, check_names
 from detector.files.atomic import atomic_write, make_folder, storing
-from detector.reports.drawing import as_rgb
+from detector.reports.drawing import as_rgb, save_jpeg
 from detector.structures import Category, Id
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def save_crops(
         path = output / CROPS / folders[category_id] / f"{name}_{number}.jpg"
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(as_rgb(crop)).save(path, quality=95)
+            save_jpeg(Image.fromarray(as_rgb(crop)), path, quality=95)
 
 
 def class_folders(categories: Sequence[Category]) -> dict[Id, str]:

@@ -35,6 +35,7 @@ from detector.errors import ConfigError, DataError, counted, near_path
 from detector.files.atomic import atomic_write, make_folder, only_one, storing
 from detector.inference.exports import NOTHING, Exports, class_folders, save_crops, write_exports
 from detector.inference.images import ImagePredictor, Item
+from detector.reports.drawing import save_jpeg
 from detector.structures import Id
 from detector.tasks import Results, get_results
 
@@ -342,4 +343,4 @@ def _draw(results: Results, image: np.ndarray, found: Any, draw_score: float, pa
         path = path.with_name(path.name + ".jpg")  # there may be both x.png and x.jpg
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawing.save(path, quality=90)
+        save_jpeg(drawing, path, quality=90)

@@ -43,7 +43,7 @@ class Predictor(ImagePredictor):
             raise ConfigError(f"model.predict.score_thresholds: {unknown[0]!r} is not one of {one_of(sorted(known))}")
         self.device = device
         precision = config.model.predict.precision
-        self.model = model.place(device, precision).fix_precision(precision).eval()
+        self.model = model.place(device).fix_precision(precision).eval()
         self.network: Callable[..., Any] = self.model
         if config.model.predict.compile:
             check_compiler("model.predict.compile")

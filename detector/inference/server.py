@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -38,16 +39,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import detector
 from detector.config.tasks import TASKS
 from detector.errors import ConfigError, DetectorError
-from detector.inference import meters
 from detector.inference.batching import Batcher, Timed
 from detector.inference.decoders import Decode, Decoders
 from detector.inference.images import ImagePredictor
-from detector.inference.meters import Count, Gauge, Histogram
 from detector.inference.openapi import describe
 from detector.processes import handled
+from detector.reports.drawing import save_jpeg
 from detector.reports.pages import render
 from detector.tasks import get_results
 
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+IMAGES = (1, 2, 4, 8, 16, 32)
+STAGES = {
+    "decode": "Time until an image is decoded.",
+    "wait": "Time until a decoded image's batch begins.",
+    "model": "Time of an image's batch.",
+}
 MAX_IMAGES = 32  # in one request
 READY_BATCHES = 4  # batches that may be decoded and wait to be predicted; other images wait as files
 LINGER_SECONDS = 2.0  # for which a refused body is still read: closing at once would lose the answer on its way
@@ -87,16 +94,25 @@ class Service:
     def __init__(self, predictor: ImagePredictor, name: str, settings: Settings) -> None:
         self.predictor, self.name, self.settings = predictor, name, settings
         self.is_ready, self.open = False, 0
-        self.requests, self.restarts = Count("path", "status"), Count()
-        self.seconds, self.batches = Histogram(meters.SECONDS), Histogram(meters.IMAGES)
-        self.stages = {stage: Histogram(meters.SECONDS) for stage in ("decode", "wait", "model")}
+        own: dict[str, Any] = {"namespace": "detector", "registry": CollectorRegistry()}
+        self.registry = own["registry"]
+        reasons = "Requests by path and status; 499: the client left."
+        self.requests = Counter("requests", reasons, ["path", "status"], **own)
+        self.restarts = Counter("decoder_restarts", "Decoding processes that died.", **own)
+        Gauge("requests_open", "Requests that are being read or wait.", **own).set_function(lambda: self.open)
+        self.seconds = Histogram("request_seconds", "Time of requests that were answered.", buckets=SECONDS, **own)
+        self.batches = Histogram("batch_images", "Images per batch.", buckets=IMAGES, **own)
+        self.stages = {
+            name: Histogram(f"{name}_seconds", explanation, buckets=SECONDS, **own)
+            for name, explanation in STAGES.items()
+        }
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         settings = self.settings
         decode = Decode(self.predictor.reading, settings.max_pixels)
-        self.decoders = await asyncio.to_thread(Decoders, decode, settings.workers, settings.timeout, self.restarts.add)
-        self.batcher = Batcher(self.predictor.predict_samples, settings.batch_size, self.batches.add)
+        self.decoders = await asyncio.to_thread(Decoders, decode, settings.workers, settings.timeout, self.restarts.inc)
+        self.batcher = Batcher(self.predictor.predict_samples, settings.batch_size, self.batches.observe)
         self.room = asyncio.Semaphore(READY_BATCHES * settings.batch_size)
         warming = asyncio.create_task(self._warm_up())
         yield
@@ -122,7 +138,7 @@ class Service:
         return PlainTextResponse("ready\n" if self.is_ready else "warming up\n", 200 if self.is_ready else 503)
 
     async def metrics(self, _request: Request) -> Response:
-        return Response(meters.as_text(self._meters()), media_type=meters.CONTENT_TYPE)
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def openapi(self, _request: Request) -> Response:
         return JSONResponse(describe(get_results(self.predictor.config.task), self.settings.token is not None))
@@ -172,7 +188,7 @@ class Service:
                 raise HTTPException(408, f"the body took longer than {self.settings.timeout:g} s") from None
             left = self.settings.timeout - (time.perf_counter() - started)
             response = await self._unless_gone(request, self._answer(images, options), left)
-        self.seconds.add(time.perf_counter() - started)
+        self.seconds.observe(time.perf_counter() - started)
         return response
 
     # --- one request --------------------------------------------------------------------------------------------------
@@ -276,31 +292,19 @@ class Service:
             timed: Timed = await self.batcher.predict(sample, score)
         times = {"decode": decoded, "wait": timed.waited, "model": timed.took}
         for stage, seconds in times.items():
-            self.stages[stage].add(seconds)
+            self.stages[stage].observe(seconds)
         return timed.prediction, times
 
     def _draw(self, prediction: Any, draw_score: float, image: np.ndarray) -> bytes:
         """A JPEG file."""
         file = io.BytesIO()
-        get_results(self.predictor.config.task).draw(image, prediction, draw_score).save(file, "JPEG", quality=90)
+        save_jpeg(get_results(self.predictor.config.task).draw(image, prediction, draw_score), file, quality=90)
         return file.getvalue()
 
     def _timings(self, times: list[dict[str, float]]) -> Iterator[str]:
         """Each stage's longest time, in milliseconds."""
         for stage in self.stages:
             yield f"{stage};dur={1000 * max(one[stage] for one in times):.1f}"
-
-    def _meters(self) -> dict[str, tuple[str, Count | Gauge | Histogram]]:
-        return {
-            "detector_requests_total": ("Requests by path and status; 499: the client left.", self.requests),
-            "detector_requests_open": ("Requests that are being read or wait.", Gauge(lambda: self.open)),
-            "detector_request_seconds": ("Time of requests that were answered.", self.seconds),
-            "detector_batch_images": ("Images per batch.", self.batches),
-            "detector_decode_seconds": ("Time until an image is decoded.", self.stages["decode"]),
-            "detector_wait_seconds": ("Time until a decoded image's batch begins.", self.stages["wait"]),
-            "detector_model_seconds": ("Time of an image's batch.", self.stages["model"]),
-            "detector_decoder_restarts_total": ("Decoding processes that died.", self.restarts),
-        }
 
 
 class _Parts(MultiPartParser):
@@ -342,7 +346,7 @@ class _Gate:
             status = 500
             raise
         finally:
-            self.service.requests.add(path if path in PATHS else "other", str(status))
+            self.service.requests.labels(path if path in PATHS else "other", str(status)).inc()
 
     def _is_allowed(self, request: Request) -> bool:
         token = self.service.settings.token

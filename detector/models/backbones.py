@@ -259,7 +259,9 @@ def _zero_residuals(network: nn.Module) -> None:
 def _stride_in_1x1(network: nn.Module, config: BackboneConfig) -> None:
     blocks = [module for module in network.modules() if isinstance(module, Bottleneck)]
     if not blocks:
-        raise ConfigError(f"model.backbone.stride_in_1x1: {config.name} has no 1×1 convolutions to take the stride")
+        raise ConfigError(
+            f"model.backbone.stride_in_1x1: {config.name} has no 1×1 convolutions to take the stride; remove it"
+        )
     for block in blocks:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
 
@@ -314,7 +316,9 @@ def _timm_body(config: BackboneConfig, in_channels: int, with_vector: bool = Fal
         kind = {"num_classes": 0} if with_vector else {"features_only": True}
         body = timm.create_model(name, pretrained=False, in_chans=in_channels, **kind)
     except (RuntimeError, AttributeError, TypeError) as error:
-        raise ConfigError(f"model.backbone.name: timm cannot extract features of {name} ({error})") from None
+        raise ConfigError(
+            f"model.backbone.name: timm cannot extract features of {name} ({error}); use another"
+        ) from None
     # Of a whole network this is a list, of one that gives features an object with such a list.
     stages = {info["reduction"]: info["module"] for info in getattr(body.feature_info, "info", body.feature_info)}
     if not stages.keys() >= set(LEVEL_OF_STRIDE):
@@ -322,7 +326,9 @@ def _timm_body(config: BackboneConfig, in_channels: int, with_vector: bool = Fal
     try:
         _run_without_data(body.eval(), in_channels)
     except AssertionError as error:
-        raise ConfigError(f"model.backbone.name: {config.name} takes images of one size only ({error})") from None
+        raise ConfigError(
+            f"model.backbone.name: {config.name} takes images of one size only ({error}); use another"
+        ) from None
     body.train()
     norms = [module for module in body.modules() if isinstance(module, nn.BatchNorm2d)]
     _set_eps(norms, config)

@@ -24,5 +24,7 @@ def compiled(network: nn.Module, device: torch.device) -> Callable:
 
     The next pass overwrites the output on a GPU.
     """
+    if device.type == "cpu":
+        return torch.compile(network, dynamic=False)
     torch.backends.cudnn.benchmark = True  # few sizes are compiled, so searching for the fastest algorithms pays
-    return torch.compile(network, dynamic=False, mode="reduce-overhead" if device.type == "cuda" else "default")
+    return torch.compile(network, dynamic=False, mode="reduce-overhead")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import colorsys
 import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -17,7 +19,14 @@ Color = tuple[int, int, int]
 COVER = 0.6  # of the colour of a pixel's class; the rest shows the image
 NAMED = 8  # classes of a mask that are named
 LEGEND = 8  # classes in a legend, at most
+LARGEST_JPEG = 65_500  # long side that JPEG libraries write
 SMALLEST = 480  # long side of a drawing; smaller images are enlarged, so that text on them can be read
+
+
+def save_jpeg(image: Image.Image, file: Path | IO[bytes], quality: int) -> None:
+    """Save an image, shrunk to what a JPEG file can hold."""
+    image.thumbnail((LARGEST_JPEG, LARGEST_JPEG))
+    image.save(file, "JPEG", quality=quality)
 
 
 def class_color(label: int) -> Color:

@@ -32,6 +32,7 @@ class Data(Protocol):
 
     categories: list[Category]
     is_wide: np.ndarray | None  # [I] bool: which images are at least as wide as high; None if all have one shape
+    shown: Callable[[int], np.ndarray] | None  # [I] the image that each index shows in an epoch; None: its own
     shapes: np.ndarray | None  # [I, 2] height, width of each image in evaluation, padded; None if all are equal
     source: Path  # what it was read from, for messages
     truth: Any  # the ground truth that the task scores predictions against

@@ -67,7 +67,7 @@ def fits(config: Config, task: Task, build: Callable[[], Model], batch: Batch, d
     """Whether two steps with ``batch`` have enough memory; the second has the optimizer's state from the start."""
     try:
         config = with_batch_size(config, len(batch.ids))
-        model = build().place(device, config.train.precision).train()
+        model = build().place(device).train()
         state = TrainingState.begin(model, config.train, len(batch.ids), device)
         moved = batch.to(device)
         for _ in range(2):

@@ -52,7 +52,7 @@ def start(device_name: str | None = None) -> torch.device:
             _made = dist.group.WORLD
         _waiting = dist.new_group(backend="gloo", timeout=MAIN_TIMEOUT)
         _made = _made or _waiting
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: no MASTER_ADDR
         reason = str(error).splitlines()[0][:120]
         raise RankLostError(f"rank {os.environ.get('RANK')}: the ranks do not find each other ({reason})") from None
     return device

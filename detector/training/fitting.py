@@ -94,7 +94,7 @@ def _fit(
         check_data(content, config, train_data, run)
         origins, report = [f"resumed from {run.last}", *_changes(content, config, run)], None
     del start
-    model = model.place(device, config.train.precision)
+    model = model.place(device)
     state = TrainingState.begin(model, config.train, len(train_data), device)
     is_new = content is None
     if content is not None:

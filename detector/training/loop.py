@@ -407,6 +407,7 @@ def train_batches(config: Config, data: Data, start: int, steps: int) -> TrainBa
         world_size=distributed.world_size(),
         accumulate=config.train.accumulate,
         repeats=repeat_factors(*data.image_labels, len(data), threshold) if threshold is not None else None,
+        shown=data.shown,
     )
 
 

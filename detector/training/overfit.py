@@ -80,7 +80,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     config, normalised = begin_normalise(config, start, str(config.model.weights))
     model = build_model(config.model, len(whole.categories))
     origins, _ = load_start(model, config, whole.categories, start)
-    model = model.place(device, config.train.precision)
+    model = model.place(device)
     state = TrainingState.begin(model, config.train, len(train_data), device)
     run.create()
     run.describe(config)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from detector.data.names import ALLOW_OUTSIDE
+
 Item = TypeVar("Item")
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -91,8 +93,8 @@ CHECKS: dict[str, Check] = {
     "file-outside": Check(
         "error",
         "images whose names lead out of the image folder",
-        "put them into the folder, or set data.allow_outside=true if you trust the annotations; --fix corrects names"
-        " of files that lie in the folder",
+        f"put them into the folder, or {ALLOW_OUTSIDE} if you trust the annotations; --fix corrects names of files that"
+        " lie in the folder",
         fixable=True,
     ),
     "file-channels": Check(

@@ -100,14 +100,19 @@ def as_tree(split: Split) -> dict[str, Any]:
 
 
 def read_labelled(
-    name: str, annotations: Path | None, images: Path, classes: Sequence[str] | None, multi_label: bool
+    name: str,
+    annotations: Path | None,
+    images: Path,
+    classes: Sequence[str] | None,
+    multi_label: bool,
+    allow_outside: bool = False,
 ) -> Split:
     """The split of a CSV file of paths and labels, or (None) of a folder of class folders."""
     faults: list[Fault] = []
     if annotations is None:
         labelled = read_folders(images, classes, faults)
     else:
-        labelled = read_csv(annotations, images, classes, multi_label, faults=faults)
+        labelled = read_csv(annotations, images, classes, multi_label, allow_outside, faults=faults)
     num_images, num_labels = len(labelled), len(labelled.labels)
     split = Split(
         name=name,

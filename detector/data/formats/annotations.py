@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,17 @@ LISTED = 20  # differing classes that a message names
 NO_LABEL = -1  # of a class without annotations that the model does not know
 
 
+class Extra(NamedTuple):
+    """Images that occur once more than others of their set: in each epoch the next ``count`` of ``order``.
+
+    They are those from index ``first`` on, which hold what epoch 0 shows.
+    """
+
+    first: int
+    count: int
+    order: Tensor  # [n] int64, n >= count: indices of the set's images
+
+
 @dataclass(frozen=True)
 class Annotations:
     """I images, M annotations sorted by image. Images are referred to by index."""
@@ -50,6 +62,7 @@ class Annotations:
     notice: str = ""  # one line on what was read although it is not strict COCO
     dropped: int = 0  # annotations that data.invalid_boxes has removed
     images: Path | None = None  # the folder that names are relative to; None: not said by the file
+    extras: tuple[Extra, ...] = ()  # of several sets with weights
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -59,6 +72,15 @@ class Annotations:
 
     def rows(self, index: int) -> slice:
         return slice(int(self.first[index]), int(self.first[index + 1]))
+
+    def shown(self, epoch: int, indices: np.ndarray | int) -> np.ndarray:
+        """The images that these indices show in an epoch."""
+        found = np.asarray(indices)
+        for first, count, order in self.extras:
+            place = found - first
+            turn = order.numpy()[(epoch * count + place) % len(order)]
+            found = np.where((place >= 0) & (place < count), turn, found)
+        return found
 
     def select(self, indices: Sequence[int]) -> Annotations:
         """Some of the images, in this order; the classes stay."""
@@ -73,6 +95,7 @@ class Annotations:
             widths=self.widths[chosen],
             names=Texts.of(self.file_name(index) for index in chosen.tolist()).map(torch.from_numpy),
             first=torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
+            extras=(),
         )
 
     def keep(self, is_kept: Tensor) -> Annotations:
@@ -122,13 +145,16 @@ def from_rows(rows: Rows, categories: list[Category] | None = None) -> Annotatio
         ]
         if len(differences) > LISTED:
             said.append(f"and {len(differences) - LISTED} more")
-        same = "ids and names" if rows.has_ids else "names"
         raise DataError(
-            f"{rows.path}: has classes that are not those of the model: {'; '.join(said)}; give the same {same}"
+            f"{rows.path}: has classes that are not those of the model: {'; '.join(said)}; give the same names"
             " (classes that do not occur may be missing)"
         )
-    labels = {id_key(category.id): label for label, category in enumerate(categories)}
-    label_of = {index: labels.get(id_key(category.id), NO_LABEL) for index, category in enumerate(rows.categories)}
+    labels = {category.name: label for label, category in enumerate(categories)}
+    label_of = {index: labels.get(category.name, NO_LABEL) for index, category in enumerate(rows.categories)}
+    ids = {category.name: id_key(category.id) for category in categories}
+    rows.notes["class{es} by name, as the model has other ids"] += sum(
+        category.name in ids and id_key(category.id) != ids[category.name] for category in own
+    )
     unknown = (rows.categories[index] for index in by_id if label_of[index] == NO_LABEL)
     rows.skipped.extend(f"{show_category(category)}, which the model does not have" for category in unknown)
     return _sort(rows, categories, label_of)

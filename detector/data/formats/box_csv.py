@@ -7,6 +7,7 @@ from 0, or (OpenImages, by ``ImageID``) fractions of the image. An image without
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,22 +17,13 @@ from detector.data.formats.building import Builder, Source, read_cells
 from detector.data.formats.columns import Rows, is_file_name
 from detector.data.formats.recognition import CORNERS
 from detector.data.listing import list_images
+from detector.data.names import ALLOW_OUTSIDE, leads_out
 from detector.errors import DataError
 from detector.files.json_stream import show, show_text
 
-IMAGE = (
-    "image_path",
-    "filename",
-    "file_name",
-    "path",
-    "file_path",
-    "filepath",
-    "file",
-    "image",
-    "image_name",
-    "imageid",
-)
-CLASS = ("label", "class", "class_name", "labelname", "name", "category")
+# Names of columns in lower case, without spaces and underscores; the first of a row that a header has is taken.
+IMAGE = ("imagepath", "filename", "path", "filepath", "file", "image", "imagename", "imagefile", "imgpath", "imageid")
+CLASS = ("label", "class", "classname", "labelname", "name", "category", "categoryname", "classid", "categoryid")
 SIZE = ("width", "height")
 CLASSES_FILE = "classes.csv"  # keras-retinanet's, beside annotations without a header: name,id
 
@@ -45,6 +37,7 @@ class Columns(NamedTuple):
     size: tuple[int, ...] = ()  # width, height
     is_group: int = -1
     is_fraction: bool = False
+    is_id: bool = False  # names of images may lack the suffix
 
 
 PLAIN = Columns(0, (1, 2, 3, 4), 5)
@@ -99,7 +92,7 @@ class _Reader:
         self.builder, self.root, self.columns, self.ids = builder, root, columns, ids
         self.path = builder.source.path
         self.index_of: dict[str, int] = {}
-        names = list_images(root).files if columns.is_fraction else []  # OpenImages' ids have no suffix
+        names = list_images(root).files if columns.is_id else []
         self.name_of = {os.path.splitext(name)[0]: name for name in names}  # noqa: PTH122
 
     def add_row(self, line: int, cells: list[str], point: str) -> None:
@@ -109,7 +102,7 @@ class _Reader:
         name, label, given = (
             padded[columns.image],
             padded[columns.label],
-            [padded[one].replace(point, ".") for one in columns.corners],
+            ["" if padded[one].lower() == "nan" else padded[one].replace(point, ".") for one in columns.corners],
         )
         if not name or not is_file_name(name):
             builder.fault(self.path, line, f"{show(cells)} names no image")
@@ -117,7 +110,9 @@ class _Reader:
             builder.fault(self.path, line, f"{show(cells)} has {len(cells)} cells; a box needs {needed}")
         else:
             image = self.image_of(name, line, padded)
-            if any(given) and (corners := builder.numbers(self.path, line, given)):
+            if not any(given):
+                builder.notes["row{s} with a class and no box, as an image without objects"] += bool(label)
+            elif corners := builder.numbers(self.path, line, given):
                 self.add_box(image, line, label, corners, columns.is_group >= 0 and padded[columns.is_group] == "1")
 
     def image_of(self, name: str, line: int, cells: list[str]) -> int:
@@ -129,9 +124,15 @@ class _Reader:
             if columns.size:
                 size = builder.whole_size(self.path, line, *(cells[side] for side in columns.size))
             elif columns.is_fraction:
-                size = builder.size_of(self.root / name)
+                size = self.size_of(name, line)
             self.index_of[name] = builder.add_image(name, *size)
         return self.index_of[name]
+
+    def size_of(self, name: str, line: int) -> tuple[int, int]:
+        if leads_out(name) and not self.builder.source.allow_outside:
+            self.builder.fault(self.path, line, f"{show_text(name)} leads out of {self.root}; {ALLOW_OUTSIDE}")
+            return 0, 0
+        return self.builder.size_of(self.root / name)
 
     def add_box(self, image: int, line: int, label: str, corners: tuple[float, ...], is_group: bool) -> None:
         builder = self.builder
@@ -153,7 +154,7 @@ class _Reader:
 
 def _columns_of(path: Path, header: Sequence[str]) -> Columns | None:
     """The columns of a header; None for a first row that is none. Raises where columns are missing."""
-    names = [name.strip().lower() for name in header]
+    names = [re.sub(r"[\s_]", "", name).lower() for name in header]
 
     def first_of(known: Sequence[str]) -> int:
         return next((names.index(name) for name in known if name in names), -1)
@@ -162,15 +163,15 @@ def _columns_of(path: Path, header: Sequence[str]) -> Columns | None:
     image, label = first_of(IMAGE), first_of(CLASS)
     if corners and image >= 0 and label >= 0:
         size = tuple(map(names.index, SIZE)) if set(SIZE) <= set(names) else ()
-        is_openimages = names[image] == "imageid"
+        is_openimages = header[image].strip().lower() == "imageid"
         is_group = names.index("isgroupof") if "isgroupof" in names else -1
-        return Columns(image, corners, label, size, is_group, is_openimages)
+        return Columns(image, corners, label, size, is_group, is_openimages, names[image] == "imageid")
     if len(header) == 6 and image < 0 and label < 0 and not corners:
         return None
     missing = [
         what
         for what, is_there in (
-            (f"the image ({IMAGE[0]}, …)", image >= 0),
+            ("the image (image_path, …)", image >= 0),
             ("the box (xmin, ymin, xmax, ymax)", corners),
             (f"the class ({CLASS[0]}, …)", label >= 0),
         )

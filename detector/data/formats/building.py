@@ -135,7 +135,7 @@ class Builder:
     def rows(self, categories: list[Category], root: Path, form: str) -> Rows:
         """The columns, without exact duplicates; ``form`` says how the source was read."""
         if not len(self.widths) and not self.faults:
-            raise DataError(f"{self.source.path}: has no images ({form})")
+            raise DataError(f"{self.source.path}: has no images ({form}); give the data that has them")
         image, label, is_crowd = np.asarray(self.image), np.asarray(self.label), np.asarray(self.is_crowd).view(bool)
         boxes, areas = np.asarray(self.corners).reshape(-1, 4), np.asarray(self.areas)
         boxes[:, 2:] -= boxes[:, :2]
@@ -221,8 +221,10 @@ def read_cells(path: Path, separator: str = ",") -> Iterator[tuple[int, list[str
                 line = reader.line_num
                 if cells:
                     yield line, cells
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not a CSV file in UTF-8: {error} (after line {line})") from None
+    except csv.Error as error:
+        raise DataError(f"{path}: is not a CSV file: {error} after line {line}; is a quote not closed?") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason} after line {line}); save it as UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
         raise DataError(f"{show_text(str(path))}: {unreadable(path, error, '*.csv')}") from None
 

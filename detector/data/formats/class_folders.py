@@ -18,7 +18,7 @@ import numpy as np
 from detector.data.formats.building import read_cells
 from detector.data.formats.recognition import BOX_CSV, unread, what_it_is
 from detector.data.listing import list_images
-from detector.data.names import Names, check_names, files_below
+from detector.data.names import ALLOW_OUTSIDE, Names, check_names, files_below
 from detector.data.split import hold_back
 from detector.errors import DataError, counted, one_of, unreadable
 from detector.files.json_stream import has_surrogates
@@ -160,6 +160,8 @@ def read_csv(
     line_of: dict[str, int] = {}
     texts: list[list[str]] = []
     for number, (line, (file, *rest)) in enumerate(read_cells(path)):
+        if number == 0 and (file.lstrip().startswith("{") or path.suffix.lower() == ".json"):
+            raise unread(path, "JSON")
         if number == 0 and file.strip().lower() in PATH_NAMES:
             header = ",".join([file, *rest])
             continue
@@ -180,10 +182,10 @@ def read_csv(
     if faults is None:
         for index, is_outside, reason in check_names(files, root, allow_outside):
             file = files[index]
-            words, remedy = f"{root / file} {reason}", f"paths are relative to {root}"
+            words, remedy = f"{root / file} {reason}", f"paths are relative to {root}, the split's images in the config"
             if is_outside:
                 words = f"{file} {reason} of {root}"
-                remedy = "put the image into the folder, or set data.allow_outside=true if you trust the file"
+                remedy = f"put the image into the folder, or {ALLOW_OUTSIDE} if you trust the file"
             remedy = Names(files_below(root)).hint(file) or remedy
             raise DataError(f"{path}:{line_of[file]}: {words}; {remedy}{_header_hint(line_of[file])}")
     if not names and not faults:
@@ -216,6 +218,8 @@ def _header_hint(line: int) -> str:
 
 def unknown_class(name: str, names: Sequence[str]) -> str:
     """A message that ``name`` is not among ``names``, with the one that may be meant."""
+    if len(names) == 1:
+        return f"{name!r} is not the one class, which is {names[0]!r}"
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"they are {one_of(names[:10])}{', …' if len(names) > 10 else ''}"
     return f"{name!r} is not among the {counted(len(names), 'class')}; {hint}"

@@ -53,17 +53,17 @@ def sort_key(value: Id) -> tuple[bool, Id]:
 def class_differences(
     own: Sequence[Category], known: Sequence[Category], is_used: Sequence[bool] | np.ndarray
 ) -> list[tuple[Category, Category | None]]:
-    """Each class that is not in ``known`` by the same id and name, and the class there with its id or else its name.
+    """Each class whose name is not in ``known``, and the class there with its id.
 
-    The order, further classes of ``known``, and unused classes unlike all of ``known`` make no difference.
+    Ids, the order, further classes of ``known``, and unused classes unlike all of ``known`` make no difference.
     """
     by_key = {id_key(category.id): category for category in known}
     by_name = {category.name: category for category in known}
-    pairs = [(category, by_key.get(id_key(category.id)) or by_name.get(category.name)) for category in own]
+    pairs = [(category, by_name.get(category.name) or by_key.get(id_key(category.id))) for category in own]
     return [
         (category, other)
         for (category, other), used in zip(pairs, is_used, strict=True)
-        if (used if other is None else (id_key(other.id), other.name) != (id_key(category.id), category.name))
+        if (used if other is None else other.name != category.name)
     ]
 
 

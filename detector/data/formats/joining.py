@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from detector.data.formats.annotations import Annotations, from_rows
+from detector.data.formats.annotations import Annotations, Extra, from_rows
 from detector.data.formats.class_folders import unknown_class
 from detector.data.formats.columns import Ids, Rows, Texts, counts_of, id_key
 from detector.errors import DataError
@@ -92,7 +92,10 @@ def _concatenated(parts: Sequence[Annotations]) -> Annotations:
     """Annotations of the same categories, one set after the other."""
     for own in parts:
         if own.images is None:
-            raise DataError(f"{own.path}: does not say where its images are; give the set's images too")
+            raise DataError(
+                f"{own.path}: does not say where its images are; give the set as"
+                f" {{annotations: {own.path}, images: DIR}}"
+            )
     folders = [os.path.abspath(own.images) for own in parts]  # noqa: PTH100 (links are the user's own)
     root = os.path.commonpath(folders)
     names = (
@@ -120,16 +123,24 @@ def _concatenated(parts: Sequence[Annotations]) -> Annotations:
     )
 
 
-def repeated(weights: Sequence[float], sizes: Sequence[int], seed: int) -> list[int]:
-    """Indices into sets one after the other, so that images occur in the ratio of their set's weight.
+def weigh(
+    annotations: Annotations, weights: Sequence[float], sizes: Sequence[int], is_chosen: np.ndarray, seed: int
+) -> Annotations:
+    """The chosen images of sets of ``sizes``, in the ratio of their set's weight.
 
-    Those of the set with the smallest weight occur once. Of a set with 1.5 times that weight, half occur twice.
+    Those of the set with the smallest weight occur once. Of a set with 1.5 times that weight, half occur twice: others
+    in every epoch, in turns (:class:`detector.data.formats.annotations.Extra`).
     """
-    indices, start = [], 0
+    indices: list[int] = []
+    extras, start = [], 0
     for number, (weight, size) in enumerate(zip(weights, sizes, strict=True)):
-        count = round(size * weight / min(weights))
-        times, rest = divmod(count, size) if size else (0, 0)
-        more = np.sort(np.random.default_rng([seed, number]).permutation(size)[:rest]).tolist()
-        indices += [start + index for index in [*list(range(size)) * times, *more]]
+        times, rest = divmod(round(size * weight / min(weights)), max(size, 1))
+        order = start + np.random.default_rng([seed, number]).permutation(size)
+        more = order[:rest][is_chosen[order[:rest]]].tolist()
+        own = start + np.flatnonzero(is_chosen[start : start + size])
+        places = len(indices) + np.searchsorted(own, order[is_chosen[order]])
+        indices += own.tolist() * times
+        extras += [Extra(len(indices), len(more), torch.from_numpy(places))] if more else []
+        indices += more
         start += size
-    return indices
+    return replace(annotations.select(indices), extras=tuple(extras))

@@ -18,7 +18,7 @@ from detector.files.atomic import atomic_write, make_folder
 from detector.files.tensors import read_file
 from detector.structures import Category
 
-VERSION = 1  # raised with every change to what a reader makes of the same files
+VERSION = 2  # raised with every change to what a reader makes of the same files
 COLUMNS = ("heights", "widths", "image", "label", "boxes_xywh", "areas", "is_crowd")
 
 

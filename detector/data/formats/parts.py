@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from detector.data.formats import box_csv, voc
 from detector.data.formats.annotations import Annotations
 from detector.data.formats.building import Source
 from detector.data.formats.columns import id_key
+from detector.data.names import leads_out
 from detector.files.atomic import atomic_write, storing
 from detector.structures import Id
 
@@ -42,7 +44,7 @@ def write_csv(source: Source, annotations: Annotations, parts: Parts) -> None:
     """CSV files with the rows of their images, as they are."""
     layout = box_csv.layout_of(source.path)
     index_of = {annotations.file_name(index): index for index in range(len(annotations))}
-    if layout.columns.is_fraction:  # OpenImages' ids have no suffix
+    if layout.columns.is_id:
         index_of = {
             PurePosixPath(name).with_suffix("").as_posix(): index for name, index in index_of.items()
         } | index_of
@@ -65,8 +67,15 @@ def write_yolo(source: Source, annotations: Annotations, parts: Parts) -> None:
     before, is_below, _ = f"{root}/".rpartition("/images/")
     base = Path(before) if is_below else root  # labels are looked for beside the last folder ``images``
     names = {label: category.name for label, category in enumerate(annotations.categories)}
+
+    def line(index: int) -> str:
+        name = annotations.file_name(index)
+        if leads_out(name):
+            return os.path.normpath(root / name)
+        return f"./data/{(root / name).relative_to(base)}"
+
     for path, is_in in parts.items():
-        _write_lines(path, is_in, lambda index: f"./data/{(root / annotations.file_name(index)).relative_to(base)}")
+        _write_lines(path, is_in, line)
     for folder in {path.parent: None for path in parts}:
         _link(folder / "data", base)
         own = {path.stem: path.name for path in parts if path.parent == folder}
@@ -76,9 +85,9 @@ def write_yolo(source: Source, annotations: Annotations, parts: Parts) -> None:
 
 def write_voc(source: Source, annotations: Annotations, parts: Parts) -> None:
     """Lists of images as in ``ImageSets/Main``, and links to the data set, through which their files are found."""
-    layout = voc.layout_of(source)
+    layout, files = voc.layout_of(source), voc.listed_files(source)
     for path, is_in in parts.items():
-        _write_lines(path, is_in, lambda index: PurePosixPath(annotations.file_name(index)).with_suffix("").as_posix())
+        _write_lines(path, is_in, lambda index: files[index][:-4])
     for root in {path.parents[2]: None for path in parts}:  # of root/ImageSets/Main/train.txt
         _link(root / "Annotations", layout.annotations)
         _link(root / "JPEGImages", layout.images)

@@ -61,8 +61,8 @@ def detect(source: Source) -> str:
     if len(found) > 1:
         said = one_of(f"{name} ({path})" for name, path in found.items())
         raise DataError(
-            f"{source.path}: may be {said}; say which one by data.format (--from of convert, merge"
-            " and split), or give the annotations of one"
+            f"{source.path}: may be {said}; say which one by data.format (--from of a command), or give the"
+            " annotations of one"
         )
     if not found and is_folder:
         files = sorted(source.path.glob("*.json"))
@@ -72,7 +72,7 @@ def detect(source: Source) -> str:
             else f"{source.path}: holds no annotations of a known format; give a COCO JSON file, a CSV file of boxes,"
             " YOLO's data.yaml, or a folder of Pascal VOC's XML files; masks are for task segmentation, with --config"
         )
-    return next(iter(found), "coco")
+    return next(iter(found), "csv" if source.path.suffix.lower() == ".csv" else "coco")  # the reader says what is wrong
 
 
 def has_part(source: Source, part: str) -> bool:

@@ -169,16 +169,16 @@ def naming_format(path: Path, has_boxes: bool = False) -> Iterator[None]:
     except DataError as error:
         what = what_it_is(path)
         if what and not (has_boxes and what.removeprefix("a folder of ") in SUPPORTED):
-            raise unread(path, what) from error
+            raise unread(path, what, has_boxes) from error
         raise
 
 
-def unread(path: Path, what: str) -> DataError:
-    if what == RESULTS:
-        return DataError(f"{path}: looks like {what}; give the annotations, and results as --results to evaluate")
-    if what.removeprefix("a folder of ") in SUPPORTED:
-        return DataError(
-            f"{path}: looks like {what}, which are for task detection; a classifier reads a CSV file of paths and"
-            " labels, or one folder per class"
-        )
-    return DataError(f"{path}: looks like {what}, which is not supported; convert it to COCO JSON")
+def unread(path: Path, what: str, has_boxes: bool = False) -> DataError:
+    """The error of a file that was recognised, but cannot be read where boxes or where classes are."""
+    if not has_boxes:
+        remedy = "a classifier reads a CSV file of paths and labels, or one folder per class (boxes: task detection)"
+    elif what == RESULTS:
+        remedy = "give the annotations, and results as --results to evaluate"
+    else:
+        remedy = "that cannot be read; convert it to COCO JSON with boxes"
+    return DataError(f"{path}: looks like {what}; {remedy}")

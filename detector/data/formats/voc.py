@@ -1,7 +1,11 @@
 """Pascal VOC: an XML file per image in ``Annotations/``, images in ``JPEGImages/``, splits in ``ImageSets/Main/``.
 
+Others keep ``annotations/`` and ``images/``, all files in one folder, or such folders per part or year.
+
 Corners are pixels, the last one included. The original counts from 1 (Everingham et al. 2010, development kit), many
-tools from 0: where any corner of the folder is under 1, all count from 0. ``difficult`` objects become ignore regions.
+tools from 0: where any corner of the folder, or of those of the other parts, is under 1, all count from 0. Nothing
+proves that corners count from 1: a box that begins at 1 and ends at the image's width may be a pixel inside, from 0. So
+that is assumed, and said. ``difficult`` objects become ignore regions.
 
 XML from strangers is parsed without entities, of bounded size and depth.
 """
@@ -19,11 +23,13 @@ from xml.parsers import expat
 from detector.data.formats.building import LARGEST_TEXT, Builder, Source, read_text, stamp
 from detector.data.formats.columns import Rows
 from detector.data.listing import list_images, walk
-from detector.errors import DataError, unreadable
+from detector.errors import DataError, one_of, unreadable
 from detector.files.json_stream import show_text
 
 PARTS = {"train": ("train", "trainval"), "val": ("val", "valid", "test"), "test": ("test",)}
+ANNOTATION_FOLDERS = ("Annotations", "annotations")
 IMAGE_FOLDERS = ("JPEGImages", "images", "Images")
+PART_FOLDERS = dict.fromkeys(name for names in PARTS.values() for name in names)
 DEEPEST = 32  # elements inside each other; VOC has 5
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 _below_one = re.compile(rb"<[xy]m(?:in|ax)>\s*(?:-[\d.]+|\+?(?:0+(?:\.\d*)?|\.\d+))\s*</").search
@@ -34,6 +40,15 @@ class Layout(NamedTuple):
     images: Path
     listed: Path | None  # the file of ImageSets that names the images; None: all XML files
 
+    @property
+    def alike(self) -> list[Path]:
+        """The folders of XML files whose corners count alike: this one, and those of the other parts beside it."""
+        own = self.annotations
+        for part, below in ((own, ""), (own.parent, own.name)):
+            if part.name in PART_FOLDERS:
+                return [folder for name in PART_FOLDERS if (folder := part.parent / name / below).is_dir()]
+        return [own]
+
 
 def read(source: Source, is_strict: bool) -> Rows:
     """The images and boxes of a folder of XML files, or of those that a file of ImageSets lists."""
@@ -41,9 +56,9 @@ def read(source: Source, is_strict: bool) -> Rows:
     builder = Builder(source, is_strict)
     images = list_images(layout.images).files
     known, by_stem = set(images), {os.path.splitext(name)[0]: name for name in images}  # noqa: PTH122
-    stems = list(_files(layout, builder))
-    for stem in stems:
-        path = f"{layout.annotations}/{stem}.xml"
+    files = list(_files(layout, builder))
+    for file in files:
+        path, stem = f"{layout.annotations}/{file}", file[:-4]
         content = _parse(path, builder)
         if content is None:
             continue
@@ -57,15 +72,23 @@ def read(source: Source, is_strict: bool) -> Rows:
         )
         for line, values in content.objects:
             _add(builder, image, path, line, values)
-    is_one_based = source.one_based
-    if is_one_based is None:
-        is_one_based = min(builder.corners, default=1.0) >= 1 and not _any_below_one(layout.annotations, stems)
+    is_one_based, said = _origin(source, layout, builder, files)
     if is_one_based:  # from 1 to 1 is the first pixel, which is from 0 to 1
         builder.shift(-1.0, -1.0, 0.0, 0.0)
-    why = "" if source.one_based is not None else ", as no corner is under 1" if is_one_based else ", as one is under 1"
     listed = f", {layout.listed.name}" if layout.listed else ""
-    form = f"Pascal VOC{listed}: corners count from {int(is_one_based)}{why} (data.one_based)"
-    return builder.named_rows(layout.images, form)
+    return builder.named_rows(layout.images, f"Pascal VOC{listed}: {said}")
+
+
+def _origin(source: Source, layout: Layout, builder: Builder, files: list[str]) -> tuple[bool, str]:
+    """Whether corners count from 1, and why, in words."""
+    if source.one_based is not None:
+        return source.one_based, f"corners count from {int(source.one_based)} (data.one_based)"
+    if min(builder.corners, default=1.0) < 1 or _any_below_one(layout, files):
+        return False, "corners count from 0, as one is under 1 (data.one_based)"
+    return True, (
+        "corners are assumed to count from 1, as none is under 1; if they count from 0, set data.one_based=false"
+        " (without a config: --one-based false)"
+    )
 
 
 def state(source: Source) -> Iterator[object]:
@@ -73,9 +96,15 @@ def state(source: Source) -> Iterator[object]:
     layout = layout_of(source)
     yield layout
     yield from list_images(layout.images).files
-    yield list(_files(layout, Builder(source, is_strict=True)))
-    for name in sorted(_xml_files(layout.annotations)):
-        yield name, stamp(f"{layout.annotations}/{name}")
+    yield listed_files(source)
+    for folder in layout.alike:
+        for name in sorted(_xml_files(folder)):
+            yield name, stamp(f"{folder}/{name}")
+
+
+def listed_files(source: Source) -> list[str]:
+    """The XML file of each image that is read, in its order."""
+    return list(_files(layout_of(source), Builder(source, is_strict=True)))
 
 
 # --- where files are --------------------------------------------------------------------------------------------------
@@ -83,7 +112,31 @@ def state(source: Source) -> Iterator[object]:
 
 def has_part(path: Path, part: str) -> bool:
     """Whether a source names this part itself."""
-    return path.is_dir() and (_list_of(path, part) is not None or _part_folder(path, part) is not None)
+    if not path.is_dir():
+        return False
+    root = _root_of(path, part)
+    is_of_part = root != path and root.name in PARTS[part]
+    return is_of_part or _list_of(root, part) is not None or _part_folder(root, part) is not None
+
+
+def _annotations_in(folder: Path) -> Path | None:
+    return next((below for name in ANNOTATION_FOLDERS if (below := folder / name).is_dir()), None)
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(own.suffix.lower() == ".xml" for own in folder.iterdir())
+
+
+def _root_of(path: Path, part: str) -> Path:
+    """The folder that has ``Annotations``: this one, that of the part, or the only one below, as ``VOCdevkit`` has."""
+    if not path.is_dir() or _annotations_in(path) or _has_files(path):
+        return path
+    below = sorted(child for child in path.iterdir() if child.is_dir() and _annotations_in(child))
+    if of_part := [child for name in PARTS[part] for child in below if child.name == name]:
+        return of_part[0]
+    if len(below) > 1 and not any(child.name in PART_FOLDERS for child in below):
+        raise DataError(f"{path}: holds several data sets: give {one_of(map(str, below))}, or several as a list")
+    return below[0] if len(below) == 1 else path
 
 
 def _list_of(root: Path, part: str) -> Path | None:
@@ -94,20 +147,20 @@ def _list_of(root: Path, part: str) -> Path | None:
 def _part_folder(root: Path, part: str) -> Path | None:
     """The folder of a part with its own XML files, as Roboflow writes them."""
     folders = (root / name for name in PARTS[part])
-    return next((folder for folder in folders if folder.is_dir() and any(folder.glob("*.xml"))), None)
+    return next(filter(_has_files, folders), None)
 
 
 def layout_of(source: Source) -> Layout:
-    path = source.path
+    path = _root_of(source.path, source.part)
     if path.is_file():
-        root = next((parent for parent in list(path.parents)[:4] if (parent / "Annotations").is_dir()), None)
-        if root is None or path.suffix == ".xml":
+        root = next(filter(_annotations_in, list(path.parents)[:4]), None)
+        annotations, listed = root and _annotations_in(root), path
+        if annotations is None or path.suffix.lower() == ".xml":
             raise DataError(
                 f"{path}: give the folder of the XML files, or a file in ImageSets/Main beside Annotations/"
             )
-        annotations, listed = root / "Annotations", path
-    elif (path / "Annotations").is_dir():
-        root, annotations, listed = path, path / "Annotations", _list_of(path, source.part)
+    elif annotations := _annotations_in(path):
+        root, listed = path, _list_of(path, source.part)
     else:
         annotations = _part_folder(path, source.part) or path
         root, listed = annotations.parent, None
@@ -118,17 +171,16 @@ def layout_of(source: Source) -> Layout:
 
 
 def _files(layout: Layout, builder: Builder) -> Iterator[str]:
-    """The names of the XML files, without their suffix."""
-    stems = [name[:-4] for name in _xml_files(layout.annotations)]
+    """The names of the XML files."""
+    known = {name[:-4]: name for name in _xml_files(layout.annotations)}
     if layout.listed is None:
-        yield from sorted(stems, key=os.fsencode)
+        yield from (known[stem] for stem in sorted(known, key=os.fsencode))
         return
-    known = set(stems)
     for number, text in enumerate(read_text(layout.listed, "*.txt").splitlines(), start=1):
         # In the lists of one class, 1 or -1 follows.
         stem = text.strip() if text.strip() in known else next(iter(text.split()), "")
         if stem in known:
-            yield stem
+            yield known[stem]
         elif stem:
             builder.fault(layout.listed, number, f"{show_text(stem)} has no XML file in {layout.annotations}")
 
@@ -137,14 +189,15 @@ def _xml_files(folder: Path) -> Iterator[str]:
     return (name for name, is_file in walk(folder) if is_file and name.lower().endswith(".xml"))
 
 
-def _any_below_one(folder: Path, stems: list[str]) -> bool:
-    """Whether another XML file of the folder than those read has a corner under 1, so that its parts count alike."""
-    seen = set(stems)
-    for name in _xml_files(folder):
-        if name[:-4] not in seen:
-            with suppress(OSError), (folder / name).open("rb") as file:
-                if _below_one(file.read(LARGEST_TEXT)):
-                    return True
+def _any_below_one(layout: Layout, files: list[str]) -> bool:
+    """Whether an XML file that was not read has a corner under 1."""
+    seen = set(files)
+    for folder in layout.alike:
+        for name in _xml_files(folder):
+            if folder != layout.annotations or name not in seen:
+                with suppress(OSError), (folder / name).open("rb") as file:
+                    if _below_one(file.read(LARGEST_TEXT)):
+                        return True
     return False
 
 
@@ -207,7 +260,8 @@ def _parse(path: str, builder: Builder) -> _Content | None:
             raise _RefusedError(f"is larger than {LARGEST_TEXT:,} bytes")
         return _Content(data)
     except expat.ExpatError as error:
-        builder.fault(path, error.lineno, f"is not valid XML: {expat.ErrorString(error.code)}; restore the file")
+        remedy = "restore the file" if _is_utf8(data) else "save it as UTF-8, or declare its encoding"
+        builder.fault(path, error.lineno, f"is not valid XML: {expat.ErrorString(error.code)}; {remedy}")
     except _RefusedError as error:
         builder.fault(path, 0, str(error))
     except OSError as error:
@@ -215,6 +269,14 @@ def _parse(path: str, builder: Builder) -> _Content | None:
     except (ValueError, LookupError) as error:  # encodings that the parser does not know
         builder.fault(path, 0, f"is not valid XML: {error}; save it as UTF-8")
     return None
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _add(builder: Builder, image: int, path: str, line: int, values: dict[str, str]) -> None:

@@ -82,18 +82,13 @@ def write_yolo(labels: Labels, path: Path) -> Lost:
 
     A row is class, centre and size as fractions of the image, and the score of a detection.
     """
-    import yaml  # late: inference without torch has none, and writes the other formats
-
     lost: Lost = Counter()
     folders: dict[str, str] = {}
     with atomic_folder(path) as folder:
         with _open(folder / "train.txt") as listed:  # the folder may have images that are not in the table
             for image in labels:
-                rows = [
-                    row
-                    for box in boxes_of(image, lost, (IGNORED, AREAS))
-                    if (row := _yolo_row(box, image.width, image.height, lost))
-                ]
+                boxes = _clipped(boxes_of(image, lost, (IGNORED, AREAS)), image, lost)
+                rows = [_yolo_row(box, image.width, image.height) for box in boxes]
                 _write_text(folder / yolo_file(image.name), "".join(rows))
                 own, below, rest = _yolo_folder(image.name)
                 listed.write(f"./{own}/{rest}\n")
@@ -129,15 +124,25 @@ def yolo_file(name: str) -> PurePosixPath:
     return PurePosixPath(folder.removesuffix("images") + "labels", rest).with_suffix(".txt")
 
 
-def _yolo_row(box: Box, width: int, height: int, lost: Lost) -> str:
-    """A row of a box clipped to its image, as Ultralytics refuses all boxes of an image for one outside; or nothing."""
-    x1, x2 = (min(max(value, 0.0), width) for value in box.xyxy[0::2])
-    y1, y2 = (min(max(value, 0.0), height) for value in box.xyxy[1::2])
-    if x1 >= x2 or y1 >= y2:
-        lost[EMPTY] += 1
-        return ""
-    # Less than 0.01 px is the rounding of what was read.
-    lost[OUTSIDE] += any(abs(own - old) > 0.01 for own, old in zip((x1, y1, x2, y2), box.xyxy, strict=True))
+def _clipped(boxes: Iterable[Box], image: LabelledImage, lost: Lost) -> Iterator[Box]:
+    """Boxes clipped to their image, without those that have no area in it.
+
+    Ultralytics refuses all boxes of an image for one outside; a corner of VOC under 1 says that all count from 0.
+    """
+    for box in boxes:
+        x1, x2 = (min(max(value, 0.0), float(image.width)) for value in box.xyxy[0::2])
+        y1, y2 = (min(max(value, 0.0), float(image.height)) for value in box.xyxy[1::2])
+        xyxy = (x1, y1, x2, y2)
+        if x1 >= x2 or y1 >= y2:
+            lost[EMPTY] += 1
+            continue
+        # Less than 0.01 px is the rounding of what was read.
+        lost[OUTSIDE] += any(abs(own - old) > 0.01 for own, old in zip(xyxy, box.xyxy, strict=True))
+        yield box._replace(xyxy=xyxy)
+
+
+def _yolo_row(box: Box, width: int, height: int) -> str:
+    x1, y1, x2, y2 = box.xyxy
     digits = max(6, len(str(max(width, height))) + 2)  # a corner is off by at most 0.01 px
     cells = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
     score = "" if box.score is None else f" {box.score:g}"
@@ -155,7 +160,7 @@ def write_voc(labels: Labels, path: Path) -> Lost:
     with atomic_folder(path) as folder:
         with _open(folder / "ImageSets" / "Main" / "default.txt") as listed:
             for image in labels:
-                boxes = list(boxes_of(image, lost, (SCORES, AREAS)))
+                boxes = list(_clipped(boxes_of(image, lost, (SCORES, AREAS)), image, lost))
                 used |= {box.label for box in boxes}
                 file = voc_file(image.name)
                 _write_text(folder / file, _voc_xml(image, boxes, labels.categories, lost))

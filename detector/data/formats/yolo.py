@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,8 @@ from detector.data.formats.building import LARGEST_TEXT, PARTS, Builder, Source,
 from detector.data.formats.columns import Rows
 from detector.data.formats.recognition import labels_folder, what_it_is
 from detector.data.listing import list_images
-from detector.data.names import leads_out
-from detector.errors import DataError
+from detector.data.names import ALLOW_OUTSIDE, Names, files_below, is_certain, leads_out
+from detector.errors import DataError, kind_of
 from detector.files.json_stream import show, show_text
 from detector.structures import Category
 
@@ -139,9 +140,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise DataError(f"{path}{line}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        fault = getattr(error, "problem", None) or " ".join(str(error).split())[:200]
+        raise DataError(f"{path}{line}: not valid YAML: {fault}; correct it") from None
     if not isinstance(tree, dict):
-        raise DataError(f"{path}: holds a {type(tree).__name__}; YOLO's data.yaml is a mapping with train, val, names")
+        raise DataError(f"{path}: holds {kind_of(tree)}; YOLO's data.yaml is a mapping with train, val, names")
     return tree
 
 
@@ -160,7 +162,8 @@ def _layout_of_yaml(file: Path, source: Source) -> _Layout:
     if not isinstance(given, str) or "\0" in given:
         raise DataError(f"{file}: path is {show(given)}; give the folder that train and val are relative to")
     root = source.images or file.parent
-    if given and source.images is None:
+    is_path_there = source.images is not None or os.path.exists(file.parent / given)  # noqa: PTH110
+    if given and source.images is None and is_path_there:  # else it is of another machine
         root = _inside(file, "path", given, file.parent, source.allow_outside)
     entries = _entries(tree, source.part)
     if not entries:
@@ -170,16 +173,35 @@ def _layout_of_yaml(file: Path, source: Source) -> _Layout:
     for entry in entries:
         if not entry or "\0" in entry:
             raise DataError(f"{file}: {source.part} must be a folder, a list of images, or several of these")
-        is_there = os.path.exists(root / entry)  # noqa: PTH110 (Path.exists raises for a name that is too long)
-        below = entry.removeprefix("../")
-        if not is_there and below != entry and os.path.exists(root / below):  # noqa: PTH110
-            # Roboflow writes paths as seen from a neighbouring folder.
-            layout.notes.append(f"{entry} is taken for {below}")
-            entry = below
-        elif not is_there:
-            raise DataError(f"{file}: {source.part}: {show_text(str(root / entry))} does not exist; correct the path")
-        layout.entries.append(str(_inside(file, source.part, entry, root, source.allow_outside)))
+        below = next((own for own in _meant(entry) if os.path.exists(root / own)), None)  # noqa: PTH110
+        if below is None:
+            other = "" if is_path_there else f" and path: {show_text(given)}"
+            raise DataError(
+                f"{file}: {source.part}: {show_text(str(root / entry))}{other} does not exist; correct the path"
+            )
+        if below != entry:
+            layout.notes.append(f"{show_text(entry)} is taken for {below}")
+        layout.entries.append(str(_inside(file, source.part, below, root, source.allow_outside)))
+    if not is_path_there:
+        layout.notes.append(f"path {show_text(given)} does not exist, so paths are relative to {file.name}")
     return layout
+
+
+def _meant(entry: str) -> Iterator[str]:
+    """A folder or list as a file names it, then what it may mean here: the first that exists is taken.
+
+    Windows writes backslashes, Roboflow paths as seen from a neighbouring folder, others those of their own machine.
+    """
+    yield entry
+    plain = entry.replace("\\", "/")
+    below = re.sub(r"^(\.\.?/)+", "", plain)
+    if not below.startswith("/") and below[1:3] != ":/":
+        yield below
+        return
+    parts = below.strip("/").split("/")
+    yield from ("/".join(parts[start:]) for start in range(1, len(parts) - 1))
+    if parts[-1].endswith(".txt") or any(parts[-1] in names for names in PARTS.values()):
+        yield parts[-1]
 
 
 def _inside(file: Path, key: str, entry: str, root: Path, allow_outside: bool) -> Path:
@@ -188,8 +210,8 @@ def _inside(file: Path, key: str, entry: str, root: Path, allow_outside: bool) -
     base = os.path.abspath(file.parent)  # noqa: PTH100 (links are the user's own)
     if not allow_outside and os.path.commonpath([base, os.path.abspath(path)]) != base:  # noqa: PTH100
         raise DataError(
-            f"{file}: {key}: {show_text(entry)} leads out of {file.parent}; move the data there, or set"
-            " data.allow_outside=true if you trust the file"
+            f"{file}: {key}: {show_text(entry)} leads out of {file.parent}; move the data there, or {ALLOW_OUTSIDE} if"
+            " you trust the file"
         )
     return path
 
@@ -264,7 +286,8 @@ def _images(layout: _Layout, builder: Builder) -> Iterator[str]:
 
 
 def _listed(path: Path, root: Path, builder: Builder) -> Iterator[str]:
-    """The images of a list: relative to its folder, or else to the root."""
+    """The images of a list: relative to its folder, or to the root, or else those below the root that are meant."""
+    names = Names(files_below(root))
     for line, text in enumerate(read_text(path, "*.txt").splitlines(), start=1):
         name = text.strip()
         if not name:
@@ -272,13 +295,17 @@ def _listed(path: Path, root: Path, builder: Builder) -> Iterator[str]:
         own = os.path.normpath(os.path.join(path.parent, name))  # noqa: PTH118
         if not os.path.isfile(own):  # noqa: PTH113
             own = os.path.normpath(os.path.join(root, name))  # noqa: PTH118
-        name = os.path.relpath(own, root)
-        if leads_out(name) and not builder.source.allow_outside:
-            builder.fault(path, line, f"{show_text(text.strip())} leads out of {root}; set data.allow_outside=true")
-        elif not os.path.isfile(own):  # noqa: PTH113
-            builder.fault(path, line, f"{show_text(text.strip())} does not exist; correct the path")
+        is_file = os.path.isfile(own)  # noqa: PTH113
+        is_outside = leads_out(os.path.relpath(own, root)) and not builder.source.allow_outside
+        if is_file and not is_outside:
+            yield os.path.relpath(own, root)
+        elif len(meant := names.meant(name)) == 1 and is_certain(name, meant[0]):
+            builder.notes["image{s} listed with folders that are not here, found below"] += 1
+            yield meant[0]
+        elif is_file:
+            builder.fault(path, line, f"{show_text(name)} leads out of {root}; {ALLOW_OUTSIDE}")
         else:
-            yield name
+            builder.fault(path, line, f"{show_text(name)} does not exist; {names.hint(name) or 'correct the path'}")
 
 
 class _Labels:
@@ -287,8 +314,8 @@ class _Labels:
     def __init__(self, folder: str) -> None:
         labels = labels_folder(Path(folder))
         self.folder = str(labels) if labels and (labels.is_dir() or not _label_files(folder)) else folder
-        stems = _label_files(self.folder) - {name.removesuffix(".txt") for name in NAME_FILES}
-        self.files = dict.fromkeys(stems, False)  # by name, without the suffix: whether an image has it
+        self.names = {stem: name for stem, name in _label_files(self.folder).items() if name not in NAME_FILES}
+        self.files = dict.fromkeys(self.names, False)  # by name, without the suffix: whether an image has it
 
     def of(self, file: str) -> str | None:
         """The label file of an image; None where there is none."""
@@ -296,15 +323,15 @@ class _Labels:
         if stem not in self.files:
             return None
         self.files[stem] = True
-        return f"{self.folder}/{stem}.txt"
+        return f"{self.folder}/{self.names[stem]}"
 
 
-def _label_files(folder: str) -> set[str]:
-    """Names of the label files of a folder, without their suffix."""
+def _label_files(folder: str) -> dict[str, str]:
+    """The label files of a folder, by their names without the suffix."""
     try:
-        return {name[:-4] for name in os.listdir(folder) if name.endswith(".txt")}  # noqa: PTH208
+        return {name[:-4]: name for name in os.listdir(folder) if name.lower().endswith(".txt")}  # noqa: PTH208
     except OSError:
-        return set()
+        return {}
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -333,7 +360,8 @@ def _boxes(path: str, classes: int, columns: int | None) -> Iterator[tuple[int, 
         numbers = numbers[:columns]
         label, own = numbers[0], numbers[1:]
         if not 0 <= label < classes or label != int(label):
-            yield line, f"class {cells[0].decode(errors='replace')[:40]} is not one of 0 to {classes - 1}", ()
+            given = cells[0].decode(errors="replace")[:40]
+            yield line, f"class {given} is not one of 0 to {classes - 1}; correct it, or the names", ()
         elif len(own) != 4 and (len(own) < 6 or len(own) % 2):
             hint = "; a confidence belongs to predictions" if len(own) == 5 else ""
             yield line, f"has {len(cells)} numbers; give class cx cy w h, or a polygon: class x y x y x y …{hint}", ()

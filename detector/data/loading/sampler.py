@@ -6,7 +6,7 @@ There is no state between steps, so a run resumes at any step by starting there.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -79,9 +79,11 @@ class TrainBatches:
         world_size: int = 1,
         accumulate: int = 1,
         repeats: np.ndarray | None = None,
+        shown: Callable[[int], np.ndarray] | None = None,
     ) -> None:
-        self.arguments = (is_wide, num_images, batch_size, seed)
-        self.repeats = repeats
+        self.is_wide, self.repeats = is_wide, repeats  # of each image
+        self.shown = shown  # the image that each index shows in an epoch; None: its own
+        self.arguments = (num_images, batch_size, seed)
         self.steps_per_epoch = -(-num_images // batch_size)
         self.start_step, self.steps = start_step, steps
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
@@ -94,10 +96,17 @@ class TrainBatches:
         for step in range(self.start_step, self.steps):
             epoch, number = divmod(step, self.steps_per_epoch)
             if epoch != epoch_of_batches:
-                batches, epoch_of_batches = epoch_batches(*self.arguments, epoch, self.repeats), epoch
+                batches, epoch_of_batches = self._of_epoch(epoch), epoch
             parts = batches[number].reshape(self.world_size, self.accumulate, -1)
             for part in parts[self.rank]:
                 yield [(epoch, int(index)) for index in part]
+
+    def _of_epoch(self, epoch: int) -> np.ndarray:
+        is_wide, repeats = self.is_wide, self.repeats
+        if self.shown is not None:
+            shown = self.shown(epoch)
+            is_wide, repeats = (None if own is None else own[shown] for own in (is_wide, repeats))
+        return epoch_batches(is_wide, *self.arguments, epoch, repeats)
 
 
 class EvalBatches:

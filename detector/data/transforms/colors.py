@@ -101,7 +101,8 @@ def _build(library: Any, given: dict[str, JsonValue]) -> Any:
     except (ValueError, TypeError) as error:
         faults = error.__cause__.errors() if isinstance(error.__cause__, ValidationError) else []
         lines = [
-            f"{fault['loc'][0]}: {fault['msg']}" + (f"; it is {fault['input']!r}" if fault["type"] != "missing" else "")
+            f"{fault['loc'][0]}: {fault['msg'].replace('Input should', 'must')}"
+            + (f"; it is {fault['input']!r}" if fault["type"] != "missing" else "")
             for fault in faults
         ]
         raise _unfit(name, "; ".join(dict.fromkeys(lines)) or str(error)) from None

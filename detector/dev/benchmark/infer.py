@@ -145,7 +145,7 @@ def ours_from_pixels(inputs: Pixels, is_compiled: bool) -> Run:
     device, count = inputs.images.device, len(inputs.images)
     model = build_model(inputs.config.model, len(inputs.weights["categories"]))
     model.load_state_dict(inputs.weights["model"])
-    model = model.fold_norms().place(device, "bf16").fix_precision("bf16")
+    model = model.fold_norms().place(device).fix_precision("bf16")
     network = compiled(model, device) if is_compiled else model
     sizes = torch.tensor([inputs.images.shape[-2:]] * count, device=device)
     nothing = Targets(torch.zeros(count, 1, 4), torch.full((count, 1), -1))

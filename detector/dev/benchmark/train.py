@@ -82,13 +82,13 @@ def make_inputs(config: Config, classes: int, device: torch.device) -> Inputs:
     return Inputs(config, weights, Batch(images, sizes, sizes, targets, torch.arange(count)).to(device))
 
 
-def ours(inputs: Inputs, is_channels_first: bool | None = None) -> Run:
-    """The training loop's step, without ranks and logs; ``is_channels_first``: see ``Model.place``."""
+def ours(inputs: Inputs) -> Run:
+    """The training loop's step, without ranks and logs."""
     config, batch = inputs.config, inputs.batch
     device = batch.images.device
     model = build_model(config.model, len(inputs.weights["categories"]))
     model.load_state_dict(inputs.weights["model"])
-    model = model.place(device, config.train.precision, is_channels_first).train()
+    model = model.place(device).train()
     optimizer = TrainingState.begin(model, config.train, num_images=1, device=device).optimizer
     network = torch.compile(model) if config.train.compile else model
     loss_of = torch.compile(detection.loss) if config.train.compile else detection.loss

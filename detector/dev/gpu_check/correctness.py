@@ -30,7 +30,7 @@ from detector.training.run_folder import RunFolder
 
 def small_model(device: str) -> Model:
     torch.manual_seed(0)
-    return build_model(load_config("quickstart.yaml").model, 4).place(torch.device(device), "fp32")
+    return build_model(load_config("quickstart.yaml").model, 4).place(torch.device(device))
 
 
 def sixteen_bits(check: Check) -> dict[str, float]:

@@ -97,7 +97,6 @@ PARTS: dict[str, Part] = {
     "train x50": times.train_fast,
     "train r50": times.train_plain,
     "whole run": times.whole_run,
-    "memory formats": times.memory_formats,
     "infer r50": times.inference,
     "postprocess": times.post_processing,
     "loss times": times.loss_alone,

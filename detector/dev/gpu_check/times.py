@@ -6,7 +6,6 @@ import contextlib
 import io
 import tempfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +20,6 @@ from detector.dev.stress import rows_of
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 
-GROUP_NORM_CONFIG = "retinanet_r50_fpn_v2.yaml"
 FAST_CONFIG, CLASSES = "retinanet_x50_32x4d_fpn_800.yaml", 264
 KERNELS = 15  # of the profile
 
@@ -82,27 +80,6 @@ def whole_run(check: Check) -> list[dict[str, Any]]:
             assert fit(load_config(CONFIG, given), RunFolder(folder / "run"), torch.device(check.device))
         rates = [row["images_per_second"] for row in rows_of(folder / "run")]
     return [{"case": f"{side}×{side}, batch {batch}", "images_per_second": median(rates[len(rates) // 2 :])}]
-
-
-def memory_formats(check: Check) -> list[dict[str, Any]]:
-    """A step in both memory formats, without group norms and with them, to decide the rule of ``Model.place``."""
-    precisions = dict.fromkeys(("fp32", check.fast_precision))
-    return [in_both_formats(check, name, each) for name in (CONFIG, GROUP_NORM_CONFIG) for each in precisions]
-
-
-def in_both_formats(check: Check, name: str, precision: str) -> dict[str, Any]:
-    side, batch = check.side(SIDE), check.settings.scaled(BATCH // 2, least=2)
-    size = (f"data.resize={{short: [{side}], long: {side}}}", f"train.batch_size={batch}")
-    config = peer.comparable(name, (*size, f"train.precision={precision}"))
-    last, first = (partial(train.ours, is_channels_first=is_first) for is_first in (False, True))
-    inputs = partial(train.make_inputs, config, 80, torch.device(check.device))
-    row = timed(measure.Case(f"{name}, {precision}", lambda _: inputs(), last, first, train.equal), check)
-    return {
-        "case": row["case"],
-        "equal": row["equal"],
-        "channels_last_ms": row["ours_ms"],
-        "channels_first_ms": row["theirs_ms"],
-    }
 
 
 def inference(check: Check) -> list[dict[str, Any]]:
