@@ -98,6 +98,8 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
     error itself (see ``CocoDataset``).
     """
 
+    shown = None
+
     def __init__(
         self,
         masked: Masked,
