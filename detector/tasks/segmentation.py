@@ -35,7 +35,7 @@ CLASSES = 19  # Cityscapes'
 QUICKSTART = Quickstart(
     config="segment_quickstart.yaml",
     write=write_mask_shapes,
-    images=(600, 100),
+    images=(1500, 100),
     data={
         "train.images": "images/train",
         "train.annotations": "masks/train",
