@@ -203,7 +203,8 @@ class DataConfig(Section):
     # Not set: what the annotations of train name as val. null without val_share: no evaluation, last.pt is the result.
     val: Annotated[SplitConfig | None, BeforeValidator(_as_split)] = SplitConfig()
     format: Format = "auto"  # of the annotations; auto: by what they hold
-    one_based: Literal["auto", True, False] = "auto"  # Pascal VOC: the first pixel is 1; auto: unless a corner is under 1
+    # Pascal VOC: the first pixel is 1; auto: unless a corner is under 1.
+    one_based: Literal["auto", True, False] = "auto"
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
     # Allow file names that lead out of the images' folder, absolute or by "..". Links are followed anyway.
     allow_outside: bool = False
