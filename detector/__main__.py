@@ -16,7 +16,7 @@ from typing import NoReturn
 import detector
 from detector.commands import Warnings, check_overrides
 from detector.errors import ConfigError, DataError, DetectorError
-from detector.processes import ends_with_its_output, handled, interrupt, prepare_command
+from detector.system.processes import ends_with_its_output, handled, interrupt, prepare_command
 
 COMMANDS = {
     "quickstart": "generate images of shapes, train on them, evaluate, and draw the detections",

@@ -24,8 +24,8 @@ PACKAGE = REPOSITORY / "detector"
 
 # From the bottom up: a module imports its own folder and those above it here.
 ORDER = [
-    ["errors", "structures", "device", "processes"],
-    ["files"],
+    ["errors", "structures", "device"],
+    ["system"],
     ["config"],
     ["ops"],
     ["data", "models"],

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.against and args.results and not args.images and not args.against.endswith(".json"):
         raise ConfigError("command line: --against a checkpoint needs the images; give --images too")
 
-    from detector.files.atomic import make_folder, write_json
+    from detector.system.atomic import make_folder, write_json
 
     for folder in (args.output, args.report):
         if folder:

@@ -83,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from detector.config.tasks import TASKS
     from detector.errors import ConfigError, counted
-    from detector.files.atomic import check_new
-    from detector.files.json_stream import show_text
     from detector.inference.exports import Exports, check_labels
     from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
+    from detector.system.atomic import check_new
+    from detector.system.json_stream import show_text
     from detector.tasks import get_results
 
     if args.html and args.no_images:

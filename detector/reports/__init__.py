@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from detector.evaluation.tally import Kept
-from detector.files.atomic import atomic_write, make_folder, write_json
 from detector.reports.pages import Block, Section, Table, Tone, chart, new_figure, shortened, write_page
+from detector.system.atomic import atomic_write, make_folder, write_json
 
 
 class Scored(NamedTuple):

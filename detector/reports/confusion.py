@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from detector.files.atomic import atomic_write
 from detector.reports.drawing import draw_confusion
+from detector.system.atomic import atomic_write
 
 
 def write_confusion(metrics: dict[str, Any], folder: Path) -> None:

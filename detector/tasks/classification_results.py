@@ -13,8 +13,8 @@ import numpy as np
 
 from detector.data.transforms.resize import center_crop
 from detector.errors import counted
-from detector.files.atomic import atomic_write
 from detector.reports.drawing import draw_lines, score_texts
+from detector.system.atomic import atomic_write
 from detector.tasks import Difference
 
 if TYPE_CHECKING:

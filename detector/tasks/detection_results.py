@@ -10,9 +10,9 @@ import numpy as np
 
 from detector.data.transforms.resize import resize_by_rule
 from detector.errors import counted
-from detector.files.atomic import atomic_write, write_json_list
 from detector.reports.drawing import draw_boxes, score_texts
 from detector.structures import SIZE_DIVISOR
+from detector.system.atomic import atomic_write, write_json_list
 from detector.tasks import Difference
 
 if TYPE_CHECKING:

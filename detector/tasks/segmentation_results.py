@@ -11,11 +11,11 @@ import numpy as np
 
 from detector.data.transforms.resize import resize_by_rule
 from detector.errors import counted
-from detector.files.atomic import atomic_write, storing, write_json_list
 from detector.ops.grids import label_bands, points
 from detector.reports.drawing import draw_mask
 from detector.reports.palette import palette_image
 from detector.structures import SIZE_DIVISOR
+from detector.system.atomic import atomic_write, storing, write_json_list
 from detector.tasks import Difference
 
 if TYPE_CHECKING:

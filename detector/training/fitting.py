@@ -26,11 +26,11 @@ from detector.config.schema import Config, SplitConfig
 from detector.data.own import OwnData
 from detector.data.transforms.resize import has_one_size
 from detector.errors import ConfigError, DataError, counted
-from detector.files.atomic import atomic_write
 from detector.models import Model, build_model
 from detector.models.compiling import check_compiler
 from detector.models.precision import check_precision, explain_nondeterministic, prepare_gpu
 from detector.reports import Scored
+from detector.system.atomic import atomic_write
 from detector.tasks import Data, Task, get_task, get_views
 from detector.training import distributed
 from detector.training.batch_size import choose_batch_size, with_batch_size

@@ -27,8 +27,8 @@ from detector.evaluation.tally import Tally, merge
 from detector.models import Model
 from detector.models.norms import changing_buffers
 from detector.models.precision import autocast
-from detector.processes import handled
 from detector.structures import Batch, Category
+from detector.system.processes import handled
 from detector.tasks import Data, Task, get_views
 from detector.tasks.predicting import predict_merged
 from detector.training import distributed

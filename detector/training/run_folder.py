@@ -18,8 +18,8 @@ from detector.config.schema import Config
 from detector.device import environment
 from detector.errors import ConfigError
 from detector.evaluation.tally import Kept, Tally
-from detector.files.atomic import LOCK, append_line, atomic_write, make_folder, only_one, storing, sync, write_json
 from detector.structures import Category
+from detector.system.atomic import LOCK, append_line, atomic_write, make_folder, only_one, storing, sync, write_json
 
 
 def kept_labels(run: Path) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from detector.data.formats.recognition import SIDES
-from detector.files.json_stream import has_surrogates, is_integer, is_number
+from detector.system.json_stream import has_surrogates, is_integer, is_number
 
 # OpenCV's limits: it decodes no larger image.
 MAX_SIDE, MAX_AREA = 1 << 20, 1 << 30
