@@ -16,7 +16,7 @@ from typing import NoReturn
 import detector
 from detector.commands import Warnings, check_overrides
 from detector.errors import ConfigError, DataError, DetectorError
-from detector.processes import ends_with_its_output, handled, interrupt, prepare_command
+from detector.system.processes import ends_with_its_output, handled, interrupt, prepare_command
 
 COMMANDS = {
     "quickstart": "generate images of shapes, train on them, evaluate, and draw the detections",
@@ -28,7 +28,7 @@ COMMANDS = {
     "merge": "join several data sets into one",
     "evaluate": "score a checkpoint, or a COCO results file",
     "browse": "show the training data as it is stored and as it is augmented",
-    "infer": "find objects in a folder of images, or classify them",
+    "infer": "find objects in a folder of images, classify or segment them",
     "serve": "answer images over HTTP, with a page to try it",
     "export": "write a model to one ONNX file that runs without this package",
     "import_weights": "make a checkpoint from one of torchvision, Detectron2 or MMDetection",
@@ -54,7 +54,9 @@ LONGEST = 200  # characters of a path in a message
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = Parser(prog=PROGRAM, description="RetinaNet-style detection and classification on feature pyramids.")
+    parser = Parser(
+        prog=PROGRAM, description="RetinaNet-style detection, classification and segmentation on feature pyramids."
+    )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {detector.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary in COMMANDS.items():

@@ -2,7 +2,8 @@
 
 ``data`` → :class:`Batch` → ``Model`` → :class:`Predictions` → ``tasks.detection.loss`` (training) or
 ``tasks.detection.predict`` → :class:`Detections` → evaluation and writers. For classification, targets are
-:class:`ClassTargets`, the model returns logits [B, K], and predictions are scores [B, K].
+:class:`ClassTargets`, the model returns logits [B, K], and predictions are scores [B, K]. For segmentation, targets are
+:class:`MaskTargets`, the model returns logits [B, K, h, w] on a coarse grid, and predictions are :class:`PixelScores`.
 
 Dimension key, the same in every module:
 B images, L levels, A anchors per cell, N anchors in all levels, K classes, T targets per image (padded), M candidates,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # what reads images without torch needs the constants and Cat
 PADDING = -1  # label of a padded box
 IGNORE_REGION = -2  # label of a crowd in a sample; anchors in it take no part in the loss
 BACKGROUND, IGNORE = -1, -2  # target index of an anchor without a target, and of one that takes no part in the loss
+IGNORED_PIXEL = 255  # class of a pixel that takes no part in the loss or the score
 SIZE_DIVISOR = 32  # images are padded to multiples of it: the stride of C5
 
 Id = int | str  # a data set's own id of an image or a category
@@ -49,6 +51,16 @@ class ClassTargets(NamedTuple):
     weights: Tensor  # [B, K] float32: each class's weight in the loss
 
 
+class MaskTargets(NamedTuple):
+    """Classes of the pixels of a batch."""
+
+    masks: Tensor  # [B, H, W] uint8 0..K-1 or IGNORED_PIXEL, as which they are padded with the images
+    weights: Tensor  # [B, K] float32: each class's weight in the loss
+    originals: Tensor | None = None  # [B, H', W'] uint8: as stored, padded, to score predictions; None in training
+
+    KEPT = ("originals",)  # on the CPU, where predictions are scored; unannotated, so it is not a field
+
+
 class Batch(NamedTuple):
     """What a loader yields and a model takes."""
 
@@ -64,7 +76,10 @@ class Batch(NamedTuple):
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return self._replace(images=move(self.images), sizes=move(self.sizes), targets=_map(self.targets, move))
+        kept = {name: getattr(self.targets, name) for name in getattr(self.targets, "KEPT", ())}
+        targets = _map(self.targets._replace(**dict.fromkeys(kept)) if kept else self.targets, move)
+        targets = targets._replace(**kept) if kept else targets
+        return self._replace(images=move(self.images), sizes=move(self.sizes), targets=targets)
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Keep the memory, though another stream allocated it, until ``stream`` has done what it was given so far."""
@@ -111,6 +126,14 @@ class Detections(NamedTuple):
     boxes: Tensor  # [B, D, 4]
     scores: Tensor  # [B, D]; 0 = padding
     labels: Tensor  # [B, D]; -1 = padding
+
+
+class PixelScores(NamedTuple):
+    """What each cell of a grid on the padded images is, from which the classes of pixels are interpolated."""
+
+    scores: Tensor  # [B, K, h, w] logarithms of probabilities
+    extents: Tensor  # [B, 2] float32 height, width of the image itself in cells
+    sizes_original: Tensor  # [B, 2] int64, of the masks to make
 
 
 def _map(part: Any, change: Callable[[Tensor], Any]) -> Any:

@@ -16,7 +16,7 @@ SOURCE, NAME = REPOSITORY / "detector", "detector_runtime"
 ROOTS = (
     *("__main__", "commands.infer", "config.tasks", "data.inputs"),
     *("inference.exported", "inference.exports", "inference.folder", "reports.pages"),
-    *("tasks.classification_results", "tasks.detection_results"),
+    *("tasks.classification_results", "tasks.detection_results", "tasks.segmentation_results"),
 )
 
 

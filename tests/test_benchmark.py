@@ -37,8 +37,8 @@ from detector.dev.benchmark import data as data_part
 from detector.dev.benchmark.measure import BenchmarkError, Case, Memory, Row, Settings, measure_case, measure_time
 from detector.dev.benchmark.peer import same_detections
 from detector.ops.assignment import max_iou
-from detector.processes import child_environment
 from detector.structures import Assignment
+from detector.system.processes import child_environment
 
 FIELDS = ["part", "case", "ours_seconds", "theirs_seconds", "time_ratio", "ours_peak_mb", "theirs_peak_mb"]
 FIELDS += ["memory_ratio", "outputs_equal"]

@@ -178,12 +178,12 @@ def labelled_batch(ids: list[int], probabilities: torch.Tensor) -> Batch:
 def test_tallies_by_hand() -> None:
     scores = torch.tensor([[0.25, 0.75, 0.5], [0.5, 0.5, 0.0]])
     batch = labelled_batch([2**40 + 1, 7], torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
-    several = classification.tally(scores, batch, make_model(True))
+    several = classification.tally(scores, batch, make_config(True))
     assert several.rows.dtype == np.float64
     assert several.rows.tolist() == [[2**40 + 1, 0.25, 0.75, 0.5], [7, 0.5, 0.5, 0]]
     assert several.sums is None
     # One label: image, predicted class, its score, classes before the true one; of equal scores the first class counts.
-    one = classification.tally(scores, batch, make_model())
+    one = classification.tally(scores, batch, make_config())
     assert one.rows.tolist() == [[2**40 + 1, 1, 0.75, 2], [7, 0, 0.5, 1]]
     assert one.sums is not None
     assert one.sums.tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 0]]
@@ -215,7 +215,7 @@ def evaluated(batches: list[list[int]], truth: Labelled, config: Config) -> dict
     probabilities, tallies = torch.from_numpy(truth.is_true()).float(), []
     for ids in batches:
         batch = labelled_batch(ids, probabilities[ids])
-        tallies.append(classification.tally(torch.from_numpy(ROWS[ids, 1:]), batch, config.model))
+        tallies.append(classification.tally(torch.from_numpy(ROWS[ids, 1:]), batch, config))
     return classification.evaluate(merge(tallies), truth, config)
 
 

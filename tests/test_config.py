@@ -293,22 +293,28 @@ def test_no_text_ends_in_anything_but_a_config_error(text: str, tmp_path_factory
 
 # --- keys without effect ----------------------------------------------------------------------------------------------
 
+SEMANTIC = "task: segmentation\nmodel:\n  head: {name: semantic}\n"
 POOLED = "task: classification\nmodel:\n  head: {name: pooled}\n"
 CLASSIC = "task: classification\nmodel:\n  head: {name: classic}\n"
 WITHOUT_EFFECT = [  # text, line, key, what reads it
-    ("model:\n  head: {dropout: 0.5}\n", 2, "model.head.dropout", "head pooled"),
+    ("model:\n  head: {dropout: 0.5}\n", 2, "model.head.dropout", "head pooled or semantic"),
     ("model:\n  head:\n    name: retina\n    pool: gem\n", 4, "model.head.pool", "head pooled"),
     ("model:\n  head: {fuse: mean}\n", 2, "model.head.fuse", "head pooled"),
     ("model:\n  head: {hidden: [64]}\n", 2, "model.head.hidden", "head pooled"),
-    (f"{CLASSIC[:-2]}, dropout: 0.5}}\n", 3, "model.head.dropout", "head pooled"),
+    (f"{CLASSIC[:-2]}, dropout: 0.5}}\n", 3, "model.head.dropout", "head pooled or semantic"),
     (f"{POOLED[:-2]}, num_convs: 2}}\n", 3, "model.head.num_convs", "head retina"),
-    (f"{POOLED[:-2]}, channels: 8}}\n", 3, "model.head.channels", "head retina"),
+    (f"{POOLED[:-2]}, channels: 8}}\n", 3, "model.head.channels", "head retina or semantic"),
     (f"{POOLED[:-2]}, norm: gn}}\n", 3, "model.head.norm", "head retina"),
     (f"{CLASSIC[:-2]}, prior: 0.1}}\n", 3, "model.head.prior", "head retina"),
     (f"{CLASSIC}  fpn: {{channels: 64}}\n", 4, "model.fpn", "heads on a pyramid"),
-    (f"{POOLED}data:\n  resize: {{short: [64]}}\n", 5, "data.resize", "task detection"),
+    (f"{POOLED}data:\n  resize: {{short: [64]}}\n", 5, "data.resize", "task detection or segmentation"),
     (f"{POOLED}data:\n  invalid_boxes: drop\n", 5, "data.invalid_boxes", "task detection"),
-    (f"{POOLED}data: {{augment: {{scale_jitter: [1, 2]}}}}\n", 4, "data.augment.scale_jitter", "task detection"),
+    (
+        f"{POOLED}data: {{augment: {{scale_jitter: [1, 2]}}}}\n",
+        4,
+        "data.augment.scale_jitter",
+        "task detection or segmentation",
+    ),
     (f"{POOLED}data: {{augment: {{min_visibility: 0}}}}\n", 4, "data.augment.min_visibility", "task detection"),
     (f"{POOLED}  anchors: {{ratios: [1]}}\n", 4, "model.anchors", "task detection"),
     (f"{POOLED}  matcher: {{positive: 0.6}}\n", 4, "model.matcher", "task detection"),
@@ -317,12 +323,20 @@ WITHOUT_EFFECT = [  # text, line, key, what reads it
     (f"{POOLED}  predict: {{nms_threshold: 0.6}}\n", 4, "model.predict.nms_threshold", "task detection"),
     (f"{POOLED}  predict: {{topk: 10}}\n", 4, "model.predict.topk", "task detection"),
     ("data: {crop: {size: 96}}\n", 1, "data.crop", "task classification"),
-    ("data:\n  class_weights: balanced\n", 2, "data.class_weights", "task classification"),
-    ("data:\n  augment:\n    cutmix: 0.2\n", 3, "data.augment.cutmix", "task classification"),
-    ("data:\n  augment:\n    cutmix: 1\n", 3, "data.augment.cutmix", "task classification"),
-    ("model:\n  loss: {label_smoothing: 0.1}\n", 2, "model.loss.label_smoothing", "task classification"),
+    ("data:\n  class_weights: balanced\n", 2, "data.class_weights", "task classification or segmentation"),
+    ("data:\n  augment:\n    cutmix: 0.2\n", 3, "data.augment.cutmix", "task classification or segmentation"),
+    ("data:\n  augment:\n    cutmix: 1\n", 3, "data.augment.cutmix", "task classification or segmentation"),
+    (
+        "model:\n  loss: {label_smoothing: 0.1}\n",
+        2,
+        "model.loss.label_smoothing",
+        "task classification or segmentation",
+    ),
     ("model:\n  predict: {classes: 3}\n", 2, "model.predict.classes", "task classification"),
     ("model:\n  multi_label: true\n", 2, "model.multi_label", "task classification"),
+    (f"{SEMANTIC}data: {{augment: {{mixup: 8}}}}\n", 4, "data.augment.mixup", "task detection or classification"),
+    (f"{SEMANTIC}  predict: {{topk: 10}}\n", 4, "model.predict.topk", "task detection"),
+    ("data: {masks: {ignore_index: 11}}\n", 1, "data.masks", "task segmentation"),
 ]
 
 
@@ -336,7 +350,7 @@ def test_all_keys_without_effect_are_reported_together(tmp_path: Path) -> None:
     base = write(tmp_path, "data: {resize: {short: [64]}}\n", "base.yaml")
     path = write(tmp_path, f"base: base.yaml\n{POOLED}  predict: {{topk: 10}}\n")
     assert set(error_of(path, ("model.head.prior=0.1",)).splitlines()) == {
-        f"{base}:1: data.resize: has no effect here, it is for task detection; remove it",
+        f"{base}:1: data.resize: has no effect here, it is for task detection or segmentation; remove it",
         f"{path}:5: model.predict.topk: has no effect here, it is for task detection; remove it",
         "command line: model.head.prior: has no effect here, it is for head retina; remove it",
     }

@@ -10,7 +10,7 @@ from detector.config.loader import CONFIG_FOLDERS, load_config
 from detector.config.schema import BackboneConfig, Config
 from detector.models import build_model
 from detector.models.backbones import build_backbone
-from detector.structures import ClassTargets, Targets
+from detector.structures import IGNORED_PIXEL, ClassTargets, MaskTargets, Targets
 from detector.tasks import get_task
 from detector.training.optimizer import build_optimizer
 
@@ -26,6 +26,7 @@ def test_the_promised_configs_are_there() -> None:
     promised += ["classify_vgg16_fpn", "classify_r50_fpn", "classify_vgg16_r50_fused", "classify_vgg16_bn"]
     promised += ["classify_x50_32x4d", "classify_quickstart", "trashnet_r18_pooled"]
     promised += ["scratch", "finetune", "classify_finetune"]
+    promised += ["segment_quickstart", "segment_r50_fpn", "segment_vgg16_r50_fused", "camvid_r18_scratch"]
     assert {f"{name}.yaml" for name in promised} <= set(NAMES)
 
 
@@ -38,8 +39,12 @@ def test_configs_that_classify_say_so(name: str) -> None:
     assert config.model.head.name == ("classic" if is_classic else "pooled")
 
 
-def make_targets(config: Config) -> Targets | ClassTargets:
+def make_targets(config: Config) -> Targets | ClassTargets | MaskTargets:
     """Of two images and three classes."""
+    if config.task == "segmentation":
+        masks = torch.full((2, 96, 96), IGNORED_PIXEL, dtype=torch.uint8)
+        masks[:, :60, :40], masks[0, 30:50, 20:90] = 1, 2
+        return MaskTargets(masks, torch.tensor([[1.0, 2, 0.5]] * 2))
     if config.task == "classification":
         return ClassTargets(torch.tensor([[0.0, 1, 0], [0.3, 0, 0.7]]), torch.tensor([[1.0, 2, 0.5]] * 2))
     return Targets(torch.tensor([[[8.0, 8.0, 60.0, 70.0]], [[0.0, 0.0, 0.0, 0.0]]]), torch.tensor([[1], [-1]]))

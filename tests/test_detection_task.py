@@ -499,7 +499,7 @@ def test_unknown_names_list_the_known_ones(section: dict[str, dict[str, str]], m
 
 
 def test_unknown_task_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'detektion'.*detection or classification"):
+    with pytest.raises(ValueError, match=r"'detektion'.*detection, classification or segmentation"):
         Config(task="detektion")
 
 

@@ -334,7 +334,7 @@ def test_a_file_that_is_not_coco_gets_one_line(
 
 def test_a_page_that_cannot_be_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (data / "file").touch()
-    assert "cannot be made" in refused([*arguments(data), "--quick", "--html", f"{data}/file/x.html"], capsys)
+    assert f"{data}/file: is a file" in refused([*arguments(data), "--quick", "--html", f"{data}/file/x.html"], capsys)
 
 
 def test_labelled_images_have_nothing_to_fix(colors: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,8 +29,9 @@ from detector.models.norms import FOLDABLE, FrozenNorm
 from detector.ops import postprocess
 from detector.ops.assignment import assign
 from detector.ops.coders import DeltaCoder
-from detector.structures import Batch, Category, ClassTargets, Predictions, Targets
-from detector.tasks import detection, get_task
+from detector.ops.grids import Points
+from detector.structures import Batch, Category, ClassTargets, MaskTargets, Predictions, Targets
+from detector.tasks import detection, get_task, segmentation
 from detector.tasks.predicting import predict_merged
 from detector.training import average, loop, optimizer
 from detector.training.average import AveragedWeights, SavedBuffers
@@ -310,6 +311,9 @@ def make_batch(config: Config, images: int = 2, objects: int = 5) -> Batch:
     targets: Any
     if config.task == "classification":
         targets = ClassTargets(torch.empty(images, CLASSES), torch.empty(images, CLASSES))
+    elif config.task == "segmentation":
+        masks = torch.empty(images, *SIDES, dtype=torch.uint8)
+        targets = MaskTargets(masks, torch.empty(images, CLASSES), masks)
     else:
         labels = torch.empty(images, objects, dtype=torch.int64)
         targets = Targets(torch.empty(images, objects, 4), labels, torch.empty(images, 1, 4))
@@ -335,7 +339,15 @@ def predict(config: Config, model: Model) -> None:
     """An evaluation's batch, and what a predictor says of it."""
     task, batch = get_task(config), make_batch(config).to(CUDA)
     found = predict_merged(model.eval(), task, batch, config.model)
-    tally = task.tally(found, batch, config.model)
+    # The sizes of masks are values, which there are none of.
+    some = Points(*(torch.zeros(8, dtype=kind, device=CUDA) for kind in (torch.int64, torch.int64, torch.float32)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segmentation, "points", lambda *_: some)
+        _describe(task, found, batch, config)
+
+
+def _describe(task: Any, found: Any, batch: Batch, config: Config) -> None:
+    tally = task.tally(found, batch, config)
     assert tally.rows.size or tally.sums is not None
     assert len(task.to_predictions(found, Images.categories, config.model)) == len(batch.ids)
 

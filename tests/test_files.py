@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_V2_Weights, RetinaNet_ResNet50_FPN_Weights
 
 from detector.errors import WeightsError
-from detector.files.tensors import is_state_dict, read_file, resolve
+from detector.system.tensors import is_state_dict, read_file, resolve
 
 State = dict[str, Tensor]
 

@@ -23,9 +23,9 @@ from detector.checkpoints.opening import open_checkpoint
 from detector.config.loader import LARGEST_FILE, MOST_ERRORS, load_config
 from detector.data.formats.class_folders import read_csv, read_folders
 from detector.errors import ConfigError, DataError, WeightsError
-from detector.files.tensors import read_file
 from detector.models import build_model
 from detector.structures import Category
+from detector.system.tensors import read_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

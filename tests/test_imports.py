@@ -24,8 +24,8 @@ PACKAGE = REPOSITORY / "detector"
 
 # From the bottom up: a module imports its own folder and those above it here.
 ORDER = [
-    ["errors", "structures", "device", "processes"],
-    ["files"],
+    ["errors", "structures", "device"],
+    ["system"],
     ["config"],
     ["ops"],
     ["data", "models"],
@@ -122,7 +122,6 @@ def test_the_input_size_has_one_rule_and_the_divisor_one_place() -> None:
                 dividing |= {name for side in (node.left, node.right) if getattr(side, "value", None) == 32}
     assert reading == {
         "detector.data.transforms.resize",
-        "detector.tasks.detection",  # the largest input
         *("detector.analysis.anchors.report", "detector.analysis.anchors.search"),  # words and suggestions
         *("detector.dev.benchmark.data", "detector.dev.benchmark.peer"),  # arguments of torchvision's
     }

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.errors import DataError
-from detector.files import json_stream
-from detector.files.json_stream import open_json, show, show_text
+from detector.system import json_stream
+from detector.system.json_stream import open_json, show, show_text
 
 TEXT = """ [
     {"id": -1.5e-07, "名": "é 猫 \\ud83d\\ude00 \\" ] }", "box": [1, 2.25, 1E+3, -0]},

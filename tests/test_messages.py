@@ -18,8 +18,8 @@ from detector.__main__ import main
 from detector.checkpoints.foreign.importing import import_content
 from detector.data.split import group
 from detector.errors import ConfigError, WeightsError, counted, near_path
-from detector.files.atomic import folder_of, make_folder
-from detector.processes import child_environment
+from detector.system.atomic import folder_of, make_folder
+from detector.system.processes import child_environment
 
 
 @pytest.fixture(autouse=True)

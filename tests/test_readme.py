@@ -95,6 +95,12 @@ DETECTS = [*SMALL, "model.fpn={levels: [3, 4, 5], channels: 16}", "data.resize={
 CLASSIFIES = [*SMALL, "model.fpn={levels: [3, 4, 5], channels: 16, norm: bn}", "data.crop={size: 32}"]
 # A detector's pyramid, from which a classifier can start.
 CLASSIFIES_AS_DETECTOR = [*SMALL, "model.fpn={levels: [3, 4, 5], channels: 16}", "data.crop={size: 32}"]
+SEGMENTS = [
+    *SMALL,
+    "model.fpn={levels: [2, 3, 4, 5], channels: 16}",
+    "data.resize={short: [64], long: 64}",
+    "data.augment={}",
+]
 
 
 def test_the_readme_has_commands_and_python() -> None:
@@ -190,6 +196,15 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
         data = ["data.train.images=train", "data.val.images=val"]
         config = load_config("classify_quickstart.yaml", [*CLASSIFIES, *data])
         assert fitting.fit(config, RunFolder(Path("runs/classifier")), torch.device("cpu"))
+        rng = np.random.default_rng(0)
+        for name in ("photos", "masks"):
+            Path(name).mkdir()
+        for number in range(6):
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(f"photos/{number}.jpg")
+            Image.fromarray(rng.integers(0, 3, (64, 64), dtype=np.uint8)).save(f"masks/{number}.png")
+        data = ["data.train={images: photos, annotations: masks}", "data.val={images: photos, annotations: masks}"]
+        config = load_config("segment_quickstart.yaml", [*SEGMENTS, *data, "data.classes=[a, b, c]"])
+        assert fitting.fit(config, RunFolder(Path("runs/streets")), torch.device("cpu"))
     return folder
 
 
@@ -250,7 +265,11 @@ def shortened(line: Line) -> list[str]:
         shutil.copytree("runs/classifier", "runs/mine")
     if name == "train":
         shutil.rmtree(f"runs/{args.name}" if args.name else "nothing", ignore_errors=True)
-        own = {"Classify": CLASSIFIES, "From a detector to a classifier, and back": CLASSIFIES_AS_DETECTOR}
+        own = {
+            "Classify": CLASSIFIES,
+            "From a detector to a classifier, and back": CLASSIFIES_AS_DETECTOR,
+            "Segment": SEGMENTS,
+        }
         # The lines of one folder and of --overfit come last, so that they win.
         added = own.get(line.section, [] if args.config == "mine.yaml" else DETECTS)
         added = [*added, *(["train.steps=2"] if args.overfit else [])]

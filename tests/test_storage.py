@@ -18,8 +18,8 @@ import torch
 from disk import Disk
 
 from detector.errors import ConfigError, StorageError
-from detector.files import atomic
-from detector.files.atomic import append_line, atomic_write, only_one, write_json
+from detector.system import atomic
+from detector.system.atomic import append_line, atomic_write, only_one, write_json
 
 forked = multiprocessing.get_context("fork")
 

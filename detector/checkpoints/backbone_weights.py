@@ -13,8 +13,8 @@ from torchvision.models import WeightsEnum
 from detector.config.parts import TIMM
 from detector.config.schema import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, ModelConfig, for_channels
 from detector.errors import ConfigError, WeightsError, near_path, one_of
-from detector.files.tensors import check_tensor, is_state_dict, read_file, resolve
 from detector.models.backbones import Backbone
+from detector.system.tensors import check_tensor, is_state_dict, read_file, resolve
 
 
 def load_backbone_weights(backbone: Backbone, config: BackboneConfig) -> str:

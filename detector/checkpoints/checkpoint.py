@@ -19,10 +19,10 @@ from detector.config.schema import Config
 from detector.data.formats.coco_values import is_id
 from detector.data.formats.columns import id_key
 from detector.errors import ConfigError, WeightsError, kind_of
-from detector.files.atomic import atomic_write
-from detector.files.tensors import check_tensor, is_state_dict, read_file
 from detector.models import Model, build_model
 from detector.structures import Category, Id
+from detector.system.atomic import atomic_write
+from detector.system.tensors import check_tensor, is_state_dict, read_file
 
 FORMAT = 1
 

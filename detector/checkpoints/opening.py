@@ -18,9 +18,9 @@ from detector.config.parts import check_code
 from detector.config.schema import Config
 from detector.device import choose_device
 from detector.errors import ConfigError, WeightsError, near_path
-from detector.files.tensors import read_file, resolve
 from detector.models import Model, build_model
 from detector.structures import Category
+from detector.system.tensors import read_file, resolve
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
 

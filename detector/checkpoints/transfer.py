@@ -53,7 +53,7 @@ def transfer(model: Model, categories: list[Category], content: dict[str, Any], 
 
     Raises :class:`detector.errors.WeightsError` if nothing of a backbone fits.
     """
-    source = content.get("ema") or content["model"]
+    source = _at_levels(content.get("ema") or content["model"], content, path, model)
     old_categories = checkpoint_categories(content)
     old_labels = {category.name: label for label, category in enumerate(old_categories)}
     known = [label for label, category in enumerate(categories) if category.name in old_labels]
@@ -89,6 +89,26 @@ def transfer(model: Model, categories: list[Category], content: dict[str, Any], 
         names = " + ".join(backbone.name for backbone in old_model.backbones)
         raise WeightsError(f"{path}: nothing of its backbone ({names}) fits this model; use the same model.backbone")
     return outcome
+
+
+def _at_levels(source: dict[str, Tensor], content: dict[str, Any], path: str | Path, model: Model) -> dict[str, Tensor]:
+    """The checkpoint's tensors under this model's names, where its pyramid begins at another level.
+
+    Lateral and transposed convolutions are counted from a pyramid's finest level: those of C3 are ``lateral.0`` of a
+    detector from P3, and ``lateral.1`` of a segmenter from P2.
+    """
+    levels = model.pyramid.levels
+    if not levels:
+        return source
+    finer = checkpoint_config(content, path).model.fpn.levels[0] - levels[0]
+    if not finer:
+        return source
+
+    def moved(match: re.Match[str]) -> str:
+        place = int(match[2]) + finer
+        return f"{match[1]}{place}{match[3]}" if place >= 0 else f"{match[1]}level{levels[0] + place}{match[3]}"
+
+    return {re.sub(r"(\.fpn\.(?:lateral|deconv)\.)(\d+)(\.)", moved, name): own for name, own in source.items()}
 
 
 @torch.no_grad()
@@ -145,7 +165,7 @@ def missing_parts(outcome: Transfer) -> list[str]:
     names = [
         name
         for name in outcome.random
-        if re.match(r"head\.(cls_tower|box_tower|box_output|scales|quality_output|hidden)", name)
+        if re.match(r"head\.(cls_tower|box_tower|box_output|scales|quality_output|hidden|towers)", name)
     ]
     if not names:
         return []

@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def check_arguments(args: argparse.Namespace, config: Config) -> None:
     """Refuse contradictions before the data is read."""
     from detector.errors import ConfigError
-    from detector.files.atomic import check_new
+    from detector.system.atomic import check_new
     from detector.tasks import get_task
 
     get_task(config)
@@ -136,7 +136,7 @@ def suggest(args: argparse.Namespace, config: Config, splits: dict[str, Split], 
 def write_config(path: Path, text: str) -> None:
     """Write the config, and check that it can be loaded."""
     from detector.config.loader import load_config
-    from detector.files.atomic import atomic_write, make_folder
+    from detector.system.atomic import atomic_write, make_folder
 
     make_folder(path.parent)
     with atomic_write(path) as file:

@@ -50,7 +50,7 @@ def check_target(args: argparse.Namespace) -> None:
     """Raises for a format that does not exist, and for a target that does."""
     from detector.data.formats.writing import WRITERS
     from detector.errors import ConfigError, one_of
-    from detector.files.atomic import check_new, make_folder
+    from detector.system.atomic import check_new, make_folder
 
     if args.to not in WRITERS:
         raise ConfigError(f"command line: --to: {args.to!r} is not a format; use {one_of(WRITERS)}")

@@ -199,6 +199,16 @@ def _open_sources(config: Config, name: str, members: Mapping[str, Sequence[str]
     return [with_classes(split, members) for split in splits]
 
 
+def _open_masks(config: Config, name: str) -> list[Split]:
+    """The splits with masks of ``data.train`` or ``data.val``: none, one, or both where a part is held back."""
+    from detector.analysis.doctor.masks import read_masks
+
+    data = config.data
+    if name == "val" and (data.val_share is not None or data.val is None or data.val.annotations is None):
+        return []
+    return read_masks(config, name)
+
+
 def _checked(split: Split) -> Split:
     """The split; raises where all that is wrong with it is its format."""
     from detector.data.formats.recognition import SUPPORTED, unread, what_it_is
@@ -223,8 +233,11 @@ def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     config = load_config(args.config, args.overrides, args.allow_code)
     refuse_auto(config, args.config)
     splits = []
+    core = get_core(config.task)
     for name, split in (("train", config.data.train), ("val", config.data.val)):
-        if get_core(config.task).FOLDER_FORMAT is None:
+        if core.FILE_FORMAT == "masks":
+            splits += _open_masks(config, name)
+        elif core.FOLDER_FORMAT is None:
             # --fix is of a whole file.
             splits += _open_sources(config, name, {} if args.fix else config.data.class_members)
         elif split is not None and split.images:

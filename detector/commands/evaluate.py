@@ -25,13 +25,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", help="a COCO results file to score instead of a model")
     parser.add_argument(
         "--annotations",
-        help="annotations: COCO, YOLO, VOC or CSV; for a classifier, paths and labels as CSV",
+        help="annotations: COCO, YOLO, VOC or CSV; for a classifier, paths and labels as CSV; for a segmenter, a folder"
+        " of masks, CSV or COCO",
     )
     parser.add_argument(
         "--images", help="the folder of its images; for a classifier without --annotations, one folder per class"
     )
     parser.add_argument(
-        "--output", type=Path, help="a folder for results.json and, of a classifier, the confusion matrix"
+        "--output", type=Path, help="a folder for results.json and, but for a detector, the confusion matrix"
     )
     parser.add_argument(
         "--report", type=Path, metavar="DIR", help="a folder for report.html and its figures as JSON and CSV"
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.against and args.results and not args.images and not args.against.endswith(".json"):
         raise ConfigError("command line: --against a checkpoint needs the images; give --images too")
 
-    from detector.files.atomic import make_folder, write_json
+    from detector.system.atomic import make_folder, write_json
 
     for folder in (args.output, args.report):
         if folder:

@@ -64,8 +64,8 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "int8" and not args.images:
         raise ConfigError("command line: --format int8 is calibrated on images; give --images DIR")
 
-    from detector.files.atomic import folder_of
     from detector.inference.folder import find_images
+    from detector.system.atomic import folder_of
 
     images = list(find_images(args.images)) if args.images else []
     with folder_of(args.output):

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     from detector.dev.gpu_check.check import Check
     from detector.dev.gpu_check.runner import PARTS, run_parts
     from detector.device import environment
-    from detector.files.atomic import write_json
+    from detector.system.atomic import write_json
 
     unknown = sorted(set(args.parts or ()) - PARTS.keys())
     if unknown:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from detector.errors import ConfigError, near_path
-    from detector.files.atomic import check_new
+    from detector.system.atomic import check_new
 
     for output in filter(None, (args.output, args.config_out)):
         check_new(output)
@@ -57,7 +57,7 @@ def _import(args: argparse.Namespace) -> str:
     from detector.checkpoints.checkpoint import checkpoint_categories, save_checkpoint
     from detector.checkpoints.opening import import_checkpoint
     from detector.config.loader import config_from_dict
-    from detector.files.atomic import atomic_write
+    from detector.system.atomic import atomic_write
 
     imported = import_checkpoint(args.source, args.package, args.config, args.overrides)
     content = imported.content
@@ -98,7 +98,7 @@ def _export(source: str, output: Path) -> str:
 
     from detector.checkpoints.foreign.torchvision import to_torchvision
     from detector.checkpoints.opening import open_checkpoint
-    from detector.files.atomic import atomic_write
+    from detector.system.atomic import atomic_write
 
     state = to_torchvision(open_checkpoint(source), source)
     if output.suffix == ".safetensors":

@@ -1,4 +1,4 @@
-"""Detect objects in images, or classify them: writes predictions.json or predictions.csv, and drawings.
+"""Detect objects in images, classify or segment them: writes predictions.json or predictions.csv, and drawings.
 
 tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/
 tools/infer.py --checkpoint runs/x/best.pt --input 'images/*.jpg' --output found/ --draw-score 0.5
@@ -25,7 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a .pt file, a run's folder, or an exported .onnx")
     parser.add_argument("--input", required=True, help="a folder (searched recursively), a file, or a quoted pattern")
     parser.add_argument(
-        "--output", required=True, type=Path, help="a new folder, for the predictions and the drawings in images/"
+        "--output",
+        required=True,
+        type=Path,
+        help="a new folder, for the predictions, the drawings in images/ and a segmenter's masks/",
     )
     parser.add_argument(
         "--annotations",
@@ -80,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from detector.config.tasks import TASKS
     from detector.errors import ConfigError, counted
-    from detector.files.atomic import check_new
-    from detector.files.json_stream import show_text
     from detector.inference.exports import Exports, check_labels
     from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
+    from detector.system.atomic import check_new
+    from detector.system.json_stream import show_text
     from detector.tasks import get_results
 
     if args.html and args.no_images:

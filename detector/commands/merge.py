@@ -52,7 +52,7 @@ def _source(text: str) -> tuple[str, Path]:
 def check_distinct(parts: list[tuple[str, Annotations]]) -> None:
     """Raises where two images of the joined set would have one name."""
     from detector.errors import DataError
-    from detector.files.json_stream import show_text
+    from detector.system.json_stream import show_text
 
     taken: dict[str, Annotations] = {}
     for folder, own in parts:

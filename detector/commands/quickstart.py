@@ -2,6 +2,7 @@
 
 detector quickstart
 detector quickstart --task classification
+detector quickstart --task segmentation
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from detector.data.formats.reading import detect, read_annotations
     from detector.data.split import group, split_folds, split_parts
     from detector.errors import ConfigError
-    from detector.files.atomic import check_new, make_folder
+    from detector.system.atomic import check_new, make_folder
 
     if args.val + (args.test or 0) >= 1:
         raise ConfigError("command line: --val and --test leave nothing to train on; give fractions that add up to < 1")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import tempfile
 
-    from detector.files.atomic import check_new
+    from detector.system.atomic import check_new
 
     if args.folder is not None:
         check_new(args.folder)

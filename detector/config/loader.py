@@ -21,7 +21,7 @@ from detector.config.parts import check_code
 from detector.config.schema import DERIVED, Config, Section
 from detector.config.tasks import HEADS, TASKS
 from detector.errors import ConfigError, kind_of, near_path, one_of, unreadable
-from detector.files.atomic import atomic_write
+from detector.system.atomic import atomic_write
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_FOLDERS = (_PACKAGE.parent / "configs", _PACKAGE / "configs")  # in a checkout, in an installed wheel

@@ -30,6 +30,8 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 
+MOST_CLASSES = 254  # of segmentation: masks have 8 bits, and two values that are no class
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -73,7 +75,8 @@ class SplitConfig(Section):
 
     # Detection: a COCO JSON file; YOLO's data.yaml, a folder of images or a list of them; Pascal VOC's folder or a file
     # in its ImageSets; a CSV file of boxes. Classification: a CSV file of paths and labels, or null for one folder per
-    # class.
+    # class. Segmentation: a folder of masks named as the images, a CSV file of paths of images and masks, or COCO JSON,
+    # whose polygons and RLE are drawn.
     annotations: str | None = None
     # The folder that file names are relative to, or that holds one folder per class; null: where the format has it.
     images: str | None = None
@@ -139,6 +142,8 @@ class AugmentConfig(Section):
     # albumentations' transforms, applied in this order at the input size, after flips and colours: the name and
     # arguments of each, such as {name: GaussNoise, p: 0.2}. Boxes follow.
     transforms: list[dict[str, JsonValue]] = []
+    # Segmentation: crops are drawn again, up to ten times, while one class has more than this fraction of their pixels.
+    max_class_share: Fraction = 1.0
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentConfig:
@@ -168,6 +173,26 @@ class CropConfig(Section):
         return self
 
 
+class MaskConfig(Section):
+    """Segmentation: how the indices of mask files become classes, which ``data.classes`` names in their order."""
+
+    ignore_index: Annotated[int, Field(ge=0, lt=2**16)] | None = 255  # pixels of which nothing is known
+    reduce_zero_label: bool = False  # 0 is ignored too, and 1 is the first class (ADE20K)
+    # The class of each index, from 0, as in {7: 0, 8: 1} (Cityscapes); all other indices are ignored.
+    label_map: dict[Annotated[int, Field(ge=0, lt=2**16)], Annotated[int, Field(ge=0, lt=MOST_CLASSES)]] = {}
+    # For masks in RGB: the colour of each class, as in {road: [128, 64, 128]}; other colours are ignored.
+    colors: dict[str, Annotated[list[Annotated[int, Field(ge=0, le=255)]], Field(min_length=3, max_length=3)]] = {}
+    # What the names of images and of masks end with before the suffix, as in [_leftImg8bit, _gtFine_labelIds].
+    endings: Annotated[list[str], Field(min_length=2, max_length=2)] = ["", ""]
+    background: str | None = None  # COCO: the class of pixels outside all objects; null: ignored
+
+    @model_validator(mode="after")
+    def _one_way(self) -> MaskConfig:
+        if self.reduce_zero_label and self.label_map:
+            raise ValueError("label_map: gives the class of each index; remove reduce_zero_label")
+        return self
+
+
 def _as_list(value: Any) -> Any:
     """A mapping of merged classes as a list of them."""
     return [{name: members} for name, members in value.items()] if isinstance(value, dict) else value
@@ -178,7 +203,8 @@ class DataConfig(Section):
     # Not set: what the annotations of train name as val. null without val_share: no evaluation, last.pt is the result.
     val: Annotated[SplitConfig | None, BeforeValidator(_as_split)] = SplitConfig()
     format: Format = "auto"  # of the annotations; auto: by what they hold
-    one_based: Literal["auto", True, False] = "auto"  # Pascal VOC: first pixel is 1; auto: unless a corner is under 1
+    # Pascal VOC: the first pixel is 1; auto: unless a corner is under 1.
+    one_based: Literal["auto", True, False] = "auto"
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
     # Allow file names that lead out of the images' folder, absolute or by "..". Links are followed anyway.
     allow_outside: bool = False
@@ -195,7 +221,9 @@ class DataConfig(Section):
     # null: those in data.train, by name. Else these, in this order; boxes of others are dropped. A mapping merges:
     # [person, {vehicle: [car, bus]}] (detection).
     classes: Annotated[list[str | dict[str, list[str]]], Field(min_length=1), BeforeValidator(_as_list)] | None = None
-    # null: all equal; balanced: inversely proportional to the number of images; or a weight per class, 1 for others.
+    masks: MaskConfig = MaskConfig()
+    # null: all equal; balanced: inversely proportional to the number of images, or in segmentation of pixels; or a
+    # weight per class, 1 for others.
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
     resize: ResizeConfig = ResizeConfig()
     crop: CropConfig = CropConfig()
@@ -331,7 +359,7 @@ class HeadConfig(Section):
     name: str = "retina"  # a key of detector.models.heads.HEADS, or package.module:name
     # retina
     num_convs: Annotated[int, Field(ge=0, le=100)] = 4
-    channels: Count | None = None  # null: as the pyramid
+    channels: Count | None = None  # null: as the pyramid; in semantic 128
     norm: Literal["none", "gn"] = "none"
     norm_bias: bool = False  # convolutions before a norm have a bias too, as in Detectron2
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01  # initial score of every class (RetinaNet, section 4.1)
@@ -343,7 +371,12 @@ class HeadConfig(Section):
     pool: Literal["avg", "max", "gem"] = "avg"  # each level to one vector; gem: generalised mean
     fuse: Literal["mean", "concat", "learned"] = "concat"  # the levels' vectors; learned: a weighted mean
     hidden: list[Count] = []  # widths of fully connected layers before the last one
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # before every fully connected layer
+    dropout: Annotated[float, Field(ge=0, lt=1)] = (
+        0.0  # before every fully connected layer; in semantic before the last
+    )
+    # semantic: convolutions on the finest level. A coarser one has as many, or one per doubling of its size if that is
+    # more (Panoptic FPN: 1, so 1, 1, 2, 3 on P2 to P5).
+    blocks: Count = 1
 
     @model_validator(mode="after")
     def _norm_for_the_bias(self) -> HeadConfig:
@@ -400,7 +433,8 @@ class LossConfig(Section):
     weigh_boxes: Literal["equal", "score", "quality"] = "equal"
     dfl_weight: Annotated[float, Field(ge=0)] = 0.25  # distribution focal loss of box_coder distribution
     quality_weight: Annotated[float, Field(ge=0)] = 1.0  # of the branch that head.quality adds
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # classification
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0  # classification and segmentation
+    dice_weight: Annotated[float, Field(ge=0)] = 0.0  # segmentation: of the Dice loss beside cross entropy (cls_weight)
 
 
 class PredictConfig(Section):
@@ -599,6 +633,8 @@ class EvalConfig(Section):
     every_epochs: Count = 1
     batch_size: Count = 8  # per rank
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    # Segmentation: also the IoU of the pixels within 2 % of the image's diagonal of a border (Cheng et al. 2021).
+    boundary_iou: bool = False
     per_class: bool = True
 
 

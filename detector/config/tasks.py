@@ -16,7 +16,7 @@ def _in(section: str, keys: str) -> tuple[str, ...]:
 TASKS = {
     "detection": (
         *_in("data", "group_by_aspect invalid_boxes one_based resize"),
-        *_in("data.augment", "scale_jitter canvas min_visibility mosaic copy_paste"),
+        *_in("data.augment", "scale_jitter canvas min_visibility mosaic copy_paste mixup mix_share close_out"),
         *_in("model", "anchors matcher box_coder"),
         *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight weigh_boxes dfl_weight quality_weight"),
         *_in("model.predict", "topk score_threshold nms_threshold max_detections clip keep_empty scales"),
@@ -24,11 +24,19 @@ TASKS = {
         *_in("eval", "backend"),
     ),
     "classification": (
-        *_in("data", "class_weights crop augment.cutmix"),
+        *_in("data", "class_weights crop"),
+        *_in("data.augment", "mixup cutmix mix_share close_out"),
         *_in("model", "loss.label_smoothing predict.classes multi_label"),
+    ),
+    "segmentation": (
+        *_in("data", "class_weights group_by_aspect masks resize"),
+        *_in("data.augment", "scale_jitter canvas max_class_share cutmix mix_share close_out"),
+        *_in("model", "loss.cls_weight loss.dice_weight loss.label_smoothing predict.scales"),
+        *_in("eval", "boundary_iou"),
     ),
 }
 HEADS = {
     "detection": {"retina": _in("model.head", "num_convs channels norm norm_bias prior level_scales quality")},
     "classification": {"pooled": _in("model.head", "pool fuse hidden dropout"), "classic": ()},
+    "segmentation": {"semantic": _in("model.head", "blocks channels dropout")},
 }

@@ -31,8 +31,8 @@ from detector.data.spot_check import spot_check
 from detector.data.transforms.boxes import Transform, Transformed
 from detector.data.transforms.resize import input_sizes, padded
 from detector.errors import DataError, DetectorError, counted
-from detector.files.json_stream import show_text
 from detector.structures import IGNORE_REGION, PADDING, SIZE_DIVISOR, Category, Targets
+from detector.system.json_stream import show_text
 
 BLOCK = 1 << 16  # boxes checked at a time
 

@@ -68,9 +68,18 @@ def decode_image(
 
 
 def read_annotated_image(
-    path: Path, height: int, width: int, channels: int = 3, exif: str = "auto", max_value: int | None = None
+    path: Path,
+    height: int,
+    width: int,
+    channels: int = 3,
+    exif: str = "auto",
+    max_value: int | None = None,
+    words: tuple[str, str] = (
+        "annotation says",
+        "correct width and height in the annotation file, or restore the image",
+    ),
 ) -> np.ndarray:
-    """The image in the frame of ``height`` × ``width`` that its boxes were drawn on."""
+    """The image in the frame of ``height`` × ``width`` that its boxes or its mask were drawn on."""
     data = _read_bytes(path)
     for upright in {"auto": (False, True), "stored": (False,), "upright": (True,)}[exif]:
         image = _decode(path, data, channels, upright)
@@ -78,8 +87,7 @@ def read_annotated_image(
             return scale_depth(image, max_value)
     frame = f" in the frame that data.exif={exif} reads" if exif != "auto" else ""
     raise DataError(
-        f"{path}: the image is {image.shape[1]}×{image.shape[0]}{frame}, its annotation says {width}×{height};"
-        " correct width and height in the annotation file, or restore the image"
+        f"{path}: the image is {image.shape[1]}×{image.shape[0]}{frame}, its {words[0]} {width}×{height}; {words[1]}"
     )
 
 

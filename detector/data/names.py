@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 from detector.data.images import IMAGE_SUFFIXES, why_missing
 from detector.data.listing import walk
-from detector.files.json_stream import show_text
+from detector.system.json_stream import show_text
 
 FIX = "detector doctor --fix corrects such names"
 ALLOW_OUTSIDE = "set data.allow_outside=true (without a config: --allow-outside)"

@@ -16,7 +16,7 @@ import numpy as np
 from detector.config.schema import DataConfig, SplitConfig
 from detector.data.listing import check_folder
 from detector.errors import ConfigError, DataError, counted
-from detector.files.json_stream import show_text
+from detector.system.json_stream import show_text
 
 
 def hold_back(

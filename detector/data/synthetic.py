@@ -1,4 +1,4 @@
-"""Generated data: shapes on textured clutter, in COCO format or one folder per class, a function of (seed, index)."""
+"""Generated data: shapes on clutter, in COCO format, in class folders or with masks; a function of (seed, index)."""
 
 from __future__ import annotations
 
@@ -72,8 +72,32 @@ def write_class_shapes(folder: Path, train: int, val: int, seed: int = 0) -> Non
         first += count
 
 
+def write_mask_shapes(folder: Path, train: int, val: int, seed: int = 0) -> None:
+    """Write ``folder``/images/{train,val} and index masks of the same names in ``folder``/masks/{train,val}.
+
+    Index 0 is the background, then come the classes.
+    """
+    first = 0
+    for split, count in (("train", train), ("val", val)):
+        for kind in ("images", "masks"):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+        for index in range(first, first + count):
+            image, _, labels, shown = make_shapes(seed, index)
+            mask = np.zeros((SIDE, SIDE), dtype=np.uint8)
+            for own, label in zip(shown, labels, strict=True):
+                mask[own] = label + 1
+            cv2.imwrite(str(folder / "images" / split / f"{index:05}.png"), image[:, :, ::-1])
+            cv2.imwrite(str(folder / "masks" / split / f"{index:05}.png"), mask)
+        first += count
+
+
 def make_image(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
     """An image [SIDE, SIDE, 3] uint8 RGB, the boxes of its shapes [T, 4] xyxy in whole pixels, and their labels."""
+    return make_shapes(seed, index)[:3]
+
+
+def make_shapes(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[int], np.ndarray]:
+    """:func:`make_image`, and the part of each shape that is seen, [T, SIDE, SIDE] bool."""
     rng = np.random.default_rng([seed, index])
     image = _clutter(rng)
     shown = np.zeros((0, SIDE, SIDE), dtype=bool)  # the visible part of each shape so far
@@ -90,7 +114,7 @@ def make_image(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, list[int]
         boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
         labels.append(label)
         _paint(rng, image, mask)
-    return image, np.array(boxes), labels
+    return image, np.array(boxes), labels, shown
 
 
 def _clutter(rng: np.random.Generator) -> np.ndarray:

@@ -28,10 +28,10 @@ from PIL import Image
 from detector.checkpoints.checkpoint import save_checkpoint
 from detector.config.loader import load_config
 from detector.data.synthetic import CLASSES
-from detector.files.atomic import PARTIAL
 from detector.models import build_model
-from detector.processes import end_with_parent
 from detector.structures import Category
+from detector.system.atomic import PARTIAL
+from detector.system.processes import end_with_parent
 
 # Small enough to run in tenths of a second, with everything that must survive: momentum, an average, batch norm,
 # augmentation, batches that wrap around an epoch, several evaluations.

@@ -17,8 +17,8 @@ from detector.data.formats.coco_values import is_id, number_of_text, read_box
 from detector.data.formats.columns import id_key, sort_key
 from detector.data.names import Names, is_certain
 from detector.errors import DataError, kind_of
-from detector.files.json_stream import is_number, open_json, show
 from detector.ops.boxes import pairwise_iou
+from detector.system.json_stream import is_number, open_json, show
 
 # s, m, l: objects of under 32², 32² to 96², and over 96² pixels.
 OTHER_TRUTH = "evaluate on the annotations that these results belong to"

@@ -27,10 +27,10 @@ from detector.errors import ConfigError, DetectorError, counted
 from detector.export import onnx as onnx_files
 from detector.export import reduced
 from detector.export.graph import Prediction, export_graph
-from detector.files.atomic import atomic_write
 from detector.inference.evaluate import evaluate_opened
 from detector.inference.exported import ExportedPredictor
 from detector.inference.predictor import Predictor
+from detector.system.atomic import atomic_write
 from detector.tasks import get_results, get_task
 
 # The most that scores and boxes (in pixels) may differ by. Kinds in float must find what the checkpoint finds.

@@ -21,7 +21,7 @@ from detector.data.headers import open_header, stored_size
 from detector.data.images import ARRAY_SUFFIX, decode_image
 from detector.data.inputs import Reading
 from detector.errors import DataError, DetectorError
-from detector.processes import begin_child
+from detector.system.processes import begin_child
 
 Made = TypeVar("Made")
 

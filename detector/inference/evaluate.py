@@ -34,8 +34,6 @@ from detector.data.detection import (
     scored_truth,
     with_sizes,
 )
-from detector.data.formats.building import Source
-from detector.data.formats.reading import detect
 from detector.data.listing import check_folder
 from detector.errors import ConfigError, DataError, counted, near_path
 from detector.evaluation.box_figures import box_report
@@ -45,7 +43,7 @@ from detector.inference.exported import SUFFIX, ExportedPredictor
 from detector.models.compiling import check_compiler, compiled
 from detector.models.precision import check_precision
 from detector.reports import Scored
-from detector.structures import Batch, Detections
+from detector.structures import Batch
 from detector.tasks import Task, detection, get_core, get_task
 from detector.training import distributed
 from detector.training.loop import predict_all, predict_batch
@@ -84,10 +82,11 @@ def evaluate_checkpoint(
         if path:  # other data has no part held back
             given += [f"data.val.{key}={json.dumps(str(path), ensure_ascii=False)}", "data.val_share=null"]
             other = ["data.val.sets=[]", "data.val.format=auto", "data.val.part=null"]
-    needs_annotations = get_core(checkpoint_config(content, source).task).FOLDER_FORMAT is None
+    core = get_core(checkpoint_config(content, source).task)
+    needs_annotations = core.FOLDER_FORMAT is None
     if images and not annotations and not needs_annotations:
         given.append("data.val.annotations=null")
-    if annotations and not images and needs_annotations and detect(Source(Path(annotations))) != "coco":
+    if annotations and not images and core.has_images(Path(annotations)):
         other.append("data.val.images=null")  # where the format has them
     overrides = [*other, *overrides, *given]
     if exported:
@@ -216,7 +215,7 @@ def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
     predict = _predict_exported if is_exported else predict_batch
     tally = predict_all(network, task, data, config, device, predict)
     metrics = task.evaluate(tally, data.truth, scored_by) if distributed.is_main() else {}
-    return Evaluation(Scored(name, tally.rows, metrics), config, data.truth, data.images)
+    return Evaluation(Scored(name, tally.rows, metrics, tally.worst), config, data.truth, data.images)
 
 
 def _predict_exported(model: ExportedPredictor, task: Task, batch: Batch, config: Config) -> Tally:
@@ -225,7 +224,7 @@ def _predict_exported(model: ExportedPredictor, task: Task, batch: Batch, config
     if images.dtype != model.dtype:
         images = images.astype(model.dtype) * 257 if model.dtype == np.uint16 else model.refuse_depth()
     outputs = list(map(torch.from_numpy, model.run(images, batch.sizes.numpy(), batch.sizes_original.numpy())))
-    return task.tally(outputs[0] if len(outputs) == 1 else Detections(*outputs), batch, config.model)
+    return task.tally(task.as_predicted(outputs), batch, config)
 
 
 def _read_results(path: str, truth: Annotations) -> np.ndarray:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from detector.data.formats.labels import LabelledImage, Labels, describe_lost
 from detector.data.formats.writing import WRITERS, check_names
-from detector.files.atomic import atomic_write, make_folder, storing
 from detector.reports.drawing import as_rgb, save_jpeg
 from detector.structures import Category, Id
+from detector.system.atomic import atomic_write, make_folder, storing
 
 if TYPE_CHECKING:
     from detector.tasks.detection_results import Prediction

@@ -32,11 +32,11 @@ from detector.data.images import IMAGE_SUFFIXES, read_image
 from detector.data.listing import list_images, sort_out
 from detector.data.loading.sampler import EvalBatches, Key
 from detector.errors import ConfigError, DataError, counted, near_path
-from detector.files.atomic import atomic_write, make_folder, only_one, storing
 from detector.inference.exports import NOTHING, Exports, class_folders, save_crops, write_exports
 from detector.inference.images import ImagePredictor, Item
 from detector.reports.drawing import save_jpeg
 from detector.structures import Id
+from detector.system.atomic import atomic_write, make_folder, only_one, storing
 from detector.tasks import Results, get_results
 
 PROGRESS = "progress.jsonl"
@@ -226,6 +226,7 @@ def _infer(
                     image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
                     row |= {"id": image_id, "size": item.sample.size_original}
                     row["results"] = results.to_results(found, image_id, _as_text(name))
+                    drawn.append(pool.submit(results.save, found, name, output))
                     if draw_score is not None:
                         path = output / "images" / name
                         drawn.append(pool.submit(_draw, results, item.image, found, draw_score, path))

@@ -49,8 +49,9 @@ class ImagePredictor(ABC):
         Arrays and tensors are RGB; ``image[:, :, ::-1]`` converts the BGR of ``cv2.imread``. Paths and PIL images are
         turned upright by EXIF, unless the model was trained with ``data.exif=stored``; 16-bit values are scaled by its
         ``data.max_value``. The result is a list of :class:`detector.tasks.detection_results.Prediction`, where
-        ``score_threshold`` in [0, 1] replaces the config's own, or of
-        :class:`detector.tasks.classification_results.ClassPrediction`. Raises :class:`detector.errors.DataError` for a
+        ``score_threshold`` in [0, 1] replaces the config's own, of
+        :class:`detector.tasks.classification_results.ClassPrediction`, or of
+        :class:`detector.tasks.segmentation_results.SegmentPrediction`. Raises :class:`detector.errors.DataError` for a
         file that cannot be read, and TypeError or ValueError for a wrong argument: before anything is predicted, or for
         a generator's image when it is taken, ``batch_size`` at a time.
         """

@@ -43,9 +43,9 @@ from detector.inference.batching import Batcher, Timed
 from detector.inference.decoders import Decode, Decoders
 from detector.inference.images import ImagePredictor
 from detector.inference.openapi import describe
-from detector.processes import handled
 from detector.reports.drawing import save_jpeg
 from detector.reports.pages import render
+from detector.system.processes import handled
 from detector.tasks import get_results
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import cast
@@ -145,6 +146,48 @@ class ClassicHead(nn.Linear):
         super().__init__(in_channels, num_classes)
 
 
+class SemanticHead(nn.Module):
+    """Every level upsampled to the finest one, and their sum classified cell by cell (Kirillov et al. 2019, figure 3).
+
+    A block is a convolution, a group norm and ReLU; upsampling by two follows it until the finest level is reached.
+    """
+
+    by_class = ("classifier.weight", "classifier.bias")
+
+    def __init__(self, config: ModelConfig, levels: tuple[int, ...], in_channels: int, num_classes: int) -> None:
+        super().__init__()
+        head = config.head
+        channels = head.channels or 128
+        self.doublings = [level - levels[0] for level in levels]
+        self.towers = nn.ModuleList()
+        for doublings in self.doublings:
+            widths = [in_channels, *[channels] * max(head.blocks, doublings)]
+            self.towers.append(nn.ModuleList(_block(*pair) for pair in itertools.pairwise(widths)))
+        self.dropout = nn.Dropout2d(head.dropout)
+        self.classifier = nn.Conv2d(channels, num_classes, 1)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+
+    def forward(self, pyramid: list[Tensor]) -> Tensor:
+        """Pyramid levels [B, C, H_l, W_l], fine to coarse → logits [B, K, H_0, W_0] on the grid of the finest."""
+        sizes = [feature.shape[-2:] for feature in pyramid]
+        total: Tensor | None = None
+        for feature, tower, doublings in zip(pyramid, self.towers, self.doublings, strict=True):
+            for number, block in enumerate(tower):
+                feature = block(feature)
+                if number < doublings:  # networks may round odd sizes up or down, so the size is a level's own
+                    finer = sizes[doublings - 1 - number]
+                    feature = F.interpolate(feature, size=finer, mode="bilinear", align_corners=False)
+            total = feature if total is None else total + feature
+        return self.classifier(self.dropout(total))
+
+
+def _block(in_channels: int, channels: int) -> nn.Sequential:
+    convolution = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(convolution, group_norm(channels), nn.ReLU(inplace=True))
+
+
 def _tower(in_channels: int, channels: int, config: HeadConfig) -> nn.Sequential:
     layers: list[nn.Module] = []
     for index in range(config.num_convs):
@@ -167,4 +210,5 @@ HEADS: dict[str, Head] = {
     "retina": RetinaHead,
     "pooled": PooledHead,
     "classic": ClassicHead,
+    "semantic": SemanticHead,
 }

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detector.files.atomic import atomic_write, make_folder, write_json
+from detector.evaluation.tally import Kept
 from detector.reports.pages import Block, Section, Table, Tone, chart, new_figure, shortened, write_page
+from detector.system.atomic import atomic_write, make_folder, write_json
 
 
 class Scored(NamedTuple):
@@ -20,6 +21,7 @@ class Scored(NamedTuple):
     name: str  # of the checkpoint or the results file
     rows: np.ndarray  # of the task's tally over all images
     metrics: dict[str, Any]
+    worst: tuple[Kept, ...] = ()  # of the tally
 
 
 @dataclass(frozen=True)

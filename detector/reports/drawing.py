@@ -16,6 +16,8 @@ from detector.reports.pages import shortened
 
 Color = tuple[int, int, int]
 
+COVER = 0.6  # of the colour of a pixel's class; the rest shows the image
+NAMED = 8  # classes of a mask that are named
 LEGEND = 8  # classes in a legend, at most
 LARGEST_JPEG = 65_500  # long side that JPEG libraries write
 SMALLEST = 480  # long side of a drawing; smaller images are enlarged, so that text on them can be read
@@ -101,6 +103,21 @@ def draw_lines(image: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -
     for label, text in zip(labels, texts, strict=True):
         top = _draw_plate(draw, draw_letters(text, size), 0, top, class_color(label))
     return _with_legend(canvas, legend, size)
+
+
+def draw_mask(image: np.ndarray, mask: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """``image`` [H, W, C] under the colours of its pixels' classes, ``mask`` [H, W], with the names of the largest.
+
+    Pixels of no class, such as ignored ones, are darkened.
+    """
+    height, width = mask.shape  # of a batch, the image may be padded
+    counts = np.bincount(mask.ravel(), minlength=256)
+    colors = np.zeros((256, 3), dtype=np.uint8)
+    colors[: len(names)] = [class_color(label) for label in range(len(names))]
+    gray = as_rgb(image[:height, :width]).mean(axis=2, dtype=np.float32, keepdims=True)  # so that colours are classes
+    blended = (1 - COVER) * gray + COVER * colors[mask]
+    present = [label for label in np.argsort(-counts, kind="stable").tolist() if counts[label] and label < len(names)]
+    return draw_lines(blended.astype(np.uint8), present[:NAMED], [names[label] for label in present[:NAMED]])
 
 
 def draw_confusion(confusion: np.ndarray, names: Sequence[str]) -> Image.Image:

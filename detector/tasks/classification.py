@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,11 @@ def largest_input(config: Config) -> tuple[int, int]:
     return config.data.crop.size, config.data.crop.size
 
 
+def has_images(annotations: Path) -> bool:
+    """A CSV file does not say where its images are."""
+    return False
+
+
 def open_own(config: Config, name: str, own: Any, categories: list[Category] | None = None) -> ClassDataset:
     raise ConfigError(
         "task: data given from Python must be boxes, for detection; name a folder or CSV file in data.train"
@@ -76,6 +82,11 @@ def predict(logits: Tensor, batch: Batch, config: ModelConfig) -> Tensor:
     return logits.float().sigmoid() if config.multi_label else logits.float().softmax(dim=1)
 
 
+def as_predicted(outputs: Sequence[Tensor]) -> Tensor:
+    """The scores, an exported file's only output."""
+    return outputs[0]
+
+
 def mirror(scores: Tensor, batch: Batch) -> Tensor:
     """A mirror image has the same classes."""
     return scores
@@ -86,9 +97,9 @@ def merge(found: Sequence[Tensor], config: ModelConfig) -> Tensor:
     return torch.stack(list(found)).mean(dim=0)
 
 
-def tally(scores: Tensor, batch: Batch, config: ModelConfig) -> Tally:
+def tally(scores: Tensor, batch: Batch, config: Config) -> Tally:
     """With ``multi_label``, rows [B, 1 + K] of image and scores, as AP ranks all images; else single_label_tally's."""
-    if config.multi_label:
+    if config.model.multi_label:
         return Tally(torch.cat([batch.ids[:, None].double(), scores.cpu().double()], dim=1).numpy())
     labels = batch.targets.probabilities.argmax(dim=1)  # in evaluation no images are mixed
     scores, labels = to_cpu(scores.double(), labels)

@@ -13,8 +13,8 @@ import numpy as np
 
 from detector.data.transforms.resize import center_crop
 from detector.errors import counted
-from detector.files.atomic import atomic_write
 from detector.reports.drawing import draw_lines, score_texts
+from detector.system.atomic import atomic_write
 from detector.tasks import Difference
 
 if TYPE_CHECKING:
@@ -95,6 +95,10 @@ def draw(image: np.ndarray, prediction: ClassPrediction, draw_score: float) -> I
     texts = score_texts(prediction.names, prediction.scores)
     shown = [(label, text) for label, text, is_kept in zip(prediction.labels, texts, is_drawn, strict=True) if is_kept]
     return draw_lines(image, [int(label) for label, _ in shown], [text for _, text in shown])
+
+
+def save(prediction: ClassPrediction, name: str, output: Path) -> None:
+    """Nothing: the results have it all."""
 
 
 def to_results(prediction: ClassPrediction, image_id: int, name: Path) -> list[dict[str, Any]]:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-import csv
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
 from detector.data.classification import ClassDataset, ClassSample
 from detector.evaluation.coverage import rare_classes
-from detector.files.atomic import atomic_write
 from detector.reports import figure
 from detector.reports.class_page import classification_report
-from detector.reports.drawing import draw_confusion, draw_lines
+from detector.reports.confusion import write_confusion
+from detector.reports.drawing import draw_lines
 from detector.structures import Batch, Category
 
 # --- looking at the data ----------------------------------------------------------------------------------------------
@@ -78,17 +75,5 @@ def describe(metrics: dict[str, Any], per_class: bool) -> str:
     return "\n".join(lines)
 
 
-def write_report(metrics: dict[str, Any], folder: Path) -> None:
-    """``confusion.csv`` (one row per true class, one column per predicted class) and ``confusion.png``."""
-    if "confusion" not in metrics:
-        return
-    names = [row["name"] for row in metrics["per_class"]]
-    with atomic_write(folder / "confusion.csv") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *names])
-        writer.writerows([name, *row] for name, row in zip(names, metrics["confusion"], strict=True))
-    with atomic_write(folder / "confusion.png", "wb") as file:
-        draw_confusion(np.array(metrics["confusion"]), names).save(file, format="png")
-
-
+write_report = write_confusion
 report = classification_report

@@ -15,11 +15,13 @@ from detector.config.parts import find_part
 from detector.config.schema import Config, ModelConfig
 from detector.config.tasks import HEADS
 from detector.data.detection import Annotations, CocoDataset, Sample, open_dataset
+from detector.data.formats.building import Source
+from detector.data.formats.reading import detect as detect_format
 from detector.data.own import BoxData, OwnDataset, read_own
 from detector.data.synthetic import write_shapes
 from detector.data.transforms.boxes import Transform
 from detector.data.transforms.mixing import MixingTransform
-from detector.data.transforms.resize import input_size, padded
+from detector.data.transforms.resize import largest_size
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.tally import Tally
 from detector.ops import boxes as box_ops
@@ -62,10 +64,7 @@ def main_metric(config: Config) -> str:
 
 def largest_input(config: Config) -> tuple[int, int]:
     """Height and width of the largest input image, padded."""
-    resize = config.data.resize
-    # No side exceeds ``long``: if ``short`` does, the largest image is a square of ``long``.
-    height, width = input_size(min(resize.short[-1], resize.long), resize.long, resize)
-    return padded(height), padded(width)
+    return largest_size(config.data.resize)
 
 
 def open_split(
@@ -74,6 +73,11 @@ def open_split(
     """The data set of ``data.train`` (augmented) or ``data.val``, with ``categories`` if given."""
     transform = make_transform(config, name)
     return open_dataset(config.data, name, transform, categories, config.model.in_channels, config.seed, keep_in)
+
+
+def has_images(annotations: Path) -> bool:
+    """Every format but COCO says where its images are."""
+    return detect_format(Source(annotations)) != "coco"
 
 
 def open_own(config: Config, name: str, own: BoxData, categories: list[Category] | None = None) -> OwnDataset:
@@ -159,6 +163,11 @@ def predict(predictions: Predictions, batch: Batch, config: ModelConfig) -> Dete
     return detect(predictions, batch.sizes, build_box_coder(config.box_coder), config.predict, sizes_original)
 
 
+def as_predicted(outputs: Sequence[Tensor]) -> Detections:
+    """The detections of an exported file."""
+    return Detections(*outputs)
+
+
 def mirror(detections: Detections, batch: Batch) -> Detections:
     """Boxes of mirror images in the images' own frame."""
     left, top, right, bottom = detections.boxes.unbind(dim=2)
@@ -181,7 +190,7 @@ def to_rows(detections: Detections, ids: Tensor) -> np.ndarray:
     return rows[rows[:, -1] >= 0].numpy()
 
 
-def tally(detections: Detections, batch: Batch, config: ModelConfig) -> Tally:
+def tally(detections: Detections, batch: Batch, config: Config) -> Tally:
     """One row per detection: AP ranks the detections of all images."""
     return Tally(to_rows(detections, batch.ids))
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from detector.data.transforms.resize import resize_by_rule
 from detector.errors import counted
-from detector.files.atomic import atomic_write, write_json_list
 from detector.reports.drawing import draw_boxes, score_texts
 from detector.structures import SIZE_DIVISOR
+from detector.system.atomic import atomic_write, write_json_list
 from detector.tasks import Difference
 
 if TYPE_CHECKING:
@@ -213,6 +213,10 @@ def draw(image: np.ndarray, prediction: Prediction, draw_score: float) -> Image.
     texts = score_texts(prediction.names, prediction.scores)
     texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
     return draw_boxes(image, prediction.boxes[is_drawn], prediction.labels[is_drawn].tolist(), texts)
+
+
+def save(prediction: Prediction, name: str, output: Path) -> None:
+    """Nothing: the results have it all."""
 
 
 def to_results(prediction: Prediction, image_id: Id, name: Path) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from detector.checkpoints.checkpoint import read_checkpoint
 from detector.config.loader import config_to_dict, differences
 from detector.config.schema import Config
 from detector.errors import ConfigError
-from detector.files.atomic import make_folder, write_json
 from detector.reports import figure
+from detector.system.atomic import make_folder, write_json
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 

@@ -52,6 +52,8 @@ def _sides(boxes: Tensor) -> np.ndarray:
 
 def long_side(config: Config, data: Any) -> tuple[int, str]:
     """So long that the 10th percentile of the objects has ``SMALL_OBJECT`` pixels; no image needs to grow for it."""
+    if not hasattr(data, "annotations"):
+        raise ConfigError(f"data.resize.long: auto is derived from boxes, and {data.source} has none; give a number")
     long_sides = np.maximum(data.annotations.heights.numpy(), data.annotations.widths.numpy())
     image, _ = data.image_labels
     fraction = float(np.quantile(_sides(data.checked.boxes[data.is_object]) / long_sides[image], 0.1))

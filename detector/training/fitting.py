@@ -26,11 +26,11 @@ from detector.config.schema import Config, SplitConfig
 from detector.data.own import OwnData
 from detector.data.transforms.resize import has_one_size
 from detector.errors import ConfigError, DataError, counted
-from detector.files.atomic import atomic_write
 from detector.models import Model, build_model
 from detector.models.compiling import check_compiler
 from detector.models.precision import check_precision, explain_nondeterministic, prepare_gpu
 from detector.reports import Scored
+from detector.system.atomic import atomic_write
 from detector.tasks import Data, Task, get_task, get_views
 from detector.training import distributed
 from detector.training.batch_size import choose_batch_size, with_batch_size
@@ -183,8 +183,8 @@ def report_best(config: Config, task: Task, model: Model, val_data: Data, run: R
         load_weights(model, distributed.from_main(lambda: read_checkpoint(run.best)["model"]), run.best)
         tally = predict_all(model, task, val_data, config, device)
     if distributed.is_main():
-        rows, metrics = run.best_tally or (tally.rows, task.evaluate(tally, val_data.truth, config))
-        scored = Scored(str(run.best), rows, metrics)
+        tally, metrics = run.best_tally or (tally, task.evaluate(tally, val_data.truth, config))
+        scored = Scored(str(run.best), tally.rows, metrics, tally.worst)
         report = get_views(config.task).report(scored, val_data.truth, config, val_data.images)
         report.write_page(run.path, f"Evaluation of {run.path.name}")
 
@@ -228,6 +228,7 @@ KEPT = (
     "data.val_share",
     "data.exif",
     "data.max_value",
+    "data.masks",
     "data.class_weights",
     "data.repeat_threshold",
     "data.group_by_aspect",

@@ -27,8 +27,8 @@ from detector.evaluation.tally import Tally, merge
 from detector.models import Model
 from detector.models.norms import changing_buffers
 from detector.models.precision import autocast
-from detector.processes import handled
 from detector.structures import Batch, Category
+from detector.system.processes import handled
 from detector.tasks import Data, Task, get_views
 from detector.tasks.predicting import predict_merged
 from detector.training import distributed
@@ -161,7 +161,7 @@ def train(
             is_due = ends_epoch(state.step) and (epoch % config.eval.every_epochs == 0 or state.step == steps)
             if val_data is not None and is_due and state.evaluated_step < state.step:
                 tally, metrics = run_evaluation(state.evaluated, task, val_data, config, device)
-                keep_best(run, config, task, state, categories, tally.rows, metrics, epoch)
+                keep_best(run, config, task, state, categories, tally, metrics, epoch)
                 save_last(run, config, categories, state)
                 distributed.barrier()  # the others wait here, not in a step, while the main rank scores
             if state.step == steps or (is_due and is_stale(config.train, state)):
@@ -313,7 +313,7 @@ def keep_best(
     task: Task,
     state: TrainingState,
     categories: list[Category],
-    rows: np.ndarray,
+    tally: Tally,
     metrics: dict[str, Any],
     epoch: int,
 ) -> None:
@@ -328,7 +328,7 @@ def keep_best(
         save_checkpoint(
             run.best, config, categories, {"model": state.evaluated.state_dict(), "epoch": epoch, "metrics": numbers}
         )
-        run.keep_best(rows, metrics)
+        run.keep_best(tally, metrics)
     results = {
         "epoch": epoch,
         "images_seen": state.step * config.train.batch_size,
@@ -365,7 +365,7 @@ def run_evaluation(
 
 def predict_batch(model: Model, task: Task, batch: Batch, config: Config) -> Tally:
     with explain_memory(batch.describe(), "lower eval.batch_size or data.resize"):
-        return task.tally(predict_merged(model, task, batch, config.model), batch, config.model)
+        return task.tally(predict_merged(model, task, batch, config.model), batch, config)
 
 
 def predict_all(

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from detector.config.schema import OptimizerConfig, ScheduleConfig
 from detector.errors import WeightsError
-from detector.files.tensors import check_tensor
 from detector.models.backbones import Backbone
+from detector.system.tensors import check_tensor
 
 
 def scaled_lr(config: OptimizerConfig, batch_size: int) -> float:

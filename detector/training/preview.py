@@ -7,8 +7,8 @@ import sys
 from detector.config.schema import Config
 from detector.data.loading.collate import collate
 from detector.errors import DetectorError, counted
-from detector.files.atomic import atomic_write
 from detector.reports.drawing import contact_sheet
+from detector.system.atomic import atomic_write
 from detector.tasks import Data, get_views
 from detector.training.loop import count_steps, train_batches
 from detector.training.run_folder import RunFolder

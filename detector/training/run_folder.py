@@ -17,8 +17,9 @@ from detector.config.loader import save_config
 from detector.config.schema import Config
 from detector.device import environment
 from detector.errors import ConfigError
-from detector.files.atomic import LOCK, append_line, atomic_write, make_folder, only_one, storing, sync, write_json
+from detector.evaluation.tally import Kept, Tally
 from detector.structures import Category
+from detector.system.atomic import LOCK, append_line, atomic_write, make_folder, only_one, storing, sync, write_json
 
 
 def kept_labels(run: Path) -> Path:
@@ -39,7 +40,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
         self.board: Any = None  # a SummaryWriter if append should also write for TensorBoard
-        self._best_tally: tuple[IO[bytes], dict[str, Any]] | None = None
+        self._best_tally: tuple[IO[bytes], tuple[Kept, ...], dict[str, Any]] | None = None
         self.saved_at = time.monotonic()  # when this process started or last wrote last.pt
         self.is_locked = False
         self._lock = contextlib.ExitStack()
@@ -94,26 +95,26 @@ class RunFolder:
         save_checkpoint(self.last, config, categories, state)
         self.saved_at = time.monotonic()
 
-    def keep_best(self, rows: np.ndarray, metrics: dict[str, Any]) -> None:
+    def keep_best(self, tally: Tally, metrics: dict[str, Any]) -> None:
         """Keep the best epoch's tally and metrics for this process; the rows on disk, as they can be large."""
         self._best_tally = None
         with contextlib.suppress(OSError):  # without room on disk, the best model predicts again
             file = TemporaryFile(dir=self.path)  # noqa: SIM115 (it lives as long as this object)
-            np.save(file, rows)
-            self._best_tally = file, metrics
+            np.save(file, tally.rows)
+            self._best_tally = file, tally.worst, metrics
 
     @property
     def has_best(self) -> bool:
         return self._best_tally is not None
 
     @property
-    def best_tally(self) -> tuple[np.ndarray, dict[str, Any]] | None:
-        """What :meth:`keep_best` kept last; None if the best epoch was another process's."""
+    def best_tally(self) -> tuple[Tally, dict[str, Any]] | None:
+        """What :meth:`keep_best` kept last, without the sums; None if the best epoch was another process's."""
         if self._best_tally is None:
             return None
-        file, metrics = self._best_tally
+        file, worst, metrics = self._best_tally
         file.seek(0)
-        return np.load(file), metrics
+        return Tally(np.load(file), None, worst), metrics
 
     def is_shared(self) -> bool:
         """Whether this machine sees the main rank's folder, by the lock in it."""

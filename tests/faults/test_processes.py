@@ -20,7 +20,7 @@ from PIL import Image
 import detector
 from detector.config.loader import load_config
 from detector.dev.stress import CONFIG, TINY, data_overrides, link_images, start, tiny_checkpoint
-from detector.processes import WAIT_POLICIES
+from detector.system.processes import WAIT_POLICIES
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 
@@ -199,7 +199,7 @@ def test_loading_changes_nothing_of_the_process(inputs: dict[str, Path]) -> None
 
 def test_a_command_sets_what_opencv_reads_and_imports_nothing_heavy() -> None:
     # In a process of its own: only there is nothing loaded yet that would read it too early.
-    code = "import sys; from detector.processes import prepare_command; prepare_command(); "
+    code = "import sys; from detector.system.processes import prepare_command; prepare_command(); "
     code += "print('torch' in sys.modules, 'cv2' in sys.modules); "
     code += "import cv2; print(cv2.utils.logging.getLogLevel())"
     environment = {name: value for name, value in os.environ.items() if name != "OPENCV_LOG_LEVEL"}
@@ -217,8 +217,8 @@ needs_run_delay = pytest.mark.skipif(
     "given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "passive"}, {"KMP_BLOCKTIME": "1"}], ids=str
 )
 def test_commands_watch_for_busy_processes_unless_a_person_chose_how_to_wait(given: dict[str, str]) -> None:
-    code = "import threading; from detector.processes import prepare_command; prepare_command(); prepare_command(); "
-    code += "print(threading.active_count())"
+    code = "import threading; from detector.system.processes import prepare_command; "
+    code += "prepare_command(); prepare_command(); print(threading.active_count())"
     environment = {name: value for name, value in os.environ.items() if name not in WAIT_POLICIES} | given
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout == ("1\n" if given else "2\n")
@@ -227,7 +227,7 @@ def test_commands_watch_for_busy_processes_unless_a_person_chose_how_to_wait(giv
 # Works until a second team of OpenMP's threads is kept, then ends in the middle of it.
 CONTENTION = """
 import threading, time
-from detector.processes import prepare_command
+from detector.system.processes import prepare_command
 prepare_command()
 import torch
 torch.set_num_threads(2)

@@ -27,8 +27,8 @@ from detector.data.loading.sampler import epoch_batches
 from detector.dev.stress import CONFIG, TINY, data_overrides, finish, kill, rows_of, start, unequal
 from detector.errors import ConfigError, NonFiniteError, StorageError
 from detector.models.backbones import BACKBONES
-from detector.processes import handled
 from detector.reports import Report
+from detector.system.processes import handled
 from detector.tasks import detection, detection_views
 from detector.training import fitting, loop
 from detector.training.fitting import fit

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from detector.data.headers import check_size, checked, may_be_deep, open_header, orientation_of, stored_size
 from detector.data.images import ARRAY_SUFFIX, ChannelsError, open_file, read_image, why_missing
 from detector.errors import DataError
-from detector.processes import begin_child
+from detector.system.processes import begin_child
 
 BITS = 128
 _SIDE = 32

@@ -256,6 +256,23 @@ CHECKS: dict[str, Check] = {
         "boxes more than 10 times as long as wide: the usual anchors do not cover them",
         "look at them; for long objects add ratios to model.anchors.ratios",
     ),
+    # --- masks ---
+    "mask-missing": Check("error", "images without a mask", "add it, remove the image, or set data.masks.endings"),
+    "mask-unreadable": Check("error", "masks that cannot be read", "restore them, or correct the segmentations"),
+    "mask-size": Check("error", "masks of another size than their image", "restore the one that was resized"),
+    "mask-index": Check(
+        "error",
+        "masks with an index that is no class",
+        "name it in data.classes, ignore it (data.masks.ignore_index), or map it (data.masks.label_map)",
+    ),
+    "mask-colors": Check(
+        "error", "masks in RGB", "convert them to indices, or name each class's colour (data.masks.colors)"
+    ),
+    "class-small": Check(
+        "note",
+        "classes with under a thousandth of the pixels",
+        "nothing, if they are so small; data.class_weights and model.loss.dice_weight help to learn them",
+    ),
     # --- sets ---
     "leak-identical": Check(
         "error", "val images that are train images, byte for byte", "remove them from one of the splits"

@@ -52,8 +52,8 @@ from detector.data.formats.coco_values import (
 from detector.data.formats.columns import BAD_ID, DANGLING, NO_ID, duplicated, id_key, indices_of, shift_between
 from detector.data.headers import QUARTER_TURNS
 from detector.errors import ConfigError, counted
-from detector.files.atomic import atomic_write, check_new, make_folder
-from detector.files.json_stream import is_number
+from detector.system.atomic import atomic_write, check_new, make_folder
+from detector.system.json_stream import is_number
 
 ROUNDING = 2  # pixels by which both sides may differ in an image that was not scaled
 MOST_LOST = 0.01  # fraction of the annotations, without --allow-loss

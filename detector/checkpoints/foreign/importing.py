@@ -21,11 +21,11 @@ from detector.config.loader import config_to_dict, merge, overlay
 from detector.config.parts import check_code
 from detector.config.schema import Config
 from detector.errors import WeightsError, one_of
-from detector.files.tensors import check_tensor, is_state_dict
 from detector.models import build_model
 from detector.models.backbones import BACKBONES
 from detector.ops.coders import build_box_coder
 from detector.structures import Category
+from detector.system.tensors import check_tensor, is_state_dict
 
 HEAD_BATCH_NORMS = r"(head|bbox_head)\..*\.running_(mean|var)"
 

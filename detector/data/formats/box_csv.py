@@ -19,7 +19,7 @@ from detector.data.formats.recognition import CORNERS
 from detector.data.listing import list_images
 from detector.data.names import ALLOW_OUTSIDE, leads_out
 from detector.errors import DataError
-from detector.files.json_stream import show, show_text
+from detector.system.json_stream import show, show_text
 
 # Names of columns in lower case, without spaces and underscores; the first of a row that a header has is taken.
 IMAGE = ("imagepath", "filename", "path", "filepath", "file", "image", "imagename", "imagefile", "imgpath", "imageid")

@@ -17,8 +17,8 @@ from detector.data.formats.coco_values import MAX_SIDE, number_of_text
 from detector.data.formats.columns import WITHOUT_SIZE, Faults, Ids, Rows, Texts, is_file_name
 from detector.data.images import read_size
 from detector.errors import DataError, unreadable
-from detector.files.json_stream import show, show_text
 from detector.structures import Category
+from detector.system.json_stream import show, show_text
 
 # The usual names of the parts of a data set.
 PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}

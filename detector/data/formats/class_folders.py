@@ -21,8 +21,8 @@ from detector.data.listing import list_images
 from detector.data.names import ALLOW_OUTSIDE, Names, check_names, files_below
 from detector.data.split import hold_back
 from detector.errors import DataError, counted, one_of, unreadable
-from detector.files.json_stream import has_surrogates
 from detector.structures import Category
+from detector.system.json_stream import has_surrogates
 
 # A first row is a header if it begins with one of these, else it is data.
 PATH_NAMES = ("path", "file", "file_name", "filename", "file_path", "filepath", "image", "image_path", "image_name")

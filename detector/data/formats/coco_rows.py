@@ -56,8 +56,8 @@ from detector.data.formats.columns import (
     sort_key,
 )
 from detector.errors import DataError, kind_of
-from detector.files.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
 from detector.structures import Category
+from detector.system.json_stream import JsonStream, is_integer, is_number, open_json, show, show_text
 
 
 def read_rows(path: Path, is_strict: bool) -> Rows:

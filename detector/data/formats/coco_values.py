@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from detector.data.formats.recognition import SIDES
-from detector.files.json_stream import has_surrogates, is_integer, is_number
+from detector.system.json_stream import has_surrogates, is_integer, is_number
 
 # OpenCV's limits: it decodes no larger image.
 MAX_SIDE, MAX_AREA = 1 << 20, 1 << 30
@@ -83,6 +83,22 @@ def plain_polygons(segmentation: list[Any]) -> list[Any]:
         if polygon != []:
             plain.append(polygon)
     return plain
+
+
+def mask_of_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray | None:
+    """The pixels of polygons or a run-length mask, [H, W] bool; None where there are none, or of another size."""
+    from pycocotools import mask
+
+    try:
+        if isinstance(segmentation, list):
+            polygons = [own.ravel().tolist() for own in _polygons(plain_polygons(segmentation)) if len(own) > 2]
+            encoded = mask.merge(mask.frPyObjects(polygons, height, width))
+        else:
+            encoded = _encoded(segmentation)
+        drawn = mask.decode(encoded).astype(bool)
+    except (TypeError, KeyError, ValueError, OverflowError, IndexError):
+        return None
+    return drawn if drawn.shape == (height, width) else None
 
 
 def box_of_segmentation(segmentation: Any) -> list[float] | None:

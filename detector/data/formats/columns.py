@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from detector.files.json_stream import has_surrogates, show, show_text
 from detector.structures import Category, Id
+from detector.system.json_stream import has_surrogates, show, show_text
 
 # An id's code is the integer that it is or plainly spells. Other texts, and integers beyond 64 bits, have codes below
 # all integers.

@@ -14,9 +14,9 @@ import torch
 from detector.data.formats.building import Source, numbered_rows
 from detector.data.formats.columns import Rows, Texts
 from detector.errors import ConfigError, StorageError, WeightsError
-from detector.files.atomic import atomic_write, make_folder
-from detector.files.tensors import read_file
 from detector.structures import Category
+from detector.system.atomic import atomic_write, make_folder
+from detector.system.tensors import read_file
 
 VERSION = 3  # raised with every change to what a reader makes of the same files
 COLUMNS = ("heights", "widths", "image", "label", "boxes_xywh", "areas", "is_crowd")

@@ -18,8 +18,8 @@ from detector.data.formats.annotations import Annotations
 from detector.data.formats.building import Source
 from detector.data.formats.columns import id_key
 from detector.data.names import leads_out
-from detector.files.atomic import atomic_write, check_new, storing
 from detector.structures import Id
+from detector.system.atomic import atomic_write, check_new, storing
 
 Parts = Mapping[Path, np.ndarray]  # the file of each part, and which images are in it, [I] bool
 

@@ -82,7 +82,7 @@ def detect(source: Source) -> str:
             f"{source.path}: is a folder; give a file, as {files[0]}"
             if files
             else f"{source.path}: holds no annotations of a known format; give a COCO JSON file, a CSV file of boxes,"
-            " YOLO's data.yaml, or a folder of Pascal VOC's XML files"
+            " YOLO's data.yaml, or a folder of Pascal VOC's XML files; masks are for task segmentation, with --config"
         )
     return next(iter(found), "csv" if source.path.suffix.lower() == ".csv" else "coco")  # the reader says what is wrong
 

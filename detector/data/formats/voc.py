@@ -24,7 +24,7 @@ from detector.data.formats.building import LARGEST_TEXT, LISTED_AGAIN, Builder, 
 from detector.data.formats.columns import Rows
 from detector.data.listing import list_images, walk
 from detector.errors import DataError, near_path, one_of, unreadable
-from detector.files.json_stream import show_text
+from detector.system.json_stream import show_text
 
 PARTS = {"train": ("train", "trainval"), "val": ("val", "valid", "test"), "test": ("test",)}
 ANNOTATION_FOLDERS = ("Annotations", "annotations")

@@ -33,9 +33,9 @@ from detector.data.formats.labels import (
 )
 from detector.data.names import leads_out
 from detector.errors import DataError
-from detector.files.atomic import atomic_folder, atomic_write, write_json_list
-from detector.files.json_stream import show_text
 from detector.structures import Category
+from detector.system.atomic import atomic_folder, atomic_write, write_json_list
+from detector.system.json_stream import show_text
 
 
 def _count_unused(labels: Labels, used: set[int], lost: Lost) -> Lost:

@@ -21,8 +21,8 @@ from detector.data.formats.recognition import labels_folder, what_it_is
 from detector.data.listing import list_images
 from detector.data.names import ALLOW_OUTSIDE, Names, files_below, is_certain, leads_out
 from detector.errors import DataError, counted, kind_of
-from detector.files.json_stream import show, show_text
 from detector.structures import Category
+from detector.system.json_stream import show, show_text
 
 YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 NAME_FILES = ("classes.txt", "obj.names")

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from detector.errors import DataError, DetectorError
-from detector.files.atomic import append_line
+from detector.system.atomic import append_line
 
 TRIES = 10  # replacements for one image; if all of them fail, the disk is gone rather than images broken
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from detector.data.loading.sampler import Key
 from detector.errors import DataError, DetectorError
-from detector.processes import begin_child
+from detector.system.processes import begin_child
 
 
 def load(

@@ -14,16 +14,15 @@ from detector.config.schema import AugmentConfig, ResizeConfig
 from detector.data.transforms.colors import (
     apply,
     apply_listed,
-    color_transform,
+    augmentations,
     draw_flips,
     draw_turns,
     flip,
-    listed_transforms,
-    load_albumentations,
     seeded,
     turn,
 )
 from detector.data.transforms.resize import input_size, resize
+from detector.data.transforms.windows import cut, draw_corner, draw_window
 from detector.structures import IGNORE_REGION
 
 GRAY = 114  # of 255: what lies beyond an image on a canvas, near the mean that a model subtracts
@@ -69,20 +68,13 @@ class TrainTransform(Transform):
         super().__init__(config)
         self.augment = augment
         self.seed = seed
-        self.colors = (
-            load_albumentations().Compose([color_transform(augment, channels)]) if augment.photometric else None
-        )
-        largest = min(
-            config.long, 2 * max(config.short)
-        )  # side; on longer images, the listed ones are first tried in training
-        self.listed = listed_transforms(augment, channels, *(config.fixed or (largest, largest)))
+        self.colors, self.listed = augmentations(config, augment, channels)
 
     def __call__(self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, epoch: int, index: int) -> Transformed:
         rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index]))
         if quarters := draw_turns(self.augment, rng):
             image, boxes = turn(image, quarters), turn_boxes(boxes, *image.shape[:2], quarters)
-        rescale = self._onto_canvas if self.augment.canvas else self._rescale_and_crop
-        image, boxes, labels = rescale(image, boxes, labels, rng)
+        image, boxes, labels = self._placed(image, boxes, labels, rng)
         across, down = draw_flips(self.augment, rng)
         image, boxes = flip(image, across, down), flip_boxes(boxes, *image.shape[:2], across, down)
         if self.colors is not None:
@@ -100,48 +92,20 @@ class TrainTransform(Transform):
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         return Transformed(image, boxes[has_area], labels[has_area])
 
-    def _rescale_and_crop(
+    def _placed(
         self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> Transformed:
-        """Zoomed by a random factor. In: a window of the image fills the target size. Out: the target is smaller."""
-        full_height, full_width = image.shape[:2]
-        height, width = input_size(full_height, full_width, self.config, int(rng.choice(self.config.short)))
-        zoom = self._draw_zoom(rng)
-        if zoom <= 1:
-            window = (0, 0, full_height, full_width)
-            height, width = max(1, round(height * zoom)), max(1, round(width * zoom))
-        else:
-            sides = max(1, round(full_height / zoom)), max(1, round(full_width / zoom))
-            top, left = (
-                int(rng.integers(full - side + 1)) for full, side in zip((full_height, full_width), sides, strict=True)
-            )
-            window = (top, left, *sides)
+        """A window of the image, resized; with ``augment.canvas``, put on gray at random."""
+        window, size = draw_window(image.shape[:2], self.config, self.augment, rng)
+        if window != (0, 0, *image.shape[:2]) or self.augment.canvas:
             boxes, labels = crop_boxes(boxes, labels, window, self.augment.min_visibility)
-        top, left, window_height, window_width = window
-        image = image[top : top + window_height, left : left + window_width]
-        return self._resized(image, boxes, labels, height, width)
-
-    def _onto_canvas(
-        self, image: np.ndarray, boxes: np.ndarray, labels: np.ndarray, rng: np.random.Generator
-    ) -> Transformed:
-        """Scaled to fit in ``augment.canvas``, times a random factor; on each axis cropped or put on gray at random."""
-        canvas = np.array(self.augment.canvas)
-        full = np.array(image.shape[:2])
-        scale = (canvas / full).min() * self._draw_zoom(rng)
-        sides = np.clip(np.rint(canvas / scale), 1, full).astype(int)  # of the window that is seen
-        top, left = (int(corner) for corner in rng.integers(full - sides + 1))
-        boxes, labels = crop_boxes(boxes, labels, (top, left, *sides), self.augment.min_visibility)
-        window = image[top : top + sides[0], left : left + sides[1]]
-        size = np.clip(np.rint(sides * scale), 1, canvas).astype(int)
-        window, boxes, labels = self._resized(window, boxes, labels, *size.tolist())
-        top, left = (int(corner) for corner in rng.integers(canvas - size + 1))
-        whole = gray(*canvas, window)
-        whole[top : top + size[0], left : left + size[1]] = window
+        seen, boxes, labels = self._resized(cut(image, window), boxes, labels, *size)
+        if not self.augment.canvas:
+            return Transformed(seen, boxes, labels)
+        top, left = draw_corner(size, self.augment.canvas, rng)
+        whole = gray(*self.augment.canvas, seen)
+        whole[top : top + size[0], left : left + size[1]] = seen
         return Transformed(whole, boxes + np.array([left, top, left, top], dtype=np.float32), labels)
-
-    def _draw_zoom(self, rng: np.random.Generator) -> float:
-        jitter = self.augment.scale_jitter
-        return float(np.exp(rng.uniform(*np.log(jitter)))) if jitter else 1.0
 
 
 def gray(height: int, width: int, like: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from detector.data.transforms.colors import (
     turn,
 )
 from detector.data.transforms.resize import center_crop, resize
+from detector.data.transforms.windows import draw_patch
 
 NO_BOXES = np.zeros((0, 4))
 
@@ -69,11 +70,8 @@ def mix(
     fraction = float(rng.beta(alpha, alpha))
     if is_blended:
         return np.rint(fraction * image + (1 - fraction) * other).astype(image.dtype), fraction
-    height, width = image.shape[:2]
-    sides = np.sqrt(1 - fraction) * np.array([height, width]) / 2
-    center = rng.uniform(0, [height, width])
-    top, left = np.rint(np.maximum(center - sides, 0)).astype(int)
-    bottom, right = np.rint(np.minimum(center + sides, [height, width])).astype(int)
+    rows, columns = draw_patch(image.shape[:2], 1 - fraction, rng)
     mixed = image.copy()
-    mixed[top:bottom, left:right] = other[top:bottom, left:right]
-    return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+    mixed[rows, columns] = other[rows, columns]
+    patch = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return mixed, 1 - patch / (image.shape[0] * image.shape[1])

@@ -1,4 +1,4 @@
-"""Colours, flips and ``data.augment.transforms``, for boxes and classes; the only module that uses albumentations."""
+"""Colours, flips and ``data.augment.transforms`` for every task; the only module that uses albumentations."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import cv2
 import numpy as np
 from pydantic import JsonValue, ValidationError
 
-from detector.config.schema import AugmentConfig
+from detector.config.schema import AugmentConfig, ResizeConfig
 from detector.errors import ConfigError, one_of
+from detector.structures import IGNORED_PIXEL
 
 # Transforms that do what data.resize does.
 RESIZING = ("Resize", "SmallestMaxSize", "LongestMaxSize", "LetterBox", "RandomScale")
@@ -37,6 +38,14 @@ def color_transform(augment: AugmentConfig, channels: int) -> Any:
         return library.ColorJitter(limits, limits, limits, hue=(-0.03, 0.03), p=augment.photometric)
     # Saturation and hue are of RGB.
     return library.RandomBrightnessContrast((-0.3, 0.3), (-0.3, 0.3), p=augment.photometric)
+
+
+def augmentations(config: ResizeConfig, augment: AugmentConfig, channels: int) -> tuple[Any, Any]:
+    """The change of colours and :func:`listed_transforms`, for images of the input size; None where there are none."""
+    colors = load_albumentations().Compose([color_transform(augment, channels)]) if augment.photometric else None
+    # On images that are longer, the listed ones are first tried in training.
+    largest = min(config.long, 2 * max(config.short))
+    return colors, listed_transforms(augment, channels, *(config.fixed or (largest, largest)))
 
 
 def listed_transforms(augment: AugmentConfig, channels: int, height: int, width: int) -> Any:
@@ -128,14 +137,7 @@ def apply_listed(transform: Any, image: np.ndarray, boxes: np.ndarray) -> tuple[
     """Apply one of :func:`listed_transforms`: the image, the boxes that are left, not clipped, and their indices."""
     height, width = image.shape[:2]
     rows = np.column_stack([boxes / [width, height, width, height], np.arange(len(boxes))])
-    name = type(transform).__name__
-    try:
-        changed, rows = _run(transform, image, bboxes=rows)
-    except Exception as error:  # the library may raise anything for an unsuitable image
-        raise _unfit(name, str(error)) from None
-    if changed.dtype != image.dtype or changed.shape[2] != image.shape[2]:
-        made = f"{image.dtype} with {image.shape[2]} channels into {changed.dtype} with {changed.shape[2]}"
-        raise _unfit(name, f"turns {made}; it must keep both (the model normalises)")
+    changed, rows = _run_listed(transform, image, "bboxes", rows)
     rows = rows.reshape(-1, 5)
     height, width = changed.shape[:2]
     moved = (rows[:, :4] * [width, height, width, height]).astype(np.float32)
@@ -143,14 +145,36 @@ def apply_listed(transform: Any, image: np.ndarray, boxes: np.ndarray) -> tuple[
     return changed, moved[has_area], rows[has_area, 4].astype(np.int64)
 
 
-def _run(transform: Any, image: np.ndarray, **targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def apply_listed_to_mask(transform: Any, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Apply one of :func:`listed_transforms`: the image, and the mask [H, W] uint8 by nearest.
+
+    Transforms fill what comes from beyond a mask with 0, so it is given to them inverted: 255 is what is ignored.
+    """
+    image, inverted = _run_listed(transform, image, "mask", IGNORED_PIXEL - mask)
+    return image, IGNORED_PIXEL - inverted
+
+
+def _run_listed(transform: Any, image: np.ndarray, kind: str, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The image and its target of this kind, changed by a transform of the config's list."""
+    name = type(transform).__name__
+    try:
+        changed, moved = _run(transform, image, **{kind: target})
+    except Exception as error:  # the library may raise anything for an unsuitable image
+        raise _unfit(name, str(error)) from None
+    if changed.dtype != image.dtype or changed.shape[2] != image.shape[2]:
+        made = f"{image.dtype} with {image.shape[2]} channels into {changed.dtype} with {changed.shape[2]}"
+        raise _unfit(name, f"turns {made}; it must keep both (the model normalises)")
+    return changed, moved
+
+
+def _run(transform: Any, image: np.ndarray, **targets: np.ndarray) -> tuple[np.ndarray, Any]:
     # Colours can be changed only in 8 bits or in floats; a float32 in [0, 1] holds 16 bits exactly.
     is_deep = image.dtype == np.uint16
     done = transform(image=image.astype(np.float32) / 65535 if is_deep else image, **targets)
     changed = done["image"]
     if is_deep:
         changed = np.rint(changed * 65535).clip(0, 65535).astype(np.uint16)
-    return changed.reshape(*changed.shape[:2], -1), done.get("bboxes")
+    return changed.reshape(*changed.shape[:2], -1), next((done[kind] for kind in targets), None)
 
 
 def draw_flips(augment: AugmentConfig, rng: np.random.Generator) -> tuple[bool, bool]:

@@ -42,6 +42,13 @@ def input_size(height: int, width: int, resize: ResizeConfig, short: int | None 
     return new_height, new_width
 
 
+def largest_size(resize: ResizeConfig) -> tuple[int, int]:
+    """Height and width of the largest input image, padded."""
+    # No side exceeds ``long``: if ``short`` does, the largest image is a square of ``long``.
+    height, width = input_size(min(resize.short[-1], resize.long), resize.long, resize)
+    return padded(height), padded(width)
+
+
 def has_one_size(resize: ResizeConfig) -> bool:
     """Whether all images get the same size, before augmentation."""
     return resize.fixed is not None

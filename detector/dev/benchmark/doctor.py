@@ -19,7 +19,7 @@ import numpy as np
 from detector.analysis.doctor.files import FileFacts, look_at_files
 from detector.dev.benchmark.generate import write_photos
 from detector.dev.benchmark.measure import BenchmarkError, Case, Run, Settings
-from detector.processes import begin_child
+from detector.system.processes import begin_child
 
 GENERATED = 96  # images of --synthetic
 IMAGES = 10_000  # the same ones repeatedly: enough for the start of processes not to matter

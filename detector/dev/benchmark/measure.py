@@ -26,8 +26,8 @@ import torch
 import torchvision
 
 from detector.errors import DetectorError
-from detector.processes import child_command, child_environment
 from detector.structures import SIZE_DIVISOR
+from detector.system.processes import child_command, child_environment
 
 Run = Callable[[], Any]  # the work that is timed; returns what is compared
 

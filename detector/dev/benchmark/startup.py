@@ -8,7 +8,7 @@ from pathlib import Path
 
 from detector.data.synthetic import write_shapes
 from detector.dev.benchmark.measure import BenchmarkError, Case, Settings
-from detector.processes import child_command, child_environment
+from detector.system.processes import child_command, child_environment
 
 IMAGES = (4_600, 200)  # training and validation images of `detector quickstart`
 POLL_SECONDS = 0.01

@@ -18,8 +18,8 @@ import torch
 from detector.config.loader import load_config
 from detector.dev.benchmark.measure import BenchmarkError, Case, Settings
 from detector.models import build_model
-from detector.processes import WAIT_POLICIES, child_command, child_environment, prepare_command
 from detector.structures import PADDING, Targets
+from detector.system.processes import WAIT_POLICIES, child_command, child_environment, prepare_command
 from detector.tasks import detection
 
 CONFIG, CLASSES, SIDE, BATCH, OBJECTS = "quickstart.yaml", 4, 128, 4, 8

@@ -20,8 +20,8 @@ from detector.dev.gpu_check.check import SIDE, Check, SkippedError, step_config
 from detector.dev.stress import TINY, data_overrides, rows_of
 from detector.models import Model, build_model
 from detector.ops.assignment import max_iou
-from detector.processes import child_command, child_environment
 from detector.structures import Predictions
+from detector.system.processes import child_command, child_environment
 from detector.tasks import detection
 from detector.training.average import AveragedWeights, SavedBuffers
 from detector.training.fitting import fit

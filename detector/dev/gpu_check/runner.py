@@ -18,7 +18,7 @@ import torch
 
 from detector.dev.gpu_check import correctness, times
 from detector.dev.gpu_check.check import Check, SkippedError
-from detector.processes import end_with_parent
+from detector.system.processes import end_with_parent
 
 PART_SECONDS = 150  # before a part counts as hanging
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
-from detector.files.atomic import atomic_write, make_folder
+from detector.system.atomic import atomic_write, make_folder
 
 if TYPE_CHECKING:  # imported where a page is written; inference does not need them
     from jinja2 import Environment

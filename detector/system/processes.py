@@ -202,7 +202,7 @@ def end_with_parent(pid: int | None = None) -> None:
 
 def child_command(module: str, *arguments: str) -> list[str]:
     """``python -m MODULE ARGUMENTS`` for ``subprocess``, in a process that ends with this one."""
-    code = f"from detector.processes import end_with_parent; end_with_parent({os.getpid()}); import runpy;"
+    code = f"from detector.system.processes import end_with_parent; end_with_parent({os.getpid()}); import runpy;"
     code += f" runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
     return [sys.executable, "-c", code, *arguments]
 
