@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from detector.config.schema import Config, ModelConfig
 from detector.models.backbones import Network
 
+MAX_IOU = str(Path(__file__).with_name("max_iou.yaml"))  # a config
 TINY_BACKBONE = "model.backbone={name: tiny, norm: bn}"  # where BACKBONES has it, which a test or short.py says
 
 

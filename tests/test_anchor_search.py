@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import MAX_IOU
 
 from detector.analysis.anchors.search import Split, best_ious, judge, options, score, search
 from detector.config.loader import build_on, load_config
@@ -23,7 +24,7 @@ def split(shapes: Path) -> Split:
 
 @pytest.fixture(scope="module")
 def objects(split: Split) -> InputBoxes:
-    return split.at(load_config("quickstart.yaml").data.resize).objects()
+    return split.at(load_config(MAX_IOU).data.resize).objects()
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def objects(split: Split) -> InputBoxes:
     ],
 )
 def test_a_suggestion_is_never_worse(objects: InputBoxes, start: AnchorConfig) -> None:
-    matcher, levels = load_config("quickstart.yaml").model.matcher, [3, 4, 5]
+    matcher, levels = load_config(MAX_IOU).model.matcher, [3, 4, 5]
     found = search(objects, start, matcher, levels, seed=0, generations=4)
     assert found.per_cell == start.per_cell
     before, after = (best_ious(objects, config, levels) for config in (start, found))
@@ -54,7 +55,7 @@ def test_every_class_counts_alike() -> None:
 
 
 def test_anchors_that_miss_everything_are_fixed(objects: InputBoxes) -> None:
-    matcher, levels = load_config("quickstart.yaml").model.matcher, [3, 4, 5]
+    matcher, levels = load_config(MAX_IOU).model.matcher, [3, 4, 5]
     start = AnchorConfig(base_size=16.0)  # 128 px at least, where objects have 8 to 100
     assert coverage_of(best_ious(objects, start, levels), matcher).recall < 0.2
     found = search(objects, start, matcher, levels, seed=0, generations=8)
@@ -77,7 +78,7 @@ def test_whether_a_change_pays(recall: float, macs: int, verdict: str) -> None:
 def test_other_pyramids_and_sizes(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("detector.analysis.anchors.search.FEWER_GENERATIONS", 1)
     model = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5, 6, 7], channels: 16}"]
-    config = load_config("quickstart.yaml", model)
+    config = load_config(MAX_IOU, model)
     found = {option.name: option for option in options(split, config, config.model.anchors, 4)}
     assert list(found) == ["as configured", "with P2", "without P7", "without P6 and P7", "input × 0.75", "input × 1.5"]
     assert isinstance(found["with P2"].coverage, Coverage)
@@ -93,9 +94,9 @@ def test_other_sizes_of_a_fixed_one_change_what_counts(split: Split, monkeypatch
     monkeypatch.setattr("detector.analysis.anchors.search.FEWER_GENERATIONS", 1)
     overrides = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5], channels: 16}"]
     overrides.append("data.resize={short: [640], long: 640, fixed: [128, 256], rounding: down}")
-    config = load_config("quickstart.yaml", overrides)
+    config = load_config(MAX_IOU, overrides)
     for option in options(split, config, config.model.anchors, 4):
-        changed = load_config("quickstart.yaml", [*overrides, *option.keys.split()])  # as a person would give them
+        changed = load_config(MAX_IOU, [*overrides, *option.keys.split()])  # as a person would give them
         height, width = changed.data.resize.fixed or []
         cells = sum(-(-height // 2**level) * -(-width // 2**level) for level in changed.model.fpn.levels)
         assert option.anchors == 9 * cells

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from networks import MAX_IOU
 
 from detector.__main__ import main
 from detector.config.loader import load_config
@@ -29,7 +30,7 @@ def outputs(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("sys.stdout", printed)
         patch.setattr("detector.analysis.anchors.search.FEWER_GENERATIONS", 1)
         flags = ["--suggest", "--json", "--html", str(folder / "page.html"), "--write", str(folder / "mine.yaml")]
-        assert main(["anchors", "--config", "quickstart.yaml", *flags, *data]) == 0
+        assert main(["anchors", "--config", MAX_IOU, *flags, *data]) == 0
     return folder
 
 
@@ -68,7 +69,7 @@ def test_a_suggestion_is_written_and_read_back(outputs: Path) -> None:
 
 
 def test_tables_on_a_terminal(data: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["anchors", "--config", "quickstart.yaml", *data]) == 0
+    assert main(["anchors", "--config", MAX_IOU, *data]) == 0
     printed = capsys.readouterr().out
     for title in ("All objects", "By size", "By ratio", "By class", "By level", "Objects that no anchor covers well"):
         assert f"{title}" in printed
@@ -84,8 +85,8 @@ def test_tables_on_a_terminal(data: list[str], capsys: pytest.CaptureFixture[str
             ["--config", "quickstart.yaml", "data.train.annotations=null", "data.train.images=null"],
             "data.train.annotations is not set; give it in the config",
         ),
-        (["--config", "quickstart.yaml", "--write", "x.yaml"], "--write has no effect without --suggest"),
-        (["--config", "quickstart.yaml", "data.train.annotations=no.json"], "no.json: cannot be read: No such file"),
+        (["--config", MAX_IOU, "--write", "x.yaml"], "--write has no effect without --suggest"),
+        (["--config", MAX_IOU, "data.train.annotations=no.json"], "no.json: cannot be read: No such file"),
         (["--config", "quickstart.yaml", "model.anchors.bas_size=2"], "unknown key; did you mean 'base_size'?"),
     ],
 )
@@ -103,25 +104,25 @@ def test_an_assigner_without_thresholds(
     """What it assigns is reported, not IoUs at a threshold that it does not have; anchors that fit are no matter."""
     own = [*data, f"model.matcher.name={name}", "model.anchors={base_size: 8.0, ratios: [1.0], scales: [1.0]}"]
     page = tmp_path / "page.html"
-    assert main(["anchors", "--config", "quickstart.yaml", "--html", str(page), *own]) == 0
+    assert main(["anchors", "--config", MAX_IOU, "--html", str(page), *own]) == 0
     printed = capsys.readouterr().out
     assert f"(fraction that {name} assigns anchors to)" in printed
     assert ("This is what atss assigns, until" in printed) == (name == "task_aligned")
     assert "low-quality" not in printed + page.read_text()
     assert "threshold" not in printed + page.read_text()
-    assert main(["anchors", "--config", "quickstart.yaml", "--json", *own]) == 0
+    assert main(["anchors", "--config", MAX_IOU, "--json", *own]) == 0
     content = json.loads(capsys.readouterr().out)
     assert (content["assigner"], content["positive_threshold"]) == (name, None)
     assert content["overall"]["recall"] == pytest.approx(1 - content["overall"]["without_positive"])
     assert [row["anchors"] for row in content["levels"]] == [16 * 16, 8 * 8, 4 * 4]
-    assert main(["anchors", "--config", "quickstart.yaml", "--suggest", *own]) == 2
+    assert main(["anchors", "--config", MAX_IOU, "--suggest", *own]) == 2
     assert f"model.matcher.name {name} does not need anchors that fit the objects" in capsys.readouterr().err
 
 
 def test_nothing_is_written_over(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("seed: 1\n")
-    assert main(["anchors", "--config", "quickstart.yaml", "--suggest", "--write", str(path), *data]) == 2
+    assert main(["anchors", "--config", MAX_IOU, "--suggest", "--write", str(path), *data]) == 2
     assert capsys.readouterr().err == f"error: {path}: exists already; choose another name, or remove it\n"
     assert path.read_text() == "seed: 1\n"
 
@@ -130,7 +131,7 @@ def test_a_set_without_objects(shapes: Path, tmp_path: Path, capsys: pytest.Capt
     tree = json.loads((shapes / "annotations" / "train.json").read_text())
     (tmp_path / "empty.json").write_text(json.dumps(tree | {"annotations": []}))
     overrides = [f"data.train.annotations={tmp_path}/empty.json", *MODEL]
-    assert main(["anchors", "--config", "quickstart.yaml", *overrides]) == 2
+    assert main(["anchors", "--config", MAX_IOU, *overrides]) == 2
     assert "has no objects, so there is nothing for anchors to cover" in capsys.readouterr().err
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import MAX_IOU
 from PIL import Image
 
 import detector
@@ -51,7 +52,7 @@ def data_overrides(folder: Path) -> list[str]:
 def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one step: useless weights, real files."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    config = load_config("quickstart.yaml", [*FAST, *data_overrides(shapes)])
+    config = load_config(MAX_IOU, [*FAST, *data_overrides(shapes)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, "report_best", REPORT_BEST)
         assert fitting.fit(config, RunFolder(path), torch.device("cpu"))
@@ -132,7 +133,7 @@ def test_training_on_a_mistake(mistake: str, data: Path, tmp_path: Path, capsys:
     spoil(data)
     arguments = [
         "--config",
-        "quickstart.yaml",
+        MAX_IOU,
         "--runs",
         str(tmp_path / "runs"),
         *FAST,
@@ -424,7 +425,7 @@ def test_a_runs_folder_is_accepted_wherever_a_checkpoint_is(
     printed = capsys.readouterr()
     assert json.loads(printed.out)["AP"] == pytest.approx(json.loads((run / "results.json").read_text())["AP"])
     assert f"{half}: is a folder; using last.pt" in printed.err
-    start = load_config("quickstart.yaml", [*FAST, *data_overrides(shapes), f"model.weights={run}"])
+    start = load_config(MAX_IOU, [*FAST, *data_overrides(shapes), f"model.weights={run}"])
     assert fitting.fit(start, RunFolder(tmp_path / "next"), torch.device("cpu"))
     said = capsys.readouterr().err
     assert f"{run}: is a folder; using best.pt" in said

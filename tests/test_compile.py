@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch._dynamo
 import torch._inductor.config
-from networks import TINY, TINY_BACKBONE
+from networks import MAX_IOU, TINY, TINY_BACKBONE
 from torch import Tensor
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -101,7 +101,7 @@ def test_without_a_compiler_there_is_one_line(monkeypatch: pytest.MonkeyPatch, t
 
 def make_predictor(*overrides: str) -> Predictor:
     torch.manual_seed(0)
-    config = load_config("quickstart.yaml", ["model.predict.score_threshold=0", *overrides])
+    config = load_config(MAX_IOU, ["model.predict.score_threshold=0", *overrides])
     categories = [Category(0, "a"), Category(1, "b")]
     return Predictor(build_model(config.model, 2), config, categories, CPU)
 
@@ -156,7 +156,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def train(folder: Path, overrides: list[str]) -> list[dict]:
     """The steps' rows of a run."""
     run = RunFolder(folder)
-    assert fit(load_config("quickstart.yaml", overrides), run, CPU)
+    assert fit(load_config(MAX_IOU, overrides), run, CPU)
     return [row for row in map(json.loads, run.metrics.read_text().splitlines()) if "loss" in row]
 
 

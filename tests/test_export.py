@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from networks import MAX_IOU
 from onnx import helper
 
 import detector
@@ -69,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(folder: Path) -> Path:
-    return save_tiny(folder / "best.pt", "quickstart.yaml", TINY)
+    return save_tiny(folder / "best.pt", MAX_IOU, TINY)
 
 
 @pytest.fixture(scope="module")
@@ -245,16 +246,13 @@ def test_int8_keeps_the_outputs_convolutions_in_float(file: Path) -> None:
     assert weights.count("DequantizeLinear") == len(weights) - 2 > 10
 
 
-def test_a_check_that_compares_no_detections_warns(capsys: pytest.CaptureFixture[str]) -> None:
-    nothing, something = SimpleNamespace(scores=[]), SimpleNamespace(scores=[0.5])
-    request = exporting.Request("onnx")
-    exporting._warn_of_nothing([nothing, something], request)
-    assert capsys.readouterr().err == ""
-    exporting._warn_of_nothing([nothing, nothing], request)
-    said = (
-        "warning: no detections were compared, as the checkpoint finds nothing on 2 images of noise; give --images with"
-    )
-    assert capsys.readouterr().err.startswith(said)
+def test_a_check_that_compares_no_detections_warns(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.onnx")]
+    assert main(["export", *given, "model.predict.score_threshold=0.999"]) == 0
+    said = "warning: no detections were compared, as the checkpoint finds nothing on 3 images of noise; give --images"
+    assert said in capsys.readouterr().err
 
 
 def test_too_few_images_are_refused(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from networks import on_resnet10, undrawn
+from networks import MAX_IOU, on_resnet10, undrawn
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -58,7 +58,7 @@ if MISSING:
 
 aten = torch.ops.aten
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
-QUICKSTART = "quickstart.yaml"
+QUICKSTART = MAX_IOU
 DETECTION, CLASSIFICATION = "retinanet_r50_fpn.yaml", "classify_r50_fpn.yaml"
 # The others are built on a small ResNet: their networks are made of the same operations.
 OWN_NETWORK = ["retinanet_convnext_t_fpn.yaml", "retinanet_x50_32x4d_fpn.yaml", "classify_vgg16_bn.yaml"]

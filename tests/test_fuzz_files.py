@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from fuzz import mutate, survive
+from networks import MAX_IOU
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -135,7 +136,7 @@ WEIGHT = "head.cls_output.weight"
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a small model of two classes."""
     path = tmp_path_factory.mktemp("checkpoint") / "best.pt"
-    config = load_config("quickstart.yaml", TINY)
+    config = load_config(MAX_IOU, TINY)
     save_checkpoint(
         path, config, [Category(1, "a"), Category(7, "b")], {"model": build_model(config.model, 2).state_dict()}
     )

@@ -326,7 +326,7 @@ def test_an_unknown_file_name_is_refused(tmp_path: Path) -> None:
     ("wrong", "message"),
     [
         (7, "needs image_id, category_id, bbox and score; it is 7"),
-        (None, "needs image_id, category_id, bbox and score; it is None"),
+        (None, "needs image_id, category_id, bbox and score; it is null"),
         ("text", "needs image_id, category_id, bbox and score; it is 'text'"),
         ({"image_id": 20}, "needs image_id and category_id as integers or text, bbox and score as finite numbers"),
         (entry(bbox=[1, 2, 3]), "needs image_id and "),

@@ -125,7 +125,9 @@ def test_memory_format_does_not_matter() -> None:
 
 def test_unknown_head_lists_the_known_ones() -> None:
     config = make_config().model_copy(update={"head": HeadConfig(name="retnia")})
-    with pytest.raises(ConfigError, match=r"^model\.head\.name: unknown head 'retnia'; use retina, pooled or classic$"):
+    with pytest.raises(
+        ConfigError, match=r"^model\.head\.name: unknown head 'retnia'; use retina, pooled, classic or semantic$"
+    ):
         build_model(config, 3)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import MAX_IOU
 from PIL import Image
 
 from detector.__main__ import main
@@ -37,7 +38,7 @@ def tiny(shapes: Path) -> list[str]:
 def test_a_run_begins_with_figures_warnings_and_a_drawing(
     tmp_path: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load_config("quickstart.yaml", [*tiny, "train.steps=1", "model.anchors.base_size=16"])
+    config = load_config(MAX_IOU, [*tiny, "train.steps=1", "model.anchors.base_size=16"])
     assert fit(config, RunFolder(tmp_path / "run"), torch.device("cpu"))
     said = capsys.readouterr().err
     before = said[: said.index("step 1/1")]
@@ -49,14 +50,14 @@ def test_a_run_begins_with_figures_warnings_and_a_drawing(
 
     # A resumed run has reported it already.
     (tmp_path / "run" / "first_batch.jpg").unlink()
-    longer = load_config("quickstart.yaml", [*tiny, "train.steps=2", "model.anchors.base_size=16"])
+    longer = load_config(MAX_IOU, [*tiny, "train.steps=2", "model.anchors.base_size=16"])
     assert fit(longer, RunFolder(tmp_path / "run"), torch.device("cpu"), resume=True)
     assert "anchors: cover" not in capsys.readouterr().err
     assert not (tmp_path / "run" / "first_batch.jpg").exists()
 
 
 def test_good_anchors_raise_no_warning(tiny: list[str]) -> None:
-    config = load_config("quickstart.yaml", [*tiny, "data.resize={short: [128], long: 128}"])
+    config = load_config(MAX_IOU, [*tiny, "data.resize={short: [128], long: 128}"])
     data = detection.open_split(config, "val")
     lines = detection_views.preview(data, config)
     objects = int(data.is_object.sum())
@@ -68,7 +69,7 @@ def test_good_anchors_raise_no_warning(tiny: list[str]) -> None:
 def test_an_assigner_without_thresholds_is_asked(name: str, tiny: list[str]) -> None:
     """An object between the centres of the only level's cells gets nothing; the others do."""
     own = [f"model.matcher.name={name}", "model.anchors={base_size: 8.0, ratios: [1.0], scales: [1.0]}"]
-    config = load_config("quickstart.yaml", [*tiny, *own, "data.resize={short: [128], long: 128}"])
+    config = load_config(MAX_IOU, [*tiny, *own, "data.resize={short: [128], long: 128}"])
     data = detection.open_split(config, "val")
     objects, start = int(data.is_object.sum()), " at the start" if name == "task_aligned" else ""
     (line,) = detection_views.preview(data, config)[:1]
@@ -78,7 +79,7 @@ def test_an_assigner_without_thresholds_is_asked(name: str, tiny: list[str]) -> 
     assert float(match[1]) > 2
     assert float(match[3]) == round(objects / len(data), 1)
     small = ["model.fpn.levels=[5]", "data.resize={short: [32], long: 32}"]
-    lines = detection_views.preview(data, load_config("quickstart.yaml", [*tiny, *own, *small]))
+    lines = detection_views.preview(data, load_config(MAX_IOU, [*tiny, *own, *small]))
     assert any("of the objects get no anchor: none has its centre in them" in line for line in lines)
 
 

@@ -116,7 +116,7 @@ def test_without_the_images_the_page_says_so(shapes: Path, tmp_path: Path) -> No
         (["--against", "."], ["--images"]),
         (["--against", ".", "--images", "{images}"], ["without best.pt"]),
         (["--images", "nowhere"], ["nowhere is not a folder"]),
-        (["--report", "{images}/val_00012.jpg"], ["val_00012.jpg", "cannot be made"]),
+        (["--report", "{images}/val_00012.jpg"], ["val_00012.jpg", "is a file; choose another name"]),
         (["--against", "{other}"], ["other.json", "image_id 999", "val.json"]),
         (["--images", "{files}"], ["val_000", "does not exist"]),
     ],
@@ -210,4 +210,4 @@ def test_browse_on_a_mistake(shapes: Path, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "file").write_text("")
     output = str(tmp_path / "file" / "x.html")
     assert run_command("browse", ["--config", "quickstart.yaml", "--output", output, "--number", "1", *given]) == 2
-    assert "cannot be made" in capsys.readouterr().err
+    assert "is a file; choose another name" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from networks import TINY, TINY_BACKBONE
+from networks import MAX_IOU, TINY, TINY_BACKBONE
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
@@ -342,10 +342,10 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict | list
 
 
 def test_json_of_a_config(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = run_json(capsys, "--config", "quickstart.yaml", "model.fpn.channels=64")
-    summary = summarise(load_config("quickstart.yaml", ["model.fpn.channels=64"]).model, 80, (128, 128))
+    printed = run_json(capsys, "--config", MAX_IOU, "model.fpn.channels=64")
+    summary = summarise(load_config(MAX_IOU, ["model.fpn.channels=64"]).model, 80, (128, 128))
     assert printed == {
-        "config": "quickstart.yaml",
+        "config": MAX_IOU,
         "classes": 80,
         "parameters": summary.parameters,
         "trainable_parameters": summary.trainable_parameters,

@@ -455,7 +455,7 @@ def test_a_fixed_size_is_kept_whatever_is_listed() -> None:
         ({"name": "Compose", "transforms": []}, "no such transform"),
         ({"name": "ToTensorV2"}, "no such transform"),
         ({"name": "GaussNoise", "std_rang": [0, 1]}, "has no argument 'std_rang'; did you mean std_range?"),
-        ({"name": "GaussNoise", "p": 1.5}, "p: Input should be less than or equal to 1; it is 1.5"),
+        ({"name": "GaussNoise", "p": 1.5}, "p: must be less than or equal to 1; it is 1.5"),
         (
             {"name": "Resize", "height": 32, "width": 32},
             "Resize: changes the input's size; use data.resize",

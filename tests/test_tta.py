@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from networks import TINY, TINY_BACKBONE
+from networks import MAX_IOU, TINY, TINY_BACKBONE
 from torch import Tensor
 
 from detector.__main__ import run_command
@@ -96,7 +96,7 @@ def test_an_image_is_mirrored_and_scaled_within_its_own_size(dtype: torch.dtype)
 
 def test_without_either_nothing_changes_and_with_them_evaluation_uses_them() -> None:
     torch.manual_seed(0)
-    config = load_config("quickstart.yaml", ["model.predict.score_threshold=0"])
+    config = load_config(MAX_IOU, ["model.predict.score_threshold=0"])
     model, batch = build_model(config.model, 2).eval(), batch_of((64, 96))
     plain = predict_merged(model, detection, batch, config.model)
     with torch.inference_mode():

@@ -135,7 +135,6 @@ def _compare_onnx(predictor: Predictor, exported: ExportedPredictor, request: Re
     """What the file's predictions differ by, one by one and in batches; an exact kind must agree."""
     images, results = _images(predictor, request), get_results(predictor.config.task)
     expected = predictor.predict(images, batch_size=1)
-    _warn_of_nothing(expected, request)
     everything = candidates(predictor, images)
     where = counted(len(images), "image") + ("" if request.images else " of noise")
     limits, lines = (EXACT | REDUCED)[request.kind], []
@@ -145,18 +144,13 @@ def _compare_onnx(predictor: Predictor, exported: ExportedPredictor, request: Re
         lines.append(f"{where}, {words}: {difference.text}")
         if request.kind in EXACT and not difference.is_same:
             raise ExportError(f"the exported model does not predict what the checkpoint does: {lines[-1]}")
-    return lines
-
-
-def _warn_of_nothing(expected: Sequence[Any], request: Request) -> None:
-    """Warn where the checkpoint finds nothing on the images, so that there is nothing to compare."""
-    if not any(len(prediction.scores) for prediction in expected):
-        where = counted(len(expected), "image") + ("" if request.images else " of noise")
+    if not difference.compared:
         print(
             f"warning: no detections were compared, as the checkpoint finds nothing on {where};"
             f" give {'other ' if request.images else ''}--images with objects, or lower model.predict.score_threshold",
             file=sys.stderr,
         )
+    return lines
 
 
 def candidates(predictor: Predictor, images: Sequence[ImageInput]) -> Callable[[int], Any]:
@@ -174,7 +168,6 @@ def _compare_program(predictor: Predictor, module: nn.Module, request: Request) 
     images, own = _images(predictor, request), Prediction(predictor.model, predictor.config)
     samples = [predictor.sample(image) for image in images]
     settings = own.settings(request.is_fixed)
-    _warn_of_nothing(predictor.predict(images, batch_size=1), request)
     for indices in by_shape(samples):
         batch = collate([samples[index] for index in indices])
         with torch.inference_mode():

@@ -103,6 +103,7 @@ class Difference(NamedTuple):
 
     is_same: bool
     text: str
+    compared: int  # detections, or images where each has a prediction
 
 
 class Results(Protocol):

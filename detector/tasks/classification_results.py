@@ -86,7 +86,8 @@ def compare(
         scores = dict(zip(two.labels.tolist(), two.scores, strict=True))
         expected = np.array([scores.get(label, two.scores[-1]) for label in one.labels.tolist()])
         worst = max(worst, float(np.abs(one.scores - expected).max()))
-    return Difference(worst <= score, f"{counted(len(own), 'image')}, scores of each class within {worst:.1e}")
+    text = f"{counted(len(own), 'image')}, scores of each class within {worst:.1e}"
+    return Difference(worst <= score, text, len(own))
 
 
 def draw(image: np.ndarray, prediction: ClassPrediction, draw_score: float) -> Image.Image:

@@ -155,7 +155,7 @@ def compare(
         f" boxes within {worst[0]:.1e} px, scores within {worst[1]:.1e}"
     )
     # One tie of two that overlap is two detections.
-    return Difference(unmatched == 0 and ties <= max(2, 2 * MOST_TIES * count), text)
+    return Difference(unmatched == 0 and ties <= max(2, 2 * MOST_TIES * count), text, count)
 
 
 def _match(

@@ -105,7 +105,7 @@ def compare(
     """Whether the same pixels have the same class, but for some whose two best classes are equal up to rounding."""
     worst = max(float((one.mask != two.mask).mean()) for one, two in zip(own, other, strict=True))
     text = f"{counted(len(own), 'image')}, at most {worst:.2%} of the pixels of another class"
-    return Difference(worst <= MOST_DIFFERENT, text)
+    return Difference(worst <= MOST_DIFFERENT, text, len(own))
 
 
 def draw(image: np.ndarray, prediction: SegmentPrediction, draw_score: float) -> Image.Image:

@@ -148,6 +148,7 @@ def resuming(check: Check) -> dict[str, int]:
         folder = Path(name)
         write_shapes(folder / "data", train=8, val=2)
         given = [*TINY, *data_overrides(folder / "data"), "data.workers=0", "train.batch_size=2", "data.val=null"]
+        given += ["model.matcher.warmup=0"]  # it is a part of a run, and these runs end at different steps
         given += ["train.deterministic=true", "train.schedule={name: multistep, warmup_steps: 0, milestones: [1.0]}"]
         for run, steps in (("whole", 4), ("parts", 2), ("parts", 4)):
             config = load_config("quickstart.yaml", [*given, f"train.steps={steps}"])
