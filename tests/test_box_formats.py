@@ -225,7 +225,7 @@ def test_a_bad_file_of_voc(old: str, new: str, words: str, tmp_path: Path) -> No
 
 
 CSVS = {
-    "retinanet": "a.png,10,10,50,40,cat\nb.png,,,,,\na.png,1.5,2,3,4,dog\n",
+    "retinanet": "a.png,10,10,50,40,cat\nb.png,,,,,\n./a.png,1.5,2,3,4,dog\n",
     "deepforest": "image_path,xmin,ymin,xmax,ymax,label\n"
     "a.png,10,10,50,40,cat\nb.png,0,0,0,0,cat\na.png,1.5,2,3,4,dog\n",
     "semicolons": "filename;class;xmin;ymin;xmax;ymax\na.png;cat;10;10;50;40\nb.png;;;;;\na.png;dog;1,5;2;3;4\n",
@@ -300,6 +300,7 @@ def test_sets_of_several_formats_are_joined_by_class_name_and_weighted(tmp_path:
     assert [tuple(category) for category in found.categories] == [(0, "cat"), (1, "dog")]
     assert boxes(found)["voc/JPEGImages/a.png"][0] == ("cat", [10, 10, 40, 30])
     assert found.images == tmp_path
+    assert "weights of the sets: an epoch has 4 images, of 3 different ones" in found.notice
 
 
 def test_classes_are_selected_ordered_and_merged(tmp_path: Path) -> None:
@@ -366,6 +367,10 @@ def test_inference_takes_ids_from_any_format(tmp_path: Path) -> None:
     voc(tmp_path / "voc")  # of which val is b
     images, ids, unknown = known_ids(find_images(str(tmp_path / "voc/JPEGImages")), str(tmp_path / "voc"))
     assert (ids, unknown) == ({"b.png": 1}, ["a.png"])
+    data = tmp_path / "yolo/data.yaml"
+    data.write_text(data.read_text().replace("train:", "test:").replace("val:", "other:"))
+    images, ids, unknown = known_ids(find_images(str(tmp_path / "yolo/images/train")), str(data))
+    assert (list(ids), unknown) == (["a.png", "b.png"], [])  # of a set that has a test part alone
 
 
 # --- real data --------------------------------------------------------------------------------------------------------

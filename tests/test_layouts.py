@@ -83,10 +83,13 @@ def test_yolo_of_other_tools(name: str, tmp_path: Path) -> None:
     files, said = YOLO[name]
     suffixes = (".JPG", ".TXT") if name.startswith("upper") else (".jpg", ".txt")
     whole = yolo_images("train", suffixes[0]) | yolo_labels("train", suffixes[1]) | files
+    if "list" in name:
+        whole |= {"images/train/c.jpg": None, "labels/train/c.txt": "0 0.5 0.5 0.1 0.1\n"}
     found = read_annotations(lay_out(tmp_path, whole))
     assert [own.lower() for own in names_of(found)] == ["images/train/a.jpg", "images/train/b.jpg"]
     assert found.boxes_xywh.tolist() == [[15, 5, 10, 10]] * 2
     assert said in found.notice
+    assert "not used" not in found.notice  # a list does not name the images of all label files
 
 
 @pytest.mark.parametrize(
@@ -189,6 +192,7 @@ def test_jsons_of_coco_in_annotations_are_not_voc(tmp_path: Path) -> None:
             "no such file or folder; did you mean ImageSets/Main/train.txt",
         ),
         ("merge ../n=x.csv out --to coco", "../n=x.csv: ../n leads out of the folder of images"),
+        ("split x.csv --output out --one-based true", "--one-based is of Pascal VOC, but x.csv is read as csv"),
     ],
 )
 def test_paths_of_the_command_line(
@@ -204,6 +208,15 @@ def test_paths_of_the_command_line(
     assert main(command.split()) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_boxes_without_area_are_converted_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(lay_out(tmp_path, {"a.jpg": None, "x.csv": "a.jpg,1,2,30,12,cat\na.jpg,30,2,1,12,cat\n"}))
+    assert main(["convert", "x.csv", "out.json", "--to", "coco"]) == 0
+    assert "x.csv: 1 box without a positive width and height (first: annotation 2)" in capsys.readouterr().err
+    assert len(read_annotations(tmp_path / "out.json").labels) == 2
 
 
 def test_csv_with_its_classes_is_split_in_its_own_folder(tmp_path: Path) -> None:

@@ -57,12 +57,19 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 def source_of(args: argparse.Namespace, path: Path, images: Path | None, part: str = "train") -> Source:
     """Annotations as the options of :func:`add_reading` say."""
     from detector.data.formats.building import Source
+    from detector.data.formats.reading import detect
     from detector.data.listing import check_folder
 
     if images:
         check_folder(images, "--images")
     one_based = None if args.one_based == "auto" else args.one_based == "true"
-    return Source(path, images, args.format, part, one_based, args.exif, args.allow_outside)
+    source = Source(path, images, args.format, part, one_based, args.exif, args.allow_outside)
+    if one_based is not None and (found := detect(source)) != "voc":
+        raise ConfigError(
+            f"command line: --one-based is of Pascal VOC, but {path} is read as {found}; remove it (of several sets,"
+            " convert that of Pascal VOC first)"
+        )
+    return source
 
 
 def add_allow_code(parser: argparse.ArgumentParser) -> None:

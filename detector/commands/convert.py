@@ -62,13 +62,21 @@ def read(source: Path, images: Path | None, args: argparse.Namespace) -> Annotat
     """The annotations of a source, with the sizes of all images."""
     from detector.data.detection import with_sizes
     from detector.data.formats.reading import read_annotations
+    from detector.errors import counted
 
     annotations = read_annotations(source_of(args, source, images, args.part))
     if annotations.notice:
         print(annotations.notice, file=sys.stderr)
-    if args.to == "csv":
-        return annotations
-    return with_sizes(annotations, annotations.images, args.exif, args.allow_outside)
+    if args.to != "csv":
+        annotations = with_sizes(annotations, annotations.images, args.exif, args.allow_outside)
+    empty = (annotations.boxes_xywh[:, 2:] <= 0).any(dim=1).nonzero()[:, 0].tolist()
+    if empty:
+        print(
+            f"warning: {source}: {counted(len(empty), 'box')} without a positive width and height (first:"
+            f" {annotations.describe(empty[0])}); detector doctor shows and repairs them",
+            file=sys.stderr,
+        )
+    return annotations
 
 
 def write(labels: Labels, images: int, args: argparse.Namespace, source: object) -> None:

@@ -98,6 +98,8 @@ def evaluate_checkpoint(
     if not (has_val(data) if needs_annotations else data.val_share is not None or (data.val and data.val.images)):
         missing = "--annotations and --images" if needs_annotations else "--images"
         raise ConfigError(f"{source}: names no data of its own to evaluate on; give {missing}")
+    if annotations and data.val.images is None and not core.has_images(Path(annotations)):
+        raise ConfigError(f"command line: {annotations} does not say where its images are; give --images too")
     if data.val_share is not None:
         check_val_share(content, source)
     del content

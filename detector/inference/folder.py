@@ -64,10 +64,12 @@ class Images(Sequence[Path]):
 def known_ids(images: Images, path: str) -> tuple[Images, dict[str, Id], list[str]]:
     """The images that annotations list, their ids by name, and the names of images that they do not list.
 
-    In a format without ids, images are numbered as ``evaluate`` numbers them; of several parts, val is read.
+    In a format without ids, images are numbered as ``evaluate`` numbers them; of several parts, val is read, or else
+    test.
     """
     source = Source(Path(path))
-    rows = read_rows(replace(source, part="val") if has_part(source, "val") else source, is_strict=True)
+    part = next((part for part in ("val", "test") if has_part(source, part)), source.part)
+    rows = read_rows(replace(source, part=part), is_strict=True)
     real = cache(os.path.realpath)
 
     def name_of(index: int) -> str:

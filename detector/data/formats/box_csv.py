@@ -85,6 +85,11 @@ def has_part(path: Path, part: str) -> bool:
     return False
 
 
+def plain_name(name: str) -> str:
+    """The name of an image without ``./`` before it, with and without which one file may name it."""
+    return re.sub(r"^(\./)+", "", name)
+
+
 class _Reader:
     """Adds the rows of a file to a builder."""
 
@@ -118,6 +123,7 @@ class _Reader:
     def image_of(self, name: str, line: int, cells: list[str]) -> int:
         """The index of an image, which is new at its first row."""
         builder, columns = self.builder, self.columns
+        name = plain_name(name)
         name = self.name_of.get(name, name)
         if name not in self.index_of:
             size = (0, 0)

@@ -149,4 +149,8 @@ def weigh(
         extras += [Extra(len(indices), len(more), torch.from_numpy(places))] if more else []
         indices += more
         start += size
-    return replace(annotations.select(indices), extras=tuple(extras))
+    chosen = annotations.select(indices)
+    notices, images = [chosen.notice], int(is_chosen.sum())
+    if len(indices) > images:
+        notices.append(f"weights of the sets: an epoch has {len(indices):,} images, of {images:,} different ones")
+    return replace(chosen, extras=tuple(extras), notice="\n".join(filter(None, notices)))

@@ -60,7 +60,7 @@ def write_csv(source: Source, annotations: Annotations, parts: Parts) -> None:
             writer = csv.writer(file, delimiter=layout.separator, lineterminator="\n")
             writer.writerows([layout.header] if layout.header else [])
             for _, cells in layout.rows(source.path):
-                if is_in[index_of[cells[layout.columns.image].strip()]]:
+                if is_in[index_of[box_csv.plain_name(cells[layout.columns.image].strip())]]:
                     writer.writerow(cells)
 
 

@@ -54,23 +54,8 @@ def read(source: Source, is_strict: bool) -> Rows:
     """The images and boxes of a folder of XML files, or of those that a file of ImageSets lists."""
     layout = layout_of(source)
     builder = Builder(source, is_strict)
-    name_of = _image_names(layout)
-    file_of: dict[str, str] = {}
     files = list(_files(layout, builder))
-    for file in files:
-        path = f"{layout.annotations}/{file}"
-        content = _parse(path, builder)
-        if content is None:
-            continue
-        name = name_of(file[:-4], content.values.get("filename", "").strip().replace("\\", "/"))
-        if (other := file_of.setdefault(name, path)) != path:
-            builder.fault(path, 0, f"is of the image {show_text(name)}, as {other} is; correct filename in one of them")
-            continue
-        image = builder.add_image(
-            name, *builder.whole_size(path, 0, content.values.get("width"), content.values.get("height"))
-        )
-        for line, values in content.objects:
-            _add(builder, image, path, line, values)
+    _read_files(layout, builder, files)
     is_one_based, said = _origin(source, layout, builder, files)
     if is_one_based:  # from 1 to 1 is the first pixel, which is from 0 to 1
         builder.shift(-1.0, -1.0, 0.0, 0.0)
@@ -78,17 +63,45 @@ def read(source: Source, is_strict: bool) -> Rows:
     return builder.named_rows(layout.images, f"Pascal VOC{listed}: {said}")
 
 
+def _read_files(layout: Layout, builder: Builder, files: list[str]) -> None:
+    """Add the images and boxes of XML files."""
+    name_of = _image_names(layout)
+    file_of: dict[str, str] = {}
+    for file in files:
+        path = f"{layout.annotations}/{file}"
+        content = _parse(path, builder)
+        if content is None:
+            continue
+        name = name_of(file[:-4], content.values.get("filename", "").strip().replace("\\", "/"))
+        if (other := file_of.setdefault(name, file)) != file:
+            other = f"{layout.annotations}/{other}"
+            builder.fault(path, 0, f"is of the image {show_text(name)}, as {other} is; correct filename in one of them")
+            continue
+        image = builder.add_image(
+            name, *builder.whole_size(path, 0, content.values.get("width"), content.values.get("height"))
+        )
+        for line, values in content.objects:
+            _add(builder, image, path, line, values)
+
+
 def _image_names(layout: Layout) -> Callable[[str, str], str]:
     """The image of an XML file by its name without the suffix, and by the ``filename`` in it."""
-    images = list_images(layout.images).files
-    known, by_stem = set(images), {os.path.splitext(name)[0]: name for name in reversed(images)}  # noqa: PTH122
+    by_stem: dict[str, str] = {}
+    others: set[str] = set()  # of a.jpg and a.png, the second
+    for name in list_images(layout.images).files:
+        stem = os.path.splitext(name)[0]  # noqa: PTH122
+        if by_stem.setdefault(stem, name) != name:
+            others.add(name)
+
+    def is_known(name: str) -> bool:
+        return by_stem.get(os.path.splitext(name)[0]) == name or name in others  # noqa: PTH122
 
     def name_of(stem: str, given: str) -> str:
         before, suffix = os.path.splitext(given)  # noqa: PTH122
         if stem in by_stem:  # of a.jpg and a.png, the one that is meant
-            return stem + suffix if stem + suffix in known else by_stem[stem]
+            return stem + suffix if is_known(stem + suffix) else by_stem[stem]
         is_own = before == stem or (given and "/" not in given)
-        return given if given in known or is_own else f"{stem}.jpg"
+        return given if is_known(given) or is_own else f"{stem}.jpg"
 
     return name_of
 

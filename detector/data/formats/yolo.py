@@ -66,7 +66,7 @@ def read(source: Source, is_strict: bool) -> Rows:
             f"{source.path}: none of the {len(builder.widths):,} images has a label file, which would be in {searched};"
             " check the folder: the last 'images' of its path becomes 'labels'"
         )
-    builder.notes["label file{s} without an image, not used"] += _unused(folders)
+    builder.notes["label file{s} without an image, not used"] += _unused(layout, folders)
     categories = [Category(label, name) for label, name in enumerate(layout.names)]
     form = f"YOLO, {source.part}: {layout.said}"
     return builder.rows(categories, layout.root, "; ".join([form, *layout.notes]))
@@ -79,10 +79,13 @@ def state(source: Source) -> Iterator[object]:
     yield layout
     for name, path, label_file in _labelled(layout, builder, folders):
         yield name, stamp(path), label_file and stamp(label_file)
-    yield builder.notes, _unused(folders)
+    yield builder.notes, _unused(layout, folders)
 
 
-def _unused(folders: dict[str, _Labels]) -> int:
+def _unused(layout: _Layout, folders: dict[str, _Labels]) -> int:
+    """The label files without an image. A list names some of the images only."""
+    if not all(map(os.path.isdir, layout.entries)):
+        return 0
     return sum(not is_used for labels in folders.values() for is_used in labels.files.values())
 
 
@@ -316,8 +319,9 @@ class _Labels:
     def __init__(self, folder: str) -> None:
         labels = labels_folder(Path(folder))
         self.folder = str(labels) if labels and (labels.is_dir() or not _label_files(folder)) else folder
-        self.names = {stem: name for stem, name in _label_files(self.folder).items() if name not in NAME_FILES}
-        self.files = dict.fromkeys(self.names, False)  # by name, without the suffix: whether an image has it
+        files = {stem: name for stem, name in _label_files(self.folder).items() if name not in NAME_FILES}
+        self.odd = {stem: name for stem, name in files.items() if name != f"{stem}.txt"}
+        self.files = dict.fromkeys(files, False)  # by name, without the suffix: whether an image has it
 
     def of(self, file: str) -> str | None:
         """The label file of an image; None where there is none."""
@@ -325,7 +329,7 @@ class _Labels:
         if stem not in self.files:
             return None
         self.files[stem] = True
-        return f"{self.folder}/{self.names[stem]}"
+        return f"{self.folder}/{self.odd.get(stem) or f'{stem}.txt'}"
 
 
 def _label_files(folder: str) -> dict[str, str]:
