@@ -478,6 +478,7 @@ def test_an_unknown_name_lists_near_ones(name: str, meant: str) -> None:
     assert known[0] == meant
     assert len(known) == 6
     assert repr(name.removeprefix("timm:")) in message
+    assert refusal("timm/resnet18") == "model.backbone.name: timm/resnet18 is written timm:resnet18 in a config"
 
 
 def test_a_network_without_the_strides_is_refused() -> None:
@@ -519,6 +520,8 @@ def test_timms_own_classifier_equals_timms(name: str) -> None:
 def test_a_classic_classifier_needs_a_pyramid_of_strides_too() -> None:
     expected = "model.backbone.name: its stages have strides [16]; a pyramid needs 4, 8, 16 and 32"
     assert refusal("timm:vit_tiny_patch16_224", with_vector=True) == expected
+    expected = "model.head.name: classic: timm:dla34 has no vector before its classifier; use pooled"
+    assert refusal("timm:dla34", with_vector=True) == expected
 
 
 def test_without_timm_its_networks_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,6 +192,10 @@ def build_backbone(config: BackboneConfig, in_channels: int, finest: int, with_v
     body for :class:`Backbone`. ``with_vector``: the body also returns the input of the network's last linear layer.
     Raises :class:`detector.errors.ConfigError` for an unknown name, and for a network without the strides 4 to 32.
     """
+    if config.name.startswith("timm/"):  # as timm's own collection is written elsewhere
+        raise ConfigError(
+            f"model.backbone.name: {config.name} is written {TIMM}{config.name.removeprefix('timm/')} in a config"
+        )
     if config.name.startswith(TIMM):
         body = _timm_body(config, in_channels, with_vector)
     else:
@@ -203,6 +207,8 @@ def build_backbone(config: BackboneConfig, in_channels: int, finest: int, with_v
         else:
             body = known(config, in_channels)
     backbone = Backbone(body, in_channels, finest)
+    if with_vector and backbone.vector_channels is None:
+        raise ConfigError(f"model.head.name: classic: {config.name} has no vector before its classifier; use pooled")
     backbone.freeze(config.freeze_at)
     return backbone
 

@@ -69,7 +69,7 @@ def import_content(
     def theirs(ours: str, ndim: int | None = None) -> Tensor:
         name = source.name(ours, layers)
         if name not in state:
-            raise WeightsError(f"{path}: {name} is missing")
+            raise WeightsError(f"{path}: {name} is missing; it is cut off, or no RetinaNet of {package}")
         if ndim is not None and state[name].ndim != ndim:
             raise WeightsError(f"{path}: {name} is {list(state[name].shape)}, not {ndim}-dimensional")
         return state[name]
@@ -105,7 +105,10 @@ def import_content(
     ignored = [name for name in state if name not in used]
     unknown = [name for name in ignored if not re.fullmatch(source.unused, name)]
     if unknown:
-        raise WeightsError(f"{path}: {unknown[0]} is unexpected ({len(unknown)} such tensors)")
+        raise WeightsError(
+            f"{path}: {unknown[0]} is unexpected ({len(unknown)} such tensors): a RetinaNet of {package} does not have"
+            " it, and this network would not compute the same without it"
+        )
     content = {
         "format": FORMAT,
         "config": config_to_dict(resolved),
