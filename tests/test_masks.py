@@ -270,8 +270,13 @@ def test_polygons_and_runs_are_drawn_small_on_large(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"category_id": 3}, r"annotation 1: has no segmentation with an area; boxes alone are no masks"),
-        ({"category_id": 4, "segmentation": []}, r"annotation 1 of the list has no image or category that is listed"),
+        (
+            {"category_id": 3, "bbox": [0, 0, 4, 4]},
+            r"annotation 1: has no segmentation with an area; boxes alone are no masks",
+        ),
+        (SMALL | {"category_id": 4}, r"annotation 1: category_id 4 is not among the categories \(3 cat, 90 dog\)"),
+        (SMALL | {"category_id": [3]}, r"masks\.json:1: annotation 1: category_id \[3\] must be an integer or text"),
+        (SMALL | {"image_id": "x"}, r"annotation 1: image_id x is not among the images"),
         (LARGE | {"segmentation": {"size": [8, 6], "counts": [0, 30, 18]}}, r"annotation 1: .* its image, 8×6"),
     ],
 )

@@ -25,6 +25,7 @@ from detector.dev.stress import differences, kill, rows_of, start
 from detector.models import build_model
 from detector.models.backbones import BACKBONES
 from detector.structures import Category
+from detector.tasks import segmentation_results
 from detector.tasks.segmentation_results import SegmentPrediction
 from detector.training.fitting import fit
 from detector.training.overfit import overfit
@@ -138,6 +139,38 @@ def test_infer_writes_masks_of_the_upright_images(run: Path, masks: Path, tmp_pa
     again = ["data.val=null", f"data.train={{annotations: {output}/masks, images: {folder}}}", "train.steps=1"]
     (folder / "broken.jpg").unlink()
     assert fit(load_config(CONFIG, [*SMALL, *again, "train.batch_size=2"]), RunFolder(tmp_path / "run"), CPU)
+
+
+def test_masks_that_were_being_written_are_written_again(
+    run: Path, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at each image in turn with half of its mask written: the same files as without, byte for byte."""
+    given = ["--checkpoint", str(run), "--input", str(masks / "images/val"), "--device", "cpu", "--workers", "0"]
+    given += ["--batch-size", "2", "--output"]
+    assert run_command("infer", [*given, str(tmp_path / "whole")]) == 0
+    save = segmentation_results.save
+    for place, half in enumerate(("00012", "00013", "00016")):  # first and second of a batch, alone in the last
+
+        def stop(prediction: SegmentPrediction, name: str, output: Path, half: str = half) -> None:
+            save(prediction, name, output)
+            if half in name:
+                path = output / "masks" / name
+                path.write_bytes(path.read_bytes()[:100])
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(segmentation_results, "save", stop)
+            assert run_command("infer", [*given, str(tmp_path / "stopped"), *["--resume"] * (place > 0)]) == 75
+        with pytest.raises(OSError):
+            Image.open(tmp_path / f"stopped/masks/{half}.png").load()
+        assert not (tmp_path / "stopped/predictions.json").exists()
+    assert run_command("infer", [*given, str(tmp_path / "stopped"), "--resume"]) == 0
+    files = [
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("whole", "stopped")
+    ]
+    assert len(files[0]) == 5 + 5 + 1  # masks, drawings, predictions
+    assert files[0] == files[1]
 
 
 def test_an_exported_model_predicts_the_same(run: Path, masks: Path, tmp_path: Path) -> None:

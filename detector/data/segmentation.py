@@ -296,7 +296,7 @@ def read_masked(
     for index in np.flatnonzero((read.sizes < 1).any(axis=1)).tolist():
         read.sizes[index] = read_size(root / read.files[index], data.exif)
     files = np.array([os.fsencode(file) for file in read.files])
-    return Masked(path, root, read.categories, files, read.sizes, read.drawing)
+    return Masked(path, root, read.categories, files, read.sizes, read.drawing, read.note)
 
 
 def _read_files(
