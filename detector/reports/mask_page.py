@@ -12,6 +12,7 @@ from detector.config.schema import Config
 from detector.data.images import read_annotated_image
 from detector.data.segmentation import Masked
 from detector.evaluation.pixel_figures import PixelReport, pixel_report
+from detector.evaluation.segmentation import SIZES
 from detector.evaluation.tally import Kept
 from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
 from detector.reports.drawing import as_rgb, contact_sheet, draw_mask
@@ -34,6 +35,7 @@ def segmentation_report(
     if against and other:
         sections.insert(1, Section("Compared", _comparison(scored.name, report, against.name, other, truth)))
         figures["against"] = {"name": against.name, **other.figures()}
+    sections.append(Section("Object sizes", [_size_table(report)]))
     names = [row["name"] for row in report.metrics["per_class"]]
     sections.append(Section("Confusion in pixels", confusion_blocks(np.array(report.metrics["confusion"]), names)))
     sections.append(Section("Worst images", _worst(report, scored.worst, truth, config, images or truth.root)))
@@ -63,6 +65,15 @@ def _class_table(report: PixelReport) -> Table:
         for row in per_class
     ]
     return Table(["class", "pixels", "fraction", *columns], rows, "Click a column head to sort.")
+
+
+def _size_table(report: PixelReport) -> Table:
+    rows = [[row["name"], *(known(row[f"iou_{size}"]) for size in SIZES)] for row in report.metrics["per_class"]]
+    text = (
+        "IoU by the size of regions, which are connected pixels of one class: under 32² pixels, 32² to 96², and more. A"
+        " true pixel counts for the size of its region of truth, a wrong prediction for that of its predicted region."
+    )
+    return Table(["class", "small", "medium", "large"], rows, text)
 
 
 def _worst(report: PixelReport, worst: tuple[Kept, ...], truth: Masked, config: Config, images: Path) -> list[Block]:
