@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,17 +16,19 @@ from faults.test_ranks import Ranks
 from networks import TINY, TINY_BACKBONE, Tiny
 from PIL import Image
 from test_training import steps_of
+from torch.testing import assert_close
 
 import detector
 from detector.__main__ import run_command
 from detector.checkpoints.checkpoint import read_checkpoint, save_checkpoint
 from detector.config.loader import load_config
-from detector.data.synthetic import write_mask_shapes
+from detector.data.synthetic import POLYGONS, write_mask_shapes
 from detector.dev.stress import differences, kill, rows_of, start
+from detector.errors import DataError
 from detector.models import build_model
 from detector.models.backbones import BACKBONES
 from detector.structures import Category
-from detector.tasks import segmentation_results
+from detector.tasks import segmentation, segmentation_results
 from detector.tasks.segmentation_results import SegmentPrediction
 from detector.training.fitting import fit
 from detector.training.overfit import overfit
@@ -236,6 +239,60 @@ def test_weights_of_a_detector_and_overfitting(masks: Path, tmp_path: Path, caps
     outcome = overfit(load_config(CONFIG, given), 1, RunFolder(tmp_path / "run"), CPU)
     assert "(detection): " in capsys.readouterr().err
     assert outcome.last_loss < 0.8 * outcome.first_loss
+
+
+class Own:
+    """Images with masks in memory, as ``detector.train`` takes them."""
+
+    categories = tuple(Category(label, name) for label, name in enumerate(["background", *POLYGONS]))
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def in_memory(masks: Path, split: str) -> Own:
+    paths = sorted((masks / "masks" / split).iterdir())
+    return Own(*[(masks / "images" / split / path.name, np.asarray(Image.open(path))) for path in paths])
+
+
+def test_data_given_from_python_is_as_that_of_files(masks: Path, tmp_path: Path) -> None:
+    given = [*of(masks), "data.augment.copy_paste=0.5", "data.class_weights=balanced"]
+    config, own = load_config(CONFIG, given), {split: in_memory(masks, split) for split in SPLITS}
+    for split in SPLITS:
+        files, memory = segmentation.open_split(config, split), segmentation.open_own(config, split, own[split])
+        for one, two in ((files, memory), (files.select([3, 1]), memory.select([3, 1]))):
+            assert one.summary() == two.summary() and np.array_equal(one.shapes, two.shapes)
+            for key in ((epoch, index) for epoch in range(2) for index in range(len(one))):
+                assert_close(list(one[key]), list(two[key]), rtol=0, atol=0)
+    whole = detector.train(CONFIG, given, "files", tmp_path, device="cpu")
+    steps = [*given, "train.checkpoint_steps=1"]
+    train = Own(*own["train"].items)
+    train.items = (*train.items[:-1], (train.items[-1][0], train.items[-1][1][:-7]))
+    with pytest.raises(DataError, match=r"data given for train: image 11: is 192×192, its mask 192×185"):
+        detector.train(CONFIG, steps, "own", tmp_path, device="cpu", data=(train, own["val"]))
+    run = detector.train(CONFIG, steps, "own", tmp_path, device="cpu", data=(own["train"], own["val"]))
+    assert list(differences(whole, run)) == []
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (np.zeros((4, 4, 3), dtype=np.uint8), r"image 1: is ndarray; give \(image, mask\)"),
+        (("nowhere.png", np.zeros((4, 4), dtype=np.uint8)), r"image 1: the image: nowhere.png: does not exist"),
+        ((np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((4, 4))), r"has a mask \[4, 4\] of float64; give integers"),
+        ((np.zeros((1, 3, 3), dtype=np.uint8), [[0, -1, 5]]), r"has the value -1 in its mask; give indices .*, 0 to 4"),
+    ],
+)
+def test_faults_of_data_given_from_python(item: Any, message: str) -> None:
+    own = Own((np.zeros((2, 1, 3), dtype=np.uint8), [[4], [255]]), item)
+    with pytest.raises(DataError, match=message):
+        segmentation.open_own(load_config(CONFIG), "train", own)
 
 
 @pytest.mark.parametrize(

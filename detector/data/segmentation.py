@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from detector.config.schema import MOST_CLASSES, Config, DataConfig, SplitConfig
 from detector.data.formats.class_folders import unknown_class
-from detector.data.formats.mask_coco import Drawing, read_coco_masks
+from detector.data.formats.mask_coco import read_coco_masks
 from detector.data.formats.mask_files import Legend, MaskFiles, pair_folders, read_pairs, read_pixels
 from detector.data.images import read_annotated_image, read_size
 from detector.data.listing import check_folder
@@ -28,6 +28,8 @@ from detector.data.transforms.masks import MaskTransform, TrainMaskTransform, Tr
 from detector.data.transforms.resize import input_sizes, padded
 from detector.errors import ConfigError, DataError, DetectorError, counted, near_path
 from detector.structures import IGNORED_PIXEL, SIZE_DIVISOR, Category, MaskTargets
+
+T = TypeVar("T", bound="MaskDataset")
 
 LOOKED_AT = 16  # masks that are read before training, for warnings
 REMEDY = "restore the one that was resized: a mask has the size of its image"
@@ -62,6 +64,14 @@ def _pad(masks: Sequence[Tensor], divisor: int) -> Tensor:
     return stacked
 
 
+class Masks(Protocol):
+    """Where masks come from: files, COCO's objects, or the user's own data."""
+
+    def read(self, index: int, height: int, width: int) -> np.ndarray: ...  # [H, W] uint8
+
+    def select(self, indices: np.ndarray) -> Masks: ...
+
+
 @dataclass(frozen=True)
 class Masked:
     """Images and masks as columns: I images. Forked workers share the arrays."""
@@ -71,7 +81,7 @@ class Masked:
     categories: list[Category]
     files: np.ndarray  # [I] names relative to root, in the bytes of the file system
     sizes: np.ndarray  # [I, 2] int64 height, width of the masks
-    masks: MaskFiles | Drawing
+    masks: Masks
     note: str = ""  # on how the files were found, for the summary
 
     def __len__(self) -> int:
@@ -170,7 +180,7 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
         """Some of the images, in this order."""
         some = self.masked.select(np.asarray(indices))
         given = self.channels, self.exif, self.max_value, self.mixed_epochs
-        return MaskDataset(some, self.transform, self.weights.numpy(), *given)
+        return type(self)(some, self.transform, self.weights.numpy(), *given)
 
     def summary(self) -> str:
         """One line of counts for the start of a run."""
@@ -201,9 +211,12 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
         return MaskSample(pixels, torch.from_numpy(own.mask), stored, self.weights, (height, width), index)
 
     def _transformed(self, epoch: int, index: int) -> Transformed:
+        return self.transform(*self._read(index), epoch, index)
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         given = self.channels, self.exif, self.max_value, ("mask is", REMEDY)
         image = read_annotated_image(self.file(index), *self.masked.sizes[index].tolist(), *given)
-        return self.transform(image, self.masked.mask(index), epoch, index)
+        return image, self.masked.mask(index)
 
 
 def count_pixels(masked: Masked, indices: Sequence[int]) -> np.ndarray:
@@ -239,17 +252,23 @@ def open_masks(
 
     Nothing is kept in ``keep_in``.
     """
-    data, channels = config.data, config.model.in_channels
+    data = config.data
     read_name, split = split_to_read(data, name)
     masked = read_masked(data, read_name, split, categories)
     if data.val_share is not None:
         masked = masked.select(np.flatnonzero(held_back(masked, data.val_share, config.seed) == (name == "val")))
+    return make_dataset(config, name, masked, MaskDataset)
+
+
+def make_dataset(config: Config, name: str, masked: Masked, kind: type[T]) -> T:
+    """Images with masks as train, augmented and weighted, or as val (``name``)."""
+    data, channels = config.data, config.model.in_channels
     transform, weights = MaskTransform(data.resize), np.ones(len(masked.categories))
     if name == "train":
         transform = TrainMaskTransform(data.resize, data.augment, config.seed, channels)
         weights = _class_weights(data, masked)
     mixed = mixed_epochs(config.train, data.augment.close_out, len(masked))
-    return MaskDataset(masked, transform, weights, channels, data.exif, data.max_value, mixed)
+    return kind(masked, transform, weights, channels, data.exif, data.max_value, mixed)
 
 
 def held_back(masked: Masked, fraction: float, seed: int) -> np.ndarray:

@@ -27,7 +27,7 @@ WRONG, RIGHT = (214, 40, 57), (230, 230, 230)  # colours of a difference; ignore
 def segmentation_report(
     scored: Scored, truth: Masked, config: Config, images: Path | None, against: Scored | None = None
 ) -> Report:
-    """The report of predictions on ``truth``, with the worst images; ``images`` defaults to its folder."""
+    """The report of predictions on ``truth``; the worst images are drawn if their folder ``images`` is given."""
     report = pixel_report(scored.rows, truth, scored.metrics)
     other = pixel_report(against.rows, truth, against.metrics) if against else None
     sections = [Section("Score", _score(report)), Section("Classes", [_class_table(report)])]
@@ -38,7 +38,7 @@ def segmentation_report(
     sections.append(Section("Object sizes", [_size_table(report)]))
     names = [row["name"] for row in report.metrics["per_class"]]
     sections.append(Section("Confusion in pixels", confusion_blocks(np.array(report.metrics["confusion"]), names)))
-    sections.append(Section("Worst images", _worst(report, scored.worst, truth, config, images or truth.root)))
+    sections.append(Section("Worst images", _worst(report, scored.worst, truth, config, images)))
     lead = f"{len(truth):,} images with masks of {len(truth.categories)} classes in {truth.source}."
     lead += f" Against {against.name}." if against else ""
     return Report(lead, sections, figures, {"classes": report.metrics["per_class"], "images": report.images})
@@ -76,8 +76,10 @@ def _size_table(report: PixelReport) -> Table:
     return Table(["class", "small", "medium", "large"], rows, text)
 
 
-def _worst(report: PixelReport, worst: tuple[Kept, ...], truth: Masked, config: Config, images: Path) -> list[Block]:
-    drawn = within_budget(_draw(worst, truth, config, images))
+def _worst(
+    report: PixelReport, worst: tuple[Kept, ...], truth: Masked, config: Config, images: Path | None
+) -> list[Block]:
+    drawn = within_budget(_draw(worst, truth, config, images)) if images else []
     text = "Each image, its truth, what was predicted, and where they differ (red; ignored pixels are black)."
     rows = [[row[name] for name in ("file", "mIoU", "pixel_accuracy", "most_wrong")] for row in report.images[:LISTED]]
     caption = f"The first {LISTED}; images.csv has all {len(report.images):,}." if len(rows) == LISTED else ""

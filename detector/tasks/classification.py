@@ -55,7 +55,8 @@ def has_images(annotations: Path) -> bool:
 
 def open_own(config: Config, name: str, own: Any, categories: list[Category] | None = None) -> ClassDataset:
     raise ConfigError(
-        "task: data given from Python must be boxes, for detection; name a folder or CSV file in data.train"
+        "task: data given from Python must be boxes or masks, for detection or segmentation; name a folder or CSV file"
+        " in data.train"
     )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
 from detector.config.tasks import HEADS
+from detector.data.own_masks import MaskData, OwnMaskDataset, read_own_masks
 from detector.data.segmentation import Masked, MaskSample, open_masks
 from detector.data.synthetic import write_mask_shapes
 from detector.data.transforms.resize import largest_size
@@ -66,10 +67,9 @@ def has_images(annotations: Path) -> bool:
     return annotations.suffix.lower() == ".csv"
 
 
-def open_own(config: Config, name: str, own: Any, categories: list[Category] | None = None) -> Any:
-    raise ConfigError(
-        "task: data given from Python must be boxes, for detection; name masks in data.train and data.val"
-    )
+def open_own(config: Config, name: str, own: MaskData, categories: list[Category] | None = None) -> OwnMaskDataset:
+    """As :func:`open_split`, for data given from Python."""
+    return read_own_masks(own, name, config, categories)
 
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> MaskSample:
