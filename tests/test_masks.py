@@ -131,6 +131,32 @@ def test_pairs_in_a_csv_file(tmp_path: Path) -> None:
     assert data.masked.sizes.tolist() == [[2, 4], [3, 4]]
 
 
+def test_lists_of_pascal_voc(tmp_path: Path) -> None:
+    write(tmp_path, {"a": MASK, "b": MASK[:2], "c": MASK})
+    (tmp_path / "images").rename(tmp_path / "JPEGImages")
+    (tmp_path / "masks").rename(tmp_path / "SegmentationClass")
+    (tmp_path / "SegmentationClass/c.png").unlink()  # most of VOC's images have no mask
+    listed = tmp_path / "ImageSets/Segmentation/val.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("b\n\na\n")
+    data = read(tmp_path, val=str(listed))
+    assert [data.file(index) for index in range(2)] == [tmp_path / f"JPEGImages/{name}.jpg" for name in "ba"]
+    assert np.array_equal(data.masked.mask(1), MASK)
+    for text, message in (
+        ("a\nc\n", r"val\.txt:2: .*/SegmentationClass has no image c; add it, or remove the line"),
+        ("a\nb\na\n", r"val\.txt:3: a is listed twice; keep one line"),
+        ("\n", r"val\.txt: has no lines"),
+    ):
+        listed.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read(tmp_path, val=str(listed))
+    with pytest.raises(DataError, match=r"is Pascal VOC's folder; name a list in it, such as .*/train\.txt"):
+        read(tmp_path, val=str(tmp_path))
+    (tmp_path / "SegmentationClass").rename(tmp_path / "masks")
+    with pytest.raises(DataError, match=r"no folder above it has a folder SegmentationClass; give a folder of masks"):
+        read(tmp_path, val=str(listed))
+
+
 FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "no mask": (
         lambda folder: (folder / "masks/a.png").unlink(),

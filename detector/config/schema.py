@@ -75,8 +75,8 @@ class SplitConfig(Section):
 
     # Detection: a COCO JSON file; YOLO's data.yaml, a folder of images or a list of them; Pascal VOC's folder or a file
     # in its ImageSets; a CSV file of boxes. Classification: a CSV file of paths and labels, or null for one folder per
-    # class. Segmentation: a folder of masks named as the images, a CSV file of paths of images and masks, or COCO JSON,
-    # whose polygons and RLE are drawn.
+    # class. Segmentation: a folder of masks named as the images, a CSV file of paths of images and masks, a list in
+    # VOC's ImageSets/Segmentation, or COCO JSON, whose polygons and RLE are drawn.
     annotations: str | None = None
     # The folder that file names are relative to, or that holds one folder per class; null: where the format has it.
     images: str | None = None

@@ -17,7 +17,16 @@ from torch.utils.data import Dataset
 from detector.config.schema import MOST_CLASSES, Config, DataConfig, SplitConfig
 from detector.data.formats.class_folders import unknown_class
 from detector.data.formats.mask_coco import read_coco_masks
-from detector.data.formats.mask_files import Legend, MaskFiles, pair_folders, read_pairs, read_pixels
+from detector.data.formats.mask_files import (
+    VOC_LISTS,
+    VOC_MASKS,
+    Legend,
+    MaskFiles,
+    pair_folders,
+    read_pairs,
+    read_pixels,
+    read_voc_list,
+)
 from detector.data.images import read_annotated_image, read_size
 from detector.data.listing import check_folder
 from detector.data.loading.sampler import mixed_epochs
@@ -305,7 +314,12 @@ def read_masked(
     is_folder = os.path.isdir(path)  # noqa: PTH112 (Path's functions raise for a name that is too long)
     if not is_folder and not os.path.isfile(path):  # noqa: PTH113
         raise DataError(f"data.{name}.annotations: {path} is neither a folder of masks nor a file{near_path(path)}")
-    if is_folder or path.suffix.lower() == ".csv":
+    if is_folder and (path / VOC_MASKS).is_dir():
+        raise DataError(
+            f"data.{name}.annotations: {path} is Pascal VOC's folder; name a list in it, such as"
+            f" {path / VOC_LISTS / 'train.txt'}, or its folder {VOC_MASKS}"
+        )
+    if is_folder or lists_images(path):
         masked = _read_files(data, name, split, path, classes, without)
         return replace(masked, categories=categories) if categories is not None else masked
     root = images_folder(data, name, split)
@@ -318,6 +332,11 @@ def read_masked(
     return Masked(path, root, read.categories, files, read.sizes, read.drawing, read.note)
 
 
+def lists_images(path: Path) -> bool:
+    """Whether a file of annotations says where its images are: a CSV file of pairs, or a list of Pascal VOC's."""
+    return path.suffix.lower() in (".csv", ".txt")
+
+
 def _read_files(
     data: DataConfig,
     name: str,
@@ -326,7 +345,7 @@ def _read_files(
     classes: Sequence[str] | None,
     without: list[str] | None,
 ) -> Masked:
-    """A folder of masks, or a CSV file of pairs."""
+    """A folder of masks, a CSV file of pairs, or a list of Pascal VOC's."""
     if not classes:
         raise DataError(
             f"data.classes is not set: the masks of {path} have indices and no names; give them in the order of the"
@@ -337,6 +356,9 @@ def _read_files(
     if path.is_dir():
         root, masks_root = images_folder(data, name, split), path
         files, masks, note = pair_folders(root, path, data.masks.endings, without)
+    elif path.suffix.lower() == ".txt":
+        root, files, masks = read_voc_list(path)
+        masks_root = root
     else:
         root = Path(split.images) if split.images else path.parent
         check_folder(root, f"data.{name}.images")

@@ -17,7 +17,7 @@ from torch import Tensor
 from detector.config.schema import Config, ModelConfig
 from detector.config.tasks import HEADS
 from detector.data.own_masks import MaskData, OwnMaskDataset, read_own_masks
-from detector.data.segmentation import Masked, MaskSample, open_masks
+from detector.data.segmentation import Masked, MaskSample, lists_images, open_masks
 from detector.data.synthetic import write_mask_shapes
 from detector.data.transforms.resize import largest_size
 from detector.errors import ConfigError
@@ -63,8 +63,8 @@ def largest_input(config: Config) -> tuple[int, int]:
 
 
 def has_images(annotations: Path) -> bool:
-    """A CSV file lists its images."""
-    return annotations.suffix.lower() == ".csv"
+    """A CSV file and a list of Pascal VOC's say where their images are."""
+    return lists_images(annotations)
 
 
 def open_own(config: Config, name: str, own: MaskData, categories: list[Category] | None = None) -> OwnMaskDataset:
