@@ -105,6 +105,13 @@ def test_evaluate_finds_what_training_found(
     assert page.count("data:image/jpeg") == 5
     assert "Compared" in page and "Confusion in pixels" in page
     assert len((tmp_path / "report" / "images.csv").read_text().splitlines()) == 1 + 5
+    # Of the other, too, the pixels that the command says are ignored do not count.
+    assert (
+        run_command("evaluate", [*given[:-1], "--output", str(tmp_path / "less"), "data.masks.label_map={1: 1}"]) == 0
+    )
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    sums = [np.sum(own["metrics"]["confusion"], axis=1) for own in (report, report["against"])]
+    assert np.array_equal(*sums) and np.flatnonzero(sums[0]).tolist() == [1]
     # Given as other data, with test-time augmentation, one by one.
     other = ["--annotations", f"{masks}/masks/val", "--images", f"{masks}/images/val", "model.predict.flip=true"]
     assert run_command("evaluate", [*given[:2], *other, "model.predict.scales=[1.0, 1.5]", "eval.batch_size=1"]) == 0
