@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from detector.__main__ import run_command
 from detector.checkpoints.checkpoint import read_checkpoint, save_checkpoint
 from detector.config.loader import load_config
 from detector.data.synthetic import POLYGONS, write_mask_shapes
-from detector.dev.stress import differences, kill, rows_of, start
+from detector.dev import stress
+from detector.dev.stress import differences
 from detector.errors import DataError
 from detector.models import build_model
 from detector.models.backbones import BACKBONES
@@ -197,17 +197,11 @@ def test_an_exported_model_predicts_the_same(run: Path, masks: Path, tmp_path: P
     assert scores[1] == pytest.approx(scores[0], abs=1e-3)
 
 
-def test_a_killed_run_continues_bit_for_bit(masks: Path, tmp_path: Path) -> None:
-    given = [*of(masks), "train.checkpoint_steps=1", "train.epochs=4", "model.head.dropout=0.2", "train.ema=0.9"]
-    assert fit(load_config(CONFIG, given), RunFolder(tmp_path / "whole"), CPU)
-    arguments = ["--config", CONFIG, "--runs", str(tmp_path), "--name", "killed", "--device", "cpu"]
-    process = start("train", [*arguments, *given], tmp_path / "log.txt")
-    while process.is_alive() and len(rows_of(tmp_path / "killed")) < 5:
-        time.sleep(0.01)
-    kill(process)
-    assert len(rows_of(tmp_path / "killed")) < 16  # 12 steps and 4 evaluations
-    assert fit(load_config(CONFIG, [*given, "data.workers=1"]), RunFolder(tmp_path / "killed"), CPU, resume=True)
-    assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []
+def test_killed_runs_continue_bit_for_bit(masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout and pasted classes, as ``stress kill --task segmentation``."""
+    monkeypatch.setattr(stress, "COMMON", (*stress.COMMON, TINY_BACKBONE))
+    report = stress.kill_and_resume(masks, tmp_path / "runs", kills=2, task="segmentation")
+    assert report.differences == [] and report.kills.total() == 2
 
 
 def test_two_ranks_and_parts_follow_one_process(masks: Path, tmp_path: Path) -> None:

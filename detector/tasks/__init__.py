@@ -64,6 +64,10 @@ class Quickstart(NamedTuple):
     images: tuple[int, int]  # these two numbers
     data: Mapping[str, str]  # keys of the section data, and their paths in the folder
     own_data: str  # example of a command for the user's own data
+    tiny: Sequence[
+        str
+    ]  # for stress: overrides beside a tiny backbone and pyramid, so that a step takes hundredths of a second
+    few: Sequence[str] = ()  # overrides with which random weights find something, and little of it
 
 
 class Task(Protocol):

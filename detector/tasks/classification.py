@@ -33,6 +33,7 @@ QUICKSTART = Quickstart(
     images=(400, 100),
     data={"train.images": "train", "val.images": "val"},
     own_data="classify_r50_fpn.yaml data.train.images=CLASS_FOLDERS/ data.val_share=0.2",
+    tiny=("data.crop={size: 64}", "data.augment={photometric: 0.5, transforms: [{name: Affine, rotate: [-9, 9]}]}"),
 )
 
 open_split = open_classes

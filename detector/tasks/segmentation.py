@@ -45,6 +45,12 @@ QUICKSTART = Quickstart(
     },
     own_data="segment_r50_fpn.yaml data.train.images=images/train data.train.annotations=masks/train"
     " data.val.images=images/val data.val.annotations=masks/val 'data.classes=[background, road, car]'",
+    tiny=(
+        "model.head.channels=16",
+        "model.head.dropout=0.1",
+        "data.resize={short: [64], long: 64}",
+        "data.augment={photometric: 0.5, scale_jitter: [0.7, 1.4], copy_paste: 0.5}",
+    ),
 )
 
 TORCH = Kind(Tensor.long, Tensor.float)
