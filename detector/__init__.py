@@ -103,10 +103,11 @@ def train(
         run = detector.train("mine.yaml", ["train.epochs=3"], name="shorter")
 
     ``config`` is a YAML file or the name of one of the package's, ``overrides`` are ``key=value``, and ``name``
-    defaults to the config's. ``data`` is (train, val) or (train, None), each a :class:`detector.data.own.BoxData`,
-    instead of the files that the config names. ``allow_code``: parts that the config names as ``package.module:name``
-    may run. Under ``torchrun`` each process makes the same call. Raises :class:`detector.errors.DetectorError` for
-    everything that a user can fix, and KeyboardInterrupt after Ctrl-C or SIGTERM: everything is saved then, and the
+    defaults to the config's. ``data`` is (train, val) or (train, None), each a :class:`detector.data.own.BoxData`, for
+    segmentation a :class:`detector.data.own_masks.MaskData`, instead of the files that the config names.
+    ``allow_code``: parts that the config names as ``package.module:name`` may run. Under ``torchrun`` each process
+    makes the same call. Raises :class:`detector.errors.DetectorError` for everything that a user can fix, and
+    KeyboardInterrupt after Ctrl-C or SIGTERM: everything is saved then, and the
     same call with ``resume=True`` continues.
     """
     from detector.config.loader import load_config

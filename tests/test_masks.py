@@ -18,7 +18,14 @@ from detector.data.formats.mask_files import read_pixels
 from detector.data.loading.collate import collate
 from detector.data.segmentation import MaskDataset, MaskSample, open_masks
 from detector.data.synthetic import write_mask_shapes
-from detector.data.transforms.masks import MaskTransform, TrainMaskTransform, largest_fraction, resize_mask
+from detector.data.transforms.masks import (
+    MaskTransform,
+    TrainMaskTransform,
+    Transformed,
+    largest_fraction,
+    paste,
+    resize_mask,
+)
 from detector.errors import ConfigError, DataError, DetectorError
 from detector.structures import IGNORED_PIXEL
 from detector.tasks import segmentation_views
@@ -122,6 +129,32 @@ def test_pairs_in_a_csv_file(tmp_path: Path) -> None:
     data = read(tmp_path, val={"annotations": str(tmp_path / "pairs.csv")})
     assert [data.file(index).name for index in range(2)] == ["b.jpg", "a.jpg"]
     assert data.masked.sizes.tolist() == [[2, 4], [3, 4]]
+
+
+def test_lists_of_pascal_voc(tmp_path: Path) -> None:
+    write(tmp_path, {"a": MASK, "b": MASK[:2], "c": MASK})
+    (tmp_path / "images").rename(tmp_path / "JPEGImages")
+    (tmp_path / "masks").rename(tmp_path / "SegmentationClass")
+    (tmp_path / "SegmentationClass/c.png").unlink()  # most of VOC's images have no mask
+    listed = tmp_path / "ImageSets/Segmentation/val.txt"
+    listed.parent.mkdir(parents=True)
+    listed.write_text("b\n\na\n")
+    data = read(tmp_path, val=str(listed))
+    assert [data.file(index) for index in range(2)] == [tmp_path / f"JPEGImages/{name}.jpg" for name in "ba"]
+    assert np.array_equal(data.masked.mask(1), MASK)
+    for text, message in (
+        ("a\nc\n", r"val\.txt:2: .*/SegmentationClass has no image c; add it, or remove the line"),
+        ("a\nb\na\n", r"val\.txt:3: a is listed twice; keep one line"),
+        ("\n", r"val\.txt: has no lines"),
+    ):
+        listed.write_text(text)
+        with pytest.raises(DataError, match=message):
+            read(tmp_path, val=str(listed))
+    with pytest.raises(DataError, match=r"is Pascal VOC's folder; name a list in it, such as .*/train\.txt"):
+        read(tmp_path, val=str(tmp_path))
+    (tmp_path / "SegmentationClass").rename(tmp_path / "masks")
+    with pytest.raises(DataError, match=r"no folder above it has a folder SegmentationClass; give a folder of masks"):
+        read(tmp_path, val=str(listed))
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
@@ -270,8 +303,13 @@ def test_polygons_and_runs_are_drawn_small_on_large(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"category_id": 3}, r"annotation 1: has no segmentation with an area; boxes alone are no masks"),
-        ({"category_id": 4, "segmentation": []}, r"annotation 1 of the list has no image or category that is listed"),
+        (
+            {"category_id": 3, "bbox": [0, 0, 4, 4]},
+            r"annotation 1: has no segmentation with an area; boxes alone are no masks",
+        ),
+        (SMALL | {"category_id": 4}, r"annotation 1: category_id 4 is not among the categories \(3 cat, 90 dog\)"),
+        (SMALL | {"category_id": [3]}, r"masks\.json:1: annotation 1: category_id \[3\] must be an integer or text"),
+        (SMALL | {"image_id": "x"}, r"annotation 1: image_id x is not among the images"),
         (LARGE | {"segmentation": {"size": [8, 6], "counts": [0, 30, 18]}}, r"annotation 1: .* its image, 8×6"),
     ],
 )
@@ -370,24 +408,44 @@ def test_a_crop_of_one_class_is_drawn_again() -> None:
     assert largest_fraction(np.full((2, 2), IGNORED_PIXEL)) == 1
 
 
-def test_windows_of_other_images_come_with_their_masks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [{"cutmix": 1.0, "mix_share": 0.8}, {"copy_paste": 0.8}, {"mosaic": 0.8}])
+def test_parts_of_other_images_come_with_their_masks(kind: dict[str, float], tmp_path: Path) -> None:
     """Images whose gray says their class, in one of two sizes: in a mixed one, the mask still agrees with it."""
     folder = write(tmp_path, {f"{label}": np.full((20 + 8 * label, 30), label, dtype=np.uint8) for label in range(3)})
     for label in range(3):
         Image.new("RGB", (30, 20 + 8 * label), (90 * label,) * 3).save(folder / "images" / f"{label}.jpg", quality=100)
-    given = {"resize": {"short": [20], "long": 90}, "augment": {"cutmix": 1.0, "mix_share": 0.8, "close_out": 0.5}}
+    given = {"resize": {"short": [20], "long": 90}, "augment": {"close_out": 0.5} | kind}
     data = open_masks(make_config(folder, **given), "train")
-    mixed = 0
+    mixed, outside = 0, []
     for epoch in range(6):  # of twelve
         for index in range(3):
             own = data[epoch, index]
-            assert isinstance(own, MaskSample)
-            assert np.array_equal(np.rint(own.image[0] / 90.0), own.mask)
-            mixed += len(np.unique(own.mask)) > 1
+            assert isinstance(own, MaskSample) and own.image.shape[1:] == own.mask.shape
+            is_class = own.mask != IGNORED_PIXEL
+            agrees = (np.rint(own.image[0] / 90.0) == own.mask)[is_class]
+            assert agrees.numpy().mean() > (0.9 if "mosaic" in kind else 0.999)  # of which the seams are interpolated
+            outside += own.image[0][~is_class].tolist()
+            mixed += len(np.unique(own.mask[is_class])) > 1
             again = data[epoch, index]
             assert isinstance(again, MaskSample) and torch.equal(own.mask, again.mask)
     assert 5 <= mixed < 18
+    assert np.median(outside) == 114 if "mosaic" in kind else not outside  # gray
     assert all(len(np.unique(data[epoch, index].mask)) == 1 for epoch in (6, 11) for index in range(3))  # type: ignore
+
+
+def test_half_of_the_classes_are_pasted_in_their_places() -> None:
+    """Of four columns with the classes 0, 1, 2 and nothing, two and never the last."""
+    other = Transformed(np.full((2, 4, 3), 7, dtype=np.uint8), np.array([[0, 1, 2, 255]] * 2, dtype=np.uint8))
+    own = Transformed(np.zeros((3, 5, 3), dtype=np.uint8), np.full((3, 5), 9, dtype=np.uint8))
+    seen = set()
+    for seed in range(20):
+        image, mask, _ = paste(own, other, np.random.default_rng(seed))
+        columns = np.flatnonzero(mask[0] != 9)
+        assert np.array_equal(mask[:2, columns], other.mask[:, columns]) and (mask != 9).sum() == 4
+        assert np.array_equal(image[..., 0] == 7, mask != 9)
+        seen.add(tuple(columns.tolist()))
+    assert seen == {(0, 1), (0, 2), (1, 2)}
+    assert not own.image.any()
 
 
 def test_evaluation_draws_nothing_and_keeps_the_original() -> None:

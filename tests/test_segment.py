@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,16 +15,20 @@ from faults.test_ranks import Ranks
 from networks import TINY, TINY_BACKBONE, Tiny
 from PIL import Image
 from test_training import steps_of
+from torch.testing import assert_close
 
 import detector
 from detector.__main__ import run_command
 from detector.checkpoints.checkpoint import read_checkpoint, save_checkpoint
 from detector.config.loader import load_config
-from detector.data.synthetic import write_mask_shapes
-from detector.dev.stress import differences, kill, rows_of, start
+from detector.data.synthetic import POLYGONS, write_mask_shapes
+from detector.dev import stress
+from detector.dev.stress import differences
+from detector.errors import DataError
 from detector.models import build_model
 from detector.models.backbones import BACKBONES
 from detector.structures import Category
+from detector.tasks import segmentation, segmentation_results
 from detector.tasks.segmentation_results import SegmentPrediction
 from detector.training.fitting import fit
 from detector.training.overfit import overfit
@@ -101,6 +105,13 @@ def test_evaluate_finds_what_training_found(
     assert page.count("data:image/jpeg") == 5
     assert "Compared" in page and "Confusion in pixels" in page
     assert len((tmp_path / "report" / "images.csv").read_text().splitlines()) == 1 + 5
+    # Of the other, too, the pixels that the command says are ignored do not count.
+    assert (
+        run_command("evaluate", [*given[:-1], "--output", str(tmp_path / "less"), "data.masks.label_map={1: 1}"]) == 0
+    )
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    sums = [np.sum(own["metrics"]["confusion"], axis=1) for own in (report, report["against"])]
+    assert np.array_equal(*sums) and np.flatnonzero(sums[0]).tolist() == [1]
     # Given as other data, with test-time augmentation, one by one.
     other = ["--annotations", f"{masks}/masks/val", "--images", f"{masks}/images/val", "model.predict.flip=true"]
     assert run_command("evaluate", [*given[:2], *other, "model.predict.scales=[1.0, 1.5]", "eval.batch_size=1"]) == 0
@@ -140,6 +151,38 @@ def test_infer_writes_masks_of_the_upright_images(run: Path, masks: Path, tmp_pa
     assert fit(load_config(CONFIG, [*SMALL, *again, "train.batch_size=2"]), RunFolder(tmp_path / "run"), CPU)
 
 
+def test_masks_that_were_being_written_are_written_again(
+    run: Path, masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped at each image in turn with half of its mask written: the same files as without, byte for byte."""
+    given = ["--checkpoint", str(run), "--input", str(masks / "images/val"), "--device", "cpu", "--workers", "0"]
+    given += ["--batch-size", "2", "--output"]
+    assert run_command("infer", [*given, str(tmp_path / "whole")]) == 0
+    save = segmentation_results.save
+    for place, half in enumerate(("00012", "00013", "00016")):  # first and second of a batch, alone in the last
+
+        def stop(prediction: SegmentPrediction, name: str, output: Path, half: str = half) -> None:
+            save(prediction, name, output)
+            if half in name:
+                path = output / "masks" / name
+                path.write_bytes(path.read_bytes()[:100])
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(segmentation_results, "save", stop)
+            assert run_command("infer", [*given, str(tmp_path / "stopped"), *["--resume"] * (place > 0)]) == 75
+        with pytest.raises(OSError):
+            Image.open(tmp_path / f"stopped/masks/{half}.png").load()
+        assert not (tmp_path / "stopped/predictions.json").exists()
+    assert run_command("infer", [*given, str(tmp_path / "stopped"), "--resume"]) == 0
+    files = [
+        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        for name in ("whole", "stopped")
+    ]
+    assert len(files[0]) == 5 + 5 + 1  # masks, drawings, predictions
+    assert files[0] == files[1]
+
+
 def test_an_exported_model_predicts_the_same(run: Path, masks: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     path = tmp_path / "model.onnx"
@@ -154,17 +197,11 @@ def test_an_exported_model_predicts_the_same(run: Path, masks: Path, tmp_path: P
     assert scores[1] == pytest.approx(scores[0], abs=1e-3)
 
 
-def test_a_killed_run_continues_bit_for_bit(masks: Path, tmp_path: Path) -> None:
-    given = [*of(masks), "train.checkpoint_steps=1", "train.epochs=4", "model.head.dropout=0.2", "train.ema=0.9"]
-    assert fit(load_config(CONFIG, given), RunFolder(tmp_path / "whole"), CPU)
-    arguments = ["--config", CONFIG, "--runs", str(tmp_path), "--name", "killed", "--device", "cpu"]
-    process = start("train", [*arguments, *given], tmp_path / "log.txt")
-    while process.is_alive() and len(rows_of(tmp_path / "killed")) < 5:
-        time.sleep(0.01)
-    kill(process)
-    assert len(rows_of(tmp_path / "killed")) < 16  # 12 steps and 4 evaluations
-    assert fit(load_config(CONFIG, [*given, "data.workers=1"]), RunFolder(tmp_path / "killed"), CPU, resume=True)
-    assert list(differences(tmp_path / "whole", tmp_path / "killed")) == []
+def test_killed_runs_continue_bit_for_bit(masks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout and pasted classes, as ``stress kill --task segmentation``."""
+    monkeypatch.setattr(stress, "COMMON", (*stress.COMMON, TINY_BACKBONE))
+    report = stress.kill_and_resume(masks, tmp_path / "runs", kills=2, task="segmentation")
+    assert report.differences == [] and report.kills.total() == 2
 
 
 def test_two_ranks_and_parts_follow_one_process(masks: Path, tmp_path: Path) -> None:
@@ -203,6 +240,60 @@ def test_weights_of_a_detector_and_overfitting(masks: Path, tmp_path: Path, caps
     outcome = overfit(load_config(CONFIG, given), 1, RunFolder(tmp_path / "run"), CPU)
     assert "(detection): " in capsys.readouterr().err
     assert outcome.last_loss < 0.8 * outcome.first_loss
+
+
+class Own:
+    """Images with masks in memory, as ``detector.train`` takes them."""
+
+    categories = tuple(Category(label, name) for label, name in enumerate(["background", *POLYGONS]))
+
+    def __init__(self, *items: Any) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def in_memory(masks: Path, split: str) -> Own:
+    paths = sorted((masks / "masks" / split).iterdir())
+    return Own(*[(masks / "images" / split / path.name, np.asarray(Image.open(path))) for path in paths])
+
+
+def test_data_given_from_python_is_as_that_of_files(masks: Path, tmp_path: Path) -> None:
+    given = [*of(masks), "data.augment.copy_paste=0.5", "data.class_weights=balanced"]
+    config, own = load_config(CONFIG, given), {split: in_memory(masks, split) for split in SPLITS}
+    for split in SPLITS:
+        files, memory = segmentation.open_split(config, split), segmentation.open_own(config, split, own[split])
+        for one, two in ((files, memory), (files.select([3, 1]), memory.select([3, 1]))):
+            assert one.summary() == two.summary() and np.array_equal(one.shapes, two.shapes)
+            for key in ((epoch, index) for epoch in range(2) for index in range(len(one))):
+                assert_close(list(one[key]), list(two[key]), rtol=0, atol=0)
+    whole = detector.train(CONFIG, given, "files", tmp_path, device="cpu")
+    steps = [*given, "train.checkpoint_steps=1"]
+    train = Own(*own["train"].items)
+    train.items = (*train.items[:-1], (train.items[-1][0], train.items[-1][1][:-7]))
+    with pytest.raises(DataError, match=r"data given for train: image 11: is 192×192, its mask 192×185"):
+        detector.train(CONFIG, steps, "own", tmp_path, device="cpu", data=(train, own["val"]))
+    run = detector.train(CONFIG, steps, "own", tmp_path, device="cpu", data=(own["train"], own["val"]))
+    assert list(differences(whole, run)) == []
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (np.zeros((4, 4, 3), dtype=np.uint8), r"image 1: is ndarray; give \(image, mask\)"),
+        (("nowhere.png", np.zeros((4, 4), dtype=np.uint8)), r"image 1: the image: nowhere.png: does not exist"),
+        ((np.zeros((4, 4, 3), dtype=np.uint8), np.zeros((4, 4))), r"has a mask \[4, 4\] of float64; give integers"),
+        ((np.zeros((1, 3, 3), dtype=np.uint8), [[0, -1, 5]]), r"has the value -1 in its mask; give indices .*, 0 to 4"),
+    ],
+)
+def test_faults_of_data_given_from_python(item: Any, message: str) -> None:
+    own = Own((np.zeros((2, 1, 3), dtype=np.uint8), [[4], [255]]), item)
+    with pytest.raises(DataError, match=message):
+        segmentation.open_own(load_config(CONFIG), "train", own)
 
 
 @pytest.mark.parametrize(

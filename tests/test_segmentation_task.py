@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from detector.config.loader import load_config
 from detector.config.schema import Config, HeadConfig, LossConfig, ModelConfig
 from detector.errors import ConfigError
-from detector.evaluation.segmentation import near_borders, pixel_metrics, pixel_tally
+from detector.evaluation.segmentation import by_size, near_borders, pixel_metrics, pixel_tally
 from detector.evaluation.tally import KEPT, Kept, Tally, merge
 from detector.models import build_model
 from detector.models.heads import SemanticHead
@@ -288,11 +288,34 @@ def test_boundary_iou_by_hand() -> None:
     same = near_borders(truth, truth, 2)
     assert same[:, 0].tolist() == same[:, 1].tolist()
     sums = pixel_tally(0, truth, predicted, 2, True).sums
-    assert sums is not None and sums.shape == (2, 4)
+    assert sums is not None and sums.shape == (2, 2 + 9 + 2)
     metrics = pixel_metrics(sums, CATEGORIES[:2])
     assert metrics["per_class"][1]["boundary_iou"] == pytest.approx(18 / 54)
     assert metrics["mIoU"] == pytest.approx((1090 / 1110 + 90 / 110) / 2)
     assert metrics["confusion"] == [[1090, 10], [10, 90]]
+
+
+def test_iou_by_the_size_of_regions_by_hand() -> None:
+    """In 120×120 pixels of class 0, class 1 has a square of 20 and one of 40, which touch at a corner: two regions."""
+    truth = np.zeros((120, 120), dtype=np.uint8)
+    truth[:20, :20] = truth[20:60, 20:60] = 1  # 400 pixels: small; 1600: medium
+    truth[110:, :] = IGNORED_PIXEL
+    predicted = np.zeros_like(truth)
+    predicted[:10, :20] = 1  # half of the small one
+    predicted[20:60, 20:70] = 1  # the medium one, and 400 pixels beside it, in a region of 2000
+    predicted[70:75, 100:110] = 1  # 50 pixels where nothing is: a small region
+    predicted[100:, :] = 1  # 10 rows of 120 before what is ignored: a medium region of 1200
+    counts = by_size(truth, np.where(truth == IGNORED_PIXEL, truth, predicted), 2)
+    # Right, true and wrong, of each small, medium and large.
+    assert counts[1].tolist() == [200, 1600, 0, 400, 1600, 0, 50, 400 + 1200, 0]
+    # The background is one region: 110·120 - 2000, of which 1650 are not found. 200 pixels of class 1 are taken for it.
+    assert counts[0].tolist() == [0, 0, 11200 - 1650, 0, 0, 11200, 0, 0, 200]
+    metrics = pixel_metrics(pixel_tally(0, truth, predicted, 2, False).sums, CATEGORIES[:2])
+    sky, road = metrics["per_class"]
+    assert [road[f"iou_{size}"] for size in "sml"] == [pytest.approx(200 / 450), pytest.approx(1600 / 3200), -1]
+    assert [sky[f"iou_{size}"] for size in "sml"] == [-1, -1, pytest.approx(9550 / 11400)]
+    assert metrics["mIoU_l"] == sky["iou_l"] and metrics["mIoU_m"] == 0.5
+    assert road["iou"] == pytest.approx(1800 / 3650)  # the sums over the sizes
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -339,9 +362,9 @@ def test_exported_masks_may_differ_in_few_pixels() -> None:
 
 
 def test_scores_in_words() -> None:
-    metrics = pixel_metrics(np.diag([3, 1, 0, 0]), CATEGORIES)
+    metrics = pixel_metrics(np.hstack([np.diag([3, 1, 0, 0]), np.zeros((4, 9), dtype=np.int64)]), CATEGORIES)
     lines = segmentation_views.describe(metrics, per_class=True).splitlines()
-    assert lines[0] == "mIoU 1.000  pixel_accuracy 1.000  mean_accuracy 1.000"
+    assert lines[0] == "mIoU 1.000  pixel_accuracy 1.000  mean_accuracy 1.000  mIoU_s –  mIoU_m –  mIoU_l –"
     assert [line.split() for line in lines[1:]] == [
         ["class", "pixels", "iou", "accuracy"],
         ["sky", "3", "1.000", "1.000"],

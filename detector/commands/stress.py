@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from detector.commands import count
+from detector.config.tasks import TASKS
 from detector.errors import counted
 
 FAILED = 1  # exit code when a promise was broken
@@ -21,6 +22,7 @@ GROWTH = 0.05
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("kill", "soak", "infer"), help="what to do to the runs")
+    parser.add_argument("--task", choices=TASKS, default="detection", help="of the runs (default: detection)")
     parser.add_argument("--kills", type=count, default=100, help="kill: number of kills (default: 100)")
     parser.add_argument("--seed", type=int, default=0, help="kill: seed of the moments (default: 0)")
     parser.add_argument("--steps", type=count, default=2000, help="soak: number of steps, in 20 parts (default: 2000)")
@@ -43,25 +45,26 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stress(args: argparse.Namespace, folder: Path) -> int:
-    from detector.data.synthetic import write_shapes
     from detector.dev import stress
+    from detector.tasks import get_core
 
-    data = folder / "data"
+    data, write = folder / "data", get_core(args.task).QUICKSTART.write
     if args.what == "kill":
-        write_shapes(data, train=12, val=6)
-        kills = stress.kill_and_resume(data, folder / "runs", args.kills, args.seed)
+        write(data, 12, 6, 0)
+        kills = stress.kill_and_resume(data, folder / "runs", args.kills, args.seed, args.task)
         print(kills)
         for difference in kills.differences:
             print(difference)
         return FAILED if kills.differences else 0
     if args.what == "soak":
-        write_shapes(data, train=args.steps // 20 * 2, val=6)
-        soaked = stress.soak(data, folder / "runs", args.steps, evaluations=20, settled=min(SETTLED, args.steps // 2))
+        write(data, args.steps // 20 * 2, 6, 0)
+        settled = min(SETTLED, args.steps // 2)
+        soaked = stress.soak(data, folder / "runs", args.steps, 20, settled, args.task)
         print(soaked)
         return FAILED if soaked.growth > GROWTH or soaked.late.descriptors > soaked.early.descriptors else 0
     print(f"generating {counted(args.images, 'image')}", file=sys.stderr)
     stress.link_images(folder / "images", args.images)
-    checkpoint = stress.tiny_checkpoint(folder / "tiny.pt")
-    inferred = stress.infer(checkpoint, folder / "images", folder / "found", args.images)
+    checkpoint = stress.tiny_checkpoint(folder / "tiny.pt", args.task)
+    inferred = stress.infer(checkpoint, folder / "images", folder / "found", args.images, args.task)
     print(inferred)
     return 0 if inferred.is_same and inferred.late.memory < (1 + GROWTH) * inferred.early.memory else FAILED

@@ -75,8 +75,8 @@ class SplitConfig(Section):
 
     # Detection: a COCO JSON file; YOLO's data.yaml, a folder of images or a list of them; Pascal VOC's folder or a file
     # in its ImageSets; a CSV file of boxes. Classification: a CSV file of paths and labels, or null for one folder per
-    # class. Segmentation: a folder of masks named as the images, a CSV file of paths of images and masks, or COCO JSON,
-    # whose polygons and RLE are drawn.
+    # class. Segmentation: a folder of masks named as the images, a CSV file of paths of images and masks, a list in
+    # VOC's ImageSets/Segmentation, or COCO JSON, whose polygons and RLE are drawn.
     annotations: str | None = None
     # The folder that file names are relative to, or that holds one folder per class; null: where the format has it.
     images: str | None = None
@@ -132,10 +132,14 @@ class AugmentConfig(Section):
     canvas: Annotated[list[Count], Field(min_length=2, max_length=2)] | None = None
     min_visibility: Probability = 0.25  # boxes of which a crop keeps a smaller fraction become ignore regions
     mosaic: Probability = 0.0  # probability of four images around a point (Bochkovskiy et al. 2020, section 3.3)
-    copy_paste: Probability = 0.0  # probability that objects of another image are pasted, cut out by their boxes
+    # Probability that objects of another image are pasted, cut out by their boxes; in segmentation, half of its classes
+    # in their places (ClassMix, Olsson et al. 2021).
+    copy_paste: Probability = 0.0
     # Mix two images by fractions drawn from Beta(α, α). The value is α, 0 = off; if both are on, each gets half of the
     # images. In detection the boxes of both count in full, so the fractions should be near a half: α = 8 or more.
-    mixup: Annotated[float, Field(ge=0)] = 0.0  # blended (Zhang et al. 2018)
+    mixup: Annotated[float, Field(ge=0)] = (
+        0.0  # blended (Zhang et al. 2018); not in segmentation: a pixel has one class
+    )
     cutmix: Annotated[float, Field(ge=0)] = 0.0  # a window of the other image (Yun et al. 2019)
     mix_share: Fraction = 1.0  # fraction of the images that mixup and cutmix change
     close_out: Annotated[float, Field(ge=0, lt=1)] = 0.0  # last fraction of the epochs in which no images are mixed

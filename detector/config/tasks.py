@@ -30,7 +30,7 @@ TASKS = {
     ),
     "segmentation": (
         *_in("data", "class_weights group_by_aspect masks resize"),
-        *_in("data.augment", "scale_jitter canvas max_class_share cutmix mix_share close_out"),
+        *_in("data.augment", "scale_jitter canvas max_class_share mosaic copy_paste cutmix mix_share close_out"),
         *_in("model", "loss.cls_weight loss.dice_weight loss.label_smoothing predict.scales"),
         *_in("eval", "boundary_iou"),
     ),

@@ -30,7 +30,8 @@ class BoxData(Protocol):
     def __getitem__(self, index: int) -> tuple[ImageInput, Any, Any]: ...
 
 
-OwnData = tuple[BoxData, BoxData | None]  # to train on, and to evaluate on
+# To train on, and to evaluate on; for segmentation each is a :class:`detector.data.own_masks.MaskData`.
+OwnData = tuple[Any, Any | None]
 
 
 class OwnDataset(CocoDataset):
@@ -77,9 +78,7 @@ def read_own(
     differ from ``categories`` (those of train).
     """
     source = Path(f"data given for {name}")
-    known = _categories(own, source)
-    if categories is not None and known != categories:
-        raise DataError(f"{source}: its categories are {known}, those of train {categories}; give the same")
+    known = read_categories(own, source, categories)
     sizes, boxes, labels = [], [np.zeros((0, 4))], [np.zeros(0, dtype=np.int64)]
     for index in range(len(own)):
         item = own[index]
@@ -115,8 +114,8 @@ def read_own(
     return dataset
 
 
-def _categories(own: Any, source: Path) -> list[Category]:
-    """The classes of a data set, each with an id and a name of its own."""
+def read_categories(own: Any, source: Path, categories: list[Category] | None) -> list[Category]:
+    """The classes of a data set, each with an id and a name of its own; those of train, ``categories``, where known."""
     if not all(hasattr(own, name) for name in ("categories", "__len__", "__getitem__")):
         raise DataError(f"{source}: is {type(own).__name__}; give an object with categories, a length and items")
     given = list(own.categories)
@@ -125,6 +124,8 @@ def _categories(own: Any, source: Path) -> list[Category]:
     known = [Category(*category) for category in given]
     if any(len({category[part] for category in known}) < len(known) for part in (0, 1)):
         raise DataError(f"{source}: its categories are {given}; give each an id and a name of its own")
+    if categories is not None and known != categories:
+        raise DataError(f"{source}: its categories are {known}, those of train {categories}; give the same")
     return known
 
 

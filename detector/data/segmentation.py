@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,8 +16,17 @@ from torch.utils.data import Dataset
 
 from detector.config.schema import MOST_CLASSES, Config, DataConfig, SplitConfig
 from detector.data.formats.class_folders import unknown_class
-from detector.data.formats.mask_coco import Drawing, read_coco_masks
-from detector.data.formats.mask_files import Legend, MaskFiles, pair_folders, read_pairs, read_pixels
+from detector.data.formats.mask_coco import read_coco_masks
+from detector.data.formats.mask_files import (
+    VOC_LISTS,
+    VOC_MASKS,
+    Legend,
+    MaskFiles,
+    pair_folders,
+    read_pairs,
+    read_pixels,
+    read_voc_list,
+)
 from detector.data.images import read_annotated_image, read_size
 from detector.data.listing import check_folder
 from detector.data.loading.sampler import mixed_epochs
@@ -28,6 +37,8 @@ from detector.data.transforms.masks import MaskTransform, TrainMaskTransform, Tr
 from detector.data.transforms.resize import input_sizes, padded
 from detector.errors import ConfigError, DataError, DetectorError, counted, near_path
 from detector.structures import IGNORED_PIXEL, SIZE_DIVISOR, Category, MaskTargets
+
+T = TypeVar("T", bound="MaskDataset")
 
 LOOKED_AT = 16  # masks that are read before training, for warnings
 REMEDY = "restore the one that was resized: a mask has the size of its image"
@@ -62,6 +73,14 @@ def _pad(masks: Sequence[Tensor], divisor: int) -> Tensor:
     return stacked
 
 
+class Masks(Protocol):
+    """Where masks come from: files, COCO's objects, or the user's own data."""
+
+    def read(self, index: int, height: int, width: int) -> np.ndarray: ...  # [H, W] uint8
+
+    def select(self, indices: np.ndarray) -> Masks: ...
+
+
 @dataclass(frozen=True)
 class Masked:
     """Images and masks as columns: I images. Forked workers share the arrays."""
@@ -71,7 +90,7 @@ class Masked:
     categories: list[Category]
     files: np.ndarray  # [I] names relative to root, in the bytes of the file system
     sizes: np.ndarray  # [I, 2] int64 height, width of the masks
-    masks: MaskFiles | Drawing
+    masks: Masks
     note: str = ""  # on how the files were found, for the summary
 
     def __len__(self) -> int:
@@ -170,7 +189,7 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
         """Some of the images, in this order."""
         some = self.masked.select(np.asarray(indices))
         given = self.channels, self.exif, self.max_value, self.mixed_epochs
-        return MaskDataset(some, self.transform, self.weights.numpy(), *given)
+        return type(self)(some, self.transform, self.weights.numpy(), *given)
 
     def summary(self) -> str:
         """One line of counts for the start of a run."""
@@ -201,9 +220,12 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
         return MaskSample(pixels, torch.from_numpy(own.mask), stored, self.weights, (height, width), index)
 
     def _transformed(self, epoch: int, index: int) -> Transformed:
+        return self.transform(*self._read(index), epoch, index)
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         given = self.channels, self.exif, self.max_value, ("mask is", REMEDY)
         image = read_annotated_image(self.file(index), *self.masked.sizes[index].tolist(), *given)
-        return self.transform(image, self.masked.mask(index), epoch, index)
+        return image, self.masked.mask(index)
 
 
 def count_pixels(masked: Masked, indices: Sequence[int]) -> np.ndarray:
@@ -239,17 +261,23 @@ def open_masks(
 
     Nothing is kept in ``keep_in``.
     """
-    data, channels = config.data, config.model.in_channels
+    data = config.data
     read_name, split = split_to_read(data, name)
     masked = read_masked(data, read_name, split, categories)
     if data.val_share is not None:
         masked = masked.select(np.flatnonzero(held_back(masked, data.val_share, config.seed) == (name == "val")))
+    return make_dataset(config, name, masked, MaskDataset)
+
+
+def make_dataset(config: Config, name: str, masked: Masked, kind: type[T]) -> T:
+    """Images with masks as train, augmented and weighted, or as val (``name``)."""
+    data, channels = config.data, config.model.in_channels
     transform, weights = MaskTransform(data.resize), np.ones(len(masked.categories))
     if name == "train":
         transform = TrainMaskTransform(data.resize, data.augment, config.seed, channels)
         weights = _class_weights(data, masked)
     mixed = mixed_epochs(config.train, data.augment.close_out, len(masked))
-    return MaskDataset(masked, transform, weights, channels, data.exif, data.max_value, mixed)
+    return kind(masked, transform, weights, channels, data.exif, data.max_value, mixed)
 
 
 def held_back(masked: Masked, fraction: float, seed: int) -> np.ndarray:
@@ -286,7 +314,12 @@ def read_masked(
     is_folder = os.path.isdir(path)  # noqa: PTH112 (Path's functions raise for a name that is too long)
     if not is_folder and not os.path.isfile(path):  # noqa: PTH113
         raise DataError(f"data.{name}.annotations: {path} is neither a folder of masks nor a file{near_path(path)}")
-    if is_folder or path.suffix.lower() == ".csv":
+    if is_folder and (path / VOC_MASKS).is_dir():
+        raise DataError(
+            f"data.{name}.annotations: {path} is Pascal VOC's folder; name a list in it, such as"
+            f" {path / VOC_LISTS / 'train.txt'}, or its folder {VOC_MASKS}"
+        )
+    if is_folder or lists_images(path):
         masked = _read_files(data, name, split, path, classes, without)
         return replace(masked, categories=categories) if categories is not None else masked
     root = images_folder(data, name, split)
@@ -296,7 +329,12 @@ def read_masked(
     for index in np.flatnonzero((read.sizes < 1).any(axis=1)).tolist():
         read.sizes[index] = read_size(root / read.files[index], data.exif)
     files = np.array([os.fsencode(file) for file in read.files])
-    return Masked(path, root, read.categories, files, read.sizes, read.drawing)
+    return Masked(path, root, read.categories, files, read.sizes, read.drawing, read.note)
+
+
+def lists_images(path: Path) -> bool:
+    """Whether a file of annotations says where its images are: a CSV file of pairs, or a list of Pascal VOC's."""
+    return path.suffix.lower() in (".csv", ".txt")
 
 
 def _read_files(
@@ -307,7 +345,7 @@ def _read_files(
     classes: Sequence[str] | None,
     without: list[str] | None,
 ) -> Masked:
-    """A folder of masks, or a CSV file of pairs."""
+    """A folder of masks, a CSV file of pairs, or a list of Pascal VOC's."""
     if not classes:
         raise DataError(
             f"data.classes is not set: the masks of {path} have indices and no names; give them in the order of the"
@@ -318,6 +356,9 @@ def _read_files(
     if path.is_dir():
         root, masks_root = images_folder(data, name, split), path
         files, masks, note = pair_folders(root, path, data.masks.endings, without)
+    elif path.suffix.lower() == ".txt":
+        root, files, masks = read_voc_list(path)
+        masks_root = root
     else:
         root = Path(split.images) if split.images else path.parent
         check_folder(root, f"data.{name}.images")

@@ -7,6 +7,7 @@ still a process of its own, which a real SIGKILL ends.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import multiprocessing
 import os
@@ -32,21 +33,27 @@ from detector.models import build_model
 from detector.structures import Category
 from detector.system.atomic import PARTIAL
 from detector.system.processes import end_with_parent
+from detector.tasks import get_core
 
 # Small enough to run in tenths of a second, with everything that must survive: momentum, an average, batch norm,
 # augmentation, batches that wrap around an epoch, several evaluations.
-TINY = (
+COMMON = (
     "model.backbone={name: mobilenet_v3_small, norm: bn}",
     "model.fpn={levels: [3, 4, 5], channels: 16}",
-    "model.head={num_convs: 1}",
-    "model.anchors={ratios: [1.0], scales: [1.0]}",
-    "data.resize={short: [64], long: 64}",
-    "data.augment={photometric: 0.5, scale_jitter: [0.7, 1.4], transforms: [{name: Affine, rotate: [-9, 9]}]}",
     "train.optimizer={name: sgd, lr: 0.005, lr_batch_size: 4}",
     "train.schedule={name: cosine, warmup_steps: 2}",
     "train.ema=0.9",
 )
-CONFIG = "quickstart.yaml"
+
+
+def tiny_run(task: str) -> tuple[str, ...]:
+    """The config and overrides of a tiny run."""
+    plan = get_core(task).QUICKSTART
+    return plan.config, *COMMON, *plan.tiny
+
+
+TASK = "detection"
+CONFIG, *TINY = tiny_run(TASK)
 PRELOADED = (
     "detector.training.fitting",
     "detector.inference.folder",
@@ -58,10 +65,9 @@ PRELOADED = (
 _servers = multiprocessing.get_context("forkserver")
 
 
-def data_overrides(folder: Path) -> list[str]:
-    """Overrides that name the data set of ``write_shapes``."""
-    splits = [f"data.{split}.annotations={folder}/annotations/{split}.json" for split in ("train", "val")]
-    return [*splits, f"data.train.images={folder}/images", f"data.val.images={folder}/images"]
+def data_overrides(folder: Path, task: str = TASK) -> list[str]:
+    """Overrides that name the data set that the task's quickstart generates."""
+    return [f"data.{key}={folder / path}" for key, path in get_core(task).QUICKSTART.data.items()]
 
 
 def start(command: str, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
@@ -129,7 +135,7 @@ class KillReport:
 MOMENTS = ("saving", "stepping", "starting", "stepping", "saving", "stepping")  # of successive kills
 
 
-def kill_and_resume(data: Path, folder: Path, kills: int, seed: int = 0) -> KillReport:
+def kill_and_resume(data: Path, folder: Path, kills: int, seed: int = 0, task: str = TASK) -> KillReport:
     """Kill training ``kills`` times at random moments and resume it until its end, in the new ``folder``.
 
     A third of the kills wait until a checkpoint is being written. Attempts differ in their number of loaders.
@@ -137,10 +143,11 @@ def kill_and_resume(data: Path, folder: Path, kills: int, seed: int = 0) -> Kill
     rng = random.Random(seed)
     log = folder / "log.txt"
     folder.mkdir(parents=True)
-    given = [*TINY, *data_overrides(data), "train.batch_size=2", "train.epochs=4", "train.checkpoint_steps=2"]
+    config, *given = tiny_run(task)
+    given += [*data_overrides(data, task), "train.batch_size=2", "train.epochs=4", "train.checkpoint_steps=2"]
 
     def train(name: str, workers: int) -> BaseProcess:
-        arguments = ["--config", CONFIG, "--runs", str(folder), "--name", name, "--resume", "--device", "cpu"]
+        arguments = ["--config", config, "--runs", str(folder), "--name", name, "--resume", "--device", "cpu"]
         return start("train", [*arguments, *given, f"data.workers={workers}"], log)
 
     if code := finish(train("whole", 0), log):
@@ -248,18 +255,20 @@ class SoakReport(NamedTuple):
         )
 
 
-def soak(data: Path, folder: Path, steps: int, evaluations: int, settled: int) -> SoakReport:
+def soak(data: Path, folder: Path, steps: int, evaluations: int, settled: int, task: str = TASK) -> SoakReport:
     """Train for ``steps`` steps with ``evaluations`` evaluations, and watch the process's usage."""
     folder.mkdir(parents=True)
     log, run = folder / "log.txt", folder / "run"
-    images = len(json.loads((data / "annotations" / "train.json").read_text())["images"])
+    config, *given = tiny_run(task)
+    given += [*data_overrides(data, task), "train.batch_size=2"]
+    images = len(get_core(task).open_split(load_config(config, given), "train"))
     per_epoch = -(-images // 2)
     every = steps // evaluations // per_epoch
     if every * per_epoch * evaluations != steps:
         raise ValueError(f"{steps} steps are not {evaluations} times whole epochs of {per_epoch} steps")
-    arguments = ["--config", CONFIG, "--runs", str(folder), "--name", run.name, "--device", "cpu", *TINY]
-    given = ["train.batch_size=2", f"train.steps={steps}", f"eval.every_epochs={every}", "data.workers=1"]
-    process = start("train", [*arguments, *data_overrides(data), *given], log)
+    arguments = ["--config", config, "--runs", str(folder), "--name", run.name, "--device", "cpu", *given]
+    given = [f"train.steps={steps}", f"eval.every_epochs={every}", "data.workers=1"]
+    process = start("train", [*arguments, *given], log)
     usages: list[Usage] = []
     while process.is_alive():
         if (usages or _last_step(run) >= settled) and process.is_alive():
@@ -291,7 +300,7 @@ class InferReport(NamedTuple):
     first_seconds: float  # from the process's start to the first recorded batch
     early: Usage  # with a tenth done
     late: Usage  # with nine tenths done
-    is_same: bool  # whether the killed run's predictions equal the other's, byte for byte
+    is_same: bool  # whether the killed run's files equal the other's, byte for byte
 
     def __str__(self) -> str:
         early, late = (f"{usage.memory / 2**20:.1f} MB" for usage in (self.early, self.late))
@@ -316,9 +325,10 @@ def link_images(folder: Path, count: int, kinds: int = 20, side: int = 32) -> No
             path.hardlink_to(folder / "0000" / f"{number % kinds:07}.jpg")
 
 
-def tiny_checkpoint(path: Path) -> Path:
+def tiny_checkpoint(path: Path, task: str = TASK) -> Path:
     """Write a checkpoint with random weights."""
-    config = load_config(CONFIG, TINY)
+    name, *given = tiny_run(task)
+    config = load_config(name, given)
     categories = [Category(label + 1, name) for label, name in enumerate(CLASSES)]
     torch.manual_seed(0)
     model = build_model(config.model, len(categories))
@@ -326,15 +336,14 @@ def tiny_checkpoint(path: Path) -> Path:
     return path
 
 
-def infer(checkpoint: Path, images: Path, folder: Path, count: int) -> InferReport:
+def infer(checkpoint: Path, images: Path, folder: Path, count: int, task: str = TASK) -> InferReport:
     """Predict a folder of ``count`` images twice, once killed half way and resumed, and compare the results."""
     folder.mkdir(parents=True)
     log = folder / "log.txt"
 
     def begin(name: str) -> BaseProcess:
         arguments = ["--checkpoint", str(checkpoint), "--input", str(images), "--output", str(folder / name)]
-        # Three boxes per image, whatever their scores, which are low with random weights.
-        arguments += ["model.predict.score_threshold=0.0", "model.predict.max_detections=3"]
+        arguments += get_core(task).QUICKSTART.few
         return start("infer", [*arguments, "--no-images", "--resume", "--workers", "1", "--device", "cpu"], log)
 
     def wait_for(process: BaseProcess, name: str, done: int) -> None:
@@ -358,8 +367,13 @@ def infer(checkpoint: Path, images: Path, folder: Path, count: int) -> InferRepo
     kill(process)
     if code := finish(begin("killed"), log):
         raise RuntimeError(f"inference ends with code {code}:\n{log.read_text(errors='replace')}")
-    results = [(folder / name / "predictions.json").read_bytes() for name in ("whole", "killed")]
-    return InferReport(count, first_seconds, early, late, results[0] == results[1])
+    return InferReport(count, first_seconds, early, late, _are_equal(folder / "whole", folder / "killed"))
+
+
+def _are_equal(first: Path, second: Path) -> bool:
+    """Whether two folders have the same files."""
+    names = [sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file()) for root in (first, second)]
+    return names[0] == names[1] and all(filecmp.cmp(first / name, second / name, shallow=False) for name in names[0])
 
 
 def _lines(path: Path) -> int:

@@ -183,6 +183,7 @@ def evaluate_other(other: Other, evaluation: Evaluation, name: str) -> Scored:
             "format",
             "one_based",
             "classes",
+            "masks",
             "invalid_boxes",
             "allow_outside",
             "exif",

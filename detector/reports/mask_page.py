@@ -12,6 +12,7 @@ from detector.config.schema import Config
 from detector.data.images import read_annotated_image
 from detector.data.segmentation import Masked
 from detector.evaluation.pixel_figures import PixelReport, pixel_report
+from detector.evaluation.segmentation import SIZES
 from detector.evaluation.tally import Kept
 from detector.reports import Report, Scored, confusion_blocks, difference, known, tone_of
 from detector.reports.drawing import as_rgb, contact_sheet, draw_mask
@@ -26,7 +27,7 @@ WRONG, RIGHT = (214, 40, 57), (230, 230, 230)  # colours of a difference; ignore
 def segmentation_report(
     scored: Scored, truth: Masked, config: Config, images: Path | None, against: Scored | None = None
 ) -> Report:
-    """The report of predictions on ``truth``, with the worst images; ``images`` defaults to its folder."""
+    """The report of predictions on ``truth``; the worst images are drawn if their folder ``images`` is given."""
     report = pixel_report(scored.rows, truth, scored.metrics)
     other = pixel_report(against.rows, truth, against.metrics) if against else None
     sections = [Section("Score", _score(report)), Section("Classes", [_class_table(report)])]
@@ -34,9 +35,10 @@ def segmentation_report(
     if against and other:
         sections.insert(1, Section("Compared", _comparison(scored.name, report, against.name, other, truth)))
         figures["against"] = {"name": against.name, **other.figures()}
+    sections.append(Section("Object sizes", [_size_table(report)]))
     names = [row["name"] for row in report.metrics["per_class"]]
     sections.append(Section("Confusion in pixels", confusion_blocks(np.array(report.metrics["confusion"]), names)))
-    sections.append(Section("Worst images", _worst(report, scored.worst, truth, config, images or truth.root)))
+    sections.append(Section("Worst images", _worst(report, scored.worst, truth, config, images)))
     lead = f"{len(truth):,} images with masks of {len(truth.categories)} classes in {truth.source}."
     lead += f" Against {against.name}." if against else ""
     return Report(lead, sections, figures, {"classes": report.metrics["per_class"], "images": report.images})
@@ -65,8 +67,19 @@ def _class_table(report: PixelReport) -> Table:
     return Table(["class", "pixels", "fraction", *columns], rows, "Click a column head to sort.")
 
 
-def _worst(report: PixelReport, worst: tuple[Kept, ...], truth: Masked, config: Config, images: Path) -> list[Block]:
-    drawn = within_budget(_draw(worst, truth, config, images))
+def _size_table(report: PixelReport) -> Table:
+    rows = [[row["name"], *(known(row[f"iou_{size}"]) for size in SIZES)] for row in report.metrics["per_class"]]
+    text = (
+        "IoU by the size of regions, which are connected pixels of one class: under 32² pixels, 32² to 96², and more. A"
+        " true pixel counts for the size of its region of truth, a wrong prediction for that of its predicted region."
+    )
+    return Table(["class", "small", "medium", "large"], rows, text)
+
+
+def _worst(
+    report: PixelReport, worst: tuple[Kept, ...], truth: Masked, config: Config, images: Path | None
+) -> list[Block]:
+    drawn = within_budget(_draw(worst, truth, config, images)) if images else []
     text = "Each image, its truth, what was predicted, and where they differ (red; ignored pixels are black)."
     rows = [[row[name] for name in ("file", "mIoU", "pixel_accuracy", "most_wrong")] for row in report.images[:LISTED]]
     caption = f"The first {LISTED}; images.csv has all {len(report.images):,}." if len(rows) == LISTED else ""

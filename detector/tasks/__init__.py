@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detector.config.schema import Config, ModelConfig
-    from detector.data.own import BoxData
     from detector.evaluation.tally import Tally
     from detector.reports import Report, Scored
     from detector.structures import Batch, Category, Id, Losses
@@ -65,6 +64,10 @@ class Quickstart(NamedTuple):
     images: tuple[int, int]  # these two numbers
     data: Mapping[str, str]  # keys of the section data, and their paths in the folder
     own_data: str  # example of a command for the user's own data
+    tiny: Sequence[
+        str
+    ]  # for stress: overrides beside a tiny backbone and pyramid, so that a step takes hundredths of a second
+    few: Sequence[str] = ()  # overrides with which random weights find something, and little of it
 
 
 class Task(Protocol):
@@ -83,7 +86,7 @@ class Task(Protocol):
         self, config: Config, name: str, categories: list[Category] | None = None, keep_in: Path | None = None
     ) -> Data: ...  # ``keep_in``: a folder for what was read from many label files
     def has_images(self, annotations: Path) -> bool: ...  # whether these say where their images are
-    def open_own(self, config: Config, name: str, own: BoxData, categories: list[Category] | None = None) -> Data: ...
+    def open_own(self, config: Config, name: str, own: Any, categories: list[Category] | None = None) -> Data: ...
     def loss(self, output: Any, targets: Any, config: ModelConfig, progress: float = 1.0) -> Losses: ...
     def predict(self, output: Any, batch: Batch, config: ModelConfig) -> Any: ...
     def as_predicted(self, outputs: Sequence[Tensor]) -> Any: ...  # what predict returns, of an exported file's outputs

@@ -33,6 +33,7 @@ QUICKSTART = Quickstart(
     images=(400, 100),
     data={"train.images": "train", "val.images": "val"},
     own_data="classify_r50_fpn.yaml data.train.images=CLASS_FOLDERS/ data.val_share=0.2",
+    tiny=("data.crop={size: 64}", "data.augment={photometric: 0.5, transforms: [{name: Affine, rotate: [-9, 9]}]}"),
 )
 
 open_split = open_classes
@@ -55,7 +56,8 @@ def has_images(annotations: Path) -> bool:
 
 def open_own(config: Config, name: str, own: Any, categories: list[Category] | None = None) -> ClassDataset:
     raise ConfigError(
-        "task: data given from Python must be boxes, for detection; name a folder or CSV file in data.train"
+        "task: data given from Python must be boxes or masks, for detection or segmentation; name a folder or CSV file"
+        " in data.train"
     )
 
 

@@ -54,6 +54,13 @@ QUICKSTART = Quickstart(
     },
     own_data="retinanet_r18_fpn.yaml data.train.annotations=train.json data.train.images=images/"
     " data.val.annotations=val.json data.val.images=images/",
+    tiny=(
+        "model.head={num_convs: 1}",
+        "model.anchors={ratios: [1.0], scales: [1.0]}",
+        "data.resize={short: [64], long: 64}",
+        "data.augment={photometric: 0.5, scale_jitter: [0.7, 1.4], transforms: [{name: Affine, rotate: [-9, 9]}]}",
+    ),
+    few=("model.predict.score_threshold=0.0", "model.predict.max_detections=3"),
 )
 
 

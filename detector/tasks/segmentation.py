@@ -16,7 +16,8 @@ from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
 from detector.config.tasks import HEADS
-from detector.data.segmentation import Masked, MaskSample, open_masks
+from detector.data.own_masks import MaskData, OwnMaskDataset, read_own_masks
+from detector.data.segmentation import Masked, MaskSample, lists_images, open_masks
 from detector.data.synthetic import write_mask_shapes
 from detector.data.transforms.resize import largest_size
 from detector.errors import ConfigError
@@ -44,6 +45,12 @@ QUICKSTART = Quickstart(
     },
     own_data="segment_r50_fpn.yaml data.train.images=images/train data.train.annotations=masks/train"
     " data.val.images=images/val data.val.annotations=masks/val 'data.classes=[background, road, car]'",
+    tiny=(
+        "model.head.channels=16",
+        "model.head.dropout=0.1",
+        "data.resize={short: [64], long: 64}",
+        "data.augment={photometric: 0.5, scale_jitter: [0.7, 1.4], copy_paste: 0.5}",
+    ),
 )
 
 TORCH = Kind(Tensor.long, Tensor.float)
@@ -62,14 +69,13 @@ def largest_input(config: Config) -> tuple[int, int]:
 
 
 def has_images(annotations: Path) -> bool:
-    """A CSV file lists its images."""
-    return annotations.suffix.lower() == ".csv"
+    """A CSV file and a list of Pascal VOC's say where their images are."""
+    return lists_images(annotations)
 
 
-def open_own(config: Config, name: str, own: Any, categories: list[Category] | None = None) -> Any:
-    raise ConfigError(
-        "task: data given from Python must be boxes, for detection; name masks in data.train and data.val"
-    )
+def open_own(config: Config, name: str, own: MaskData, categories: list[Category] | None = None) -> OwnMaskDataset:
+    """As :func:`open_split`, for data given from Python."""
+    return read_own_masks(own, name, config, categories)
 
 
 def make_sample(image: np.ndarray, image_id: int, config: Config) -> MaskSample:

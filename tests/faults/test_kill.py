@@ -15,7 +15,7 @@ from detector.dev.stress import differences, kill_and_resume
 def test_kills_at_each_kind_of_moment_change_nothing(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stress, "TINY", (*stress.TINY, TINY_BACKBONE))
+    monkeypatch.setattr(stress, "COMMON", (*stress.COMMON, TINY_BACKBONE))
     report = kill_and_resume(shapes, tmp_path / "runs", kills=6)
     assert report.differences == []
     assert report.kills.total() == 6

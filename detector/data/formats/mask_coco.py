@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from detector.data.formats.coco_rows import read_rows
 from detector.data.formats.coco_values import area_of_segmentation, mask_of_segmentation
-from detector.errors import DataError, unreadable
+from detector.data.formats.columns import show_id
+from detector.errors import DataError
 from detector.structures import IGNORED_PIXEL, Category
-
-MOST_BYTES = 2**33
+from detector.system.json_stream import open_json
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class CocoMasks:
     files: list[str]
     sizes: np.ndarray  # [I, 2] height, width; 0 where the file does not say
     drawing: Drawing
+    note: str  # on what was read although it is not strict COCO
 
 
 def read_coco_masks(path: Path, classes: Sequence[str] | None, background: str | None) -> CocoMasks:
@@ -60,48 +62,40 @@ def read_coco_masks(path: Path, classes: Sequence[str] | None, background: str |
 
     Raises :class:`detector.errors.DataError` for the first fault.
     """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))
-        listed = [Category(one["id"], one["name"]) for one in tree["categories"]]
-        images = [(one["id"], one["file_name"], one.get("height", 0), one.get("width", 0)) for one in tree["images"]]
-        annotations = tree["annotations"]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: {unreadable(path, error, '*.json')}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        reason = f"{type(error).__name__} {error}"[:100]
-        raise DataError(f"{path}: is not COCO JSON with images, annotations and categories ({reason})") from None
-    categories = _categories(path, listed, classes, background)
+    listed = read_rows(path, is_strict=True)
+    categories = _categories(path, listed.categories, classes, background)
     label_of = {category.id: label for label, category in enumerate(categories)}
-    known = {category.id for category in listed}
-    place_of = {image[0]: place for place, image in enumerate(images)}
-    if len(place_of) < len(images):
-        raise DataError(f"{path}: two images have the same id; give each its own")
-    rows: list[list[tuple[float, Any]]] = [[] for _ in images]
-    for number, one in enumerate(annotations):
-        try:
-            identity, place, own = one.get("id", number), place_of[one["image_id"]], one["category_id"]
-            if own not in known:
-                raise KeyError(own)
-            segmentation = one.get("segmentation")
-        except (KeyError, TypeError, AttributeError):
-            raise DataError(
-                f"{path}: annotation {number + 1} of the list has no image or category that is listed"
-            ) from None
-        if own not in label_of:
+    rows: list[list[tuple[float, Any]]] = [[] for _ in listed.image_ids]
+    for number, segmentation in enumerate(_segmentations(path)):
+        label = label_of.get(listed.categories[listed.label[number]].id)
+        if label is None:
             continue
         area = area_of_segmentation(segmentation) if segmentation else None
+        identity = listed.annotation_ids[number]
         if area is None:
+            which = f"annotation {number + 1} of the list" if identity is None else f"annotation {show_id(identity)}"
             raise DataError(
-                f"{path}: annotation {identity}: has no segmentation with an area; boxes alone are no masks: remove it,"
-                " or train a detector"
+                f"{path}: {which}: has no segmentation with an area; boxes alone are no masks: remove it, or train a"
+                " detector"
             )
-        rows[place].append((area, (identity, label_of[own], segmentation)))
+        rows[listed.image[number]].append((area, (identity, label, segmentation)))
     texts = [json.dumps([row for _, row in sorted(own, key=lambda pair: -pair[0])]).encode() for own in rows]
-    label = next((label for label, own in enumerate(categories) if own.name == background), IGNORED_PIXEL)
+    rest = next((label for label, own in enumerate(categories) if own.name == background), IGNORED_PIXEL)
     block, ends = np.frombuffer(b"".join(texts), dtype=np.uint8), np.cumsum([0, *map(len, texts)])
-    sizes = np.array([image[2:] for image in images], dtype=np.int64).reshape(-1, 2)
-    drawing = Drawing(path, block, ends, np.arange(len(images)), label)
-    return CocoMasks(categories, [image[1] for image in images], sizes, drawing)
+    sizes = np.stack([listed.heights, listed.widths], axis=1)
+    names = [listed.names[index] for index in range(len(rows))]
+    return CocoMasks(categories, names, sizes, Drawing(path, block, ends, np.arange(len(rows)), rest), listed.notice)
+
+
+def _segmentations(path: Path) -> Iterator[Any]:
+    """What the annotations of a file that was read say of their pixels, in its order."""
+    with open_json(path) as stream:
+        stream.peek()
+        for table in stream.members():
+            if table == "annotations":
+                yield from (one.get("segmentation") for one in stream.elements())
+            else:
+                stream.skip()
 
 
 def _categories(

@@ -22,9 +22,11 @@ from detector.data.listing import list_images
 from detector.data.names import Names, check_names, files_below
 from detector.errors import ConfigError, DataError, counted
 from detector.structures import IGNORED_PIXEL
+from detector.system.json_stream import show_text
 
 UNKNOWN_PIXEL = IGNORED_PIXEL - 1  # of an index that is no class
 SHOWN = 6  # colours of a mask in a message
+VOC_IMAGES, VOC_MASKS, VOC_LISTS = "JPEGImages", "SegmentationClass", "ImageSets/Segmentation"
 
 
 @dataclass(frozen=True)
@@ -245,3 +247,32 @@ def read_pairs(path: Path, root: Path, allow_outside: bool) -> tuple[list[str], 
             remedy = Names(files_below(root)).hint(unique[index]) or remedy
             raise DataError(f"{path}:{lines[repeated[unique[index]]]}: {unique[index]} {reason}; {remedy}")
     return images, masks
+
+
+def read_voc_list(path: Path) -> tuple[Path, list[str], list[str]]:
+    """A file of Pascal VOC's ``ImageSets``, a name per line: VOC's folder, and there the images and their masks."""
+    root = next((folder for folder in path.parents if (folder / VOC_MASKS).is_dir()), None)
+    if root is None:
+        raise DataError(
+            f"{path}: is a text file, which is read as a list of Pascal VOC's, and no folder above it has a folder"
+            f" {VOC_MASKS}; give a folder of masks, a CSV file of pairs, or COCO JSON"
+        )
+    found = [{Path(name).stem: name for name in list_images(root / part).files} for part in (VOC_IMAGES, VOC_MASKS)]
+    names: dict[str, int] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        name = line.split()[0]
+        for part, known in zip((VOC_IMAGES, VOC_MASKS), found, strict=True):
+            if name not in known:
+                raise DataError(
+                    f"{path}:{number}: {root / part} has no image {show_text(name)}; add it, or remove the line"
+                )
+        if names.setdefault(name, number) != number:
+            raise DataError(f"{path}:{number}: {name} is listed twice; keep one line")
+    if not names:
+        raise DataError(f"{path}: has no lines")
+    images, masks = (
+        [f"{part}/{known[name]}" for name in names] for part, known in zip((VOC_IMAGES, VOC_MASKS), found, strict=True)
+    )
+    return root, images, masks

@@ -5,7 +5,7 @@ Every random draw comes from (seed, epoch, index), so workers, ranks and restart
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -25,7 +25,15 @@ from detector.data.transforms.colors import (
     turn,
 )
 from detector.data.transforms.resize import input_size, resize
-from detector.data.transforms.windows import Window, cut, draw_corner, draw_patch, draw_window
+from detector.data.transforms.windows import (
+    Window,
+    cut,
+    draw_corner,
+    draw_mosaic,
+    draw_patch,
+    draw_window,
+    put_four,
+)
 from detector.structures import IGNORED_PIXEL
 
 TRIES = 10  # windows that are drawn for max_class_share
@@ -86,11 +94,20 @@ class TrainMaskTransform(MaskTransform):
 
     def mixed(self, read: Callable[[int], Transformed], epoch: int, index: int, images: int) -> Transformed:
         # A stream of its own: the transform's is seeded with the first three numbers.
-        rng = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 1]))
-        own, partner = read(index), int(rng.integers(images))
-        if not self.augment.cutmix or rng.random() >= self.augment.mix_share:
-            return own
-        return cutmix(own, read(partner), self.augment.cutmix, rng)
+        rng, augment = np.random.default_rng(np.random.SeedSequence([self.seed, epoch, index, 1])), self.augment
+        own, (mosaic_draw, paste_draw, cut_draw) = read(index), rng.random(3)
+
+        def partner() -> Transformed:
+            return read(int(rng.integers(images)))
+
+        if mosaic_draw < augment.mosaic:
+            size = augment.canvas or self.config.fixed or own.mask.shape
+            own = mosaic([own, partner(), partner(), partner()], (size[0], size[1]), rng)
+        if paste_draw < augment.copy_paste:
+            own = paste(own, partner(), rng)
+        if augment.cutmix and cut_draw < augment.mix_share:
+            own = cutmix(own, partner(), augment.cutmix, rng)
+        return own
 
     def _placed(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A window of the image, resized; with ``augment.canvas``, put on gray at random, whose pixels are ignored."""
@@ -112,6 +129,33 @@ class TrainMaskTransform(MaskTransform):
             if self.augment.max_class_share == 1 or largest_fraction(cut(mask, window)) <= self.augment.max_class_share:
                 break
         return window, size
+
+
+def mosaic(parts: Sequence[Transformed], size: tuple[int, int], rng: np.random.Generator) -> Transformed:
+    """A window of four images that meet at a random point (:func:`draw_mosaic`), as an image of ``size``."""
+    images = same_depth([part.image for part in parts])
+    meeting, window = draw_mosaic(size, rng)
+    canvas = gray(2 * size[0], 2 * size[1], images[0])
+    classes = np.full(canvas.shape[:2], IGNORED_PIXEL, dtype=np.uint8)
+    put_four(images, meeting, canvas)
+    put_four([part.mask for part in parts], meeting, classes)
+    return Transformed(resize(cut(canvas, window), *size), resize_mask(cut(classes, window), *size))
+
+
+def paste(own: Transformed, other: Transformed, rng: np.random.Generator) -> Transformed:
+    """``own`` with all pixels of half of the classes of ``other``, rounded up, in their places.
+
+    ClassMix (Olsson et al. 2021, section 3.2): a mask tells the objects of a class from each other only where they do
+    not touch, so classes are pasted, not objects.
+    """
+    image, source = (part.copy() for part in same_depth([own.image, other.image]))
+    height, width = (min(pair) for pair in zip(own.mask.shape, other.mask.shape, strict=True))
+    seen, mask = other.mask[:height, :width], own.mask.copy()
+    classes = np.setdiff1d(seen, [IGNORED_PIXEL])
+    is_pasted = np.isin(seen, rng.choice(classes, (len(classes) + 1) // 2, replace=False))
+    image[:height, :width][is_pasted] = source[:height, :width][is_pasted]
+    mask[:height, :width][is_pasted] = seen[is_pasted]
+    return Transformed(image, mask)
 
 
 def cutmix(own: Transformed, other: Transformed, alpha: float, rng: np.random.Generator) -> Transformed:

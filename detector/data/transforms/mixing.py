@@ -15,6 +15,7 @@ from detector.data.loading.sampler import mixed_epochs
 from detector.data.transforms.boxes import TrainTransform, Transformed, crop_boxes, gray
 from detector.data.transforms.colors import same_depth
 from detector.data.transforms.resize import resize
+from detector.data.transforms.windows import cut, draw_mosaic, put_four
 from detector.structures import IGNORE_REGION
 
 PASTED = 0.5  # fraction of the other image's objects
@@ -53,31 +54,17 @@ class MixingTransform(TrainTransform):
 def mosaic(
     parts: Sequence[Transformed], size: tuple[int, int], min_visibility: float, rng: np.random.Generator
 ) -> Transformed:
-    """A window of four images that meet at a random point, as an image of ``size`` (height, width).
-
-    The point lies in the middle of a canvas twice as high and wide. The window shows a quarter of the canvas to all of
-    it, so objects keep their size or shrink down to half.
-    """
+    """A window of four images that meet at a random point (:func:`draw_mosaic`), as an image of ``size``."""
     images = same_depth([part.image for part in parts])
-    height, width = size
-    canvas = gray(2 * height, 2 * width, images[0])
-    row, column = (int(rng.integers(side // 2, side + side // 2 + 1)) for side in size)
-    moved = []
-    for number, (image, part) in enumerate(zip(images, parts, strict=True)):
-        top = row - (image.shape[0] if number < 2 else 0)
-        left = column - (image.shape[1] if number % 2 == 0 else 0)
-        shown = image[max(0, -top) : 2 * height - top, max(0, -left) : 2 * width - left]
-        canvas[max(0, top) : max(0, top) + shown.shape[0], max(0, left) : max(0, left) + shown.shape[1]] = shown
-        moved.append(part.boxes + np.array([left, top, left, top], dtype=np.float32))
-    zoom = 2 ** rng.uniform(0, 1)
-    sides = round(height * zoom), round(width * zoom)
-    top, left = (int(rng.integers(2 * full - side + 1)) for full, side in zip(size, sides, strict=True))
-    window = (top, left, *sides)
+    meeting, window = draw_mosaic(size, rng)
+    canvas = gray(2 * size[0], 2 * size[1], images[0])
+    corners = put_four(images, meeting, canvas)
+    moved = [part.boxes + np.float32(corner[::-1] * 2) for part, corner in zip(parts, corners, strict=True)]
     boxes, labels = crop_boxes(
         np.concatenate(moved), np.concatenate([part.labels for part in parts]), window, min_visibility
     )
-    shown = resize(canvas[top : top + sides[0], left : left + sides[1]], height, width)
-    return Transformed(shown, boxes * np.float32([width / sides[1], height / sides[0]] * 2), labels)
+    scale = np.float32([size[1] / window[3], size[0] / window[2]] * 2)
+    return Transformed(resize(cut(canvas, window), *size), boxes * scale, labels)
 
 
 def paste(own: Transformed, other: Transformed, min_visibility: float, rng: np.random.Generator) -> Transformed:
@@ -91,15 +78,15 @@ def paste(own: Transformed, other: Transformed, min_visibility: float, rng: np.r
     boxes, labels = [], []
     for box, label in zip(other.boxes, other.labels, strict=True):
         rows, columns, corner = _pixels(box)
-        cut = source[rows, columns]
-        room = size - cut.shape[:2]
+        patch = source[rows, columns]
+        room = size - patch.shape[:2]
         if label == IGNORE_REGION or rng.random() >= PASTED or room.min() < 0:
             continue
         top, left = rng.integers(room + 1)
-        place = slice(top, top + cut.shape[0]), slice(left, left + cut.shape[1])
+        place = slice(top, top + patch.shape[0]), slice(left, left + patch.shape[1])
         if is_pasted[place].any():
             continue
-        image[place], is_pasted[place] = cut, True
+        image[place], is_pasted[place] = patch, True
         boxes.append(box + np.float32([left, top, left, top]) - corner)
         labels.append(label)
     hidden = np.array([is_pasted[_pixels(box)[:2]].mean() for box in own.boxes])

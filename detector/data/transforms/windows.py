@@ -47,6 +47,31 @@ def draw_corner(size: Size, canvas: Sequence[int], rng: np.random.Generator) -> 
     return top, left
 
 
+def draw_mosaic(size: Size, rng: np.random.Generator) -> tuple[tuple[int, int], Window]:
+    """Where the four images of a mosaic of this size meet, and the window of them that it shows.
+
+    The point lies in the middle of a canvas twice as high and wide. The window shows a quarter of the canvas to all of
+    it, so objects keep their size or shrink down to half.
+    """
+    row, column = (int(rng.integers(side // 2, side + side // 2 + 1)) for side in size)
+    zoom = 2 ** rng.uniform(0, 1)
+    height, width = (round(side * zoom) for side in size)
+    top, left = (int(rng.integers(2 * full - side + 1)) for full, side in zip(size, (height, width), strict=True))
+    return (row, column), (top, left, height, width)
+
+
+def put_four(images: Sequence[np.ndarray], meeting: tuple[int, int], canvas: np.ndarray) -> list[tuple[int, int]]:
+    """Put four images into ``canvas`` around the point where they meet; returns the corner of each: top, left."""
+    corners = []
+    for number, image in enumerate(images):
+        top = meeting[0] - (image.shape[0] if number < 2 else 0)
+        left = meeting[1] - (image.shape[1] if number % 2 == 0 else 0)
+        shown = image[max(0, -top) : canvas.shape[0] - top, max(0, -left) : canvas.shape[1] - left]
+        canvas[max(0, top) : max(0, top) + shown.shape[0], max(0, left) : max(0, left) + shown.shape[1]] = shown
+        corners.append((top, left))
+    return corners
+
+
 def draw_patch(size: Size, fraction: float, rng: np.random.Generator) -> tuple[slice, slice]:
     """Rows and columns of a window with this fraction of the area, around any point, as far as it is in the image."""
     sides = np.sqrt(fraction) * np.array(size) / 2
