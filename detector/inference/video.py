@@ -123,7 +123,7 @@ class Video:
         number, at = -1, 0.0
         try:
             for number, at in self._grab(after + 1 if self.is_live else 0):
-                if not self.is_live and at < self.start:
+                if self.start and not self.is_live and at < self.start:  # a damaged file's times may be below 0
                     continue
                 first = first or (number, at if self.is_live else 0.0)
                 if at - first[1] >= self.end:

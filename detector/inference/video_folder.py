@@ -98,6 +98,7 @@ def _infer(
 ) -> None:
     """Predict what remains. A line is written when its frame is predicted, not only when it is drawn."""
     results, sample = get_results(predictor.config.task), predictor.sampler()
+    wait, drop = (0.0, True) if video.is_live else (None, False)
     drawn: Future[None] | None = None
 
     def draw(frames: list[Frame], found: list[Any]) -> None:
@@ -108,11 +109,7 @@ def _infer(
         ThreadPoolExecutor(max_workers=1) as pool,
         contextlib.closing(video.frames(lines.last)) as frames,
         contextlib.closing(
-            read_ahead(
-                ((frame, sample(frame.image, frame.number)) for frame in frames),
-                batch_size,
-                *((0.0, True) if video.is_live else (None, False)),
-            )
+            read_ahead(((frame, sample(frame.image, frame.number)) for frame in frames), batch_size, wait, drop)
         ) as batches,
         contextlib.closing(video),  # first of all, so that no other waits for a stream that is silent
         tqdm(initial=lines.done, total=_total(video), unit="frame", disable=not sys.stderr.isatty()) as bar,
