@@ -1,6 +1,6 @@
-"""Hours of video in minutes: memory over many small frames, and a kill half way; not a test. docs/BENCHMARKS.md has it.
+"""Hours of video in minutes: memory over many small frames, a kill half way, and codecs; not a test.
 
-PYTHONPATH=. python tests/soak_video.py --frames 20000
+PYTHONPATH=. python tests/soak_video.py --frames 20000       # docs/BENCHMARKS.md has the figures
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from detector.dev.stress import tiny_checkpoint
+from detector.inference.video_folder import CODECS, Drawing
 
 
 def write_clip(path: Path, frames: int) -> None:
@@ -40,12 +42,29 @@ def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+def time_codecs(folder: Path) -> None:
+    """How fast drawings of 1,280×720 pixels are written."""
+    image = np.random.default_rng(0).integers(0, 255, (40, 64, 3), dtype=np.uint8)
+    image = cv2.resize(image, (1280, 720), interpolation=cv2.INTER_CUBIC)
+    drawings = [Image.fromarray(cv2.circle(image.copy(), (100 + 5 * n, 300), 60, (255, 0, 0), -1)) for n in range(60)]
+    for kind in CODECS:
+        drawing = Drawing(folder / f"drawn.{kind}", 25.0)
+        began = time.monotonic()
+        for number, one in enumerate(drawings):
+            drawing.add(one, number / 25)
+        drawing.close()
+        print(f"{kind}: {len(drawings) / (time.monotonic() - began):.0f} frames per second")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=20_000)
-    frames = parser.parse_args().frames
+    parser.add_argument("--no-images", action="store_true", help="draw nothing")
+    args = parser.parse_args()
+    frames, drawn = args.frames, ["--no-images"] if args.no_images else []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        time_codecs(folder)
         write_clip(folder / "clip.mp4", frames)
         tiny_checkpoint(folder / "tiny.pt")
 
@@ -57,7 +76,7 @@ def main() -> None:
             return subprocess.Popen(command), folder / output / "predictions.jsonl"
 
         began, used = time.monotonic(), dict[int, float]()
-        process, lines = start("whole")
+        process, lines = start("whole", *drawn)
         while process.poll() is None:
             done = count_lines(lines)
             if done:
