@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from detector.errors import DetectorError as DetectorError
     from detector.inference.exported import ExportedPredictor
     from detector.inference.predictor import Predictor as Predictor
+    from detector.inference.video import Video as Video
     from detector.models import Model as Model
     from detector.models import build_model as build_model
     from detector.models.backbones import Backbone as Backbone
@@ -43,6 +44,7 @@ _PARTS = {
     "load_config": "config.loader",
     "open_model": "checkpoints.opening",
     "Predictor": "inference.predictor",
+    "Video": "inference.video",
     "DetectorError": "errors",
     "Model": "models",
     "build_model": "models",

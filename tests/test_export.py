@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -178,9 +179,14 @@ import detector_runtime
 from detector_runtime.__main__ import main
 found = detector_runtime.load(sys.argv[1]).predict(["0.png", "1.png"])
 print([one.to_coco(number) for number, one in enumerate(found)])
-sys.exit(main(["infer", "--checkpoint", sys.argv[1], "--input", ".", "--output", "found", "--crops", "--counts",
-               "--format", "coco,voc,csv,cvat,labelstudio"]))
+infer = ["infer", "--checkpoint", sys.argv[1], "--input"]
+formats = ["--crops", "--counts", "--format", "coco,voc,csv,cvat,labelstudio"]
+sys.exit(main([*infer, ".", "--output", "found", *formats]) or main([*infer, "clip.avi", "--output", "film"]))
 """
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 25.0, (100, 70))
+    for image in noise(*[(70, 100)] * 10):
+        writer.write(image)
+    writer.release()
     done = subprocess.run([sys.executable, "-c", code, str(file)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = ExportedPredictor(file).predict(images)
@@ -189,6 +195,13 @@ sys.exit(main(["infer", "--checkpoint", sys.argv[1], "--input", ".", "--output",
     assert [row["score"] for row in written] == [row["score"] for one in expected for row in one.to_coco(0)]
     assert len(list((tmp_path / "found" / "images").iterdir())) == 2
     assert (tmp_path / "found" / "counts.csv").is_file()
+    lines = [json.loads(line) for line in (tmp_path / "film" / "predictions.jsonl").read_text().splitlines()]
+    pairs = list(ExportedPredictor(file).stream(detector.Video(tmp_path / "clip.avi"), wait=None))
+    assert [line["frame"] for line in lines] == [frame.number for frame, _ in pairs] == list(range(10))
+    expected = [[row["score"] for row in found.to_coco(0)] for _, found in pairs]
+    assert [[row["score"] for row in line["results"]] for line in lines] == expected
+    assert any(expected)
+    assert (tmp_path / "film" / "video.webm").is_file()
 
 
 def test_infer_and_evaluate_take_the_file(

@@ -18,15 +18,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import detector
 from detector.__main__ import COMMANDS, build_parser, main
 from detector.config.loader import CONFIG_FOLDERS, _section_at, load_config
 from detector.data.formats.reading import read_annotations
 from detector.data.images import read_image
+from detector.inference.video import is_video
 from detector.tasks.detection import Prediction
 from detector.training import fitting
 from detector.training.run_folder import RunFolder
@@ -65,6 +68,7 @@ def readme_lines() -> Iterator[Line]:
 
 LINES = list(readme_lines())
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+TRACKING = next(block for block in PYTHON if "import trackers" in block)
 
 # What is not run here, by a word of the command, and why; it is parsed all the same.
 NOT_RUN = {
@@ -81,6 +85,7 @@ NOT_RUN = {
     "model.weights=model_final.pkl": "a file of Detectron2",
     "--to": "torchvision takes a whole ResNet",
     "export": "half a minute, tested with the export",
+    "rtsp://HOST/live": "a camera, tested with the videos",
     "--version": "ends in SystemExit, tested with the commands",
 }
 RUN = [line for line in LINES if line.command and not set(line.words) & NOT_RUN.keys()]
@@ -179,6 +184,7 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
         shutil.copytree(colors / name, folder / name)
         shutil.copytree(colors / name, folder / "classes" / name)
     shutil.copytree(colors / "train", folder / "all")
+    write_clip(folder / "clip.mp4")
 
     write_other_formats(folder)
 
@@ -206,6 +212,22 @@ def template(shapes: Path, colors: Path, tmp_path_factory: pytest.TempPathFactor
         config = load_config("segment_quickstart.yaml", [*SEGMENTS, *data, "data.classes=[a, b, c]"])
         assert fitting.fit(config, RunFolder(Path("runs/streets")), torch.device("cpu"))
     return folder
+
+
+def write_clip(path: Path) -> None:
+    """Two seconds in which a bright square goes right and a dark one goes left, past each other."""
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"mp4v"), 25.0, (160, 96))
+    for number in range(50):
+        image = np.full((96, 160, 3), 90, dtype=np.uint8)
+        for (left, top, right, bottom), shade in zip(squares(number), (255, 0), strict=True):
+            image[top:bottom, left:right] = shade
+        writer.write(image)
+    writer.release()
+
+
+def squares(number: int) -> list[tuple[int, int, int, int]]:
+    """The boxes in a frame of :func:`write_clip`."""
+    return [(5 + 2 * number, 10, 35 + 2 * number, 40), (125 - 2 * number, 50, 155 - 2 * number, 80)]
 
 
 def write_other_formats(folder: Path) -> None:
@@ -273,7 +295,7 @@ def shortened(line: Line) -> list[str]:
         # The lines of one folder and of --overfit come last, so that they win.
         added = own.get(line.section, [] if args.config == "mine.yaml" else DETECTS)
         added = [*added, *(["train.steps=2"] if args.overfit else [])]
-    if name == "infer":
+    if name == "infer" and not is_video(args.input):
         added = ["--workers", "0"]
     return [name, *arguments, *added]
 
@@ -301,7 +323,7 @@ def test_the_python_blocks_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
     array = read_image(world / "a.jpg")
     tensor = torch.from_numpy(array).permute(2, 0, 1)
     names: dict[str, Any] = {"pil_image": Image.fromarray(array), "numpy_array": array, "tensor": tensor, "numpy": np}
-    for block in PYTHON:
+    for block in (block for block in PYTHON if block != TRACKING):
         exec(
             block.replace("score_threshold=0.5", "score_threshold=0.0").replace("train.epochs=3", "train.steps=2"),
             names,
@@ -315,3 +337,29 @@ def test_the_python_blocks_run(world: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert names["metrics"].keys() >= {"AP", "per_class"}
     assert len(names["categories"]) == names["predictions"].cls_logits.shape[2] == 4
     assert len((world / "runs/shorter/metrics.jsonl").read_text().splitlines()) >= 2
+
+
+def test_the_tracking_block_gives_each_object_one_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trackers")
+    supervision = pytest.importorskip("supervision")
+    monkeypatch.chdir(tmp_path)
+    write_clip(Path("clip.mp4"))
+
+    def stream(video: detector.Video, score_threshold: float) -> Iterator[tuple[Any, Prediction]]:
+        for frame in video:
+            boxes = np.array(squares(frame.number), dtype=np.float32)
+            kept = boxes[: 1 + (frame.number % 7 != 3)]  # the second one is missed now and then
+            labels = np.arange(len(kept))
+            yield (
+                frame,
+                Prediction(kept, np.full(len(kept), 0.9, np.float32), labels, labels + 1, ["a", "b"][: len(kept)]),
+            )
+
+    predictor = SimpleNamespace(stream=stream, categories=[SimpleNamespace(name=name) for name in "ab"])
+    exec(TRACKING, {"predictor": predictor, "detector": detector, "supervision": supervision})
+    rows = [json.loads(line) for line in Path("tracks.jsonl").read_text().splitlines()]
+    assert {row["frame"] for row in rows} >= set(range(5, 50))
+    ids = [{row["id"] for row in rows if row["class"] == name} for name in "ab"]
+    assert [len(own) for own in ids] == [1, 1]
+    assert ids[0] != ids[1]
+    assert rows[-1]["time"] == pytest.approx(rows[-1]["frame"] / 25)

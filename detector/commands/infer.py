@@ -1,8 +1,9 @@
-"""Detect objects in images, classify or segment them: writes predictions.json or predictions.csv, and drawings.
+"""Detect objects in images or a video, classify or segment them: writes predictions, and drawings.
 
 tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/
 tools/infer.py --checkpoint runs/x/best.pt --input 'images/*.jpg' --output found/ --draw-score 0.5
 tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/ --score 0.3 --format cvat,yolo --crops
+tools/infer.py --checkpoint runs/x/best.pt --input clip.mp4 --output found/ --every 5 --from 1:30 --to 2:00
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from detector.commands import RESUMABLE, add_allow_code, count
+from detector.commands import RESUMABLE, add_allow_code, count, infer_video
 
 GALLERY = 200  # at most so many images in the page of --html
+WORKERS = 2
 UNREADABLE = 1  # exit code if some images could not be read, or changed during the run; all others are done
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, help="a .pt file, a run's folder, or an exported .onnx")
-    parser.add_argument("--input", required=True, help="a folder (searched recursively), a file, or a quoted pattern")
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="a folder (searched recursively), a file or a quoted pattern; a video, the URL of a stream, a camera",
+    )
     parser.add_argument(
         "--output",
         required=True,
@@ -50,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         action="append",
         default=[],
-        dest="formats",
         metavar="NAMES",
         help="also write coco, yolo, voc, csv, cvat or labelstudio; several as in cvat,yolo",
     )
@@ -63,8 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", action="store_true", help="also write gallery.html, a page of the drawings")
     parser.add_argument("--batch-size", type=count, default=8, help="most images per batch (default: 8)")
     parser.add_argument(
-        "--workers", type=partial(count, least=0), default=2, help="processes that read images (default: 2)"
+        "--workers", type=partial(count, least=0), help=f"processes that read images (default: {WORKERS})"
     )
+    infer_video.add_arguments(parser)
     add_allow_code(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
     parser.add_argument(
@@ -74,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     try:
-        return _run(args)
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        return infer_video.run(args) if infer_video.is_asked(args, parser) else _run(args)
     except KeyboardInterrupt:
         print(f"stopped; continue with --resume: {args.output}", file=sys.stderr)
         return RESUMABLE
@@ -92,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.html and args.no_images:
         raise ConfigError("command line: --html shows the drawings; remove --no-images")
     lowest = args.draw_score
-    exports = Exports(formats(args.formats), lowest if args.crops else None, lowest if args.counts else None)
+    exports = Exports(formats(args.format), lowest if args.crops else None, lowest if args.counts else None)
     is_begun = (args.output / PROGRESS).exists()
     if args.html and importlib.util.find_spec("jinja2") is None:
         raise ConfigError("command line: --html needs jinja2, which is not installed; remove it")
@@ -145,7 +153,7 @@ def _run(args: argparse.Namespace) -> int:
         score=args.score,
         draw_score=None if args.no_images else args.draw_score,
         batch_size=args.batch_size,
-        workers=args.workers,
+        workers=WORKERS if args.workers is None else args.workers,
         resume=args.resume,
         ids=ids,
         exports=exports,

@@ -265,12 +265,7 @@ class _Progress:
         with self.path.open("rb") as file:
             header = file.readline()  # whole: it was written atomically
             began, before_asked, names = json.loads(header).values()
-            for key in before_asked | asked:
-                before, now = before_asked.get(key), asked.get(key)
-                if before != now:
-                    raise ConfigError(
-                        f"{self.path}: {key} was {before}, is {now}; keep it to resume, or choose another --output"
-                    )
+            check_asked(self.path, before_asked, asked)
             before = Images(self.images.root, names)
             if num_new := len(np.setdiff1d(self.images.names, before.names)):
                 print(f"skipped {counted(num_new, 'image')} that came after the run began", file=sys.stderr)
@@ -314,6 +309,15 @@ class _Progress:
     def remove(self) -> None:
         with storing(self.path):
             self.path.unlink()
+
+
+def check_asked(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to resume the run whose request is in ``path`` with another one."""
+    for key in before | now:
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"{path}: {key} was {before.get(key)}, is {now.get(key)}; keep it to resume, or choose another --output"
+            )
 
 
 def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]:

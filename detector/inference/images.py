@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from detector.data.inputs import ImageInput, Reading, as_array, check_images, check_threshold
+from detector.data.inputs import ImageInput, Reading, as_array, check_image, check_images, check_threshold
 from detector.data.loading.sampler import Key
+from detector.inference.streaming import read_ahead
+from detector.inference.video import Frame
 from detector.structures import Category
 
 
@@ -55,14 +58,56 @@ class ImagePredictor(ABC):
         file that cannot be read, and TypeError or ValueError for a wrong argument: before anything is predicted, or for
         a generator's image when it is taken, ``batch_size`` at a time.
         """
-        check_threshold(score_threshold)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
-            raise ValueError(f"batch_size: {batch_size!r} is not a whole number of at least 1")
+        _check_settings(score_threshold, batch_size)
         checked = check_images(images, self.config.model.in_channels)
         predictions: list[Any] = []
         while samples := [self.sample(as_array(image, *self.reading)) for image in islice(checked, batch_size)]:
             predictions += self.predict_samples(samples, score_threshold)
         return predictions
+
+    def stream(
+        self,
+        images: Iterable[ImageInput | Frame],
+        score_threshold: float | None = None,
+        batch_size: int = 8,
+        wait: float | None = 0.0,
+        drop: bool = False,
+    ) -> Generator[tuple[Any, Any], None, None]:
+        """Each of ``images``, which may never end, with what is in it, as soon as that is known:
+
+            for frame, found in predictor.stream(detector.Video("clip.mp4")):
+                print(frame.time, found)
+
+        A thread takes images ahead while a batch is predicted, at most ``batch_size``. Those that have come then form
+        the next batch, after waiting ``wait`` seconds for others if it is not full (None: however long it takes). So a
+        prediction comes at most ``wait`` seconds and the time of two batches after its image was taken, if the caller
+        takes predictions without delay. Where images come faster than they are predicted, their source waits; with
+        ``drop`` it does not, and the oldest that wait are dropped, as a camera needs. Frames of a
+        :class:`detector.inference.video.Video` are taken as they are, other images as by :meth:`predict`.
+        """
+        _check_settings(score_threshold, batch_size)
+        if not hasattr(images, "__iter__") or isinstance(images, str | Path):
+            raise TypeError(f"stream takes an iterable of images; this is of type {type(images).__name__}")
+        return self._stream(images, score_threshold, int(batch_size), wait, drop)
+
+    def _stream(
+        self,
+        images: Iterable[ImageInput | Frame],
+        score_threshold: float | None,
+        batch_size: int,
+        wait: float | None,
+        drop: bool,
+    ) -> Generator[tuple[Any, Any], None, None]:
+        def samples() -> Iterator[tuple[Any, Any]]:
+            for number, image in enumerate(images):
+                pixels = image.image if isinstance(image, Frame) else image
+                check_image(pixels, self.config.model.in_channels, f"image {number}")
+                yield image, self.sample(as_array(pixels, *self.reading))
+
+        with contextlib.closing(read_ahead(samples(), batch_size, wait, drop)) as batches:
+            for batch in batches:
+                found = self.predict_samples([sample for _, sample in batch], score_threshold)
+                yield from zip((image for image, _ in batch), found, strict=True)
 
     def sample(self, image: np.ndarray, image_id: int = 0) -> Any:
         """An image [H, W, C] as the model wants it, without targets."""
@@ -87,3 +132,9 @@ class ImagePredictor(ABC):
     @abstractmethod
     def digest(self) -> str:
         """Identifies everything that affects its results."""
+
+
+def _check_settings(score_threshold: object, batch_size: object) -> None:
+    check_threshold(score_threshold)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(f"batch_size: {batch_size!r} is not a whole number of at least 1")

@@ -35,6 +35,7 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def prepare_command() -> None:
     """Set the environment that torch and OpenCV read when they are loaded, here and in child processes."""
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     silence_tiff_warnings()
     if not any(name in os.environ for name in WAIT_POLICIES):
         share_cores()
