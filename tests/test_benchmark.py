@@ -29,6 +29,7 @@ from detector.dev.benchmark import (
     loss,
     measure,
     report,
+    segment,
     startup,
     train,
     waiting,
@@ -322,6 +323,13 @@ def test_a_step_of_training_is_torchvisions() -> None:
     assert not train.equal(inputs, own._replace(loss=own.loss * 1.01), other)
     unmoved = train.to_torchvision(inputs.weights, "the config")
     assert not train.equal(inputs, own._replace(weights=lambda: unmoved), other)
+
+
+def test_a_step_of_training_a_segmenter_learns() -> None:
+    case = segment.cases(SMALL)[0]
+    run = case.ours(case.inputs(Path()))
+    first, *_, last = (float(run()) for _ in range(4))
+    assert last < first
 
 
 def test_detections_from_files_are_torchvisions(tmp_path: Path) -> None:

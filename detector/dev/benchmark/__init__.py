@@ -9,6 +9,7 @@ PARTS = {
     "postprocess": "logits and deltas to detections",
     "data": "JPEG files to padded batches, with two workers",
     "train": "a step of training",
+    "segment": "a step of training a segmenter, against segmentation_models_pytorch where that is installed",
     "infer": "files to detections",
     "export": "exported files against eager, and INT8 against float, on one thread and on two",
     "eval": "the twelve COCO numbers of 500,000 detections",
