@@ -3,6 +3,8 @@
 tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/
 tools/infer.py --checkpoint runs/x/best.pt --input 'images/*.jpg' --output found/ --draw-score 0.5
 tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/ --score 0.3 --format cvat,yolo --crops
+tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/ --shard 1/8   # and 2/8 to 8/8 elsewhere
+tools/infer.py --output found/ --merge
 """
 
 from __future__ import annotations
@@ -10,20 +12,25 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detector.commands import RESUMABLE, add_allow_code, count
+
+if TYPE_CHECKING:
+    from detector.inference.folder import Summary
 
 GALLERY = 200  # at most so many images in the page of --html
 UNREADABLE = 1  # exit code if some images could not be read, or changed during the run; all others are done
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a .pt file, a run's folder, or an exported .onnx")
-    parser.add_argument("--input", required=True, help="a folder (searched recursively), a file, or a quoted pattern")
+    parser.add_argument("--checkpoint", help="a .pt file, a run's folder, or an exported .onnx")
+    parser.add_argument("--input", help="a folder (searched recursively), a file, or a quoted pattern")
     parser.add_argument(
         "--output",
         required=True,
@@ -36,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="annotations in any format, whose image ids predictions.json takes by file name",
     )
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped, or start it")
+    parser.add_argument(
+        "--shard",
+        metavar="K/N",
+        help="predict part K of N (from 1), into OUTPUT/shard-K-of-N; auto: what Slurm says, auto/N: Kubernetes too",
+    )
+    parser.add_argument("--merge", action="store_true", help="write OUTPUT from all shards in it, predicting nothing")
     parser.add_argument(
         "--score", type=_probability, help="lowest score of an object in predictions.json (default: the config's)"
     )
@@ -85,10 +98,20 @@ def _run(args: argparse.Namespace) -> int:
     from detector.errors import ConfigError, counted
     from detector.inference.exports import Exports, check_labels
     from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
+    from detector.inference.parts import which_shard
     from detector.system.atomic import check_new
     from detector.system.json_stream import show_text
     from detector.tasks import get_results
 
+    if args.merge:
+        return _merge(args)
+    if missing := [f"--{name}" for name in ("checkpoint", "input") if getattr(args, name) is None]:
+        raise ConfigError(f"command line: the following arguments are required: {', '.join(missing)}; see --help")
+    shard = which_shard(args.shard, os.environ) if args.shard else None
+    if shard and args.html:
+        raise ConfigError("command line: --html: a shard writes no page; give it with --merge")
+    if shard:
+        args.output /= shard.folder
     if args.html and args.no_images:
         raise ConfigError("command line: --html shows the drawings; remove --no-images")
     lowest = args.draw_score
@@ -124,6 +147,9 @@ def _run(args: argparse.Namespace) -> int:
             notes.append(f"skipped {counted(len(unknown), 'image')} that {args.annotations} does not list: {names}")
     check_labels(exports, [images.name(index) for index in range(len(images))], args.input)
 
+    if shard:
+        images = shard.of(images)
+
     from detector.inference.exported import open_predictor
 
     predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code)
@@ -150,6 +176,29 @@ def _run(args: argparse.Namespace) -> int:
         ids=ids,
         exports=exports,
     )
+    return _report(summary, args)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from detector.errors import ConfigError
+    from detector.inference.parts import find_shards, join
+    from detector.system.atomic import check_new
+    from detector.tasks import get_results
+
+    for name in ("checkpoint", "input", "shard", "annotations", "score", "formats", "crops", "counts", "overrides"):
+        if getattr(args, name):
+            given = {"formats": "--format", "overrides": f"{args.overrides[:1]}"}.get(name, f"--{name}")
+            raise ConfigError(f"command line: --merge writes what the shards were asked for; remove {given}")
+    shards = find_shards(args.output)
+    check_new(args.output / get_results(shards[0].asked["task"]).FILE)
+    return _report(join(shards, args.output), args)
+
+
+def _report(summary: Summary, args: argparse.Namespace) -> int:
+    """Print what was done; returns the exit code."""
+    from detector.errors import counted
+    from detector.inference.folder import ERRORS
+
     print(f"{summary.found} in {counted(summary.read, 'image')}: {summary.path}")
     for line in summary.exports:
         print(line)
@@ -157,7 +206,7 @@ def _run(args: argparse.Namespace) -> int:
         from detector.analysis.gallery import show_drawings
 
         page = args.output / "gallery.html"
-        shown = show_drawings(page, f"Found by {args.checkpoint}", args.output / "images", GALLERY)
+        shown = show_drawings(page, f"Found by {args.checkpoint or args.output}", args.output / "images", GALLERY)
         print(f"{counted(shown, 'drawing')}: {page}")
     for error in summary.errors:
         print(error)
