@@ -604,7 +604,8 @@ class TrainConfig(Section):
     non_finite: Literal["stop", "skip"] = "stop"
     max_skips: Count = 20
     log_steps: Count = 20  # steps between progress lines if there is no terminal for a bar
-    tensorboard: bool = False  # also write metrics.jsonl's numbers for TensorBoard (extra: log)
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = []  # that also get metrics.jsonl's numbers (extras)
+    tensorboard: bool = False  # the same as "tensorboard" in trackers
 
     @field_validator("batch_size", mode="plain")
     @classmethod
