@@ -30,7 +30,9 @@ UNREADABLE = 1  # exit code if some images could not be read, or changed during 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", help="a .pt file, a run's folder, or an exported .onnx")
-    parser.add_argument("--input", help="a folder (searched recursively), a file, or a quoted pattern")
+    parser.add_argument(
+        "--input", help="a folder (searched recursively), a file, or a quoted pattern; also by URL, such as s3://…"
+    )
     parser.add_argument(
         "--output",
         required=True,
@@ -95,10 +97,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from detector.config.tasks import TASKS
+    from detector.data.remote import is_url
     from detector.errors import ConfigError, counted
     from detector.inference.exports import Exports, check_labels
     from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
     from detector.inference.parts import which_shard
+    from detector.inference.urls import find_url_images
     from detector.system.atomic import check_new
     from detector.system.json_stream import show_text
     from detector.tasks import get_results
@@ -138,7 +142,7 @@ def _run(args: argparse.Namespace) -> int:
         )
     if not is_begun:
         check_new(*exports.targets(args.output).values())
-    images, ids = find_images(args.input), None
+    images, ids = (find_url_images if is_url(args.input) else find_images)(args.input), None
     notes = [f"{args.input}: {images.note}"] if images.note else []
     if args.annotations:
         images, ids, unknown = known_ids(images, args.annotations)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from detector.data.formats.building import Source
 from detector.data.formats.reading import has_part, read_rows
 from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.inputs import Reading
 from detector.data.listing import list_images, sort_out
 from detector.data.loading.sampler import EvalBatches, Key
 from detector.errors import ConfigError, DataError, counted, near_path
@@ -65,6 +66,15 @@ class Images(Sequence[Path]):
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.names[index])
+
+    def read(self, index: int, how: Reading) -> np.ndarray:
+        return read_image(self[index], *how)
+
+    def has_changed(self, index: int, since: float) -> bool:
+        try:
+            return self[index].stat().st_mtime > since
+        except OSError as error:
+            raise DataError(f"{self[index]}: vanished while being read: {error.strerror}") from None
 
     def select(self, indices: np.ndarray, label: str) -> Images:
         """The part of the list at ``indices``, ascending; ``label`` tells it from the other parts."""
@@ -115,7 +125,7 @@ def known_ids(images: Images, path: str) -> tuple[Images, dict[str, Id], list[st
             f" must be those below --input, such as {next(iter(listed), 'none')}"
         )
     unknown = sorted(set(names) - set(found))
-    return Images(images.root, found), listed, unknown  # type: ignore[return-value]
+    return type(images)(images.root, found), listed, unknown  # type: ignore[return-value]
 
 
 class Summary(NamedTuple):
@@ -141,11 +151,8 @@ class _Samples:
     def __getitem__(self, key: Key) -> Item:
         _, index = key
         file = self.file(index)
-        image = read_image(file, *self.reading)
-        try:
-            has_changed = file.stat().st_mtime > self.began
-        except OSError as error:
-            raise DataError(f"{file}: vanished while being read: {error.strerror}") from None
+        image = self.images.read(index, self.reading)
+        has_changed = self.images.has_changed(index, self.began)
         note = f"{file}: was changed after the run began; its results are of the new content" if has_changed else ""
         return Item(image if self.are_kept else None, self.make_sample(image, index + 1), note)
 
@@ -336,7 +343,7 @@ class _Progress(ImageRows):
                     raise ConfigError(
                         f"{self.path}: {key} was {before}, is {now}; keep it to resume, or choose another --output"
                     )
-            before = Images(self.images.root, known["names"])
+            before = type(self.images)(self.images.root, known["names"])
             if "part" in known:
                 before.numbers, before.part = np.array(known["numbers"], dtype=int), Part(**known["part"])
             if num_new := len(np.setdiff1d(self.images.names, before.names)):
