@@ -208,6 +208,8 @@ class DataConfig(Section):
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
     # Allow file names that lead out of the images' folder, absolute or by "..". Links are followed anyway.
     allow_outside: bool = False
+    # Where data that train or val names by URL (s3://…) is copied to; null: detector in XDG_CACHE_HOME or ~/.cache.
+    cache: str | None = None
     # Orientation of images and boxes: upright applies EXIF's rotation, stored does not. auto takes the one that has the
     # annotated width and height (stored if both do), and upright without annotations.
     exif: Literal["auto", "stored", "upright"] = "auto"

@@ -176,7 +176,7 @@ def check_start(config: Config, state: TrainingState, train_data: Data, val_data
     # Paths and the number of workers may differ between machines.
     for section in (model, *([model["backbone"]] if model["backbone"] else model["pyramid"]["branches"])):
         section["weights"] = None
-    data["train"] = data["val"] = data["workers"] = None
+    data["train"] = data["val"] = data["workers"] = data["cache"] = None
     distributed.check_same(
         settings=hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12],
         classes=train_data.categories,
