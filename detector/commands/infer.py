@@ -50,6 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K/N",
         help="predict part K of N (from 1), into OUTPUT/shard-K-of-N; auto: what Slurm says, auto/N: Kubernetes too",
     )
+    parser.add_argument(
+        "--engine", choices=["ray"], help="predict in blocks by Ray's actors, on RAY_ADDRESS if it is set, else here"
+    )
+    parser.add_argument("--actors", type=count, help="models that --engine ray holds (default: one per GPU or CPU)")
     parser.add_argument("--merge", action="store_true", help="write OUTPUT from all shards in it, predicting nothing")
     parser.add_argument(
         "--score", type=_probability, help="lowest score of an object in predictions.json (default: the config's)"
@@ -112,6 +116,14 @@ def _run(args: argparse.Namespace) -> int:
     if missing := [f"--{name}" for name in ("checkpoint", "input") if getattr(args, name) is None]:
         raise ConfigError(f"command line: the following arguments are required: {', '.join(missing)}; see --help")
     shard = which_shard(args.shard, os.environ) if args.shard else None
+    if args.actors and not args.engine:
+        raise ConfigError("command line: --actors is for --engine ray; remove it, or add that")
+    if shard and args.engine:
+        raise ConfigError("command line: --engine divides the images by itself; remove --shard")
+    if args.engine:
+        from detector.ray import check_ray
+
+        check_ray()
     if shard and args.html:
         raise ConfigError("command line: --html: a shard writes no page; give it with --merge")
     if shard:
@@ -168,18 +180,21 @@ def _run(args: argparse.Namespace) -> int:
         predictor.check_score(args.score)  # before any work is done
     for note in notes:
         print(note, file=sys.stderr)
-    summary = infer_folder(
-        predictor,
-        images,
-        args.output,
-        score=args.score,
-        draw_score=None if args.no_images else args.draw_score,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        resume=args.resume,
-        ids=ids,
-        exports=exports,
-    )
+    asked = {
+        "score": args.score,
+        "draw_score": None if args.no_images else args.draw_score,
+        "batch_size": args.batch_size,
+        "workers": args.workers,
+        "ids": ids,
+        "exports": exports,
+    }
+    engine = None
+    if args.engine:
+        from detector.ray import blocks_on_ray
+
+        source = args.checkpoint, args.device, args.overrides, args.allow_code
+        engine = partial(blocks_on_ray, source=source, output=args.output, actors=args.actors, asked=asked)
+    summary = infer_folder(predictor, images, args.output, **asked, resume=args.resume, engine=engine)
     return _report(summary, args)
 
 
@@ -189,7 +204,18 @@ def _merge(args: argparse.Namespace) -> int:
     from detector.system.atomic import check_new
     from detector.tasks import get_results
 
-    for name in ("checkpoint", "input", "shard", "annotations", "score", "formats", "crops", "counts", "overrides"):
+    for name in (
+        "checkpoint",
+        "input",
+        "shard",
+        "engine",
+        "annotations",
+        "score",
+        "formats",
+        "crops",
+        "counts",
+        "overrides",
+    ):
         if getattr(args, name):
             given = {"formats": "--format", "overrides": f"{args.overrides[:1]}"}.get(name, f"--{name}")
             raise ConfigError(f"command line: --merge writes what the shards were asked for; remove {given}")

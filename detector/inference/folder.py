@@ -16,7 +16,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import replace
@@ -76,11 +76,11 @@ class Images(Sequence[Path]):
         except OSError as error:
             raise DataError(f"{self[index]}: vanished while being read: {error.strerror}") from None
 
-    def select(self, indices: np.ndarray, label: str) -> Images:
-        """The part of the list at ``indices``, ascending; ``label`` tells it from the other parts."""
+    def select(self, indices: np.ndarray | slice, label: str, digest: str) -> Images:
+        """The images at ``indices``, ascending, as a part; ``label`` is its name, ``digest`` the whole list's."""
         part = copy(self)
         part.names, part.numbers = self.names[indices], self.numbers[indices]
-        part.part = Part(label, len(self), list_digest(self.names))
+        part.part = Part(label, len(self), digest)
         return part
 
 
@@ -192,13 +192,14 @@ def infer_folder(
     resume: bool = False,
     ids: Mapping[str, Id] | None = None,
     exports: Exports = NOTHING,
+    engine: Callable[[Images], ImageRows] | None = None,
 ) -> Summary:
     """Predict ``images`` and write ``output``; those that cannot be read are listed and do not stop the others.
 
     ``ids`` are a data set's image ids by file name; without them, images are numbered from 1. ``draw_score`` None
     draws nothing. File names in the output are relative to the images' root. ``exports``, for detection only, are
     written besides. With ``resume`` a run that was stopped or killed continues with the images that it began with; its
-    model and settings must be the same.
+    model and settings must be the same. ``engine`` predicts the images instead of this process.
     """
     make_folder(output)
     results = get_results(predictor.config.task)
@@ -211,8 +212,10 @@ def infer_folder(
         if images.part is not None:  # for those who join the parts
             asked |= {"task": predictor.config.task, "classes": [list(each) for each in predictor.categories]}
         with contextlib.closing(_Progress(output / PROGRESS, images, asked, resume)) as progress:
-            _infer(predictor, progress, output, score, draw_score, batch_size, workers, ids, exports)
-        summary = write_all(progress, results, predictor.categories, digest, exports, output)
+            if engine is None:
+                _infer(predictor, progress, output, score, draw_score, batch_size, workers, ids, exports)
+            rows = progress if engine is None else engine(progress.images)
+        summary = write_all(rows, results, predictor.categories, digest, exports, output)
         progress.remove()
     return summary
 

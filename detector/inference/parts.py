@@ -48,7 +48,7 @@ class Shard(NamedTuple):
         """Its images."""
         hashes = (hashlib.blake2b(name, digest_size=8).digest() for name in images.names)
         shards = np.fromiter((int.from_bytes(each, "big") % self.count for each in hashes), np.int64, len(images))
-        return images.select(np.flatnonzero(shards == self.index - 1), str(self))
+        return images.select(np.flatnonzero(shards == self.index - 1), str(self), list_digest(images.names))
 
 
 def which_shard(text: str, environment: Mapping[str, str]) -> Shard:
@@ -204,17 +204,21 @@ def find_shards(output: Path) -> list[Finished]:
 def join(parts: list[Finished], output: Path) -> Summary:
     """Write ``output`` as one process would have. Drawings, masks and crops are linked to those of the parts."""
     with only_one(output):
-        rows = Joined(parts)
-        asked = parts[0].asked
+        rows, asked = Joined(parts), parts[0].asked
         results = get_results(asked["task"])
         exports = Exports(tuple(asked.get("formats", ())), asked.get("crops"), asked.get("counts"))
-        written = {path.name for name, path in exports.targets(output).items() if name != "crops"}
-        for part in parts:
-            for folder in part.folder.iterdir():
-                if folder.is_dir() and folder.name not in written:
-                    _link(folder, output / folder.name)
+        link_images(parts, exports, output)
         classes = [Category(*each) for each in asked["classes"]]
         return write_all(rows, results, classes, asked["model"], exports, output)
+
+
+def link_images(parts: list[Finished], exports: Exports, output: Path) -> None:
+    """Give ``output`` the parts' folders of an image's own files: all but those of label files, which are one's own."""
+    written = {path.name for name, path in exports.targets(output).items() if name != "crops"}
+    for part in parts:
+        for folder in part.folder.iterdir():
+            if folder.is_dir() and folder.name not in written:
+                _link(folder, output / folder.name)
 
 
 def _link(folder: Path, target: Path) -> None:
