@@ -98,13 +98,15 @@ class Predict:
 class _Blocks:
     """An actor that predicts blocks of a list of images, each into a folder of its own; nothing is done twice."""
 
-    def __init__(self, images: Any, source: tuple[Any, ...], output: Path, asked: dict[str, Any], folder: str) -> None:
+    def __init__(
+        self, images: Any, size: int, source: tuple[Any, ...], output: Path, asked: dict[str, Any], folder: str
+    ) -> None:
         import ray
 
         with contextlib.suppress(OSError):  # where paths are relative
             os.chdir(folder)
         self.images: Images = ray.get(images)
-        self.digest, self.output, self.asked = list_digest(self.images.names), output, asked
+        self.digest, self.size, self.output, self.asked = list_digest(self.images.names), size, output, asked
         self.predictor = open_predictor(*source)
         own = self.predictor.digest()
         self.predictor.digest = lambda: own  # type: ignore[method-assign]
@@ -113,9 +115,8 @@ class _Blocks:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         for number in batch["id"].tolist():
-            size = block_size(self.asked["batch_size"])
-            folder = block_folder(self.output, number)
-            own = self.images.select(slice(number * size, (number + 1) * size), f"block {number}", self.digest)
+            folder, indices = block_folder(self.output, number), slice(number * self.size, (number + 1) * self.size)
+            own = self.images.select(indices, f"block {number}", self.digest)
             if not (folder / PART).exists():
                 infer_folder(self.predictor, own, folder, **self.asked, resume=True)
             write_table(Finished(folder, RESUME), folder / TABLE)
@@ -126,10 +127,6 @@ def check_ray() -> None:
     """Refuse to begin where Ray is not installed."""
     if any(importlib.util.find_spec(name) is None for name in ("ray", "pyarrow")):
         raise ConfigError("command line: --engine ray: is not installed: pip install 'pyramid-detector[ray]'")
-
-
-def block_size(batch_size: int) -> int:
-    return -(-BLOCK // batch_size) * batch_size
 
 
 def block_folder(output: Path, number: int) -> Path:
@@ -166,7 +163,8 @@ def blocks_on_ray(
 
     Raises the DetectorError of an actor. A killed actor's block is continued by another one.
     """
-    number = -(-len(images) // block_size(asked["batch_size"]))
+    size = -(-BLOCK // asked["batch_size"]) * asked["batch_size"]
+    number = -(-len(images) // size)
     todo = [index for index in range(number) if not (block_folder(output, index) / TABLE).exists()]
     if todo:
         with _cluster() as ray, _explained(ray):
@@ -176,7 +174,7 @@ def blocks_on_ray(
             most = gpus if uses_gpus else cpus
             if actors is not None and actors > most:
                 raise ConfigError(f"command line: --actors {actors}: Ray has {most} {'GPUs' if uses_gpus else 'CPUs'}")
-            given = (ray.put(images), source, output.resolve(), asked, str(Path.cwd()))
+            given = (ray.put(images), size, source, output.resolve(), asked, str(Path.cwd()))
             data = ray.data.from_items([{"id": index} for index in todo], override_num_blocks=len(todo))
             done = data.map_batches(
                 _Blocks,

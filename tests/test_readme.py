@@ -81,6 +81,7 @@ NOT_RUN = {
     "model.weights=model_final.pkl": "a file of Detectron2",
     "--to": "torchvision takes a whole ResNet",
     "export": "half a minute, tested with the export",
+    "--engine": "Ray, tested with it",
     "--merge": "all shards, tested with the parts",
     "--version": "ends in SystemExit, tested with the commands",
 }
