@@ -203,7 +203,13 @@ def _cluster() -> Iterator[Any]:
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     local = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, logging_level=logging.ERROR, **local)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, **local)
+    except Exception as error:  # of any kind: a machine that is too busy, an address without a cluster
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"--engine ray: Ray does not start ({address}): {reason}; try again, or predict by --shard instead"
+        ) from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -19,25 +19,36 @@ from detector.config.loader import load_config
 from detector.dev.stress import tiny_checkpoint
 from detector.errors import ConfigError
 from detector.inference import predictor
-from detector.inference.folder import Images
+from detector.inference.folder import Images, find_images
 from detector.inference.parts import Shard, which_shard
 from detector.models import build_model
 from detector.structures import Category
 
-LABELS = ["--format", "coco,csv,voc,yolo,cvat,labelstudio", "--crops", "--counts", "--draw-score", "0.01"]
+LABELS = [
+    "--format",
+    "coco,csv,voc,yolo,cvat,labelstudio",
+    "--crops",
+    "--counts",
+    "--draw-score",
+    "0.01",
+    "--no-images",
+]
 LOW = ["model.predict.score_threshold=0.0", "model.predict.max_detections=2"]
 TASKS = {
     "detection": [*LABELS, *LOW],
-    "classification": [],
+    "classification": [],  # with drawings, and masks
     "segmentation": [],
 }
 SMALL = ["model.backbone={name: resnet10}", "model.fpn.channels=16"]
+SIZES = {"classification": "data.crop={size: 32}", "segmentation": "data.resize={short: [48], long: 64}"}
 
 
 def checkpoint_of(task: str, folder: Path) -> Path:
     if task == "detection":
         return tiny_checkpoint(folder / "tiny.pt")
-    config = load_config(f"{task.removesuffix('ation').replace('classific', 'classify')}_quickstart.yaml", SMALL)
+    config = load_config(
+        f"{task.removesuffix('ation').replace('classific', 'classify')}_quickstart.yaml", [*SMALL, SIZES[task]]
+    )
     torch.manual_seed(0)
     content = {"model": build_model(config.model, 3).state_dict()}
     save_checkpoint(folder / "tiny.pt", config, [Category(7, "a"), Category(8, "b"), Category(9, "c")], content)
@@ -210,14 +221,8 @@ def test_which_shard_a_process_is(text: str, environment: dict[str, str], expect
 
 
 def test_a_shard_without_images_is_done_too(done: Path, images: Path, tmp_path: Path) -> None:
-    checkpoint = done / "tiny.pt"
-    empty = next(
-        index for index in range(1, 100) if not len(Shard(index, 99).of(Images(images, ["a/1.png", "a/2.png"])))
-    )
-    only = tmp_path / "images"
-    (only / "a").mkdir(parents=True)
-    for name in ("a/1.png", "a/2.png"):
-        shutil.copy(images / name, only / name)
-    assert infer(checkpoint, only, tmp_path / "out", *LOW, "--format", "coco", "--shard", f"{empty}/99") == 0
-    assert json.loads((tmp_path / f"out/shard-{empty}-of-99/predictions.json").read_text()) == []
-    assert infer(checkpoint, only, tmp_path / "out", *LOW, "--shard", f"{empty}/99", "--resume", "--format=coco") == 0
+    given = find_images(str(images / "a/1.png"))
+    empty = next(index for index in (1, 2) if not len(Shard(index, 2).of(given)))
+    more = [*LOW, "--format", "coco", "--shard", f"{empty}/2"]
+    assert infer(done / "tiny.pt", images / "a/1.png", tmp_path, *more) == 0
+    assert json.loads((tmp_path / f"shard-{empty}-of-2/predictions.json").read_text()) == []
