@@ -121,8 +121,10 @@ def _run(args: argparse.Namespace) -> int:
     if shard and args.engine:
         raise ConfigError("command line: --engine divides the images by itself; remove --shard")
     if args.engine:
-        from detector.ray import check_ray
-
+        try:
+            from detector.ray import check_ray
+        except ModuleNotFoundError:  # the runtime is without it
+            raise ConfigError("command line: --engine ray needs the whole package: pyramid-detector[ray]") from None
         check_ray()
     if shard and args.html:
         raise ConfigError("command line: --html: a shard writes no page; give it with --merge")
