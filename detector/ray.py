@@ -126,7 +126,7 @@ class _Blocks:
 def check_ray() -> None:
     """Refuse to begin where Ray is not installed."""
     if any(importlib.util.find_spec(name) is None for name in ("ray", "pyarrow")):
-        raise ConfigError("command line: --engine ray: is not installed: pip install 'pyramid-detector[ray]'")
+        raise ConfigError("command line: --engine ray: Ray is not installed: pip install 'pyramid-detector[ray]'")
 
 
 def block_folder(output: Path, number: int) -> Path:
