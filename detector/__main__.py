@@ -21,6 +21,7 @@ from detector.system.processes import ends_with_its_output, handled, interrupt, 
 COMMANDS = {
     "quickstart": "generate images of shapes, train on them, evaluate, and draw the detections",
     "train": "train a model from a config",
+    "runs": "list the run folders with their scores, states and times",
     "compare": "train one or several configs with several seeds, and print mean and deviation",
     "doctor": "say what is wrong with a data set, and write a cleaned copy",
     "split": "split a data set into parts to train, evaluate and test on, or into folds",

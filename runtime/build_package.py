@@ -15,7 +15,8 @@ SOURCE, NAME = REPOSITORY / "detector", "detector_runtime"
 # The command, and what it and predictors import only when they use it; what these import follows.
 ROOTS = (
     *("__main__", "commands.infer", "config.tasks", "data.inputs"),
-    *("inference.exported", "inference.exports", "inference.folder", "inference.video_folder", "reports.pages"),
+    *("inference.exported", "inference.exports", "inference.folder", "inference.parts", "inference.urls"),
+    *("inference.video_folder", "reports.pages"),
     *("tasks.classification_results", "tasks.detection_results", "tasks.segmentation_results"),
 )
 

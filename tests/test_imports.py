@@ -33,7 +33,7 @@ ORDER = [
     ["reports"],
     ["tasks"],
     ["training", "inference", "export"],
-    ["analysis", "dev"],
+    ["analysis", "dev", "ray"],
     ["commands", "__main__"],
 ]
 LAYER_OF = {name: number for number, layer in enumerate(ORDER) for name in layer}

@@ -86,6 +86,8 @@ NOT_RUN = {
     "--to": "torchvision takes a whole ResNet",
     "export": "half a minute, tested with the export",
     "rtsp://HOST/live": "a camera, tested with the videos",
+    "--engine": "Ray, tested with it",
+    "--merge": "all shards, tested with the parts",
     "--version": "ends in SystemExit, tested with the commands",
 }
 RUN = [line for line in LINES if line.command and not set(line.words) & NOT_RUN.keys()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -201,18 +200,6 @@ def test_resuming_on_other_classes_is_refused(done: RunFolder, tmp_path: Path, t
     changed = [f"data.{split}.annotations={path}" for split, path in others.items()]
     with pytest.raises(DataError, match=r"4 classes.*has 5"):
         fit(load_config("quickstart.yaml", [*tiny, *TWO_STEPS, *changed, "train.steps=3"]), done, CPU, resume=True)
-
-
-def test_tensorboard_is_an_extra(tmp_path: Path, tiny: list[str]) -> None:
-    config = load_config("quickstart.yaml", [*tiny, "train.tensorboard=true", "train.batch_size=4", "train.steps=1"])
-    run = RunFolder(tmp_path / "run")
-    if importlib.util.find_spec("tensorboard") is None:
-        with pytest.raises(ConfigError, match="pip install tensorboard"):
-            fit(config, run, CPU)
-        assert not run.path.exists()
-    else:
-        assert fit(config, run, CPU)
-        assert len(list(run.path.glob("events.out.tfevents.*"))) == 1
 
 
 def test_the_files_of_a_run(tmp_path: Path, tiny: list[str], shapes: Path) -> None:

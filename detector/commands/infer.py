@@ -4,6 +4,8 @@ tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/
 tools/infer.py --checkpoint runs/x/best.pt --input 'images/*.jpg' --output found/ --draw-score 0.5
 tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/ --score 0.3 --format cvat,yolo --crops
 tools/infer.py --checkpoint runs/x/best.pt --input clip.mp4 --output found/ --every 5 --from 1:30 --to 2:00
+tools/infer.py --checkpoint runs/x/best.pt --input images/ --output found/ --shard 1/8   # and 2/8 to 8/8 elsewhere
+tools/infer.py --output found/ --merge
 """
 
 from __future__ import annotations
@@ -11,12 +13,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detector.commands import RESUMABLE, add_allow_code, count, infer_video
+from detector.errors import ConfigError
+
+if TYPE_CHECKING:
+    from detector.inference.folder import Summary
 
 GALLERY = 200  # at most so many images in the page of --html
 WORKERS = 2
@@ -24,11 +32,11 @@ UNREADABLE = 1  # exit code if some images could not be read, or changed during 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", required=True, help="a .pt file, a run's folder, or an exported .onnx")
+    parser.add_argument("--checkpoint", help="a .pt file, a run's folder, or an exported .onnx")
     parser.add_argument(
         "--input",
-        required=True,
-        help="a folder (searched recursively), a file or a quoted pattern; a video, the URL of a stream, a camera",
+        help="a folder (searched recursively), a file or a quoted pattern, also by URL, such as s3://…; a video, the"
+        " URL of a stream, a camera",
     )
     parser.add_argument(
         "--output",
@@ -42,6 +50,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="annotations in any format, whose image ids predictions.json takes by file name",
     )
     parser.add_argument("--resume", action="store_true", help="continue a run that was stopped, or start it")
+    parser.add_argument(
+        "--shard",
+        metavar="K/N",
+        help="predict part K of N (from 1), into OUTPUT/shard-K-of-N; auto: what Slurm says, auto/N: Kubernetes too",
+    )
+    parser.add_argument(
+        "--engine", choices=["ray"], help="predict in blocks by Ray's actors, on RAY_ADDRESS if it is set, else here"
+    )
+    parser.add_argument("--actors", type=count, help="models that --engine ray holds (default: one per GPU or CPU)")
+    parser.add_argument("--merge", action="store_true", help="write OUTPUT from all shards in it, predicting nothing")
     parser.add_argument(
         "--score", type=_probability, help="lowest score of an object in predictions.json (default: the config's)"
     )
@@ -82,6 +100,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         parser = argparse.ArgumentParser()
         add_arguments(parser)
+        if args.merge:
+            return _merge(args)
+        if missing := [f"--{name}" for name in ("checkpoint", "input") if getattr(args, name) is None]:
+            raise ConfigError(f"command line: the following arguments are required: {', '.join(missing)}; see --help")
         return infer_video.run(args) if infer_video.is_asked(args, parser) else _run(args)
     except KeyboardInterrupt:
         print(f"stopped; continue with --resume: {args.output}", file=sys.stderr)
@@ -90,13 +112,31 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from detector.config.tasks import TASKS
-    from detector.errors import ConfigError, counted
+    from detector.data.names import is_url
+    from detector.errors import counted
     from detector.inference.exports import Exports, check_labels
     from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
+    from detector.inference.parts import which_shard
+    from detector.inference.urls import find_url_images
     from detector.system.atomic import check_new
     from detector.system.json_stream import show_text
     from detector.tasks import get_results
 
+    shard = which_shard(args.shard, os.environ) if args.shard else None
+    if args.actors and not args.engine:
+        raise ConfigError("command line: --actors is for --engine ray; remove it, or add that")
+    if shard and args.engine:
+        raise ConfigError("command line: --engine divides the images by itself; remove --shard")
+    if args.engine:
+        try:
+            from detector.ray import check_ray
+        except ModuleNotFoundError:  # the runtime is without it
+            raise ConfigError("command line: --engine ray needs the whole package: pyramid-detector[ray]") from None
+        check_ray()
+    if shard and args.html:
+        raise ConfigError("command line: --html: a shard writes no page; give it with --merge")
+    if shard:
+        args.output /= shard.folder
     if args.html and args.no_images:
         raise ConfigError("command line: --html shows the drawings; remove --no-images")
     lowest = args.draw_score
@@ -123,7 +163,7 @@ def _run(args: argparse.Namespace) -> int:
         )
     if not is_begun:
         check_new(*exports.targets(args.output).values())
-    images, ids = find_images(args.input), None
+    images, ids = (find_url_images if is_url(args.input) else find_images)(args.input), None
     notes = [f"{args.input}: {images.note}"] if images.note else []
     if args.annotations:
         images, ids, unknown = known_ids(images, args.annotations)
@@ -131,6 +171,9 @@ def _run(args: argparse.Namespace) -> int:
             names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
             notes.append(f"skipped {counted(len(unknown), 'image')} that {args.annotations} does not list: {names}")
     check_labels(exports, [images.name(index) for index in range(len(images))], args.input)
+
+    if shard:
+        images = shard.of(images)
 
     from detector.inference.exported import open_predictor
 
@@ -146,18 +189,45 @@ def _run(args: argparse.Namespace) -> int:
         predictor.check_score(args.score)  # before any work is done
     for note in notes:
         print(note, file=sys.stderr)
-    summary = infer_folder(
-        predictor,
-        images,
-        args.output,
-        score=args.score,
-        draw_score=None if args.no_images else args.draw_score,
-        batch_size=args.batch_size,
-        workers=WORKERS if args.workers is None else args.workers,
-        resume=args.resume,
-        ids=ids,
-        exports=exports,
-    )
+    asked = {
+        "score": args.score,
+        "draw_score": None if args.no_images else args.draw_score,
+        "batch_size": args.batch_size,
+        "workers": WORKERS if args.workers is None else args.workers,
+        "ids": ids,
+        "exports": exports,
+    }
+    engine = None
+    if args.engine:
+        from detector.ray import blocks_on_ray
+
+        source = args.checkpoint, args.device, args.overrides, args.allow_code
+        engine = partial(blocks_on_ray, source=source, output=args.output, actors=args.actors, asked=asked)
+    summary = infer_folder(predictor, images, args.output, **asked, resume=args.resume, engine=engine)
+    return _report(summary, args)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from detector.inference.parts import find_shards, join
+    from detector.system.atomic import check_new
+    from detector.tasks import get_results
+
+    for name in (
+        *("checkpoint", "input", "shard", "engine", "annotations", "score", "format", "crops", "counts", "overrides"),
+    ):
+        if getattr(args, name):
+            given = {"overrides": f"{args.overrides[:1]}"}.get(name, f"--{name}")
+            raise ConfigError(f"command line: --merge writes what the shards were asked for; remove {given}")
+    shards = find_shards(args.output)
+    check_new(args.output / get_results(shards[0].asked["task"]).FILE)
+    return _report(join(shards, args.output), args)
+
+
+def _report(summary: Summary, args: argparse.Namespace) -> int:
+    """Print what was done; returns the exit code."""
+    from detector.errors import counted
+    from detector.inference.folder import ERRORS
+
     print(f"{summary.found} in {counted(summary.read, 'image')}: {summary.path}")
     for line in summary.exports:
         print(line)
@@ -165,7 +235,7 @@ def _run(args: argparse.Namespace) -> int:
         from detector.analysis.gallery import show_drawings
 
         page = args.output / "gallery.html"
-        shown = show_drawings(page, f"Found by {args.checkpoint}", args.output / "images", GALLERY)
+        shown = show_drawings(page, f"Found by {args.checkpoint or args.output}", args.output / "images", GALLERY)
         print(f"{counted(shown, 'drawing')}: {page}")
     for error in summary.errors:
         print(error)

@@ -212,6 +212,8 @@ class DataConfig(Section):
     invalid_boxes: Literal["error", "clip", "drop"] = "error"
     # Allow file names that lead out of the images' folder, absolute or by "..". Links are followed anyway.
     allow_outside: bool = False
+    # Where data that train or val names by URL (s3://…) is copied to; null: detector in XDG_CACHE_HOME or ~/.cache.
+    cache: str | None = None
     # Orientation of images and boxes: upright applies EXIF's rotation, stored does not. auto takes the one that has the
     # annotated width and height (stored if both do), and upright without annotations.
     exif: Literal["auto", "stored", "upright"] = "auto"
@@ -608,7 +610,8 @@ class TrainConfig(Section):
     non_finite: Literal["stop", "skip"] = "stop"
     max_skips: Count = 20
     log_steps: Count = 20  # steps between progress lines if there is no terminal for a bar
-    tensorboard: bool = False  # also write metrics.jsonl's numbers for TensorBoard (extra: log)
+    trackers: list[Literal["tensorboard", "mlflow", "wandb"]] = []  # that also get metrics.jsonl's numbers (extras)
+    tensorboard: bool = False  # the same as "tensorboard" in trackers
 
     @field_validator("batch_size", mode="plain")
     @classmethod

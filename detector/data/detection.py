@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from detector.config.schema import DataConfig, SplitConfig
 from detector.data.box_rules import check_boxes
+from detector.data.cache import local_split
 from detector.data.formats.annotations import Annotations
 from detector.data.formats.building import Source
 from detector.data.formats.coco_values import odd_areas
@@ -394,7 +395,7 @@ def sources_of(data: DataConfig, name: str) -> tuple[list[Source], list[float]]:
         raise not_set(data, read_name, "annotations")  # nor are they in the folder of the images
     sources = [_source(data, own, read_name) for own in given]
     if name == "val" and not sources and data.val_share is None:
-        sources = [_source(data, own, "val") for own in data.train.each if own.annotations or own.images]
+        sources = _val_in_train(data)
         sources = [source for source in sources if has_part(source, "val")]
     if not sources:
         raise not_set(data, read_name, "annotations")
@@ -405,8 +406,13 @@ def has_val(data: DataConfig) -> bool:
     """Whether there are annotations of ``data.val``, or a part of train that is held back."""
     if data.val_share is not None or data.val is None:
         return data.val_share is not None
-    sources = [_source(data, own, "val") for own in data.train.each if own.annotations or own.images]
+    sources = _val_in_train(data)
     return data.val != SplitConfig() or any(has_part(source, "val") for source in sources)
+
+
+def _val_in_train(data: DataConfig) -> list[Source]:
+    train = local_split(data, data.train)
+    return [_source(data, own, "val") for own in train.each if own.annotations or own.images]
 
 
 def _source(data: DataConfig, split: SplitConfig, part: str) -> Source:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ from detector.data.listing import walk
 from detector.system.json_stream import show_text
 
 FIX = "detector doctor --fix corrects such names"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 ALLOW_OUTSIDE = "set data.allow_outside=true (without a config: --allow-outside)"
 
 
@@ -116,8 +118,8 @@ class Names:
         return f"it may be any of {len(found)} files: {shown}" if found else ""
 
 
-def is_url(name: str) -> bool:
-    return "://" in name
+def is_url(text: object) -> bool:
+    return _URL.match(str(text)) is not None
 
 
 def is_certain(name: str, file: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.config.schema import DataConfig, SplitConfig
+from detector.data.cache import local_split
 from detector.data.listing import check_folder
 from detector.errors import ConfigError, DataError, counted
 from detector.system.json_stream import show_text
@@ -175,6 +176,7 @@ def split_folds(
 def split_to_read(data: DataConfig, name: str) -> tuple[str, SplitConfig]:
     """The split that lists the images of ``data.train`` or ``data.val`` (``name``); train, if val is held back.
 
+    What it names by URL is copied to this machine first.
     Raises :class:`detector.errors.DetectorError` where the config has no such split, or names it twice.
     """
     if data.val_share is not None:
@@ -184,13 +186,13 @@ def split_to_read(data: DataConfig, name: str) -> tuple[str, SplitConfig]:
                 raise ConfigError(
                     f"data.val_share: holds back a part of data.train; data.val.{key} is given too; set data.val=null"
                 )
-        return "train", data.train
+        return "train", local_split(data, data.train)
     split = data.train if name == "train" else data.val
     if split is None:
         raise DataError(
             "data.val is null: there is nothing to evaluate on; give data.val.annotations and data.val.images"
         )
-    return name, split
+    return name, local_split(data, split)
 
 
 def images_folder(data: DataConfig, name: str, split: SplitConfig) -> Path:

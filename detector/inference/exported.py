@@ -5,19 +5,16 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from detector.data.loading.sampler import Key
 from detector.data.transforms.resize import by_shape, padded
-from detector.errors import ConfigError, DataError, DetectorError, WeightsError, one_of
-from detector.inference.images import ImagePredictor, Item, Samples
+from detector.errors import ConfigError, DataError, WeightsError, one_of
+from detector.inference.images import ImagePredictor
 from detector.structures import Category
 from detector.tasks import get_results
 
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
     import onnxruntime
 
 SUFFIX = ".onnx"
-AHEAD = 2  # batches that are read while one is predicted
 FORMAT = 1  # of the metadata
 DTYPES = {
     "tensor(uint8)": np.uint8,
@@ -109,27 +105,6 @@ class ExportedPredictor(ImagePredictor):
             self.refuse_depth()
         pixels = self.results.prepare(image, self.config.data)
         return Sample(pixels.transpose(2, 0, 1), image.shape[:2])
-
-    def read(self, samples: Samples, batches: Iterable[list[Key]], workers: int) -> Generator[list[Item], None, None]:
-        """By threads: OpenCV decodes and resizes without Python's lock."""
-
-        def read_one(key: Key) -> Item:
-            try:
-                return samples[key]
-            except DetectorError as error:
-                return Item(None, None, str(error))
-
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            waiting = deque[list[Future[Item]]]()
-            try:
-                for keys in batches:
-                    waiting.append([pool.submit(read_one, key) for key in keys])
-                    if len(waiting) > AHEAD:
-                        yield [item.result() for item in waiting.popleft()]
-                while waiting:
-                    yield [item.result() for item in waiting.popleft()]
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
 
     def refuse_depth(self) -> NoReturn:
         raise DataError("an image has 16 bits, the exported model takes 8; export it with --bits 16, which takes both")

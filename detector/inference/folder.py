@@ -14,9 +14,11 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
 from dataclasses import replace
 from functools import cache
 from itertools import count, islice
@@ -29,27 +31,32 @@ from tqdm import tqdm
 from detector.data.formats.building import Source
 from detector.data.formats.reading import has_part, read_rows
 from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.inputs import Reading
 from detector.data.listing import list_images, sort_out
 from detector.data.loading.sampler import EvalBatches, Key
 from detector.errors import ConfigError, DataError, counted, near_path
 from detector.inference.exports import NOTHING, Exports, class_folders, save_crops, write_exports
 from detector.inference.images import ImagePredictor, Item
 from detector.reports.drawing import save_jpeg
-from detector.structures import Id
+from detector.structures import Category, Id
 from detector.system.atomic import atomic_write, make_folder, only_one, storing
 from detector.tasks import Results, get_results
 
 PROGRESS = "progress.jsonl"
 ERRORS = "errors.jsonl"
+PART = "part.jsonl"  # the progress of a part that is finished
 
 
 class Images(Sequence[Path]):
     """Files under ``root``, their names one array of bytes: 100,000 take a few MB, which loader processes share."""
 
+    part: Part | None = None  # where these are not all
+
     def __init__(self, root: Path, names: Iterable[str], note: str = "") -> None:
         self.root = root
         self.note = note  # about other files there
-        self.names = np.array(sorted(os.fsencode(name) for name in names))
+        self.names = np.array(sorted(os.fsencode(name) for name in names), dtype=bytes)
+        self.numbers = np.arange(1, len(self.names) + 1)  # of each image in the whole list, from 1
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,6 +66,38 @@ class Images(Sequence[Path]):
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.names[index])
+
+    def read(self, index: int, how: Reading) -> np.ndarray:
+        return read_image(self[index], *how)
+
+    def has_changed(self, index: int, since: float) -> bool:
+        try:
+            return self[index].stat().st_mtime > since
+        except OSError as error:
+            raise DataError(f"{self[index]}: vanished while being read: {error.strerror}") from None
+
+    def select(self, indices: np.ndarray | slice, label: str, digest: str) -> Images:
+        """The images at ``indices``, ascending, as a part; ``label`` is its name, ``digest`` the whole list's."""
+        part = copy(self)
+        part.names, part.numbers = self.names[indices], self.numbers[indices]
+        part.part = Part(label, len(self), digest)
+        return part
+
+
+class Part(NamedTuple):
+    """One of several parts of a list of images, which processes predict apart."""
+
+    label: str  # such as "shard 2/4"
+    total: int  # images of the whole list
+    digest: str  # of the whole list
+
+
+def list_digest(names: np.ndarray) -> str:
+    """Identifies a sorted list of names."""
+    digest = hashlib.sha256()
+    for start in range(0, len(names), 100_000):
+        digest.update(b"\0".join(names[start : start + 100_000].tolist()) + b"\0")
+    return digest.hexdigest()
 
 
 def known_ids(images: Images, path: str) -> tuple[Images, dict[str, Id], list[str]]:
@@ -88,7 +127,7 @@ def known_ids(images: Images, path: str) -> tuple[Images, dict[str, Id], list[st
             f" must be those below --input, such as {next(iter(listed), 'none')}"
         )
     unknown = sorted(set(names) - set(found))
-    return Images(images.root, found), listed, unknown  # type: ignore[return-value]
+    return type(images)(images.root, found), listed, unknown  # type: ignore[return-value]
 
 
 class Summary(NamedTuple):
@@ -114,11 +153,8 @@ class _Samples:
     def __getitem__(self, key: Key) -> Item:
         _, index = key
         file = self.file(index)
-        image = read_image(file, *self.reading)
-        try:
-            has_changed = file.stat().st_mtime > self.began
-        except OSError as error:
-            raise DataError(f"{file}: vanished while being read: {error.strerror}") from None
+        image = self.images.read(index, self.reading)
+        has_changed = self.images.has_changed(index, self.began)
         note = f"{file}: was changed after the run began; its results are of the new content" if has_changed else ""
         return Item(image if self.are_kept else None, self.make_sample(image, index + 1), note)
 
@@ -158,32 +194,44 @@ def infer_folder(
     resume: bool = False,
     ids: Mapping[str, Id] | None = None,
     exports: Exports = NOTHING,
+    engine: Callable[[Images], ImageRows] | None = None,
 ) -> Summary:
     """Predict ``images`` and write ``output``; those that cannot be read are listed and do not stop the others.
 
     ``ids`` are a data set's image ids by file name; without them, images are numbered from 1. ``draw_score`` None
     draws nothing. File names in the output are relative to the images' root. ``exports``, for detection only, are
     written besides. With ``resume`` a run that was stopped or killed continues with the images that it began with; its
-    model and settings must be the same.
+    model and settings must be the same. ``engine`` predicts the images instead of this process.
     """
     make_folder(output)
     results = get_results(predictor.config.task)
-    path = output / results.FILE
     with only_one(output):
         digest = predictor.digest()
         asked = {"model": digest, "score": score, "draw_score": draw_score, "batch_size": batch_size}
         asked |= exports.asked()
         if ids is not None:
             asked["annotations"] = hashlib.sha256(json.dumps(sorted(ids.items())).encode()).hexdigest()
+        if images.part is not None:  # for those who join the parts
+            asked |= {"task": predictor.config.task, "classes": [list(each) for each in predictor.categories]}
         with contextlib.closing(_Progress(output / PROGRESS, images, asked, resume)) as progress:
-            _infer(predictor, progress, output, score, draw_score, batch_size, workers, ids, exports)
-        # The predictions come last: if they exist, the run is complete.
-        read, num_errors, errors = _write_errors(progress, output / ERRORS)
-        written = write_exports(exports, progress.read, predictor.categories, f"detector {digest[:8]}", output)
-        results.write_results(progress.results(), path)
-        found = results.describe_results(progress.results())
+            if engine is None:
+                _infer(predictor, progress, output, score, draw_score, batch_size, workers, ids, exports)
+            rows = progress if engine is None else engine(progress.images)
+        summary = write_all(rows, results, predictor.categories, digest, exports, output)
         progress.remove()
-    return Summary(found, path, len(progress.images), read, num_errors, errors, written)
+    return summary
+
+
+def write_all(
+    rows: ImageRows, results: Results, categories: Sequence[Category], digest: str, exports: Exports, output: Path
+) -> Summary:
+    """Write everything that is made of the rows; the predictions come last: if they exist, the run is complete."""
+    read, num_errors, errors = _write_errors(rows, output / ERRORS)
+    written = write_exports(exports, rows.read, categories, f"detector {digest[:8]}", output)
+    path = output / results.FILE
+    results.write_results(rows.results(), path)
+    found = results.describe_results(rows.results())
+    return Summary(found, path, len(rows), read, num_errors, errors, written)
 
 
 def _infer(
@@ -225,7 +273,7 @@ def _infer(
                 row: dict[str, Any] = {"error": item.error} if item.error else {}
                 if item.sample is not None:
                     name, found = images.name(index), next(found_in)
-                    image_id = ids[PurePosixPath(name).as_posix()] if ids else index + 1
+                    image_id = ids[PurePosixPath(name).as_posix()] if ids else int(images.numbers[index])
                     row |= {"id": image_id, "size": item.sample.size_original}
                     row["results"] = results.to_results(found, image_id, _as_text(name))
                     drawn.append(pool.submit(results.save, found, name, output))
@@ -245,16 +293,44 @@ def _infer(
             finish_first()
 
 
-class _Progress:
-    """``progress.jsonl``: a line with the request and all names, then one line per image, in order."""
+class ImageRows(ABC):
+    """A row per image: ``file``; ``id``, ``size`` (height, width), ``results`` if it was read; ``error`` if any."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def named(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The row of each image, with the image's name below the root."""
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        return (row for _, row in self.named())
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The rows of the images that were read, with their ``name`` below the root."""
+        return (row | {"name": name} for name, row in self.named() if "results" in row)
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        for row in self.rows():
+            yield from row.get("results", [])
+
+
+class _Progress(ImageRows):
+    """``progress.jsonl``: a line with the request and all names, then one line per image, in order.
+
+    That of a part stays, as ``part.jsonl``: all parts are joined from these.
+    """
 
     def __init__(self, path: Path, images: Images, asked: dict[str, Any], resume: bool) -> None:
         self.path, self.images = path, images
         self.began, self.done = time.time(), 0
         if not (resume and self._restore(asked)):
-            names = [images.name(index) for index in range(len(images))]
+            header: dict[str, Any] = {"began": self.began, "asked": asked}
+            header["names"] = [images.name(index) for index in range(len(images))]
+            if images.part is not None:
+                header |= {"numbers": images.numbers.tolist(), "part": images.part._asdict()}
             with atomic_write(path) as file:
-                file.write(json.dumps({"began": self.began, "asked": asked, "names": names}) + "\n")
+                file.write(json.dumps(header) + "\n")
         with storing(path):
             self._file = path.open("a", encoding="utf-8")
 
@@ -264,12 +340,14 @@ class _Progress:
             return False
         with self.path.open("rb") as file:
             header = file.readline()  # whole: it was written atomically
-            began, before_asked, names = json.loads(header).values()
-            check_asked(self.path, before_asked, asked)
-            before = Images(self.images.root, names)
+            known = json.loads(header)
+            check_asked(self.path, known["asked"], asked)
+            before = type(self.images)(self.images.root, known["names"])
+            if "part" in known:
+                before.numbers, before.part = np.array(known["numbers"], dtype=int), Part(**known["part"])
             if num_new := len(np.setdiff1d(self.images.names, before.names)):
                 print(f"skipped {counted(num_new, 'image')} that came after the run began", file=sys.stderr)
-            self.images, self.began = before, began
+            self.images, self.began = before, known["began"]
             kept = end = len(header)
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"}\n"):  # cut short, or blank after a power cut
@@ -286,21 +364,13 @@ class _Progress:
             self._file.write("".join(json.dumps(row) + "\n" for row in rows))
             self._file.flush()
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """For each image ``file``; ``id``, ``size`` (height, width), ``results`` if it was read; ``error`` if any."""
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def named(self) -> Iterator[tuple[str, dict[str, Any]]]:
         with self.path.open(encoding="utf-8") as file:
-            for line in islice(file, 1, None):
-                yield json.loads(line)
-
-    def read(self) -> Iterator[dict[str, Any]]:
-        """The rows of the images that were read, with their ``name`` below the root."""
-        for index, row in enumerate(self.rows()):
-            if "results" in row:
-                yield row | {"name": self.images.name(index)}
-
-    def results(self) -> Iterator[dict[str, Any]]:
-        for row in self.rows():
-            yield from row.get("results", [])
+            for index, line in enumerate(islice(file, 1, None)):
+                yield self.images.name(index), json.loads(line)
 
     def close(self) -> None:
         with storing(self.path):
@@ -308,7 +378,7 @@ class _Progress:
 
     def remove(self) -> None:
         with storing(self.path):
-            self.path.unlink()
+            self.path.unlink() if self.images.part is None else self.path.rename(self.path.with_name(PART))
 
 
 def check_asked(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -320,13 +390,13 @@ def check_asked(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None
             )
 
 
-def _write_errors(progress: _Progress, path: Path) -> tuple[int, int, list[str]]:
+def _write_errors(rows: ImageRows, path: Path) -> tuple[int, int, list[str]]:
     """Write ``errors.jsonl``, if there are any; returns the numbers of images read and of errors, and the first ten."""
     first: list[str] = []
     read = number = 0
     with contextlib.ExitStack() as stack:
         file = None
-        for row in progress.rows():
+        for row in rows.rows():
             read += "results" in row
             if "error" in row:
                 file = file or stack.enter_context(atomic_write(path))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,9 +15,12 @@ import numpy as np
 
 from detector.data.inputs import ImageInput, Reading, as_array, check_image, check_images, check_threshold
 from detector.data.loading.sampler import Key
+from detector.errors import DetectorError
 from detector.inference.streaming import read_ahead
 from detector.inference.video import Frame
 from detector.structures import Category
+
+AHEAD = 2  # batches that are read while one is predicted
 
 
 class Item(NamedTuple):
@@ -125,9 +130,29 @@ class ImagePredictor(ABC):
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
         """What is in each sample; samples of one shape form a batch, so none is padded to the size of another."""
 
-    @abstractmethod
     def read(self, samples: Samples, batches: Iterable[list[Key]], workers: int) -> Generator[list[Item], None, None]:
-        """The items of each batch, read ahead by ``workers``; an error becomes an item without a sample."""
+        """The items of each batch, read ahead by ``workers``; an error becomes an item without a sample.
+
+        By threads: OpenCV decodes and resizes without Python's lock.
+        """
+
+        def read_one(key: Key) -> Item:
+            try:
+                return samples[key]
+            except DetectorError as error:
+                return Item(None, None, str(error))
+
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            waiting = deque[list[Future[Item]]]()
+            try:
+                for keys in batches:
+                    waiting.append([pool.submit(read_one, key) for key in keys])
+                    if len(waiting) > AHEAD:
+                        yield [item.result() for item in waiting.popleft()]
+                while waiting:
+                    yield [item.result() for item in waiting.popleft()]
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     @abstractmethod
     def digest(self) -> str:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from detector.data.headers import check_size, is_image_start
+from detector.data.images import IMAGE_SUFFIXES
 from detector.errors import DataError, near_path
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv")
@@ -44,7 +45,8 @@ def is_video(source: str) -> bool:
         is_container = start.startswith((b"\x1aE\xdf\xa3", b"FLV", b"OggS")) or start[8:] == b"AVI "
         is_container = is_container or start[4:8] == b"ftyp"
         return not is_image_start(start) and (is_container or path.suffix.lower() in SUFFIXES)
-    return _is_camera(source) or source.split("://")[0].lower() in SCHEMES
+    is_image = Path(source).suffix.lower() in IMAGE_SUFFIXES  # or a pattern of them
+    return _is_camera(source) or (source.split("://")[0].lower() in SCHEMES and not is_image)
 
 
 def _is_camera(source: str) -> bool:

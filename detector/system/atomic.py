@@ -206,6 +206,20 @@ def _holder(descriptor: int) -> dict[str, Any]:
     return holder if isinstance(holder, dict) else {}
 
 
+def user_of(folder: Path) -> str | None:
+    """The process that is working in ``folder``, as ``"process 7 on host"``; None if there is none."""
+    try:
+        with (folder / LOCK).open("rb") as file:
+            holder = _holder(file.fileno())
+    except OSError:
+        return None
+    return _named(holder) if holder and _may_live(holder) else None
+
+
+def _named(holder: dict[str, Any]) -> str:
+    return f"process {holder.get('pid', '(unknown)')} on {holder.get('host', '(unknown)')}"
+
+
 def _may_live(holder: dict[str, Any]) -> bool:
     """Whether the process of a lock may still run, which cannot be told of another machine."""
     if holder.get("host") != socket.gethostname():
@@ -220,5 +234,6 @@ def _may_live(holder: dict[str, Any]) -> bool:
 
 
 def _refusal(path: Path, holder: dict[str, Any], remedy: str = "") -> ConfigError:
-    who = f"process {holder.get('pid', '(unknown)')} on {holder.get('host', '(unknown)')}"
-    return ConfigError(f"{path.parent}: {who} is using this folder; wait until it ends, or choose another one{remedy}")
+    return ConfigError(
+        f"{path.parent}: {_named(holder)} is using this folder; wait until it ends, or choose another one{remedy}"
+    )

@@ -38,7 +38,8 @@ from detector.training.derived import derive
 from detector.training.loop import TrainingState, count_steps, predict_all, train
 from detector.training.optimizer import scaled_lr
 from detector.training.preview import preview_run
-from detector.training.run_folder import RunFolder, kept_labels, tensorboard_writer
+from detector.training.run_folder import RunFolder, kept_labels
+from detector.training.trackers import Run, Trackers, check_trackers
 
 
 def fit(
@@ -58,16 +59,27 @@ def fit(
     task = get_task(config)
     check_run(config, device)
     prepare_gpu(config.train, has_one_size(config.data.resize), device)
-    writer = tensorboard_writer() if config.train.tensorboard else None
+    trackers = list(dict.fromkeys([*config.train.trackers, *["tensorboard"] * config.train.tensorboard]))
+    distributed.from_main(lambda: check_trackers(trackers))
+    finished = False
     try:
         with distributed.peers(), explain_nondeterministic():
-            return _fit(config, task, run, device, resume, writer, data)
+            finished = _fit(config, task, run, device, resume, trackers, data)
+        return finished
     finally:
+        if run.trackers:
+            run.trackers.close(finished)
         run.unlock()
 
 
 def _fit(
-    config: Config, task: Task, run: RunFolder, device: torch.device, resume: bool, writer: Any, own: OwnData | None
+    config: Config,
+    task: Task,
+    run: RunFolder,
+    device: torch.device,
+    resume: bool,
+    trackers: list[str],
+    own: OwnData | None,
 ) -> bool:
     config = config if own is None else without_files(config, own)
     config, derived = derive(config, lambda config: open_train(config, task, run, own))
@@ -106,8 +118,8 @@ def _fit(
         if report:
             with atomic_write(run.path / "transfer.txt") as file:
                 file.write(report)
-        if writer:
-            run.board = writer(str(run.path), purge_step=state.step + 1)
+        if trackers:
+            run.trackers = Trackers(trackers, Run(run.path, config_to_dict(config), state.step, None))
         print_plan(config, [*origins, normalised, *derived], model, train_data, val_data, device)
         if is_new:
             preview_run(config, train_data, val_data, run)
@@ -164,7 +176,7 @@ def check_start(config: Config, state: TrainingState, train_data: Data, val_data
     # Paths and the number of workers may differ between machines.
     for section in (model, *([model["backbone"]] if model["backbone"] else model["pyramid"]["branches"])):
         section["weights"] = None
-    data["train"] = data["val"] = data["workers"] = None
+    data["train"] = data["val"] = data["workers"] = data["cache"] = None
     distributed.check_same(
         settings=hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:12],
         classes=train_data.categories,

@@ -322,7 +322,8 @@ def keep_best(
     if not distributed.is_main():
         return
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    score = metrics[task.main_metric(config)]
+    metric = task.main_metric(config)
+    score = metrics[metric]
     if state.best_epoch == 0 or score > state.best:
         state.best, state.best_epoch, state.stale = score, epoch, 0
         save_checkpoint(
@@ -333,6 +334,7 @@ def keep_best(
         "epoch": epoch,
         "images_seen": state.step * config.train.batch_size,
         "train_seconds": round(state.train_seconds, 1),
+        "metric": metric,
         "best": state.best,
         "best_epoch": state.best_epoch,
     }

@@ -19,7 +19,8 @@ from detector.device import environment
 from detector.errors import ConfigError
 from detector.evaluation.tally import Kept, Tally
 from detector.structures import Category
-from detector.system.atomic import LOCK, append_line, atomic_write, make_folder, only_one, storing, sync, write_json
+from detector.system.atomic import LOCK, append_line, atomic_write, make_folder, only_one, sync, write_json
+from detector.training.trackers import Trackers
 
 
 def kept_labels(run: Path) -> Path:
@@ -39,7 +40,7 @@ class RunFolder:
         self.best = path / "best.pt"
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
-        self.board: Any = None  # a SummaryWriter if append should also write for TensorBoard
+        self.trackers: Trackers | None = None  # that get what append writes
         self._best_tally: tuple[IO[bytes], tuple[Kept, ...], dict[str, Any]] | None = None
         self.saved_at = time.monotonic()  # when this process started or last wrote last.pt
         self.is_locked = False
@@ -77,17 +78,8 @@ class RunFolder:
     def append(self, row: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
         append_line(self.metrics, json.dumps(row))
-        if self.board:
-            with storing(self.path):
-                self._show(row)
-
-    def _show(self, row: dict[str, Any]) -> None:
-        numbers = {"train": row} | {key: value for key, value in row.items() if isinstance(value, dict)}
-        for section, values in numbers.items():
-            for key, value in values.items():
-                if isinstance(value, int | float) and key != "step":
-                    self.board.add_scalar(f"{section}/{key}", value, row["step"])
-        self.board.flush()
+        if self.trackers:
+            self.trackers.show(row)
 
     def save_last(self, config: Config, categories: list[Category], state: dict[str, Any]) -> None:
         """Write ``last.pt``, after flushing metrics.jsonl to disk, so that a resumed run lacks no line."""
@@ -137,12 +129,3 @@ class RunFolder:
 
     def write_results(self, results: dict[str, Any]) -> None:
         write_json(self.results, results)
-
-
-def tensorboard_writer() -> Any:
-    """TensorBoard's ``SummaryWriter``, from the extra ``log``."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("train.tensorboard: TensorBoard is not installed; pip install tensorboard") from None
-    return SummaryWriter
