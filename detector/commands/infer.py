@@ -61,15 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--counts", action="store_true", help="also write counts.csv, with the objects per image and class"
     )
     parser.add_argument("--html", action="store_true", help="also write gallery.html, a page of the drawings")
-    parser.add_argument("--batch-size", type=count, default=8, help="most images per batch (default: 8)")
+    parser.add_argument("--batch-size", type=count, default=8, help="most images, or tiles, per batch (default: 8)")
     parser.add_argument(
         "--workers", type=partial(count, least=0), default=2, help="processes that read images (default: 2)"
     )
     add_allow_code(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as model.predict.max_detections=300"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as data.tiles.size=512")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -125,6 +123,8 @@ def _run(args: argparse.Namespace) -> int:
     check_labels(exports, [images.name(index) for index in range(len(images))], args.input)
 
     from detector.inference.exported import open_predictor
+    from detector.inference.images import TiledPredictor
+    from detector.tasks.tiling import tiles_of
 
     predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code)
     if ids is not None and not get_results(predictor.config.task).HAS_IDS:
@@ -136,6 +136,9 @@ def _run(args: argparse.Namespace) -> int:
         )
     if args.score is not None:
         predictor.check_score(args.score)  # before any work is done
+    batch_size = args.batch_size
+    if tiles := tiles_of(predictor.config):  # a batch is of tiles, and a run is resumed image by image
+        predictor, batch_size = TiledPredictor(predictor, tiles, batch_size), 1
     for note in notes:
         print(note, file=sys.stderr)
     summary = infer_folder(
@@ -144,7 +147,7 @@ def _run(args: argparse.Namespace) -> int:
         args.output,
         score=args.score,
         draw_score=None if args.no_images else args.draw_score,
-        batch_size=args.batch_size,
+        batch_size=batch_size,
         workers=args.workers,
         resume=args.resume,
         ids=ids,

@@ -19,6 +19,7 @@ from detector.data.formats.class_folders import unknown_class
 from detector.data.formats.mask_coco import Drawing, read_coco_masks
 from detector.data.formats.mask_files import Legend, MaskFiles, pair_folders, read_pairs, read_pixels
 from detector.data.images import read_annotated_image, read_size
+from detector.data.large import LargeFile, open_annotated
 from detector.data.listing import check_folder
 from detector.data.loading.sampler import mixed_epochs
 from detector.data.names import Names, check_names, files_below
@@ -149,6 +150,11 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
 
     def file(self, index: int) -> Path:
         return self.masked.file(index)
+
+    def open(self, index: int) -> np.ndarray | LargeFile:
+        """The image as it is stored, for windows of it."""
+        given = self.channels, self.exif, self.max_value, ("mask is", REMEDY)
+        return open_annotated(self.file(index), *self.masked.sizes[index].tolist(), *given)
 
     @property
     def has_targets(self) -> np.ndarray:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -16,10 +14,11 @@ import numpy as np
 
 from detector.data.loading.sampler import Key
 from detector.data.transforms.resize import by_shape, padded
-from detector.errors import ConfigError, DataError, DetectorError, WeightsError, one_of
-from detector.inference.images import ImagePredictor, Item, Samples
+from detector.errors import ConfigError, DataError, WeightsError, one_of
+from detector.inference.images import ImagePredictor, Item, Samples, read_by_threads
 from detector.structures import Category
 from detector.tasks import get_results
+from detector.tasks.tiling import tiles_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -70,10 +69,18 @@ class ExportedPredictor(ImagePredictor):
     def _override(self, override: str) -> None:
         """``model.predict.score_threshold=0.3``, for a setting that the file can change."""
         key, _, text = override.partition("=")
+        if key.startswith("data.tiles.") and hasattr(self.config.data, "tiles"):
+            try:
+                value = ast.literal_eval({"null": "None", "true": "True", "false": "False"}.get(text, text))
+            except (ValueError, SyntaxError):
+                value = text
+            setattr(self.config.data.tiles, key.removeprefix("data.tiles."), value)
+            tiles_of(self.config)
+            return
         name = key.removeprefix("model.predict.")
         if name not in self.settings or name == key:
             known = [f"model.predict.{setting}" for setting in self.settings]
-            remedy = f"only {one_of(known)} can change" if known else "its settings were fixed at export"
+            remedy = f"only {one_of(known)} and data.tiles can change" if known else "its settings were fixed at export"
             raise ConfigError(f"command line: {key}: {self.path} is an exported model, of which {remedy}")
         was = getattr(self.config.model.predict, name)
         try:
@@ -111,25 +118,7 @@ class ExportedPredictor(ImagePredictor):
         return Sample(pixels.transpose(2, 0, 1), image.shape[:2])
 
     def read(self, samples: Samples, batches: Iterable[list[Key]], workers: int) -> Generator[list[Item], None, None]:
-        """By threads: OpenCV decodes and resizes without Python's lock."""
-
-        def read_one(key: Key) -> Item:
-            try:
-                return samples[key]
-            except DetectorError as error:
-                return Item(None, None, str(error))
-
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            waiting = deque[list[Future[Item]]]()
-            try:
-                for keys in batches:
-                    waiting.append([pool.submit(read_one, key) for key in keys])
-                    if len(waiting) > AHEAD:
-                        yield [item.result() for item in waiting.popleft()]
-                while waiting:
-                    yield [item.result() for item in waiting.popleft()]
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        return read_by_threads(samples, batches, workers, AHEAD)
 
     def refuse_depth(self) -> NoReturn:
         raise DataError("an image has 16 bits, the exported model takes 8; export it with --bits 16, which takes both")
@@ -137,15 +126,29 @@ class ExportedPredictor(ImagePredictor):
     def predict_samples(self, samples: list[Sample], score_threshold: float | None = None) -> list[Any]:
         predict, predictions = self.config.model.predict, [None] * len(samples)
         if score_threshold is not None:
-            self.check_score(score_threshold)
             predict = SimpleNamespace(**vars(predict) | {"score_thresholds": None})
-        given = {} if score_threshold is None else {"score_threshold": score_threshold}
-        for indices in by_shape(samples):
-            outputs = self.run(*self.batch([samples[index] for index in indices]), **given)
+        for indices, outputs in self._predict_each(samples, score_threshold):
             found = self.results.as_predictions(outputs, self.categories, predict)
             for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction._replace(reading=self.reading)
         return predictions
+
+    def outputs(self, samples: list[Sample], score_threshold: float | None = None) -> list[tuple[np.ndarray, ...]]:
+        outputs: list[Any] = [()] * len(samples)
+        for indices, predicted in self._predict_each(samples, score_threshold):
+            for index, *own in zip(indices, *predicted, strict=True):
+                outputs[index] = tuple(own)
+        return outputs
+
+    def _predict_each(
+        self, samples: list[Sample], score_threshold: float | None
+    ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+        """The outputs for the samples of each shape, and their indices."""
+        if score_threshold is not None:
+            self.check_score(score_threshold)
+        given = {} if score_threshold is None else {"score_threshold": score_threshold}
+        for indices in by_shape(samples):
+            yield indices, self.run(*self.batch([samples[index] for index in indices]), **given)
 
     def batch(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Padded images [B, C, H, W], their sizes before padding and in their files, [B, 2]."""

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from detector.data.formats.building import Source
 from detector.data.formats.reading import has_part, read_rows
-from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.images import IMAGE_SUFFIXES
 from detector.data.listing import list_images, sort_out
 from detector.data.loading.sampler import EvalBatches, Key
 from detector.errors import ConfigError, DataError, counted, near_path
@@ -104,7 +104,7 @@ class _Samples:
 
     def __init__(self, progress: _Progress, predictor: ImagePredictor, are_kept: bool) -> None:
         self.images, self.began = progress.images, progress.began
-        self.reading, self.make_sample, self.are_kept = predictor.reading, predictor.sampler(), are_kept
+        self.open, self.make_sample, self.are_kept = predictor.opener(), predictor.sampler(), are_kept
 
     def file(self, index: int) -> Path:
         return self.images[index]
@@ -112,7 +112,7 @@ class _Samples:
     def __getitem__(self, key: Key) -> Item:
         _, index = key
         file = self.file(index)
-        image = read_image(file, *self.reading)
+        image = self.open(file)
         try:
             has_changed = file.stat().st_mtime > self.began
         except OSError as error:

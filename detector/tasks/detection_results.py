@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,10 +10,12 @@ import numpy as np
 
 from detector.data.transforms.resize import resize_by_rule
 from detector.errors import counted
+from detector.ops.tiles import Grid, merge_boxes
 from detector.reports.drawing import draw_boxes, score_texts
 from detector.structures import SIZE_DIVISOR
 from detector.system.atomic import atomic_write, write_json_list
 from detector.tasks import Difference
+from detector.tasks.tiling import Part
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -118,6 +120,28 @@ def as_predictions(
             )
         )
     return predictions
+
+
+def join(
+    parts: Iterator[Part], grid: Grid, merge: str, categories: Sequence[Category], predict: PredictConfig
+) -> Prediction:
+    """One prediction of a whole image: boxes that another tile shows more of go, then class-wise NMS merges the rest.
+
+    ``predict.max_detections`` holds for each tile, not for the image.
+    """
+    found = []
+    for tile, (boxes, scores, labels) in parts:
+        is_kept = labels >= 0
+        if tile is not None:
+            top, left, *_ = grid[tile]
+            boxes = boxes + np.array([left, top, left, top], dtype=np.float32)
+            is_kept &= ~grid.is_cut(tile, boxes)
+        boxes = boxes.clip(0, np.array([grid.width, grid.height] * 2, dtype=np.float32))
+        is_kept &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a smaller image is predicted with a margin
+        found.append((boxes[is_kept], scores[is_kept], labels[is_kept]))
+    outputs = [np.concatenate(columns) for columns in zip(*found, strict=True)]
+    kept = merge_boxes(*outputs, predict.nms_threshold, merge)
+    return as_predictions([column[kept][None] for column in outputs], categories, predict)[0]
 
 
 def compare(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
 from detector.config.tasks import HEADS
-from detector.data.segmentation import Masked, MaskSample, open_masks
+from detector.data.segmentation import MaskDataset, Masked, MaskSample, open_masks
 from detector.data.synthetic import write_mask_shapes
 from detector.data.transforms.resize import largest_size
 from detector.errors import ConfigError
@@ -154,6 +154,12 @@ def tally(predicted: PixelScores, batch: Batch, config: Config) -> Tally:
         truth = original[:height, :width].numpy()
         parts.append(pixel_tally(index, truth, labels.numpy(), classes, config.eval.boundary_iou))
     return merge_tallies(parts)
+
+
+def tally_whole(prediction: SegmentPrediction, data: MaskDataset, index: int, config: Config) -> Tally:
+    """As :func:`tally`, of an image that was predicted by tiles."""
+    given = data.masked.mask(index), prediction.mask, len(data.categories), config.eval.boundary_iou
+    return merge_tallies([pixel_tally(index, *given)])
 
 
 def evaluate(tally: Tally, truth: Masked, config: Config) -> dict[str, Any]:

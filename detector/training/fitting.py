@@ -222,6 +222,7 @@ KEPT = (
     "seed",
     "model",
     "data.resize",
+    "data.tiles",
     "data.crop",
     "data.augment",
     "data.invalid_boxes",

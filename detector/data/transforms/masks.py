@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from detector.config.schema import AugmentConfig, ResizeConfig
-from detector.data.transforms.boxes import gray
 from detector.data.transforms.colors import (
     apply,
     apply_listed_to_mask,
@@ -24,7 +23,7 @@ from detector.data.transforms.colors import (
     seeded,
     turn,
 )
-from detector.data.transforms.resize import input_size, resize
+from detector.data.transforms.resize import gray, input_size, resize
 from detector.data.transforms.windows import Window, cut, draw_corner, draw_patch, draw_window
 from detector.structures import IGNORED_PIXEL
 
