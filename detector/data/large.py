@@ -20,6 +20,7 @@ from PIL import TiffImagePlugin
 
 from detector.data.headers import MAX_PIXELS, check_size, open_header, orientation_of, stored_size
 from detector.data.images import LARGEST_FILE, ChannelsError, read_annotated_image, read_image, scale_depth
+from detector.data.transforms.resize import cut
 from detector.errors import DataError
 from detector.ops.tiles import Window
 
@@ -48,6 +49,13 @@ class LargeFile:
         """From the top down."""
         return self._opened("sequential")
 
+    @cached_property
+    def _region(self) -> pyvips.Region:
+        """What reads the image on from where it stopped: each evaluation of the image itself would begin anew."""
+        import pyvips
+
+        return pyvips.Region.new(self._image)
+
     @property
     def shape(self) -> tuple[int, int, int]:
         return self._image.height, self._image.width, self.channels
@@ -58,11 +66,12 @@ class LargeFile:
         check_size(self.path, self.shape[1], height)
         with self._lock:
             if top < self._start:
-                del self._image
+                del self._image, self._region
                 self._start, self._band = 0, self._band[:0]
             end = self._start + len(self._band)
             if top + height > end:
-                new = self._pixels(self._image, (max(top, end), 0, top + height - max(top, end), self.shape[1]))
+                # From the band's end on, as no row can be skipped either.
+                new = self._pixels(self._region, (end, 0, top + height - end, self.shape[1]))[max(0, top - end) :]
                 kept = self._band[top - self._start :]
                 self._band, self._start = np.concatenate([kept, new]) if len(kept) else new, top
             rows = self._band[top - self._start : top - self._start + height]
@@ -70,7 +79,9 @@ class LargeFile:
 
     def read_anywhere(self, window: Window) -> np.ndarray:
         """A window [h, w, C] on its own: for formats with tiles, such as TIFF, only these are decoded."""
-        return scale_depth(self._pixels(self._opened("random"), window), self.max_value)
+        import pyvips
+
+        return scale_depth(self._pixels(pyvips.Region.new(self._opened("random")), window), self.max_value)
 
     def shrunk(self, longest: int) -> np.ndarray:
         """The whole image [h, w, C], its long side at most ``longest``."""
@@ -82,15 +93,16 @@ class LargeFile:
         except pyvips.Error as error:
             raise self._fault(error) from None
         image = self._converted(image)
-        return scale_depth(self._pixels(image, (0, 0, image.height, image.width)), self.max_value)
+        region = pyvips.Region.new(image)
+        return scale_depth(self._pixels(region, (0, 0, image.height, image.width)), self.max_value)
 
     def _opened(self, access: str) -> pyvips.Image:
         import pyvips
 
         try:
-            image = pyvips.Image.new_from_file(str(self.path), access=access)
+            image = pyvips.Image.new_from_file(str(self.path), access=access, fail_on="truncated")
             if self.exif != "stored" and self._orientation != 1:
-                image = pyvips.Image.new_from_file(str(self.path), access="random").autorot()
+                image = pyvips.Image.new_from_file(str(self.path), fail_on="truncated").autorot()
         except pyvips.Error as error:
             raise self._fault(error) from None
         return self._converted(image)
@@ -115,15 +127,15 @@ class LargeFile:
             raise ChannelsError(f"{self.path}: has {image.bands} channels, model.in_channels asks for {self.channels}")
         return image
 
-    def _pixels(self, image: pyvips.Image, window: Window) -> np.ndarray:
+    def _pixels(self, region: pyvips.Region, window: Window) -> np.ndarray:
         import pyvips
 
         top, left, height, width = window
         try:
-            data = image.crop(left, top, width, height).write_to_memory()
+            data = region.fetch(left, top, width, height)
         except pyvips.Error as error:
             raise self._fault(error) from None
-        return np.frombuffer(data, dtype=_FORMATS[image.format]).reshape(height, width, self.channels)
+        return np.frombuffer(data, dtype=_FORMATS[self._image.format]).reshape(height, width, self.channels)
 
     def _fault(self, error: Exception) -> DataError:
         return DataError(f"{self.path}: cannot be decoded: {' '.join(str(error).split())[:200]}")
@@ -179,8 +191,10 @@ def _opened_large(
 
 
 def read_window(image: np.ndarray | LargeFile, window: Window) -> np.ndarray:
-    """Part of an image, [h, w, C]."""
-    if isinstance(image, LargeFile):
-        return image.read(window)
-    top, left, height, width = window
-    return image[top : top + height, left : left + width]
+    """Part of an image, [h, w, C], one of many from the top down."""
+    return image.read(window) if isinstance(image, LargeFile) else cut(image, window)
+
+
+def read_anywhere(image: np.ndarray | LargeFile, window: Window) -> np.ndarray:
+    """Part of an image, [h, w, C], without any order."""
+    return image.read_anywhere(window) if isinstance(image, LargeFile) else cut(image, window)

@@ -18,9 +18,8 @@ from detector.config.schema import TilesConfig
 from detector.data.detection import CheckedBoxes, CocoDataset
 from detector.data.formats.annotations import Annotations, Extra
 from detector.data.formats.columns import Ids, Texts
-from detector.data.large import LargeFile
+from detector.data.large import read_anywhere
 from detector.data.transforms.resize import square
-from detector.data.transforms.windows import cut
 from detector.ops.tiles import Grid
 
 
@@ -150,5 +149,4 @@ class TiledDataset(CocoDataset):
         of = int(self.listed.image[index])
         image = self.whole.open(of, for_window=True)
         window = Grid(*image.shape[:2], self.tiles.size, self.tiles.overlap)[int(self.listed.tile[index])]
-        pixels = image.read_anywhere(window) if isinstance(image, LargeFile) else cut(image, window)
-        return square(pixels, self.tiles.size)
+        return square(read_anywhere(image, window), self.tiles.size)

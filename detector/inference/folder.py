@@ -29,11 +29,14 @@ from tqdm import tqdm
 from detector.data.formats.building import Source
 from detector.data.formats.reading import has_part, read_rows
 from detector.data.images import IMAGE_SUFFIXES
+from detector.data.large import SHOWN, LargeFile
 from detector.data.listing import list_images, sort_out
 from detector.data.loading.sampler import EvalBatches, Key
 from detector.errors import ConfigError, DataError, counted, near_path
 from detector.inference.exports import NOTHING, Exports, class_folders, save_crops, write_exports
 from detector.inference.images import ImagePredictor, Item
+from detector.inference.world import FILE as GEOJSON
+from detector.inference.world import write_geojson
 from detector.reports.drawing import save_jpeg
 from detector.structures import Id
 from detector.system.atomic import atomic_write, make_folder, only_one, storing
@@ -178,6 +181,8 @@ def infer_folder(
         # The predictions come last: if they exist, the run is complete.
         read, num_errors, errors = _write_errors(progress, output / ERRORS)
         written = write_exports(exports, progress.read, predictor.categories, f"detector {digest[:8]}", output)
+        if results.HAS_BOXES:
+            written += write_geojson(progress.read, output / GEOJSON)
         results.write_results(progress.results(), path)
         found = results.describe_results(progress.results())
         progress.remove()
@@ -336,8 +341,11 @@ def _as_text(name: str) -> Path:
     return Path(os.fsencode(name).decode(errors="replace"))
 
 
-def _draw(results: Results, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
+def _draw(results: Results, image: np.ndarray | LargeFile, found: Any, draw_score: float, path: Path) -> None:
     """Draw the detections on an image and save it under its own name."""
+    if isinstance(image, LargeFile):
+        full, image = image.shape[:2], image.shrunk(SHOWN)
+        found = results.shrunk(found, full, image.shape[:2])
     drawing = results.draw(image, found, draw_score)
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         path = path.with_name(path.name + ".jpg")  # there may be both x.png and x.jpg

@@ -56,9 +56,22 @@ class Grid:
         Such a box touches an inner border, and its other end lies inside the tile beyond. An object that is longer than
         the overlap is whole in no tile, so its boxes stay.
         """
+        (x_ends, x_more), (y_ends, y_more) = self._ends(index, boxes)
+        return (x_ends & x_more | y_ends & y_more).any(axis=0)
+
+    def is_part(self, index: int, boxes: np.ndarray) -> np.ndarray:
+        """Which boxes [N, 4] of a tile touch an inner border, so that the object may go on beyond it, [N] bool."""
+        (x_ends, _), (y_ends, _) = self._ends(index, boxes)
+        return (x_ends | y_ends).any(axis=0)
+
+    def _ends(self, index: int, boxes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For x and y: whether boxes touch the tile's lower and upper border, and whether the tile beyond has the rest.
+
+        Both are [2, N] bool.
+        """
         row, column = divmod(index, len(self.lefts))
-        across = _is_cut(boxes[:, 0], boxes[:, 2], self.lefts, column, self.size)
-        return across | _is_cut(boxes[:, 1], boxes[:, 3], self.tops, row, self.size)
+        axes = (boxes[:, 0], boxes[:, 2], self.lefts, column), (boxes[:, 1], boxes[:, 3], self.tops, row)
+        return [_ends(*axis, self.size) for axis in axes]
 
 
 def _starts(side: int, size: int, overlap: float) -> np.ndarray:
@@ -66,14 +79,17 @@ def _starts(side: int, size: int, overlap: float) -> np.ndarray:
     return np.minimum(np.arange(0, last + step, step), last)
 
 
-def _is_cut(low: np.ndarray, high: np.ndarray, starts: np.ndarray, index: int, size: int) -> np.ndarray:
-    """:meth:`Grid.is_cut` along one axis, for the tile ``index`` of ``starts``."""
-    touch, cut = max(1.0, size * TOUCH), np.zeros(len(low), dtype=bool)
+def _ends(
+    low: np.ndarray, high: np.ndarray, starts: np.ndarray, index: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """:meth:`Grid._ends` along one axis, for the tile ``index`` of ``starts``."""
+    touch = max(1.0, size * TOUCH)
+    ends, more = np.zeros((2, 2, len(low)), dtype=bool)
     if index > 0:
-        cut |= (low < starts[index] + touch) & (high <= starts[index - 1] + size - touch)
+        ends[0], more[0] = low < starts[index] + touch, high <= starts[index - 1] + size - touch
     if index + 1 < len(starts):
-        cut |= (high > starts[index] + size - touch) & (low >= starts[index + 1] + touch)
-    return cut
+        ends[1], more[1] = high > starts[index] + size - touch, low >= starts[index + 1] + touch
+    return ends, more
 
 
 def merge_boxes(

@@ -127,21 +127,24 @@ def join(
 ) -> Prediction:
     """One prediction of a whole image: boxes that another tile shows more of go, then class-wise NMS merges the rest.
 
+    Boxes that end at an inner border come last in it, whatever their score: parts lose to whole objects.
     ``predict.max_detections`` holds for each tile, not for the image.
     """
     found = []
     for tile, (boxes, scores, labels) in parts:
-        is_kept = labels >= 0
+        is_kept, is_part = labels >= 0, np.zeros(len(labels), dtype=bool)
         if tile is not None:
             top, left, *_ = grid[tile]
             boxes = boxes + np.array([left, top, left, top], dtype=np.float32)
+            is_part = grid.is_part(tile, boxes)
             is_kept &= ~grid.is_cut(tile, boxes)
         boxes = boxes.clip(0, np.array([grid.width, grid.height] * 2, dtype=np.float32))
         is_kept &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a smaller image is predicted with a margin
-        found.append((boxes[is_kept], scores[is_kept], labels[is_kept]))
-    outputs = [np.concatenate(columns) for columns in zip(*found, strict=True)]
-    kept = merge_boxes(*outputs, predict.nms_threshold, merge)
-    return as_predictions([column[kept][None] for column in outputs], categories, predict)[0]
+        found.append((boxes[is_kept], scores[is_kept], labels[is_kept], is_part[is_kept]))
+    boxes, scores, labels, is_part = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    kept = merge_boxes(boxes, scores + ~is_part, labels, predict.nms_threshold, merge)
+    kept = kept[np.argsort(-scores[kept], kind="stable")]
+    return as_predictions([column[kept][None] for column in (boxes, scores, labels)], categories, predict)[0]
 
 
 def compare(
@@ -237,6 +240,12 @@ def draw(image: np.ndarray, prediction: Prediction, draw_score: float) -> Image.
     texts = score_texts(prediction.names, prediction.scores)
     texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
     return draw_boxes(image, prediction.boxes[is_drawn], prediction.labels[is_drawn].tolist(), texts)
+
+
+def shrunk(prediction: Prediction, size: Sequence[int], to: Sequence[int]) -> Prediction:
+    """The boxes in an image of the height and width ``to``, which was shrunk from ``size``."""
+    factors = np.array([to[1] / size[1], to[0] / size[0]] * 2, dtype=np.float32)
+    return prediction._replace(boxes=prediction.boxes * factors)
 
 
 def save(prediction: Prediction, name: str, output: Path) -> None:

@@ -149,6 +149,12 @@ def draw(image: np.ndarray, prediction: SegmentPrediction, draw_score: float) ->
     return draw_mask(image, prediction.mask, [category.name for category in prediction.categories])
 
 
+def shrunk(prediction: SegmentPrediction, size: Sequence[int], to: Sequence[int]) -> SegmentPrediction:
+    """Every so many pixels of the mask, for an image of the height and width ``to``, which was shrunk from ``size``."""
+    rows, columns = (np.arange(new) * old // new for old, new in zip(size, to, strict=True))
+    return prediction._replace(mask=prediction.mask[rows[:, None], columns])
+
+
 def save(prediction: SegmentPrediction, name: str, output: Path) -> None:
     """``masks/NAME.png``: indices with a palette. There may be both x.png and x.jpg, so .jpg stays in the name."""
     path = output / MASKS / name

@@ -21,8 +21,8 @@ from detector.data.transforms.colors import (
     seeded,
     turn,
 )
-from detector.data.transforms.resize import gray, input_size, resize
-from detector.data.transforms.windows import cut, draw_corner, draw_window
+from detector.data.transforms.resize import cut, gray, input_size, resize
+from detector.data.transforms.windows import draw_corner, draw_window
 from detector.structures import IGNORE_REGION
 
 

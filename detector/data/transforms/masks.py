@@ -23,8 +23,8 @@ from detector.data.transforms.colors import (
     seeded,
     turn,
 )
-from detector.data.transforms.resize import gray, input_size, resize
-from detector.data.transforms.windows import Window, cut, draw_corner, draw_patch, draw_window
+from detector.data.transforms.resize import cut, gray, input_size, resize
+from detector.data.transforms.windows import Window, draw_corner, draw_patch, draw_window
 from detector.structures import IGNORED_PIXEL
 
 TRIES = 10  # windows that are drawn for max_class_share

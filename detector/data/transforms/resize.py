@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cv2
 import numpy as np
 
+from detector.ops.tiles import Window
 from detector.structures import SIZE_DIVISOR
 
 if TYPE_CHECKING:
@@ -122,3 +123,9 @@ def square(pixels: np.ndarray, size: int) -> np.ndarray:
     whole = gray(size, size, pixels)
     whole[:height, :width] = pixels
     return whole
+
+
+def cut(image: np.ndarray, window: Window) -> np.ndarray:
+    """The part of an image [H, W, C] in a window: top, left, height, width."""
+    top, left, height, width = window
+    return image[top : top + height, left : left + width]
