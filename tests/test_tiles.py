@@ -14,6 +14,7 @@ from torchvision.ops import batched_nms
 
 import detector
 from detector.__main__ import main
+from detector.analysis.small_objects import what_pays
 from detector.checkpoints.checkpoint import save_checkpoint
 from detector.config.loader import load_config
 from detector.config.schema import TilesConfig
@@ -291,6 +292,18 @@ def test_tiles_to_train_on_are_listed_without_being_written(tmp_path: Path):
         "b.png",
         "coco.json",
     ]
+
+
+def test_tiles_pay_where_images_are_shrunk_and_p2_where_objects_are_small_in_the_file():
+    twelve, forty = np.full(9, 12.0), np.full(9, 40.0)
+    assert what_pays(twelve / 12, twelve).endswith(
+        "tiles (data.tiles.size=512, and a data.resize that does not shrink"
+        " them) and level P2 (model.fpn.levels from 2) would pay"
+    )
+    assert "P2" not in what_pays(forty / 4, forty) and "tiles" in what_pays(forty / 4, forty)
+    assert "tiles" not in what_pays(twelve, twelve) and "P2" in what_pays(twelve, twelve)
+    assert "would pay" not in what_pays(twelve, twelve, has_p2=True)
+    assert what_pays(forty, forty) == ""
 
 
 # --- large files ------------------------------------------------------------------------------------------------------
