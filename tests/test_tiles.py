@@ -104,6 +104,8 @@ class Oracle(ImagePredictor):
     categories = CATEGORIES
     sampler = read = check_score = digest = predict_samples = None  # type: ignore[assignment]
 
+    device = "cpu"
+
     def __init__(self, task: str = "detection") -> None:
         self.config = load_config({"detection": "quickstart", "segmentation": "segment_quickstart"}[task] + ".yaml")
         self.seen: list[tuple[int, ...]] = []

@@ -123,8 +123,7 @@ def _run(args: argparse.Namespace) -> int:
     check_labels(exports, [images.name(index) for index in range(len(images))], args.input)
 
     from detector.inference.exported import open_predictor
-    from detector.inference.images import TiledPredictor
-    from detector.tasks.tiling import tiles_of
+    from detector.inference.images import TiledPredictor, by_tiles
 
     predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code)
     if ids is not None and not get_results(predictor.config.task).HAS_IDS:
@@ -136,9 +135,7 @@ def _run(args: argparse.Namespace) -> int:
         )
     if args.score is not None:
         predictor.check_score(args.score)  # before any work is done
-    batch_size = args.batch_size
-    if tiles := tiles_of(predictor.config):  # a batch is of tiles, and a run is resumed image by image
-        predictor, batch_size = TiledPredictor(predictor, tiles, batch_size), 1
+    predictor = by_tiles(predictor, args.batch_size)
     for note in notes:
         print(note, file=sys.stderr)
     summary = infer_folder(
@@ -147,7 +144,8 @@ def _run(args: argparse.Namespace) -> int:
         args.output,
         score=args.score,
         draw_score=None if args.no_images else args.draw_score,
-        batch_size=batch_size,
+        # A batch of tiles is of one image, and a run is resumed image by image.
+        batch_size=1 if isinstance(predictor, TiledPredictor) else args.batch_size,
         workers=args.workers,
         resume=args.resume,
         ids=ids,

@@ -45,6 +45,7 @@ class Samples(Protocol):
 class ImagePredictor(ABC):
     """A model with everything around it: reading, resizing, batching and class names."""
 
+    device: Any  # what it computes on
     config: Any  # the resolved config; of an exported file, its values without their types
     categories: list[Category]
 
@@ -133,7 +134,7 @@ class TiledPredictor(ImagePredictor):
 
     def __init__(self, predictor: ImagePredictor, tiles: Tiles, batch_size: int) -> None:
         self.inner, self.tiles, self.batch_size = predictor, tiles, batch_size
-        self.config, self.categories = predictor.config, predictor.categories
+        self.config, self.categories, self.device = predictor.config, predictor.categories, predictor.device
 
     def predict_all(self, images: Iterable[ImageInput], score_threshold: float | None) -> list[Any]:
         """:meth:`ImagePredictor.predict`; of its arguments, ``images`` are not checked yet."""
@@ -181,6 +182,12 @@ class TiledPredictor(ImagePredictor):
             partial(self.outputs, score_threshold=score_threshold),
             lambda parts, grid: results.join(parts, grid, self.tiles.merge, self.categories, predict),
         )._replace(reading=self.reading)
+
+
+def by_tiles(predictor: ImagePredictor, batch_size: int) -> ImagePredictor:
+    """The predictor, by tiles where its config's ``data.tiles`` says so."""
+    tiles = tiles_of(predictor.config)
+    return TiledPredictor(predictor, tiles, batch_size) if tiles else predictor
 
 
 def read_by_threads(
