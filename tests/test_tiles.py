@@ -32,6 +32,7 @@ from detector.inference.world import write_geojson
 from detector.models import build_model
 from detector.ops.tiles import Grid, merge_boxes
 from detector.structures import IGNORE_REGION, Category
+from detector.tasks import get_task
 
 
 def test_the_last_tiles_end_where_the_image_does():
@@ -294,6 +295,24 @@ def test_tiles_to_train_on_are_listed_without_being_written(tmp_path: Path):
         "b.png",
         "coco.json",
     ]
+
+
+def test_a_segmenters_tiles_are_windows_of_image_and_mask(tmp_path: Path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    mask = np.arange(6000, dtype=np.uint8).reshape(60, 100) % 3
+    cv2.imwrite(str(tmp_path / "masks" / "a.png"), mask)
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), mask[:, :, None].repeat(3, axis=2) * 100)
+    keys = {"train.images": "images", "train.annotations": "masks"}
+    given = [f"data.{key}={tmp_path / folder}" for key, folder in keys.items()]
+    more = ["data.val=null", "data.tiles={size: 64, overlap: 0.25}", "data.resize={fixed: [64, 64]}"]
+    still = "data.augment={horizontal_flip: 0, photometric: 0, scale_jitter: null}"
+    config = load_config("segment_quickstart.yaml", [*given, *more, still, "data.classes=[x, y, z]"])
+    data = get_task(config).open_split(config, "train")
+    assert len(data) == 2 and data.is_wide is None and "2 tiles of 64×64" in data.summary()
+    for sample in (data[(0, 1)], data.select([1])[(0, 0)]):  # columns 36 to 99, and gray rows from 60 on
+        assert sample.mask[:60].tolist() == mask[:, 36:].tolist() and (sample.mask[60:] == 255).all()
+        assert sample.image[0, :60].tolist() == (mask[:, 36:] * 100).tolist() and (sample.image[:, 60:] == 114).all()
 
 
 def test_tiles_pay_where_images_are_shrunk_and_p2_where_objects_are_small_in_the_file():

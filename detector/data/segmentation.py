@@ -151,10 +151,10 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
     def file(self, index: int) -> Path:
         return self.masked.file(index)
 
-    def open(self, index: int) -> np.ndarray | LargeFile:
-        """The image as it is stored, for windows of it."""
+    def open(self, index: int, for_window: bool = False) -> np.ndarray | LargeFile:
+        """The image as it is stored, for windows of it: for all, or ``for_window`` for one."""
         given = self.channels, self.exif, self.max_value, ("mask is", REMEDY)
-        return open_annotated(self.file(index), *self.masked.sizes[index].tolist(), *given)
+        return open_annotated(self.file(index), *self.masked.sizes[index].tolist(), *given, for_window=for_window)
 
     @property
     def has_targets(self) -> np.ndarray:

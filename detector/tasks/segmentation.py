@@ -16,6 +16,7 @@ from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
 from detector.config.tasks import HEADS
+from detector.data.mask_tiles import TiledMasks
 from detector.data.segmentation import MaskDataset, Masked, MaskSample, open_masks
 from detector.data.synthetic import write_mask_shapes
 from detector.data.transforms.resize import largest_size
@@ -48,8 +49,6 @@ QUICKSTART = Quickstart(
 
 TORCH = Kind(Tensor.long, Tensor.float)
 
-open_split = open_masks
-
 
 def main_metric(config: Config) -> str:
     """The metric that decides which checkpoint is the best."""
@@ -59,6 +58,14 @@ def main_metric(config: Config) -> str:
 def largest_input(config: Config) -> tuple[int, int]:
     """Height and width of the largest input image, padded."""
     return largest_size(config.data.resize)
+
+
+def open_split(
+    config: Config, name: str, categories: list[Category] | None = None, keep_in: Path | None = None
+) -> MaskDataset:
+    """The data set of ``data.train`` (augmented, by tiles where the config says so) or ``data.val``."""
+    data, tiles = open_masks(config, name, categories, keep_in), config.data.tiles
+    return TiledMasks(data, tiles) if name == "train" and tiles.size else data
 
 
 def has_images(annotations: Path) -> bool:
