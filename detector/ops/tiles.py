@@ -112,8 +112,10 @@ def merge_boxes(
         best = block[_greedy(np.triu(suppresses, 1))]
         kept.append(best)
         for first, second in cells.pairs(best):
-            is_later = is_open[second] & (second >= start)
-            first, second = first[is_later], second[is_later]
+            may_meet = is_open[second] & (second >= start)
+            first, second = first[may_meet], second[may_meet]
+            may_meet = (sides[0, first] < sides[2, second]) & (sides[0, second] < sides[2, first])
+            first, second = first[may_meet], second[may_meet]
             is_open[second[overlap(sides[:, first], sides[:, second]) > threshold]] = False
     return order[np.concatenate([*kept, np.zeros(0, dtype=np.int64)])]
 
