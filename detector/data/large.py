@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pyvips
 
 TILE_WIDTH = 322  # a tag of TIFF files that are stored in tiles
+ROWS = 128  # that are decoded at a time
 SHOWN = 4096  # long side of a large image that is drawn on
 _FORMATS = {"uchar": np.uint8, "ushort": np.uint16}
 
@@ -42,7 +43,8 @@ class LargeFile:
     max_value: int | None
 
     def __post_init__(self) -> None:
-        self._lock, self._start, self._band = threading.Lock(), 0, np.zeros((0, 0, 0), dtype=np.uint8)
+        self._lock, self._start, self._end = threading.Lock(), 0, 0  # rows that the band holds
+        self._band = np.zeros((0, 0, 0), dtype=np.uint8)
 
     @cached_property
     def _image(self) -> pyvips.Image:
@@ -65,17 +67,25 @@ class LargeFile:
         top, left, height, width = window
         check_size(self.path, self.shape[1], height)
         with self._lock:
-            if top < self._start:
-                del self._image, self._region
-                self._start, self._band = 0, self._band[:0]
-            end = self._start + len(self._band)
-            if top + height > end:
-                # From the band's end on, as no row can be skipped either.
-                new = self._pixels(self._region, (end, 0, top + height - end, self.shape[1]))[max(0, top - end) :]
-                kept = self._band[top - self._start :]
-                self._band, self._start = np.concatenate([kept, new]) if len(kept) else new, top
-            rows = self._band[top - self._start : top - self._start + height]
-            return scale_depth(rows[:, left : left + width].copy(), self.max_value)
+            if top < self._start or height != len(self._band):
+                for name in ("_region", "_image"):
+                    self.__dict__.pop(name, None)
+                self._start = self._end = 0
+                self._band = np.empty((height, *self.shape[1:]), dtype=_FORMATS[self._image.format])
+            if top + height > self._end:
+                self._move_to(top)
+            return scale_depth(self._band[top - self._start :, left : left + width].copy(), self.max_value)
+
+    def _move_to(self, top: int) -> None:
+        """Make the band begin at this row: in place, and some rows at a time, as it is most of the memory."""
+        kept, bottom = max(0, self._end - top), top + len(self._band)
+        for row in range(kept):
+            self._band[row] = self._band[top - self._start + row]
+        for row in range(self._end, bottom, ROWS):  # none can be skipped
+            new = self._pixels(self._region, (row, 0, min(ROWS, bottom - row), self.shape[1]))[max(0, top - row) :]
+            place = max(row, top) - top
+            self._band[place : place + len(new)] = new
+        self._start, self._end = top, bottom
 
     def read_anywhere(self, window: Window) -> np.ndarray:
         """A window [h, w, C] on its own: for formats with tiles, such as TIFF, only these are decoded."""
