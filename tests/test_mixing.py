@@ -10,8 +10,9 @@ import pytest
 from detector.config.loader import load_config
 from detector.config.schema import AugmentConfig, ResizeConfig, TrainConfig
 from detector.data.loading.sampler import mixed_epochs
-from detector.data.transforms.boxes import GRAY, Transformed
+from detector.data.transforms.boxes import Transformed
 from detector.data.transforms.mixing import MixingTransform, blend, mosaic, paste
+from detector.data.transforms.resize import GRAY
 from detector.structures import IGNORE_REGION
 from detector.tasks import classification
 

@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     suggestion = suggest(args, config, splits, found) if args.suggest else None
     if args.html:
         images = config.data.train.images
-        drawings = gallery(found, Path(images)) if images else []
+        drawings = gallery(found, Path(images)) if images and not config.data.tiles.size else []
         lead = f"{found.split.annotations.path}, at the input sizes of the config"
         write_page(args.html, f"Anchors of {args.config}", lead, sections(found, summary, suggestion, drawings))
     if args.json:
@@ -95,6 +95,7 @@ def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
     """The annotations of the splits that the config has, without reading images."""
     from detector.analysis.anchors.search import Split
     from detector.data.detection import apply_box_policy, has_val, read_split, with_sizes
+    from detector.data.tiles import list_tiles
 
     data = config.data
     splits: dict[str, Split] = {}
@@ -106,7 +107,11 @@ def open_splits(config: Config, names: Sequence[str]) -> dict[str, Split]:
                 print(annotations.notice, file=sys.stderr)
             annotations = with_sizes(annotations, annotations.images, data.exif, data.allow_outside)
             categories = annotations.categories
-            splits[name] = Split(annotations, apply_box_policy(annotations, data.invalid_boxes), config.seed)
+            checked = apply_box_policy(annotations, data.invalid_boxes)
+            if data.tiles.size:  # the model sees those, in val too
+                annotations = list_tiles(annotations, checked, data.tiles, config.seed).annotations
+                checked = apply_box_policy(annotations, "clip")
+            splits[name] = Split(annotations, checked, config.seed)
     return splits
 
 

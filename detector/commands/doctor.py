@@ -257,4 +257,5 @@ def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
         data.exif,
         data.max_value,
         data.allow_outside,
+        data.tiles.size,
     )

@@ -84,16 +84,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--counts", action="store_true", help="also write counts.csv, with the objects per image and class"
     )
     parser.add_argument("--html", action="store_true", help="also write gallery.html, a page of the drawings")
-    parser.add_argument("--batch-size", type=count, default=8, help="most images per batch (default: 8)")
+    parser.add_argument("--batch-size", type=count, default=8, help="most images, or tiles, per batch (default: 8)")
     parser.add_argument(
         "--workers", type=partial(count, least=0), help=f"processes that read images (default: {WORKERS})"
     )
     infer_video.add_arguments(parser)
     add_allow_code(parser)
     parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one)")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as model.predict.max_detections=300"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="config values, such as data.tiles.size=512")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -176,8 +174,10 @@ def _run(args: argparse.Namespace) -> int:
         images = shard.of(images)
 
     from detector.inference.exported import open_predictor
+    from detector.inference.images import TiledPredictor
 
-    predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code)
+    source = args.checkpoint, args.device, args.overrides, args.allow_code, args.batch_size
+    predictor = open_predictor(*source)
     if ids is not None and not get_results(predictor.config.task).HAS_IDS:
         raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
     if exports.asked() and not get_results(predictor.config.task).HAS_BOXES:
@@ -192,7 +192,8 @@ def _run(args: argparse.Namespace) -> int:
     asked = {
         "score": args.score,
         "draw_score": None if args.no_images else args.draw_score,
-        "batch_size": args.batch_size,
+        # A batch of tiles is of one image, and a run is resumed image by image.
+        "batch_size": 1 if isinstance(predictor, TiledPredictor) else args.batch_size,
         "workers": WORKERS if args.workers is None else args.workers,
         "ids": ids,
         "exports": exports,
@@ -201,7 +202,6 @@ def _run(args: argparse.Namespace) -> int:
     if args.engine:
         from detector.ray import blocks_on_ray
 
-        source = args.checkpoint, args.device, args.overrides, args.allow_code
         engine = partial(blocks_on_ray, source=source, output=args.output, actors=args.actors, asked=asked)
     summary = infer_folder(predictor, images, args.output, **asked, resume=args.resume, engine=engine)
     return _report(summary, args)

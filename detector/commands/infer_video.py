@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     start, end = vars(args)["from"], args.to
     if start >= end:
         raise ConfigError(f"command line: --from {start:g} s is not before --to {end:g} s")
-    predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code)
+    predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code, args.batch_size)
     if args.score is not None:
         predictor.check_score(args.score)
     video = Video(args.input, args.every, start, end, args.reconnect, predictor.config.model.in_channels)

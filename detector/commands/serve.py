@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     token = os.environ.get(TOKEN) or None
     if token is None and args.host not in ("127.0.0.1", "localhost", "::1"):
         print(f"warning: --host {args.host}: whoever reaches it can use it; set {TOKEN}", file=sys.stderr)
-    predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code)
+    predictor = open_predictor(args.checkpoint, args.device, args.overrides, args.allow_code, args.batch_size)
     settings = Settings(args.batch_size, args.workers, args.queue, args.timeout, args.max_mb * 10**6, max_pixels, token)
     name = str(Path(*Path(args.checkpoint).parts[-2:]))  # the client need not know where it lies
     with listen(args.host, args.port) as listening:

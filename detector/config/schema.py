@@ -177,6 +177,28 @@ class CropConfig(Section):
         return self
 
 
+class TilesConfig(Section):
+    """Large images are seen in overlapping squares, each as an image of its own, which ``data.resize`` applies to."""
+
+    size: Count | None = None  # of a tile's sides, in pixels of the file; null: images are seen whole
+    # Fraction of a tile that its neighbours see too, at least; as large as the largest object.
+    overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.2
+    full_image: bool = False  # detection: predict the whole image too, shrunk, for objects larger than the overlap
+    # What model.predict.nms_threshold applies to where the boxes of tiles are merged: ios is the intersection over the
+    # smaller box, which also removes parts of objects, and objects that lie in others of their class.
+    merge: Literal["iou", "ios"] = "iou"
+    # Training: an object that a tile shows less of than the first fraction is background there, less than the second
+    # an ignore region.
+    min_visible: Annotated[list[Probability], Field(min_length=2, max_length=2)] = [0.1, 0.4]
+    negatives: Probability = 0.25  # training: fraction of the tiles without objects in an epoch; others in each
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TilesConfig:
+        if self.min_visible[0] > self.min_visible[1]:
+            raise ValueError(f"min_visible: the lower fraction comes first; it is {self.min_visible}")
+        return self
+
+
 class MaskConfig(Section):
     """Segmentation: how the indices of mask files become classes, which ``data.classes`` names in their order."""
 
@@ -232,6 +254,7 @@ class DataConfig(Section):
     # weight per class, 1 for others.
     class_weights: Literal["balanced"] | dict[str, Positive] | None = None
     resize: ResizeConfig = ResizeConfig()
+    tiles: TilesConfig = TilesConfig()
     crop: CropConfig = CropConfig()
     augment: AugmentConfig = AugmentConfig()
     # Images of rare classes come more often: sqrt(this / f) times for a class in a fraction f < this of the images

@@ -16,6 +16,7 @@ def _in(section: str, keys: str) -> tuple[str, ...]:
 TASKS = {
     "detection": (
         *_in("data", "group_by_aspect invalid_boxes one_based resize"),
+        *_in("data.tiles", "size overlap full_image merge min_visible negatives"),
         *_in("data.augment", "scale_jitter canvas min_visibility mosaic copy_paste mixup mix_share close_out"),
         *_in("model", "anchors matcher box_coder"),
         *_in("model.loss", "cls alpha gamma cls_weight box beta box_weight weigh_boxes dfl_weight quality_weight"),
@@ -30,6 +31,7 @@ TASKS = {
     ),
     "segmentation": (
         *_in("data", "class_weights group_by_aspect masks resize"),
+        *_in("data.tiles", "size overlap"),
         *_in("data.augment", "scale_jitter canvas max_class_share mosaic copy_paste cutmix mix_share close_out"),
         *_in("model", "loss.cls_weight loss.dice_weight loss.label_smoothing predict.scales"),
         *_in("eval", "boundary_iou"),

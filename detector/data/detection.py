@@ -26,6 +26,7 @@ from detector.data.formats.joining import join_rows, weigh
 from detector.data.formats.reading import has_part, read_rows
 from detector.data.formats.recognition import formats_of
 from detector.data.images import read_annotated_image, read_size
+from detector.data.large import LargeFile, open_annotated
 from detector.data.names import ALLOW_OUTSIDE, Names, check_names, files_below, is_url, leads_out
 from detector.data.split import hold_back, images_folder, not_set, split_to_read
 from detector.data.spot_check import spot_check
@@ -244,6 +245,12 @@ class CocoDataset(Dataset[Sample | DetectorError]):
 
     def file(self, index: int) -> Path:
         return self.images / self.annotations.file_name(index)
+
+    def open(self, index: int, for_window: bool = False) -> np.ndarray | LargeFile:
+        """The image as it is stored, for windows of it: for all, or ``for_window`` for one."""
+        size = int(self.annotations.heights[index]), int(self.annotations.widths[index])
+        given = self.channels, self.exif, self.max_value
+        return open_annotated(self.file(index), *size, *given, for_window=for_window)
 
     @property
     def is_object(self) -> Tensor:

@@ -55,6 +55,9 @@ class OwnDataset(CocoDataset):
     def warnings(self) -> list[str]:
         return []
 
+    def open(self, index: int, for_window: bool = False) -> np.ndarray:
+        return self._read(index, int(self.annotations.heights[index]), int(self.annotations.widths[index]))
+
     def _read(self, index: int, height: int, width: int) -> np.ndarray:
         image = self.own[int(self.annotations.file_name(index))][0]
         array = as_array(image, self.channels, self.exif, self.max_value)

@@ -28,6 +28,7 @@ from detector.data.formats.mask_files import (
     read_voc_list,
 )
 from detector.data.images import read_annotated_image, read_size
+from detector.data.large import LargeFile, open_annotated
 from detector.data.listing import check_folder
 from detector.data.loading.sampler import mixed_epochs
 from detector.data.names import Names, check_names, files_below
@@ -168,6 +169,11 @@ class MaskDataset(Dataset[MaskSample | DetectorError]):
 
     def file(self, index: int) -> Path:
         return self.masked.file(index)
+
+    def open(self, index: int, for_window: bool = False) -> np.ndarray | LargeFile:
+        """The image as it is stored, for windows of it: for all, or ``for_window`` for one."""
+        given = self.channels, self.exif, self.max_value, ("mask is", REMEDY)
+        return open_annotated(self.file(index), *self.masked.sizes[index].tolist(), *given, for_window=for_window)
 
     @property
     def has_targets(self) -> np.ndarray:

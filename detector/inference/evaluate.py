@@ -216,7 +216,8 @@ def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
         check_compiler("model.predict.compile")
         network = compiled(model, device)
     predict = _predict_exported if is_exported else predict_batch
-    tally = predict_all(network, task, data, config, device, predict)
+    by_tiles = (model.sample, model.outputs) if is_exported else None
+    tally = predict_all(network, task, data, config, device, predict, by_tiles)
     metrics = task.evaluate(tally, data.truth, scored_by) if distributed.is_main() else {}
     return Evaluation(Scored(name, tally.rows, metrics, tally.worst), config, data.truth, data.images)
 

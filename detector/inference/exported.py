@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
@@ -14,9 +14,10 @@ import numpy as np
 
 from detector.data.transforms.resize import by_shape, padded
 from detector.errors import ConfigError, DataError, WeightsError, one_of
-from detector.inference.images import ImagePredictor
+from detector.inference.images import ImagePredictor, by_tiles
 from detector.structures import Category
 from detector.tasks import get_results
+from detector.tasks.tiling import tiles_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -66,10 +67,18 @@ class ExportedPredictor(ImagePredictor):
     def _override(self, override: str) -> None:
         """``model.predict.score_threshold=0.3``, for a setting that the file can change."""
         key, _, text = override.partition("=")
+        if key.startswith("data.tiles.") and hasattr(self.config.data, "tiles"):
+            try:
+                value = ast.literal_eval({"null": "None", "true": "True", "false": "False"}.get(text, text))
+            except (ValueError, SyntaxError):
+                value = text
+            setattr(self.config.data.tiles, key.removeprefix("data.tiles."), value)
+            tiles_of(self.config)
+            return
         name = key.removeprefix("model.predict.")
         if name not in self.settings or name == key:
             known = [f"model.predict.{setting}" for setting in self.settings]
-            remedy = f"only {one_of(known)} can change" if known else "its settings were fixed at export"
+            remedy = f"only {one_of(known)} and data.tiles can change" if known else "its settings were fixed at export"
             raise ConfigError(f"command line: {key}: {self.path} is an exported model, of which {remedy}")
         was = getattr(self.config.model.predict, name)
         try:
@@ -112,15 +121,29 @@ class ExportedPredictor(ImagePredictor):
     def predict_samples(self, samples: list[Sample], score_threshold: float | None = None) -> list[Any]:
         predict, predictions = self.config.model.predict, [None] * len(samples)
         if score_threshold is not None:
-            self.check_score(score_threshold)
             predict = SimpleNamespace(**vars(predict) | {"score_thresholds": None})
-        given = {} if score_threshold is None else {"score_threshold": score_threshold}
-        for indices in by_shape(samples):
-            outputs = self.run(*self.batch([samples[index] for index in indices]), **given)
+        for indices, outputs in self._predict_each(samples, score_threshold):
             found = self.results.as_predictions(outputs, self.categories, predict)
             for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction._replace(reading=self.reading)
         return predictions
+
+    def outputs(self, samples: list[Sample], score_threshold: float | None = None) -> list[tuple[np.ndarray, ...]]:
+        outputs: list[Any] = [()] * len(samples)
+        for indices, predicted in self._predict_each(samples, score_threshold):
+            for index, *own in zip(indices, *predicted, strict=True):
+                outputs[index] = tuple(own)
+        return outputs
+
+    def _predict_each(
+        self, samples: list[Sample], score_threshold: float | None
+    ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+        """The outputs for the samples of each shape, and their indices."""
+        if score_threshold is not None:
+            self.check_score(score_threshold)
+        given = {} if score_threshold is None else {"score_threshold": score_threshold}
+        for indices in by_shape(samples):
+            yield indices, self.run(*self.batch([samples[index] for index in indices]), **given)
 
     def batch(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Padded images [B, C, H, W], their sizes before padding and in their files, [B, 2]."""
@@ -189,11 +212,18 @@ def _as_attributes(tree: Any) -> Any:
 
 
 def open_predictor(
-    source: str | Path, device: str | None = None, overrides: Sequence[str] = (), allow_code: bool = False
+    source: str | Path,
+    device: str | None = None,
+    overrides: Sequence[str] = (),
+    allow_code: bool = False,
+    batch_size: int = 8,
 ) -> ImagePredictor:
-    """The predictor of an exported file, or of a checkpoint where torch is installed."""
+    """The predictor of an exported file, or of a checkpoint where torch is installed.
+
+    Where ``data.tiles`` says so, it sees images tile by tile, ``batch_size`` tiles at a time.
+    """
     if Path(source).suffix == SUFFIX:
-        return ExportedPredictor(source, overrides)
+        return by_tiles(ExportedPredictor(source, overrides), batch_size)
     try:
         import torch
 
@@ -204,4 +234,4 @@ def open_predictor(
             f" ({SUFFIX}), which detector export writes"
         ) from None
     torch.set_flush_denormal(True)  # random weights give denormals, which slow convolutions several times on a CPU
-    return Predictor.from_checkpoint(source, device, overrides, allow_code)
+    return by_tiles(Predictor.from_checkpoint(source, device, overrides, allow_code), batch_size)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from detector.data.formats.labels import LabelledImage, Labels, describe_lost
 from detector.data.formats.writing import WRITERS, check_names
+from detector.data.large import LargeFile, read_anywhere
 from detector.reports.drawing import as_rgb, save_jpeg
 from detector.structures import Category, Id
 from detector.system.atomic import atomic_write, make_folder, storing
@@ -98,7 +99,7 @@ def write_counts(rows: Iterator[dict[str, Any]], categories: Sequence[Category],
 
 
 def save_crops(
-    image: np.ndarray, found: Prediction, lowest: float, folders: Mapping[Id, str], name: str, output: Path
+    image: np.ndarray | LargeFile, found: Prediction, lowest: float, folders: Mapping[Id, str], name: str, output: Path
 ) -> None:
     """Each object that scores at least ``lowest`` as ``CLASS/NAME_NUMBER.jpg``, numbered from the best one."""
     height, width = image.shape[:2]
@@ -109,7 +110,7 @@ def save_crops(
             continue
         left, top = np.clip(np.floor(box[:2]), 0, (width - 1, height - 1)).astype(int)
         right, bottom = np.maximum(np.ceil(box[2:]).astype(int), (left + 1, top + 1))
-        crop = image[top:bottom, left:right]
+        crop = read_anywhere(image, (int(top), int(left), int(bottom - top), int(right - left)))
         path = output / CROPS / folders[category_id] / f"{name}_{number}.jpg"
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,13 +30,16 @@ from tqdm import tqdm
 
 from detector.data.formats.building import Source
 from detector.data.formats.reading import has_part, read_rows
-from detector.data.images import IMAGE_SUFFIXES, read_image
+from detector.data.images import IMAGE_SUFFIXES
 from detector.data.inputs import Reading
+from detector.data.large import SHOWN, LargeFile
 from detector.data.listing import list_images, sort_out
 from detector.data.loading.sampler import EvalBatches, Key
 from detector.errors import ConfigError, DataError, counted, near_path
 from detector.inference.exports import NOTHING, Exports, class_folders, save_crops, write_exports
 from detector.inference.images import ImagePredictor, Item
+from detector.inference.world import FILE as GEOJSON
+from detector.inference.world import write_geojson
 from detector.reports.drawing import save_jpeg
 from detector.structures import Category, Id
 from detector.system.atomic import atomic_write, make_folder, only_one, storing
@@ -67,8 +70,9 @@ class Images(Sequence[Path]):
     def name(self, index: int) -> str:
         return os.fsdecode(self.names[index])
 
-    def read(self, index: int, how: Reading) -> np.ndarray:
-        return read_image(self[index], *how)
+    def read(self, index: int, open_file: Callable[[Path], Any], _: Reading) -> Any:
+        """The image, by what opens a file; what has no file is decoded as :class:`Reading` says."""
+        return open_file(self[index])
 
     def has_changed(self, index: int, since: float) -> bool:
         try:
@@ -145,7 +149,7 @@ class _Samples:
 
     def __init__(self, progress: _Progress, predictor: ImagePredictor, are_kept: bool) -> None:
         self.images, self.began = progress.images, progress.began
-        self.reading, self.make_sample, self.are_kept = predictor.reading, predictor.sampler(), are_kept
+        self.open, self.make_sample, self.are_kept = predictor.opener(), predictor.sampler(), are_kept
 
     def file(self, index: int) -> Path:
         return self.images[index]
@@ -153,7 +157,7 @@ class _Samples:
     def __getitem__(self, key: Key) -> Item:
         _, index = key
         file = self.file(index)
-        image = self.images.read(index, self.reading)
+        image = self.images.read(index, self.open, self.reading)
         has_changed = self.images.has_changed(index, self.began)
         note = f"{file}: was changed after the run began; its results are of the new content" if has_changed else ""
         return Item(image if self.are_kept else None, self.make_sample(image, index + 1), note)
@@ -228,6 +232,8 @@ def write_all(
     """Write everything that is made of the rows; the predictions come last: if they exist, the run is complete."""
     read, num_errors, errors = _write_errors(rows, output / ERRORS)
     written = write_exports(exports, rows.read, categories, f"detector {digest[:8]}", output)
+    if results.HAS_BOXES:
+        written += write_geojson(rows.read, output / GEOJSON)
     path = output / results.FILE
     results.write_results(rows.results(), path)
     found = results.describe_results(rows.results())
@@ -412,8 +418,11 @@ def _as_text(name: str) -> Path:
     return Path(os.fsencode(name).decode(errors="replace"))
 
 
-def _draw(results: Results, image: np.ndarray, found: Any, draw_score: float, path: Path) -> None:
+def _draw(results: Results, image: np.ndarray | LargeFile, found: Any, draw_score: float, path: Path) -> None:
     """Draw the detections on an image and save it under its own name."""
+    if isinstance(image, LargeFile):
+        full, image = image.shape[:2], image.shrunk(SHOWN)
+        found = results.shrunk(found, full, image.shape[:2])
     drawing = results.draw(image, found, draw_score)
     if path.suffix.lower() not in (".jpg", ".jpeg"):
         path = path.with_name(path.name + ".jpg")  # there may be both x.png and x.jpg

@@ -16,12 +16,9 @@ import torch
 from detector.checkpoints.checkpoint import weights_digest
 from detector.checkpoints.opening import find_checkpoint, open_model
 from detector.config.loader import config_to_dict
-from detector.config.schema import Config
-from detector.data.loading.collate import collate
+from detector.config.schema import Config, ModelConfig
 from detector.data.loading.sampler import Key
 from detector.data.loading.workers import load
-from detector.data.transforms.resize import by_shape
-from detector.device import explain_memory
 from detector.errors import ConfigError, one_of
 from detector.inference.images import ImagePredictor, Item, Samples
 from detector.inference.packed import Packed
@@ -30,7 +27,7 @@ from detector.models.compiling import check_compiler, compiled
 from detector.models.precision import check_precision
 from detector.structures import Category
 from detector.tasks import Task, get_task
-from detector.tasks.predicting import predict_merged
+from detector.tasks.predicting import predict_each, predict_outputs
 
 
 class Predictor(ImagePredictor):
@@ -82,18 +79,21 @@ class Predictor(ImagePredictor):
                 yield packed.unpack()
 
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
-        config = self.config.model
-        if score_threshold is not None:
-            config = self.task.with_threshold(config, score_threshold)
+        config = self._predict_config(score_threshold)
         predictions: list[Any] = [None] * len(samples)
-        for indices in by_shape(samples):
-            batch = collate([samples[index] for index in indices]).to(self.device)
-            with explain_memory(batch.describe(), "give fewer images at once (--batch-size), or smaller ones"):
-                predicted = predict_merged(self.network, self.task, batch, config)
-                found = self.task.to_predictions(predicted, self.categories, config)
+        for indices, predicted in predict_each(self.network, self.task, samples, config, self.device):
+            found = self.task.to_predictions(predicted, self.categories, config)
             for index, prediction in zip(indices, found, strict=True):
                 predictions[index] = prediction._replace(reading=self.reading)
         return predictions
+
+    def outputs(self, samples: list[Any], score_threshold: float | None = None) -> list[tuple[np.ndarray, ...]]:
+        config = self._predict_config(score_threshold)
+        return predict_outputs(self.network, self.task, samples, config, self.device)
+
+    def _predict_config(self, score_threshold: float | None) -> ModelConfig:
+        config = self.config.model
+        return config if score_threshold is None else self.task.with_threshold(config, score_threshold)
 
     def digest(self) -> str:
         asked = [config_to_dict(self.config), self.categories, weights_digest(self.model)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class UrlImages(Images):
     def __getitem__(self, index: int) -> Url:  # type: ignore[override]
         return Url(f"{self.root}/{self.name(index)}")
 
-    def read(self, index: int, how: Reading) -> np.ndarray:
+    def read(self, index: int, _: Callable[[Path], Any], how: Reading) -> np.ndarray:
         url = self[index]
         return decode_image(url, read_bytes(url.text), *how)  # type: ignore[arg-type]
 

@@ -8,7 +8,7 @@ write these, a line in :data:`detector.config.tasks.TASKS`, and the data set and
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detector.config.schema import Config, ModelConfig
+    from detector.data.large import LargeFile
     from detector.evaluation.tally import Tally
+    from detector.ops.tiles import Grid
     from detector.reports import Report, Scored
     from detector.structures import Batch, Category, Id, Losses
+    from detector.tasks.tiling import Part
 
 
 class Data(Protocol):
@@ -42,6 +45,8 @@ class Data(Protocol):
     def __getitem__(self, key: tuple[int, int]) -> Any: ...
 
     def file(self, index: int) -> Path: ...
+
+    def open(self, index: int) -> np.ndarray | LargeFile: ...  # the image as stored, of a task with data.tiles
 
     @property
     def has_targets(self) -> np.ndarray: ...  # [I] bool: which images have objects or labels
@@ -93,6 +98,7 @@ class Task(Protocol):
     def mirror(self, predictions: Any, batch: Batch) -> Any: ...  # those of mirror images, in the images' own frame
     def merge(self, found: Sequence[Any], config: ModelConfig) -> Any: ...  # predictions of the same images
     def tally(self, predictions: Any, batch: Batch, config: Config) -> Tally: ...
+    def tally_whole(self, prediction: Any, data: Any, index: int, config: Config) -> Tally: ...  # of joined tiles
     def evaluate(self, tally: Tally, truth: Any, config: Config) -> dict[str, Any]: ...
 
     # Inference: image by image.
@@ -122,6 +128,11 @@ class Results(Protocol):
     def prepare(self, image: np.ndarray, data: Any) -> np.ndarray: ...  # [H, W, C] by the config's data, not padded
     def as_predictions(self, outputs: Sequence[np.ndarray], categories: Sequence[Category], predict: Any) -> list: ...
 
+    # Of a task with data.tiles, by model.predict and data.tiles.merge.
+    def join(
+        self, parts: Iterator[Part], grid: Grid, merge: str, categories: Sequence[Category], predict: Any
+    ) -> Any: ...
+
     def compare(
         self,
         own: list,
@@ -139,6 +150,8 @@ class Results(Protocol):
     HAS_BOXES: bool  # whether label files, crops and counts can be made of it
 
     def draw(self, image: np.ndarray, prediction: Any, draw_score: float) -> Image.Image: ...
+    # Of a task with data.tiles: the prediction of an image of a size, for one that was shrunk from it.
+    def shrunk(self, prediction: Any, size: Sequence[int], to: Sequence[int]) -> Any: ...
     def save(self, prediction: Any, name: str, output: Path) -> None: ...  # files of an image besides its drawing
     def to_results(self, prediction: Any, image_id: Id, name: Path) -> list[dict[str, Any]]: ...
     def write_results(self, results: Iterable[dict[str, Any]], path: Path) -> None: ...

@@ -19,6 +19,7 @@ from detector.data.formats.building import Source
 from detector.data.formats.reading import detect as detect_format
 from detector.data.own import BoxData, OwnDataset, read_own
 from detector.data.synthetic import write_shapes
+from detector.data.tiles import TiledDataset
 from detector.data.transforms.boxes import Transform
 from detector.data.transforms.mixing import MixingTransform
 from detector.data.transforms.resize import largest_size
@@ -78,8 +79,16 @@ def open_split(
     config: Config, name: str, categories: list[Category] | None = None, keep_in: Path | None = None
 ) -> CocoDataset:
     """The data set of ``data.train`` (augmented) or ``data.val``, with ``categories`` if given."""
-    transform = make_transform(config, name)
-    return open_dataset(config.data, name, transform, categories, config.model.in_channels, config.seed, keep_in)
+    transform, channels = make_transform(config, name), config.model.in_channels
+    return in_tiles(
+        open_dataset(config.data, name, transform, categories, channels, config.seed, keep_in), name, config
+    )
+
+
+def in_tiles(data: CocoDataset, name: str, config: Config) -> CocoDataset:
+    """Training data as the tiles that ``data.tiles`` asks for; evaluation is of whole images."""
+    is_tiled = name == "train" and config.data.tiles.size
+    return TiledDataset.of(data, config.data.tiles, config.seed) if is_tiled else data
 
 
 def has_images(annotations: Path) -> bool:
@@ -89,7 +98,8 @@ def has_images(annotations: Path) -> bool:
 
 def open_own(config: Config, name: str, own: BoxData, categories: list[Category] | None = None) -> OwnDataset:
     """As :func:`open_split`, for data given from Python."""
-    return read_own(own, name, make_transform(config, name), config.data, config.model.in_channels, categories)
+    data = read_own(own, name, make_transform(config, name), config.data, config.model.in_channels, categories)
+    return in_tiles(data, name, config)
 
 
 def make_transform(config: Config, name: str) -> Transform:
@@ -202,10 +212,22 @@ def tally(detections: Detections, batch: Batch, config: Config) -> Tally:
     return Tally(to_rows(detections, batch.ids))
 
 
+def tally_whole(prediction: Prediction, data: CocoDataset, index: int, config: Config) -> Tally:
+    """The rows of an image that was predicted by tiles."""
+    columns = (torch.from_numpy(column)[None] for column in (prediction.boxes, prediction.scores, prediction.labels))
+    return Tally(to_rows(Detections(*columns), torch.tensor([index])))
+
+
 def evaluate(tally: Tally, truth: Annotations, config: Config) -> dict[str, Any]:
-    """COCO's twelve box metrics of all results, and AP per class."""
+    """COCO's twelve box metrics of all results, and AP per class.
+
+    They count ``max_detections`` per image; with tiles as many as there are in any image, as it limits those of a tile.
+    """
     rows = tally.rows.reshape(-1, 7)  # a tally of no images has no columns
-    return coco_metrics(rows, truth, config.eval.backend, config.model.predict.max_detections)
+    most = config.model.predict.max_detections
+    if config.data.tiles.size:
+        most = max(most, int(np.bincount(rows[:, 0].astype(int)).max(initial=0)))
+    return coco_metrics(rows, truth, config.eval.backend, most)
 
 
 # --- single images ----------------------------------------------------------------------------------------------------

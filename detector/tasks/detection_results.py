@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,10 +10,12 @@ import numpy as np
 
 from detector.data.transforms.resize import resize_by_rule
 from detector.errors import counted
+from detector.ops.tiles import Grid, merge_boxes
 from detector.reports.drawing import draw_boxes, score_texts
 from detector.structures import SIZE_DIVISOR
 from detector.system.atomic import atomic_write, write_json_list
 from detector.tasks import Difference
+from detector.tasks.tiling import Part
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -120,6 +122,31 @@ def as_predictions(
     return predictions
 
 
+def join(
+    parts: Iterator[Part], grid: Grid, merge: str, categories: Sequence[Category], predict: PredictConfig
+) -> Prediction:
+    """One prediction of a whole image: boxes that another tile shows more of go, then class-wise NMS merges the rest.
+
+    Boxes that end at an inner border come last in it, whatever their score: parts lose to whole objects.
+    ``predict.max_detections`` holds for each tile, not for the image.
+    """
+    found = []
+    for tile, (boxes, scores, labels) in parts:
+        is_kept, is_part = labels >= 0, np.zeros(len(labels), dtype=bool)
+        if tile is not None:
+            top, left, *_ = grid[tile]
+            boxes = boxes + np.array([left, top, left, top], dtype=np.float32)
+            is_part = grid.is_part(tile, boxes)
+            is_kept &= ~grid.is_cut(tile, boxes)
+        boxes = boxes.clip(0, np.array([grid.width, grid.height] * 2, dtype=np.float32))
+        is_kept &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # a smaller image is predicted with a margin
+        found.append((boxes[is_kept], scores[is_kept], labels[is_kept], is_part[is_kept]))
+    boxes, scores, labels, is_part = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    kept = merge_boxes(boxes, scores + ~is_part, labels, predict.nms_threshold, merge)
+    kept = kept[np.argsort(-scores[kept], kind="stable")]
+    return as_predictions([column[kept][None] for column in (boxes, scores, labels)], categories, predict)[0]
+
+
 def compare(
     own: list[Prediction],
     other: list[Prediction],
@@ -213,6 +240,12 @@ def draw(image: np.ndarray, prediction: Prediction, draw_score: float) -> Image.
     texts = score_texts(prediction.names, prediction.scores)
     texts = [text for text, is_kept in zip(texts, is_drawn, strict=True) if is_kept]
     return draw_boxes(image, prediction.boxes[is_drawn], prediction.labels[is_drawn].tolist(), texts)
+
+
+def shrunk(prediction: Prediction, size: Sequence[int], to: Sequence[int]) -> Prediction:
+    """The boxes in an image of the height and width ``to``, which was shrunk from ``size``."""
+    factors = np.array([to[1] / size[1], to[0] / size[0]] * 2, dtype=np.float32)
+    return prediction._replace(boxes=prediction.boxes * factors)
 
 
 def save(prediction: Prediction, name: str, output: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detector.config.schema import ModelConfig, PredictConfig
-from detector.data.transforms.resize import padded
+from detector.data.loading.collate import collate
+from detector.data.transforms.resize import by_shape, padded
+from detector.device import explain_memory
 from detector.models.precision import autocast
 from detector.structures import Batch
 from detector.tasks import Task
@@ -26,6 +29,27 @@ def predict_merged(model: Callable[..., Any], task: Task, batch: Batch, config: 
         own = task.predict(output, view, config)
         found.append(task.mirror(own, view) if is_mirrored else own)
     return found[0] if len(found) == 1 else task.merge(found, config)
+
+
+def predict_each(
+    model: Callable[..., Any], task: Task, samples: Sequence[Any], config: ModelConfig, device: torch.device
+) -> Iterator[tuple[list[int], Any]]:
+    """The task's predictions of the samples of each shape, which form a batch, and their indices."""
+    for indices in by_shape(samples):
+        batch = collate([samples[index] for index in indices]).to(device)
+        with explain_memory(batch.describe(), "give fewer images at once (--batch-size), or smaller ones"):
+            yield indices, predict_merged(model, task, batch, config)
+
+
+def predict_outputs(
+    model: Callable[..., Any], task: Task, samples: Sequence[Any], config: ModelConfig, device: torch.device
+) -> list[tuple[np.ndarray, ...]]:
+    """The predictions of each sample as arrays, in the order of the task's ``OUTPUTS``."""
+    outputs: list[Any] = [()] * len(samples)
+    for indices, predicted in predict_each(model, task, samples, config, device):
+        for index, *own in zip(indices, *(part.cpu().numpy() for part in predicted), strict=True):
+            outputs[index] = tuple(own)
+    return outputs
 
 
 def _views(batch: Batch, config: PredictConfig) -> Iterator[tuple[Batch, bool]]:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from detector.config.schema import Config, ModelConfig
 from detector.config.tasks import HEADS
+from detector.data.mask_tiles import TiledMasks
 from detector.data.own_masks import MaskData, OwnMaskDataset, read_own_masks
-from detector.data.segmentation import Masked, MaskSample, lists_images, open_masks
+from detector.data.segmentation import MaskDataset, Masked, MaskSample, lists_images, open_masks
 from detector.data.synthetic import write_mask_shapes
 from detector.data.transforms.resize import largest_size
 from detector.errors import ConfigError
@@ -55,8 +56,6 @@ QUICKSTART = Quickstart(
 
 TORCH = Kind(Tensor.long, Tensor.float)
 
-open_split = open_masks
-
 
 def main_metric(config: Config) -> str:
     """The metric that decides which checkpoint is the best."""
@@ -66,6 +65,14 @@ def main_metric(config: Config) -> str:
 def largest_input(config: Config) -> tuple[int, int]:
     """Height and width of the largest input image, padded."""
     return largest_size(config.data.resize)
+
+
+def open_split(
+    config: Config, name: str, categories: list[Category] | None = None, keep_in: Path | None = None
+) -> MaskDataset:
+    """The data set of ``data.train`` (augmented, by tiles where the config says so) or ``data.val``."""
+    data, tiles = open_masks(config, name, categories, keep_in), config.data.tiles
+    return TiledMasks(data, tiles) if name == "train" and tiles.size else data
 
 
 def has_images(annotations: Path) -> bool:
@@ -160,6 +167,12 @@ def tally(predicted: PixelScores, batch: Batch, config: Config) -> Tally:
         truth = original[:height, :width].numpy()
         parts.append(pixel_tally(index, truth, labels.numpy(), classes, config.eval.boundary_iou))
     return merge_tallies(parts)
+
+
+def tally_whole(prediction: SegmentPrediction, data: MaskDataset, index: int, config: Config) -> Tally:
+    """As :func:`tally`, of an image that was predicted by tiles."""
+    given = data.masked.mask(index), prediction.mask, len(data.categories), config.eval.boundary_iou
+    return merge_tallies([pixel_tally(index, *given)])
 
 
 def evaluate(tally: Tally, truth: Masked, config: Config) -> dict[str, Any]:

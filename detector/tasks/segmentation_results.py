@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,12 +11,14 @@ import numpy as np
 
 from detector.data.transforms.resize import resize_by_rule
 from detector.errors import counted
-from detector.ops.grids import label_bands, points
+from detector.ops.grids import interpolated, label_bands, points
+from detector.ops.tiles import Grid
 from detector.reports.drawing import draw_mask
 from detector.reports.palette import palette_image
 from detector.structures import SIZE_DIVISOR
 from detector.system.atomic import atomic_write, storing, write_json_list
 from detector.tasks import Difference
+from detector.tasks.tiling import Part
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -94,6 +96,40 @@ def as_predictions(
     return predictions
 
 
+def join(
+    parts: Iterator[Part], grid: Grid, merge: str, categories: Sequence[Category], predict: PredictConfig
+) -> SegmentPrediction:
+    """The mask of a whole image: where tiles overlap, the mean of their logarithms of probabilities.
+
+    A tile counts most in its middle, as it does not see what lies beyond its border. Scores are kept for one row of
+    tiles at a time.
+    """
+    mask = np.zeros((grid.height, grid.width), dtype=np.uint8)
+    band, done = None, 0  # sums of weighted scores [K, rows, W] from row ``done`` on
+    for tile, (scores, extent, _) in parts:
+        top, left, height, width = grid[tile]
+        if band is None:
+            band = np.zeros((len(scores), height, grid.width), dtype=np.float32)
+        if top > done:  # no further tile reaches the rows above
+            mask[done:top] = band[:, : top - done].argmax(axis=0)
+            band = np.concatenate([band[:, top - done :], np.zeros_like(band[:, : top - done])], axis=1)
+            done = top
+        rows, columns = (
+            points(np.arange(side, dtype=np.float64), grid.size, cells)
+            for side, cells in zip((height, width), extent, strict=True)
+        )
+        weight = np.minimum.outer(_slope(height), _slope(width))
+        band[:, :, left : left + width] += interpolated(scores, rows, columns) * weight
+    mask[done:] = band.argmax(axis=0)
+    return SegmentPrediction(mask, list(categories))
+
+
+def _slope(side: int) -> np.ndarray:
+    """The distance of each pixel from the nearer end, [side] float32."""
+    at = np.arange(side, dtype=np.float32)
+    return np.minimum(at, side - 1 - at) + 0.5
+
+
 def compare(
     own: list[SegmentPrediction],
     other: list[SegmentPrediction],
@@ -111,6 +147,12 @@ def compare(
 def draw(image: np.ndarray, prediction: SegmentPrediction, draw_score: float) -> Image.Image:
     """The image with the classes in colours over it, and the names of the largest."""
     return draw_mask(image, prediction.mask, [category.name for category in prediction.categories])
+
+
+def shrunk(prediction: SegmentPrediction, size: Sequence[int], to: Sequence[int]) -> SegmentPrediction:
+    """Every so many pixels of the mask, for an image of the height and width ``to``, which was shrunk from ``size``."""
+    rows, columns = (np.arange(new) * old // new for old, new in zip(size, to, strict=True))
+    return prediction._replace(mask=prediction.mask[rows[:, None], columns])
 
 
 def save(prediction: SegmentPrediction, name: str, output: Path) -> None:

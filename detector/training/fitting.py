@@ -234,6 +234,7 @@ KEPT = (
     "seed",
     "model",
     "data.resize",
+    "data.tiles",
     "data.crop",
     "data.augment",
     "data.invalid_boxes",

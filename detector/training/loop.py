@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,9 @@ from detector.models.norms import changing_buffers
 from detector.models.precision import autocast
 from detector.structures import Batch, Category
 from detector.system.processes import handled
-from detector.tasks import Data, Task, get_views
-from detector.tasks.predicting import predict_merged
+from detector.tasks import Data, Task, get_results, get_views
+from detector.tasks.predicting import predict_merged, predict_outputs
+from detector.tasks.tiling import Tiles, predict_tiled, tiles_of
 from detector.training import distributed
 from detector.training.average import AveragedWeights, SavedBuffers
 from detector.training.optimizer import build_optimizer, load_optimizer, lr_factor, scaled_lr, set_lr
@@ -377,13 +379,20 @@ def predict_all(
     config: Config,
     device: torch.device,
     predict: Callable[[Any, Task, Batch, Config], Tally] = predict_batch,
+    by_tiles: tuple[Callable[[np.ndarray], Any], Callable[[list[Any]], Any]] | None = None,
 ) -> Tally:
-    """The tally of the predictions of ``model`` on ``data``: complete on the main rank, empty on the others."""
+    """The tally of the predictions of ``model`` on ``data``: complete on the main rank, empty on the others.
+
+    ``predict`` and, for tiles, ``by_tiles`` (pixels to a sample, samples to outputs) are for what is not a ``Model``.
+    """
     distributed.barrier()  # the main rank may still score the last evaluation
     if isinstance(model, nn.Module):
         model.eval()
         # Each rank has its own running statistics; checkpoints have the main rank's.
         distributed.copy_from_main(changing_buffers(model))
+    if tiles := tiles_of(config):
+        own = merge(_tiled_tallies(model, task, data, config, tiles, device, by_tiles))
+        return merge(distributed.gather_on_main(own))
     own_batches = EvalBatches(
         len(data), config.eval.batch_size, distributed.rank(), distributed.world_size(), data.shapes
     )
@@ -393,6 +402,37 @@ def predict_all(
     own = merge(predict(model, task, batch, config) for batch in bar)
     # A rank without images must take part too.
     return merge(distributed.gather_on_main(own))
+
+
+def _tiled_tallies(
+    model: Any, task: Task, data: Data, config: Config, tiles: Tiles, device: torch.device, given: Any
+) -> Iterator[Tally]:
+    """The tally of each of this rank's images, predicted by tiles; the next one is read meanwhile."""
+    # AP needs all scores.
+    predict = config.model.predict.model_copy(update={"score_thresholds": None})
+    # An exported file has its own samples and outputs.
+    make_sample, outputs = given or (
+        lambda pixels: task.make_sample(pixels, 0, config),
+        lambda samples: predict_outputs(model, task, samples, config.model, device),
+    )
+    join = get_results(config.task).join
+    indices = range(distributed.rank(), len(data), distributed.world_size())
+    hidden = not (distributed.is_main() and sys.stderr.isatty())
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(data.open, indices[0]) if indices else None
+        for number, index in enumerate(tqdm(indices, desc="evaluate", leave=False, disable=hidden)):
+            image = ahead.result()
+            if number + 1 < len(indices):
+                ahead = pool.submit(data.open, indices[number + 1])
+            found = predict_tiled(
+                image,
+                tiles,
+                config.eval.batch_size,
+                make_sample,
+                outputs,
+                lambda parts, grid: join(parts, grid, tiles.merge, data.categories, predict),
+            )
+            yield task.tally_whole(found, data, index, config)
 
 
 def train_batches(config: Config, data: Data, start: int, steps: int) -> TrainBatches:

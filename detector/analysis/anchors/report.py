@@ -13,6 +13,7 @@ from PIL import Image
 
 from detector.analysis.anchors.search import Option
 from detector.analysis.anchors.study import Row, Study
+from detector.analysis.small_objects import what_pays
 from detector.analysis.summary import Summary, summarise
 from detector.config.schema import AnchorConfig, Config, MatcherConfig
 from detector.data.images import read_annotated_image
@@ -210,6 +211,12 @@ def _remarks(study: Study, overall: Row) -> Iterator[tuple[str, Tone]]:
                 f"{missed}: {WHY_MISSED}.",
                 "warning",
             )
+    boxes, stored = study.objects.boxes, study.split.checked.boxes[study.objects.rows]
+    sides = ((own[:, 2:] - own[:, :2]).prod(dim=1).sqrt().numpy() for own in (boxes, stored))
+    if advice := what_pays(*sides, has_p2=config.model.fpn.levels[0] == 2):
+        yield f"{advice}.", "warning"
+    if size := config.data.tiles.size:
+        yield f"Objects are counted in the tiles of {size} px, each in all that show enough of it (data.tiles).", ""
     if config.data.augment.scale_jitter:
         low, high = config.data.augment.scale_jitter
         yield f"data.augment.scale_jitter, {low:g} to {high:g} times these sizes, is not taken into account.", ""

@@ -27,6 +27,7 @@ class Settings:
     exif: str = "auto"
     max_value: int | None = None
     allow_outside: bool = False
+    tile: int | None = None  # data.tiles.size
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,10 @@ class Report:
 def examine(splits: Sequence[Split], settings: Settings, is_quick: bool) -> Report:
     """Every check on each split, and on all together."""
     files = [_look_at_files(split, settings, is_quick) for split in splits]
-    sets = [describe(split, image_sizes(split, own), settings.resize) for split, own in zip(splits, files, strict=True)]
+    sets = [
+        describe(split, image_sizes(split, own), settings.resize, settings.tile)
+        for split, own in zip(splits, files, strict=True)
+    ]
     return Report(splits, files, sets, sort_findings(_findings(splits, files, sets, settings)), settings, is_quick)
 
 

@@ -307,7 +307,7 @@ CHECKS: dict[str, Check] = {
     "objects-small": Check(
         "warning",
         "splits in which over a quarter of the objects are under 16 pixels at the input size",
-        "use a larger data.resize, level P2 in model.fpn.levels, or smaller anchors",
+        "use data.tiles, a larger data.resize, level P2 in model.fpn.levels, or smaller anchors",
     ),
     "images-crowded": Check(
         "note",

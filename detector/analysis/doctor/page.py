@@ -199,6 +199,7 @@ def _sizes(report: Report) -> Iterator[Block]:
     with_sizes = [own for own in report.sets if len(own.sizes)]
     if with_sizes:
         at = f"{in_words(report.settings.resize)} px"
+        at += f" as a part of a tile of {report.settings.tile} px" if report.settings.tile else ""
         yield Text(
             f"The size of an object is the square root of its area once the image is resized to {at}; anchors of the"
             " usual pyramid begin at 32 px."

@@ -9,6 +9,7 @@ import numpy as np
 
 from detector.analysis.doctor.columns import Split
 from detector.analysis.doctor.findings import Finding, findings_of, in_words
+from detector.analysis.small_objects import FRACTION, SMALL, what_pays
 from detector.config.schema import ResizeConfig
 from detector.data.formats.columns import class_differences
 from detector.data.spot_check import FEW
@@ -16,7 +17,6 @@ from detector.data.transforms.resize import input_sizes
 
 IMBALANCE = 100  # times the objects of a class
 SMALL_SIDES = (8, 16, 32)  # pixels at the input size; P3's cells are 8 pixels wide and its smallest anchors usually 32
-SMALL_FRACTION = 0.25
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,18 @@ class SetFacts:
     classes: list[tuple[str, int, int]]  # name, objects, images with one
     objects_per_image: list[int]
     sizes: np.ndarray  # of each object, float32; empty for labelled images
+    stored_sizes: np.ndarray  # the same in the files
     image_sizes: list[tuple[str, int]]  # the most common, with the number of images
 
     def fraction_under(self, side: float) -> float:
         return float((self.sizes < side).mean()) if len(self.sizes) else 0.0
 
 
-def describe(split: Split, image_sizes: np.ndarray, resize: ResizeConfig) -> SetFacts:
-    """The figures of a split; ``image_sizes`` [I, 2] are width and height."""
+def describe(split: Split, image_sizes: np.ndarray, resize: ResizeConfig, tile: int | None = None) -> SetFacts:
+    """The figures of a split; ``image_sizes`` [I, 2] are width and height, ``tile`` is ``data.tiles.size``."""
+    at_input, stored = np.empty((2, 0), dtype=np.float32)
+    if split.has_boxes:
+        at_input, stored = object_sizes(split, image_sizes, resize, tile)
     rows = np.flatnonzero(split.is_object)
     pairs = np.unique(np.stack([split.label[rows], split.image[rows]], axis=1), axis=0)
     images_per_class = np.bincount(pairs[:, 0], minlength=len(split.categories))
@@ -60,20 +64,29 @@ def describe(split: Split, image_sizes: np.ndarray, resize: ResizeConfig) -> Set
             )
         ],
         objects_per_image=split.objects_per_image.tolist(),
-        sizes=object_sizes(split, image_sizes, resize) if split.has_boxes else np.empty(0, dtype=np.float32),
+        sizes=at_input,
+        stored_sizes=stored,
         image_sizes=[(f"{sizes[index, 0]}×{sizes[index, 1]}", int(counts[index])) for index in most_common],
     )
 
 
-def object_sizes(split: Split, image_sizes: np.ndarray, resize: ResizeConfig) -> np.ndarray:
-    """The square root of each object's area once its image is resized; only in images of known size; float32."""
+def object_sizes(
+    split: Split, image_sizes: np.ndarray, resize: ResizeConfig, tile: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The square root of each object's area once its image, or a tile, is resized, and before; float32.
+
+    Only in images of known size.
+    """
     is_known = (image_sizes > 0).all(axis=1)
     factors = np.zeros(image_sizes.shape)  # [I, 2] width, height
     known = image_sizes[is_known]
-    factors[is_known] = input_sizes(known[:, ::-1], resize)[:, ::-1] / known
+    seen = np.full_like(known, tile) if tile else known
+    factors[is_known] = input_sizes(seen[:, ::-1], resize)[:, ::-1] / seen
     rows = np.flatnonzero(split.is_object)
     rows = rows[is_known[split.image[rows]]]
-    return np.sqrt((split.boxes[rows, 2:] * factors[split.image[rows]]).prod(axis=1)).astype(np.float32)
+    sides = split.boxes[rows, 2:]
+    at_input, stored = (np.sqrt(both.prod(axis=1)) for both in (sides * factors[split.image[rows]], sides))
+    return at_input.astype(np.float32), stored.astype(np.float32)
 
 
 def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detections: int) -> Iterator[Finding]:
@@ -94,9 +107,11 @@ def check_sets(splits: Sequence[Split], facts: Sequence[SetFacts], max_detection
 def _objects(split: Split, own: SetFacts, max_detections: int) -> Iterator[Finding]:
     counts = split.objects_per_image
     yield from split.in_images("images-crowded", counts > max_detections, lambda index: f"{counts[index]} objects")
-    if own.fraction_under(16) > SMALL_FRACTION:
+    if own.fraction_under(SMALL) > FRACTION:
         fractions = ", ".join(f"{own.fraction_under(side):.0%} under {side} px" for side in SMALL_SIDES)
-        yield from findings_of("objects-small", split.name, [fractions], in_words)
+        yield from findings_of(
+            "objects-small", split.name, [f"{fractions}; {what_pays(own.sizes, own.stored_sizes)}"], in_words
+        )
 
 
 def _classes(split: Split) -> Iterator[Finding]:

@@ -40,9 +40,11 @@ def _describe(own: SetFacts, report: Report) -> list[str]:
         lines.append("  " + ", ".join(name if count < 0 else f"{name} {count:,}" for name, count, _ in shown))
     if len(own.sizes):
         fractions = ", ".join(f"{own.fraction_under(side):.0%} under {side} px" for side in SMALL_SIDES)
+        at = in_words(report.settings.resize)
+        at += f" of tiles of {report.settings.tile}" if report.settings.tile else ""
         lines.append(
             f"  objects per image: median {np.median(own.objects_per_image):.0f}, at most"
-            f" {max(own.objects_per_image):,}; size at {in_words(report.settings.resize)}: median"
+            f" {max(own.objects_per_image):,}; size at {at}: median"
             f" {np.median(own.sizes):.0f} px, {fractions}"
         )
     return lines

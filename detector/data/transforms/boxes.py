@@ -21,11 +21,9 @@ from detector.data.transforms.colors import (
     seeded,
     turn,
 )
-from detector.data.transforms.resize import input_size, resize
-from detector.data.transforms.windows import cut, draw_corner, draw_window
+from detector.data.transforms.resize import cut, gray, input_size, resize
+from detector.data.transforms.windows import draw_corner, draw_window
 from detector.structures import IGNORE_REGION
-
-GRAY = 114  # of 255: what lies beyond an image on a canvas, near the mean that a model subtracts
 
 
 class Transformed(NamedTuple):
@@ -106,11 +104,6 @@ class TrainTransform(Transform):
         whole = gray(*self.augment.canvas, seen)
         whole[top : top + size[0], left : left + size[1]] = seen
         return Transformed(whole, boxes + np.array([left, top, left, top], dtype=np.float32), labels)
-
-
-def gray(height: int, width: int, like: np.ndarray) -> np.ndarray:
-    """An empty image of the depth and channels of another."""
-    return np.full((height, width, like.shape[2]), GRAY * (257 if like.dtype == np.uint16 else 1), dtype=like.dtype)
 
 
 def turn_boxes(boxes: np.ndarray, height: int, width: int, quarters: int) -> np.ndarray:

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 
 from detector.config.schema import AugmentConfig, ResizeConfig
-from detector.data.transforms.boxes import gray
 from detector.data.transforms.colors import (
     apply,
     apply_listed_to_mask,
@@ -24,16 +23,8 @@ from detector.data.transforms.colors import (
     seeded,
     turn,
 )
-from detector.data.transforms.resize import input_size, resize
-from detector.data.transforms.windows import (
-    Window,
-    cut,
-    draw_corner,
-    draw_mosaic,
-    draw_patch,
-    draw_window,
-    put_four,
-)
+from detector.data.transforms.resize import cut, gray, input_size, resize
+from detector.data.transforms.windows import Window, draw_corner, draw_mosaic, draw_patch, draw_window, put_four
 from detector.structures import IGNORED_PIXEL
 
 TRIES = 10  # windows that are drawn for max_class_share

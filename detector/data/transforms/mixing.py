@@ -12,10 +12,10 @@ import numpy as np
 
 from detector.config.schema import AugmentConfig, ResizeConfig, TrainConfig
 from detector.data.loading.sampler import mixed_epochs
-from detector.data.transforms.boxes import TrainTransform, Transformed, crop_boxes, gray
+from detector.data.transforms.boxes import TrainTransform, Transformed, crop_boxes
 from detector.data.transforms.colors import same_depth
-from detector.data.transforms.resize import resize
-from detector.data.transforms.windows import cut, draw_mosaic, put_four
+from detector.data.transforms.resize import cut, gray, resize
+from detector.data.transforms.windows import draw_mosaic, put_four
 from detector.structures import IGNORE_REGION
 
 PASTED = 0.5  # fraction of the other image's objects

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import cv2
 import numpy as np
 
+from detector.ops.tiles import Window
 from detector.structures import SIZE_DIVISOR
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from detector.config.schema import CropConfig, ResizeConfig
+
+GRAY = 114  # of 255: what lies beyond an image on a canvas, near the mean that a model subtracts
 
 Sides = TypeVar("Sides", int, np.ndarray, "Tensor")
 
@@ -105,3 +108,24 @@ def resize(image: np.ndarray, height: int, width: int, interpolation: str = "are
     parts = [image[:, :, start : start + 4] for start in range(0, image.shape[2], 4)]
     resized = [cv2.resize(part, (width, height), interpolation=flag).reshape(height, width, -1) for part in parts]
     return np.concatenate(resized, axis=2) if len(resized) > 1 else resized[0]
+
+
+def gray(height: int, width: int, like: np.ndarray) -> np.ndarray:
+    """An empty image of the depth and channels of another."""
+    return np.full((height, width, like.shape[2]), GRAY * (257 if like.dtype == np.uint16 else 1), dtype=like.dtype)
+
+
+def square(pixels: np.ndarray, size: int) -> np.ndarray:
+    """A window as a tile: gray right and below where the image is smaller, so that all are seen at one scale."""
+    height, width = pixels.shape[:2]
+    if height == width == size:
+        return pixels
+    whole = gray(size, size, pixels)
+    whole[:height, :width] = pixels
+    return whole
+
+
+def cut(image: np.ndarray, window: Window) -> np.ndarray:
+    """The part of an image [H, W, C] in a window: top, left, height, width."""
+    top, left, height, width = window
+    return image[top : top + height, left : left + width]

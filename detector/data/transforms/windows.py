@@ -11,8 +11,8 @@ import numpy as np
 
 from detector.config.schema import AugmentConfig, ResizeConfig
 from detector.data.transforms.resize import input_size
+from detector.ops.tiles import Window
 
-Window = tuple[int, int, int, int]
 Size = tuple[int, int]
 
 
@@ -79,11 +79,6 @@ def draw_patch(size: Size, fraction: float, rng: np.random.Generator) -> tuple[s
     top, left = np.rint(np.maximum(center - sides, 0)).astype(int)
     bottom, right = np.rint(np.minimum(center + sides, size)).astype(int)
     return slice(top, bottom), slice(left, right)
-
-
-def cut(image: np.ndarray, window: Window) -> np.ndarray:
-    top, left, height, width = window
-    return image[top : top + height, left : left + width]
 
 
 def _draw_zoom(augment: AugmentConfig, rng: np.random.Generator) -> float:

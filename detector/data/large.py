@@ -1,0 +1,210 @@
+"""Images that are seen by windows: in memory, or in a file that is too large to decode whole.
+
+A :class:`LargeFile` is read by libvips (extra ``large``) from the top down, a band of full width at a time: no file
+format is decoded twice, and memory is that of one row of tiles. The limit on pixels holds for what is decoded, the
+windows, and not for the file.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import TiffImagePlugin
+
+from detector.data.headers import MAX_PIXELS, check_size, open_header, orientation_of, stored_size
+from detector.data.images import LARGEST_FILE, ChannelsError, read_annotated_image, read_image, scale_depth
+from detector.data.transforms.resize import cut
+from detector.errors import DataError
+from detector.ops.tiles import Window
+
+if TYPE_CHECKING:
+    import pyvips
+
+TILE_WIDTH = 322  # a tag of TIFF files that are stored in tiles
+ROWS = 128  # that are decoded at a time
+SHOWN = 4096  # long side of a large image that is drawn on
+_FORMATS = {"uchar": np.uint8, "ushort": np.uint16}
+
+
+@dataclass
+class LargeFile:
+    """An image file of more pixels than are decoded at once."""
+
+    path: Path
+    channels: int
+    exif: str
+    max_value: int | None
+
+    def __post_init__(self) -> None:
+        self._lock, self._start, self._end = threading.Lock(), 0, 0  # rows that the band holds
+        self._band = np.zeros((0, 0, 0), dtype=np.uint8)
+
+    @cached_property
+    def _image(self) -> pyvips.Image:
+        """From the top down."""
+        return self._opened("sequential")
+
+    @cached_property
+    def _region(self) -> pyvips.Region:
+        """What reads the image on from where it stopped: each evaluation of the image itself would begin anew."""
+        import pyvips
+
+        return pyvips.Region.new(self._image)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self._image.height, self._image.width, self.channels
+
+    def read(self, window: Window) -> np.ndarray:
+        """A window [h, w, C]. Cheap in rows of windows from the top down; going back up begins the file anew."""
+        top, left, height, width = window
+        check_size(self.path, self.shape[1], height)
+        with self._lock:
+            if top < self._start or height != len(self._band):
+                for name in ("_region", "_image"):
+                    self.__dict__.pop(name, None)
+                self._start = self._end = 0
+                self._band = np.empty((height, *self.shape[1:]), dtype=_FORMATS[self._image.format])
+            if top + height > self._end:
+                self._move_to(top)
+            return scale_depth(self._band[top - self._start :, left : left + width].copy(), self.max_value)
+
+    def _move_to(self, top: int) -> None:
+        """Make the band begin at this row: in place, and some rows at a time, as it is most of the memory."""
+        kept, bottom = max(0, self._end - top), top + len(self._band)
+        for row in range(kept):
+            self._band[row] = self._band[top - self._start + row]
+        for row in range(self._end, bottom, ROWS):  # none can be skipped
+            new = self._pixels(self._region, (row, 0, min(ROWS, bottom - row), self.shape[1]))[max(0, top - row) :]
+            place = max(row, top) - top
+            self._band[place : place + len(new)] = new
+        self._start, self._end = top, bottom
+
+    def read_anywhere(self, window: Window) -> np.ndarray:
+        """A window [h, w, C] on its own: for formats with tiles, such as TIFF, only these are decoded."""
+        import pyvips
+
+        return scale_depth(self._pixels(pyvips.Region.new(self._opened("random")), window), self.max_value)
+
+    def shrunk(self, longest: int) -> np.ndarray:
+        """The whole image [h, w, C], its long side at most ``longest``."""
+        import pyvips
+
+        rotated = {"no_rotate": True} if self.exif == "stored" else {}
+        try:
+            image = pyvips.Image.thumbnail(str(self.path), longest, height=longest, size="down", **rotated)
+        except pyvips.Error as error:
+            raise self._fault(error) from None
+        image = self._converted(image)
+        region = pyvips.Region.new(image)
+        return scale_depth(self._pixels(region, (0, 0, image.height, image.width)), self.max_value)
+
+    def _opened(self, access: str) -> pyvips.Image:
+        import pyvips
+
+        try:
+            image = pyvips.Image.new_from_file(str(self.path), access=access, fail_on="truncated")
+            if self.exif != "stored" and self._orientation != 1:
+                image = pyvips.Image.new_from_file(str(self.path), fail_on="truncated").autorot()
+        except pyvips.Error as error:
+            raise self._fault(error) from None
+        return self._converted(image)
+
+    @cached_property
+    def _orientation(self) -> int:
+        with self.path.open("rb") as file:
+            header = open_header(self.path, file)
+            return orientation_of(header) if header else 1
+
+    def _converted(self, image: pyvips.Image) -> pyvips.Image:
+        """With as many channels as are asked for: gray and RGB into each other, without alpha."""
+        if image.format not in _FORMATS:
+            raise DataError(f"{self.path}: holds {image.format} values; an image has 8 or 16 bits")
+        if self.channels in (1, 3) and image.bands in (2, 4):
+            image = image[: image.bands - 1] if image.bands == 4 else image[0]
+        if self.channels == 3 and image.bands == 1:
+            image = image.bandjoin([image, image])
+        if self.channels == 1 and image.bands == 3:
+            image = image.colourspace("grey16" if image.format == "ushort" else "b-w")
+        if image.bands != self.channels:
+            raise ChannelsError(f"{self.path}: has {image.bands} channels, model.in_channels asks for {self.channels}")
+        return image
+
+    def _pixels(self, region: pyvips.Region, window: Window) -> np.ndarray:
+        import pyvips
+
+        top, left, height, width = window
+        try:
+            data = region.fetch(left, top, width, height)
+        except pyvips.Error as error:
+            raise self._fault(error) from None
+        return np.frombuffer(data, dtype=_FORMATS[self._image.format]).reshape(height, width, self.channels)
+
+    def _fault(self, error: Exception) -> DataError:
+        return DataError(f"{self.path}: cannot be decoded: {' '.join(str(error).split())[:200]}")
+
+
+def open_image(
+    path: Path, channels: int = 3, exif: str = "auto", max_value: int | None = None
+) -> np.ndarray | LargeFile:
+    """:func:`detector.data.images.read_image`, or of a file with too many pixels for it a :class:`LargeFile`."""
+    return _opened_large(path, channels, exif, max_value) or read_image(path, channels, exif, max_value)
+
+
+def open_annotated(
+    path: Path, height: int, width: int, *given: Any, for_window: bool = False
+) -> np.ndarray | LargeFile:
+    """:func:`detector.data.images.read_annotated_image`, or a :class:`LargeFile`.
+
+    ``for_window``: of a file in tiles only a window is wanted, so it is not decoded whole where pyvips is installed.
+    """
+    channels, exif, max_value, *words = given
+    for frame in {"auto": ("stored", "upright")}.get(exif, (exif,)):
+        large = _opened_large(path, channels, frame, max_value, for_window)
+        if large is None:
+            return read_annotated_image(path, height, width, channels, exif, max_value, *words)
+        if large.shape[:2] == (height, width):
+            return large
+    found = "×".join(map(str, large.shape[1::-1]))
+    raise DataError(f"{path}: the image is {found}, its annotation says {width}×{height}; correct them")
+
+
+def _opened_large(
+    path: Path, channels: int, exif: str, max_value: int | None, for_window: bool = False
+) -> LargeFile | None:
+    """None for a file that is decoded whole, and for one whose header says nothing."""
+    try:
+        with path.open("rb") as file:
+            header = open_header(path, file)
+            is_large = header is not None and np.prod(stored_size(header), dtype=float) > MAX_PIXELS
+            is_large |= os.fstat(file.fileno()).st_size > LARGEST_FILE
+            has_tiles = isinstance(header, TiffImagePlugin.TiffImageFile) and TILE_WIDTH in header.tag_v2
+    except (OSError, DataError):
+        return None  # reading it whole says why
+    if not is_large and not (for_window and has_tiles and importlib.util.find_spec("pyvips")):
+        return None
+    try:
+        import pyvips  # noqa: F401
+    except (ImportError, OSError):
+        raise DataError(
+            f"{path}: is too large to decode whole, and windows of it need pyvips; install it with: pip install"
+            " 'pyramid-detector[large]'"
+        ) from None
+    return LargeFile(path, channels, exif, max_value)
+
+
+def read_window(image: np.ndarray | LargeFile, window: Window) -> np.ndarray:
+    """Part of an image, [h, w, C], one of many from the top down."""
+    return image.read(window) if isinstance(image, LargeFile) else cut(image, window)
+
+
+def read_anywhere(image: np.ndarray | LargeFile, window: Window) -> np.ndarray:
+    """Part of an image, [h, w, C], without any order."""
+    return image.read_anywhere(window) if isinstance(image, LargeFile) else cut(image, window)
