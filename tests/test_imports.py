@@ -24,7 +24,7 @@ PACKAGE = REPOSITORY / "detector"
 
 # From the bottom up: a module imports its own folder and those above it here.
 ORDER = [
-    ["errors", "structures", "device"],
+    ["errors", "structures"],
     ["system"],
     ["config"],
     ["ops"],

@@ -12,12 +12,12 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from detector.config.schema import AnchorConfig, PredictConfig
-from detector.device import to_cpu
 from detector.ops import postprocess
 from detector.ops.anchors import Anchors, level_sizes
 from detector.ops.coders import DeltaCoder
 from detector.ops.postprocess import select_candidates
 from detector.structures import Detections, Predictions
+from detector.system.device import to_cpu
 
 
 def detect(predictions: Predictions, sizes: Tensor, config: PredictConfig) -> Detections:

@@ -14,9 +14,9 @@ import torch
 from detector.analysis.summary import finish
 from detector.config.schema import Config
 from detector.data.loading.collate import load_batches
-from detector.device import explain_memory
 from detector.models import build_model
 from detector.structures import Batch
+from detector.system.device import explain_memory
 from detector.tasks import get_task
 from detector.training.batch_size import take_step
 from detector.training.loop import LESS_MEMORY, TrainingState, train_batches

@@ -16,10 +16,10 @@ from detector.checkpoints.start import begin_normalise, load_start
 from detector.config.loader import apply_overrides, load_config, refuse_auto
 from detector.config.parts import check_code
 from detector.config.schema import Config
-from detector.device import choose_device
 from detector.errors import ConfigError, WeightsError, near_path
 from detector.models import Model, build_model
 from detector.structures import Category
+from detector.system.device import choose_device
 from detector.system.tensors import read_file, resolve
 
 CONFIG_SUFFIXES = (".yaml", ".yml")

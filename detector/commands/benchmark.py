@@ -110,8 +110,8 @@ def check_arguments(args: argparse.Namespace) -> None:
 def make_settings(args: argparse.Namespace, parts: Sequence[str]) -> Settings:
     from detector.dev.benchmark.generate import IMAGES, TRAIN
     from detector.dev.benchmark.measure import Settings
-    from detector.device import choose_device
     from detector.errors import DataError
+    from detector.system.device import choose_device
 
     data = None if args.synthetic or not {*parts} & {*WITH_DATA} else Path(args.data or DATA)
     if data:

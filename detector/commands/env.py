@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from detector.device import environment
+    from detector.system.device import environment
 
     found = environment()
     if args.json:

@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
     from detector.dev.gpu_check.check import Check
     from detector.dev.gpu_check.runner import PARTS, run_parts
-    from detector.device import environment
     from detector.system.atomic import write_json
+    from detector.system.device import environment
 
     unknown = sorted(set(args.parts or ()) - PARTS.keys())
     if unknown:

@@ -135,8 +135,8 @@ def time_models(
     import torch
 
     from detector.analysis.summary import measure_latencies
-    from detector.device import choose_device
     from detector.models import build_model
+    from detector.system.device import choose_device
 
     device = choose_device(device_name)
     models = [build_model(config.model, own.classes) for config, own in zip(configs, summaries, strict=True)]
@@ -158,8 +158,8 @@ def time_models(
 def find_limit(config: Config, device_name: str | None) -> Rates | str:
     """How fast the config's data are loaded and its training computes, or why that was not measured."""
     from detector.analysis.limits import measure_rates
-    from detector.device import choose_device
     from detector.errors import DetectorError
+    from detector.system.device import choose_device
 
     if config.train.batch_size == "auto":
         return "training: not measured: train.batch_size is auto"

@@ -149,7 +149,8 @@ class _Samples:
 
     def __init__(self, progress: _Progress, predictor: ImagePredictor, are_kept: bool) -> None:
         self.images, self.began = progress.images, progress.began
-        self.open, self.make_sample, self.are_kept = predictor.opener(), predictor.sampler(), are_kept
+        self.open, self.reading = predictor.opener(), predictor.reading
+        self.make_sample, self.are_kept = predictor.sampler(), are_kept
 
     def file(self, index: int) -> Path:
         return self.images[index]

@@ -15,12 +15,12 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from detector.config.schema import PredictConfig
-from detector.device import to_cpu
 from detector.ops import boxes as box_ops
 from detector.ops.chunks import rows_at_once
 from detector.ops.coders import BoxCoder
 from detector.ops.logits import product_logit
 from detector.structures import PADDING, Detections, Predictions
+from detector.system.device import to_cpu
 
 ROUNDS = 16  # of NMS on a GPU, before it is known whether more are needed
 

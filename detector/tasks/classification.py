@@ -16,11 +16,11 @@ from detector.config.tasks import HEADS
 from detector.data.classification import ClassDataset, ClassSample, open_classes
 from detector.data.formats.class_folders import Labelled
 from detector.data.synthetic import write_class_shapes
-from detector.device import to_cpu
 from detector.errors import ConfigError
 from detector.evaluation.classification import by_image, multi_label_metrics, single_label_metrics, single_label_tally
 from detector.evaluation.tally import Tally
 from detector.structures import Batch, Category, ClassTargets, Losses
+from detector.system.device import to_cpu
 from detector.tasks import Quickstart
 from detector.tasks.classification_results import ClassPrediction, as_predictions, prepare
 

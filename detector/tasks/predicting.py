@@ -13,9 +13,9 @@ from torch import Tensor
 from detector.config.schema import ModelConfig, PredictConfig
 from detector.data.loading.collate import collate
 from detector.data.transforms.resize import by_shape, padded
-from detector.device import explain_memory
 from detector.models.precision import autocast
 from detector.structures import Batch
+from detector.system.device import explain_memory
 from detector.tasks import Task
 
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from detector.device import choose_device
 from detector.errors import ConfigError, DetectorError, RankLostError
+from detector.system.device import choose_device
 
 # A step takes seconds, or minutes if it compiles or a disk is slow; a rank that keeps the others waiting longer hangs.
 # A dead rank is noticed immediately, by its closed connections or by torchrun.

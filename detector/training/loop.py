@@ -22,13 +22,13 @@ from detector.config.schema import Config, TrainConfig
 from detector.data.loading.bad_images import Replacing, Skipped
 from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import EvalBatches, TrainBatches, repeat_factors
-from detector.device import explain_memory
 from detector.errors import ConfigError, DetectorError, NonFiniteError
 from detector.evaluation.tally import Tally, merge
 from detector.models import Model
 from detector.models.norms import changing_buffers
 from detector.models.precision import autocast
 from detector.structures import Batch, Category
+from detector.system.device import explain_memory
 from detector.system.processes import handled
 from detector.tasks import Data, Task, get_results, get_views
 from detector.tasks.predicting import predict_merged, predict_outputs

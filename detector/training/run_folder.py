@@ -15,11 +15,11 @@ import numpy as np
 from detector.checkpoints.checkpoint import save_checkpoint
 from detector.config.loader import save_config
 from detector.config.schema import Config
-from detector.device import environment
 from detector.errors import ConfigError
 from detector.evaluation.tally import Kept, Tally
 from detector.structures import Category
 from detector.system.atomic import LOCK, append_line, atomic_write, make_folder, only_one, sync, write_json
+from detector.system.device import environment
 from detector.training.trackers import Trackers
 
 

@@ -11,8 +11,8 @@ from detector.dev.benchmark.generate import CLASSES
 from detector.dev.benchmark.loss import HEIGHT, WIDTH, make_predictions
 from detector.dev.benchmark.measure import Case, Run, Settings
 from detector.dev.benchmark.peer import Found, same_detections, torchvision_without_backbone
-from detector.device import to_cpu
 from detector.structures import Batch, Detections, Predictions, Targets
+from detector.system.device import to_cpu
 from detector.tasks import detection
 
 BATCH = 4
