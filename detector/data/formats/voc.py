@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -86,20 +87,21 @@ def _read_files(layout: Layout, builder: Builder, files: list[str]) -> None:
 
 def _image_names(layout: Layout) -> Callable[[str, str], str]:
     """The image of an XML file by its name without the suffix, and by the ``filename`` in it."""
-    by_stem: dict[str, str] = {}
+    suffix_of: dict[str, str] = {}
     others: set[str] = set()  # of a.jpg and a.png, the second
     for name in list_images(layout.images).files:
-        stem = os.path.splitext(name)[0]  # noqa: PTH122
-        if by_stem.setdefault(stem, name) != name:
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        if suffix_of.setdefault(stem, sys.intern(suffix)) != suffix:
             others.add(name)
 
     def is_known(name: str) -> bool:
-        return by_stem.get(os.path.splitext(name)[0]) == name or name in others  # noqa: PTH122
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        return suffix_of.get(stem) == suffix or name in others
 
     def name_of(stem: str, given: str) -> str:
         before, suffix = os.path.splitext(given)  # noqa: PTH122
-        if stem in by_stem:  # of a.jpg and a.png, the one that is meant
-            return stem + suffix if is_known(stem + suffix) else by_stem[stem]
+        if stem in suffix_of:  # of a.jpg and a.png, the one that is meant
+            return stem + (suffix if is_known(stem + suffix) else suffix_of[stem])
         is_own = before == stem or (given and "/" not in given)
         return given if is_known(given) or is_own else f"{stem}.jpg"
 

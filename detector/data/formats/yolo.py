@@ -266,11 +266,13 @@ def _names_near(folder: Path, root: Path) -> tuple[list[str], str]:
 def _labelled(layout: _Layout, builder: Builder, folders: dict[str, _Labels]) -> Iterator[tuple[str, str, str | None]]:
     """Name, path and label file, if it has one, of each image; ``folders`` are filled by the images' folder."""
     seen: set[str] = set()
+    may_repeat = len(layout.entries) > 1 or not os.path.isdir(layout.entries[0])  # noqa: PTH112
     for name in _images(layout, builder):
         if name in seen:
             builder.notes[LISTED_AGAIN] += 1
             continue
-        seen.add(name)
+        if may_repeat:  # the files of one folder need no set, which would be as large as the labels
+            seen.add(name)
         path = os.path.join(layout.root, name)  # noqa: PTH118 (a Path for each of 100,000 is slow)
         folder, file = os.path.split(path)
         if folder not in folders:
