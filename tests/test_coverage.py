@@ -164,7 +164,7 @@ def test_everything_that_computes_the_input_size_agrees(resize: ResizeConfig, tm
     boxes = input_boxes(annotations, apply_box_policy(annotations, "error"), evaluated, 0)
     trained = input_boxes(annotations, apply_box_policy(annotations, "error"), resize, 0)
     split = read_boxes("train", Source(tmp_path / "a.json", tmp_path))
-    sides = object_sizes(split, np.array(files)[:, ::-1], resize)
+    sides, _ = object_sizes(split, np.array(files)[:, ::-1], resize, tile=None)
     xyxy, label = np.array([[3, 5, 23, 16]], np.float32), np.array([0])
     for place, (height, width) in enumerate(files):
         pixels = np.zeros((height, width, 3), np.uint8)

@@ -19,6 +19,7 @@ from detector.config.schema import DataConfig
 from detector.data import cache
 from detector.data.cache import local_copy, local_split
 from detector.data.detection import open_dataset
+from detector.data.images import read_image
 from detector.dev.stress import tiny_checkpoint
 from detector.errors import DataError
 from detector.inference.parts import Shard
@@ -79,7 +80,7 @@ def test_what_a_url_names(images: Path, memory: MemoryFileSystem) -> None:
     assert type(shards[0]) is type(found)
     memory.rm("bucket/broken.JPG")
     with pytest.raises(DataError, match=r"^memory:///bucket/broken.JPG: does not exist$"):
-        found.read(0, (3, "auto", None))
+        found.read(0, read_image, (3, "auto", None))
 
 
 @pytest.mark.parametrize(

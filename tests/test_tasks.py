@@ -13,7 +13,7 @@ from test_imports import MODULES, REPOSITORY, imported
 
 from detector.config.tasks import TASKS
 from detector.evaluation.tally import Tally, merge
-from detector.tasks import Results, Task, Views, get_core, get_results, get_views
+from detector.tasks import Results, Task, TiledResults, TiledTask, Views, get_core, get_results, get_views
 
 
 def names_in(source: str) -> set[str]:
@@ -50,7 +50,8 @@ def test_every_task_is_complete(name: str, part: type, get: object) -> None:
     """It has all that the protocol has; its functions have as many parameters, with the same defaults."""
     module = get(name)  # type: ignore[operator]
     assert part.__annotations__.keys() <= vars(module).keys()
-    for key, function in vars(part).items():
+    of_tiles = {Task: TiledTask, Results: TiledResults}.get(part) if "data.tiles.size" in TASKS[name] else None
+    for key, function in [*vars(part).items(), *(vars(of_tiles).items() if of_tiles else [])]:
         if inspect.isfunction(function) and not key.startswith("_"):
             wanted = inspect.signature(function).parameters.values()
             own = inspect.signature(getattr(module, key)).parameters.values()

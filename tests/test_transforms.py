@@ -19,10 +19,10 @@ from detector.data.formats.reading import read_annotations
 from detector.data.loading.bad_images import Replacing
 from detector.data.loading.collate import load_batches
 from detector.data.loading.sampler import TrainBatches
-from detector.data.transforms.boxes import GRAY, TrainTransform, Transform, Transformed, crop_boxes
+from detector.data.transforms.boxes import TrainTransform, Transform, Transformed, crop_boxes
 from detector.data.transforms.classes import TrainClassTransform
 from detector.data.transforms.mixing import MixingTransform
-from detector.data.transforms.resize import input_size, resize
+from detector.data.transforms.resize import GRAY, input_size, resize
 from detector.errors import ConfigError
 from detector.structures import IGNORE_REGION, Batch
 

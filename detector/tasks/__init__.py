@@ -98,13 +98,18 @@ class Task(Protocol):
     def mirror(self, predictions: Any, batch: Batch) -> Any: ...  # those of mirror images, in the images' own frame
     def merge(self, found: Sequence[Any], config: ModelConfig) -> Any: ...  # predictions of the same images
     def tally(self, predictions: Any, batch: Batch, config: Config) -> Tally: ...
-    def tally_whole(self, prediction: Any, data: Any, index: int, config: Config) -> Tally: ...  # of joined tiles
     def evaluate(self, tally: Tally, truth: Any, config: Config) -> dict[str, Any]: ...
 
     # Inference: image by image.
     def make_sample(self, image: np.ndarray, image_id: int, config: Config) -> Any: ...
     def with_threshold(self, config: ModelConfig, score: float) -> ModelConfig: ...
     def to_predictions(self, predictions: Any, categories: Sequence[Category], config: ModelConfig) -> list[Any]: ...
+
+
+class TiledTask(Task, Protocol):
+    """A task with ``data.tiles``."""
+
+    def tally_whole(self, prediction: Any, data: Any, index: int, config: Config) -> Tally: ...  # of joined tiles
 
 
 class Difference(NamedTuple):
@@ -128,11 +133,6 @@ class Results(Protocol):
     def prepare(self, image: np.ndarray, data: Any) -> np.ndarray: ...  # [H, W, C] by the config's data, not padded
     def as_predictions(self, outputs: Sequence[np.ndarray], categories: Sequence[Category], predict: Any) -> list: ...
 
-    # Of a task with data.tiles, by model.predict and data.tiles.merge.
-    def join(
-        self, parts: Iterator[Part], grid: Grid, merge: str, categories: Sequence[Category], predict: Any
-    ) -> Any: ...
-
     def compare(
         self,
         own: list,
@@ -150,12 +150,22 @@ class Results(Protocol):
     HAS_BOXES: bool  # whether label files, crops and counts can be made of it
 
     def draw(self, image: np.ndarray, prediction: Any, draw_score: float) -> Image.Image: ...
-    # Of a task with data.tiles: the prediction of an image of a size, for one that was shrunk from it.
-    def shrunk(self, prediction: Any, size: Sequence[int], to: Sequence[int]) -> Any: ...
     def save(self, prediction: Any, name: str, output: Path) -> None: ...  # files of an image besides its drawing
     def to_results(self, prediction: Any, image_id: Id, name: Path) -> list[dict[str, Any]]: ...
     def write_results(self, results: Iterable[dict[str, Any]], path: Path) -> None: ...
     def describe_results(self, results: Iterable[dict[str, Any]]) -> str: ...
+
+
+class TiledResults(Results, Protocol):
+    """Those of a task with ``data.tiles``."""
+
+    # The prediction of an image from those of its tiles, by model.predict and data.tiles.merge.
+    def join(
+        self, parts: Iterator[Part], grid: Grid, merge: str, categories: Sequence[Category], predict: Any
+    ) -> Any: ...
+
+    # The prediction of an image of a size, for one that was shrunk from it.
+    def shrunk(self, prediction: Any, size: Sequence[int], to: Sequence[int]) -> Any: ...
 
 
 class Views(Protocol):
