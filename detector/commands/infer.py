@@ -24,7 +24,9 @@ from detector.commands import RESUMABLE, add_allow_code, count, infer_video
 from detector.errors import ConfigError
 
 if TYPE_CHECKING:
-    from detector.inference.folder import Summary
+    from detector.inference.exports import Exports
+    from detector.inference.folder import Images, Summary
+    from detector.structures import Id
 
 GALLERY = 200  # at most so many images in the page of --html
 WORKERS = 2
@@ -109,78 +111,32 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from detector.config.tasks import TASKS
-    from detector.data.names import is_url
-    from detector.errors import counted
-    from detector.inference.exports import Exports, check_labels
-    from detector.inference.folder import ERRORS, PROGRESS, find_images, infer_folder, known_ids
+    from detector.inference.exported import open_predictor
+    from detector.inference.exports import Exports
+    from detector.inference.folder import infer_folder
+    from detector.inference.images import TiledPredictor
     from detector.inference.parts import which_shard
-    from detector.inference.urls import find_url_images
-    from detector.system.atomic import check_new
-    from detector.system.json_stream import show_text
     from detector.tasks import get_results
 
-    shard = which_shard(args.shard, os.environ) if args.shard else None
-    if args.actors and not args.engine:
-        raise ConfigError("command line: --actors is for --engine ray; remove it, or add that")
-    if shard and args.engine:
-        raise ConfigError("command line: --engine divides the images by itself; remove --shard")
-    if args.engine:
-        try:
-            from detector.ray import check_ray
-        except ModuleNotFoundError:  # the runtime is without it
-            raise ConfigError("command line: --engine ray needs the whole package: pyramid-detector[ray]") from None
-        check_ray()
-    if shard and args.html:
-        raise ConfigError("command line: --html: a shard writes no page; give it with --merge")
-    if shard:
-        args.output /= shard.folder
-    if args.html and args.no_images:
-        raise ConfigError("command line: --html shows the drawings; remove --no-images")
+    _check_options(args)
     lowest = args.draw_score
     exports = Exports(formats(args.format), lowest if args.crops else None, lowest if args.counts else None)
-    is_begun = (args.output / PROGRESS).exists()
-    if args.html and importlib.util.find_spec("jinja2") is None:
-        raise ConfigError("command line: --html needs jinja2, which is not installed; remove it")
     if "yolo" in exports.formats and importlib.util.find_spec("yaml") is None:
         raise ConfigError("command line: --format yolo needs pyyaml, which is not installed: pip install pyyaml")
-    for name in (get_results(task).FILE for task in TASKS):
-        if (args.output / name).exists() and not is_begun:
-            if args.resume:
-                for path in exports.targets(args.output).values():
-                    if not path.exists():
-                        raise ConfigError(
-                            f"{args.output}: was finished without {path.name}; choose another --output to write it"
-                        )
-                print(f"finished before: {args.output / name}")
-                return UNREADABLE if (args.output / ERRORS).exists() else 0
-            raise ConfigError(f"{args.output}: holds predictions already; choose another --output, or remove it")
-    if is_begun and not args.resume:
-        raise ConfigError(
-            f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
-        )
-    if not is_begun:
-        check_new(*exports.targets(args.output).values())
-    images, ids = (find_url_images if is_url(args.input) else find_images)(args.input), None
-    notes = [f"{args.input}: {images.note}"] if images.note else []
-    if args.annotations:
-        images, ids, unknown = known_ids(images, args.annotations)
-        if unknown:
-            names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
-            notes.append(f"skipped {counted(len(unknown), 'image')} that {args.annotations} does not list: {names}")
-    check_labels(exports, [images.name(index) for index in range(len(images))], args.input)
-
+    shard = which_shard(args.shard, os.environ) if args.shard else None
+    if shard:
+        args.output /= shard.folder
+    if (code := _code_of_finished(args, exports)) is not None:
+        return code
+    images, ids, notes = _find_images(args, exports)
     if shard:
         images = shard.of(images)
-
-    from detector.inference.exported import open_predictor
-    from detector.inference.images import TiledPredictor
-
     source = args.checkpoint, args.device, args.overrides, args.allow_code, args.batch_size
     predictor = open_predictor(*source)
-    if ids is not None and not get_results(predictor.config.task).HAS_IDS:
+    results = get_results(predictor.config.task)
+    if ids is not None and not results.HAS_IDS:
         raise ConfigError(f"command line: --annotations: {args.checkpoint} is of {predictor.config.task}; remove it")
-    if exports.asked() and not get_results(predictor.config.task).HAS_BOXES:
+    if exports.asked() and not results.HAS_BOXES:
         raise ConfigError(
             f"command line: --format, --crops and --counts are of boxes, but {args.checkpoint} is of"
             f" {predictor.config.task}; remove them"
@@ -207,14 +163,80 @@ def _run(args: argparse.Namespace) -> int:
     return _report(summary, args)
 
 
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse options that contradict each other, or need what is not installed."""
+    if args.actors and not args.engine:
+        raise ConfigError("command line: --actors is for --engine ray; remove it, or add that")
+    if args.shard and args.engine:
+        raise ConfigError("command line: --engine divides the images by itself; remove --shard")
+    if args.engine:
+        try:
+            from detector.ray import check_ray
+        except ModuleNotFoundError:  # the runtime is without it
+            raise ConfigError("command line: --engine ray needs the whole package: pyramid-detector[ray]") from None
+        check_ray()
+    if args.shard and args.html:
+        raise ConfigError("command line: --html: a shard writes no page; give it with --merge")
+    if args.html and args.no_images:
+        raise ConfigError("command line: --html shows the drawings; remove --no-images")
+    if args.html and importlib.util.find_spec("jinja2") is None:
+        raise ConfigError("command line: --html needs jinja2, which is not installed; remove it")
+
+
+def _code_of_finished(args: argparse.Namespace, exports: Exports) -> int | None:
+    """The exit code of a run that was finished before; None where there is work. Raises where it is another run's."""
+    from detector.config.tasks import TASKS
+    from detector.inference.folder import ERRORS, PROGRESS
+    from detector.system.atomic import check_new
+    from detector.tasks import get_results
+
+    if (args.output / PROGRESS).exists():
+        if args.resume:
+            return None
+        raise ConfigError(
+            f"{args.output}: holds a run that was not finished; continue it with --resume, or choose another --output"
+        )
+    files = (args.output / get_results(task).FILE for task in TASKS)
+    found = next((file for file in files if file.exists()), None)
+    if found is None:
+        check_new(*exports.targets(args.output).values())
+        return None
+    if not args.resume:
+        raise ConfigError(f"{args.output}: holds predictions already; choose another --output, or remove it")
+    for path in exports.targets(args.output).values():
+        if not path.exists():
+            raise ConfigError(f"{args.output}: was finished without {path.name}; choose another --output to write it")
+    print(f"finished before: {found}")
+    return UNREADABLE if (args.output / ERRORS).exists() else 0
+
+
+def _find_images(args: argparse.Namespace, exports: Exports) -> tuple[Images, dict[str, Id] | None, list[str]]:
+    """The images of ``--input``, their ids if ``--annotations`` has them, and what to say about them."""
+    from detector.data.names import is_url
+    from detector.errors import counted
+    from detector.inference.exports import check_labels
+    from detector.inference.folder import find_images, known_ids
+    from detector.inference.urls import find_url_images
+    from detector.system.json_stream import show_text
+
+    images, ids = (find_url_images if is_url(args.input) else find_images)(args.input), None
+    notes = [f"{args.input}: {images.note}"] if images.note else []
+    if args.annotations:
+        images, ids, unknown = known_ids(images, args.annotations)
+        if unknown:
+            names = ", ".join(map(show_text, unknown[:5])) + (", …" if len(unknown) > 5 else "")
+            notes.append(f"skipped {counted(len(unknown), 'image')} that {args.annotations} does not list: {names}")
+    check_labels(exports, [images.name(index) for index in range(len(images))], args.input)
+    return images, ids, notes
+
+
 def _merge(args: argparse.Namespace) -> int:
     from detector.inference.parts import find_shards, join
     from detector.system.atomic import check_new
     from detector.tasks import get_results
 
-    for name in (
-        *("checkpoint", "input", "shard", "engine", "annotations", "score", "format", "crops", "counts", "overrides"),
-    ):
+    asked = ("checkpoint", "input", "shard", "engine", "annotations", "score", "format", "crops", "counts", "overrides")
+    for name in asked:
         if getattr(args, name):
             given = {"overrides": f"{args.overrides[:1]}"}.get(name, f"--{name}")
             raise ConfigError(f"command line: --merge writes what the shards were asked for; remove {given}")
@@ -250,7 +272,7 @@ def _report(summary: Summary, args: argparse.Namespace) -> int:
 def formats(given: Sequence[str]) -> tuple[str, ...]:
     """Names of formats, each of ``given`` one or several separated by commas."""
     from detector.data.formats.writing import WRITERS
-    from detector.errors import ConfigError, one_of
+    from detector.errors import one_of
 
     names = [name.strip() for text in given for name in text.split(",")]
     for name in names:
