@@ -1,4 +1,4 @@
-"""The reference of docs/BENCHMARKS.md for segmentation: segmentation_models_pytorch's FPN, trained on camvid and scored.
+"""The reference for segmentation in docs/BENCHMARKS.md: segmentation_models_pytorch's FPN on camvid.
 
     pip install segmentation_models_pytorch
     python tests/segmentation_reference.py ../shared/data/camvid --lr 1e-3 --seed 0
