@@ -360,7 +360,7 @@ REFUSED = {
     ],
     "--every is for videos": ["{folder}", "--every", "2"],
     "'1:x' is not a time": ["{clip}", "--to", "1:x"],
-    "OpenCV lacks its codec XXXX": ["{clip}", "--video", "mp4"],
+    "OpenCV lacks its codec ZZZZ": ["{clip}", "--video", "mp4"],
 }
 
 
@@ -380,7 +380,7 @@ def test_one_line_for_every_mistake(
     (folder / "cut.mp4").write_bytes(clip.read_bytes()[:2000])
     whole = write_clip(folder / "header.webm", "VP80").read_bytes()
     (folder / "header.webm").write_bytes(whole[: whole.index(b"\x1fC\xb6u") + 20])  # ends in the first cluster
-    monkeypatch.setitem(video_folder.CODECS, "mp4", "XXXX")
+    monkeypatch.setitem(video_folder.CODECS, "mp4", "ZZZZ")
     source, *more = [text.format(folder=folder, clip=clip) for text in REFUSED[said]]
     assert infer(checkpoints("detection"), source, output, *more) == 2
     error = capsys.readouterr().err
