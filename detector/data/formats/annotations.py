@@ -164,9 +164,10 @@ def _sort(rows: Rows, categories: list[Category], label_of: dict[int, int]) -> A
     """The columns with the annotations sorted by image, in place: copies would set the peak memory of a whole run."""
     ids, labels = rows.annotation_ids, rows.label
     labels[:] = np.array([label_of[index] for index in range(len(label_of))], dtype=np.int64)[labels]
-    order = np.argsort(rows.image, kind="stable")
-    for column in (ids.codes, ids.is_text, labels, rows.areas, rows.is_crowd, *rows.boxes_xywh.T):
-        column[:] = column[order]
+    if np.any(rows.image[1:] < rows.image[:-1]):
+        order = np.argsort(rows.image, kind="stable")
+        for column in (ids.codes, ids.is_text, rows.image, labels, rows.areas, rows.is_crowd, *rows.boxes_xywh.T):
+            column[:] = column[order]
     return Annotations(
         path=rows.path,
         categories=categories,
@@ -174,7 +175,7 @@ def _sort(rows: Rows, categories: list[Category], label_of: dict[int, int]) -> A
         heights=torch.from_numpy(rows.heights),
         widths=torch.from_numpy(rows.widths),
         names=rows.names.map(torch.from_numpy),
-        first=torch.from_numpy(np.searchsorted(rows.image[order], np.arange(len(rows.image_ids) + 1))),
+        first=torch.from_numpy(np.searchsorted(rows.image, np.arange(len(rows.image_ids) + 1))),
         annotation_ids=ids.map(torch.from_numpy),
         boxes_xywh=torch.from_numpy(rows.boxes_xywh),
         labels=torch.from_numpy(labels),

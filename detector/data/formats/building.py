@@ -254,6 +254,6 @@ def _alike(columns: Sequence[np.ndarray]) -> np.ndarray:
         hashes *= np.uint64(0x9E3779B97F4A7C15)
         hashes += (column + 0).view(np.uint64)  # -0.0 becomes 0.0
         hashes ^= hashes >> np.uint64(29)
-    order = hashes.argsort(kind="stable")
-    is_same = np.diff(hashes[order]) == 0
-    return np.unique(np.concatenate([order[1:][is_same], order[:-1][is_same]]))
+    in_order = np.sort(hashes)  # not argsort, which would take another column's memory
+    again = in_order[1:][in_order[1:] == in_order[:-1]]
+    return np.flatnonzero(np.isin(hashes, again))

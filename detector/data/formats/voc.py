@@ -55,17 +55,16 @@ def read(source: Source, is_strict: bool) -> Rows:
     """The images and boxes of a folder of XML files, or of those that a file of ImageSets lists."""
     layout = layout_of(source)
     builder = Builder(source, is_strict)
-    files = list(_files(layout, builder))
-    _read_files(layout, builder, files)
-    is_one_based, said = _origin(source, layout, builder, files)
+    is_one_based, said = _origin(source, layout, builder, _read_files(layout, builder))
     if is_one_based:  # from 1 to 1 is the first pixel, which is from 0 to 1
         builder.shift(-1.0, -1.0, 0.0, 0.0)
     listed = f", {layout.listed.name}" if layout.listed else ""
     return builder.named_rows(layout.images, f"Pascal VOC{listed}: {said}")
 
 
-def _read_files(layout: Layout, builder: Builder, files: list[str]) -> None:
-    """Add the images and boxes of XML files."""
+def _read_files(layout: Layout, builder: Builder) -> list[str]:
+    """Add the images and boxes of the XML files; returns their names."""
+    files = list(_files(layout, builder))
     name_of = _image_names(layout)
     file_of: dict[str, str] = {}
     for file in files:
@@ -83,6 +82,7 @@ def _read_files(layout: Layout, builder: Builder, files: list[str]) -> None:
         )
         for line, values in content.objects:
             _add(builder, image, path, line, values)
+    return files
 
 
 def _image_names(layout: Layout) -> Callable[[str, str], str]:
@@ -257,6 +257,7 @@ class _Content:
         self.parser.CharacterDataHandler = self.add_text
         self.parser.EntityDeclHandler = self.refuse_entity
         self.parser.Parse(data, True)
+        del self.parser  # which has this object's methods: many such cycles would wait for the garbage collector
 
     def refuse_entity(self, name: str, *_: object) -> None:
         raise _RefusedError(f"declares the entity {show_text(name)}; entities are not read")

@@ -67,6 +67,7 @@ def read(source: Source, is_strict: bool) -> Rows:
             " check the folder: the last 'images' of its path becomes 'labels'"
         )
     builder.notes["label file{s} without an image, not used"] += _unused(layout, folders)
+    folders.clear()  # the columns need the memory of the names
     categories = [Category(label, name) for label, name in enumerate(layout.names)]
     form = f"YOLO, {source.part}: {layout.said}"
     return builder.rows(categories, layout.root, "; ".join([form, *layout.notes]))
@@ -86,7 +87,7 @@ def _unused(layout: _Layout, folders: dict[str, _Labels]) -> int:
     """The label files without an image. A list names some of the images only."""
     if not all(map(os.path.isdir, layout.entries)):
         return 0
-    return sum(not is_used for labels in folders.values() for is_used in labels.files.values())
+    return sum(not is_used for labels in folders.values() for is_used in labels.is_used.values())
 
 
 # --- where images are -------------------------------------------------------------------------------------------------
@@ -321,25 +322,28 @@ class _Labels:
     def __init__(self, folder: str) -> None:
         labels = labels_folder(Path(folder))
         self.folder = str(labels) if labels and (labels.is_dir() or not _label_files(folder)) else folder
-        files = {stem: name for stem, name in _label_files(self.folder).items() if name not in NAME_FILES}
-        self.odd = {stem: name for stem, name in files.items() if name != f"{stem}.txt"}
-        self.files = dict.fromkeys(files, False)  # by name, without the suffix: whether an image has it
+        names = [name for name in _label_files(self.folder) if name not in NAME_FILES]
+        self.is_used = dict.fromkeys(names, False)  # whether an image has the file
+        self.odd = {name[:-4]: name for name in names if not name.endswith(".txt")}  # by name without the suffix
 
     def of(self, file: str) -> str | None:
         """The label file of an image; None where there is none."""
         stem = os.path.splitext(file)[0]  # noqa: PTH122
-        if stem not in self.files:
-            return None
-        self.files[stem] = True
-        return f"{self.folder}/{self.odd.get(stem) or f'{stem}.txt'}"
+        name = f"{stem}.txt"
+        if name not in self.is_used:
+            if stem not in self.odd:
+                return None
+            name = self.odd[stem]
+        self.is_used[name] = True
+        return f"{self.folder}/{name}"
 
 
-def _label_files(folder: str) -> dict[str, str]:
-    """The label files of a folder, by their names without the suffix."""
+def _label_files(folder: str) -> list[str]:
+    """The names of the label files of a folder."""
     try:
-        return {name[:-4]: name for name in os.listdir(folder) if name.lower().endswith(".txt")}  # noqa: PTH208
+        return [name for name in os.listdir(folder) if name.lower().endswith(".txt")]  # noqa: PTH208
     except OSError:
-        return {}
+        return []
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
