@@ -1,7 +1,8 @@
 """How OpenMP's threads wait: as commands set it, against torch's default (alone) or sleeping (beside a busy process).
 
-Each side is a process of its own, as torch reads the settings when it is loaded. ``GOMP_SPINCOUNT=1000 detector
-benchmark waiting`` measures a fixed number of rounds instead.
+Each side is in processes of its own, as torch reads the settings when it is loaded. Equal processes differ by up to a
+fifth in speed, so alone each side has several, which take turns; beside a busy process, whose presence a process would
+forget until its turn, it has one. ``GOMP_SPINCOUNT=1000 detector benchmark waiting`` measures a fixed number of rounds.
 """
 
 from __future__ import annotations
@@ -24,24 +25,30 @@ from detector.tasks import detection
 
 CONFIG, CLASSES, SIDE, BATCH, OBJECTS = "quickstart.yaml", 4, 128, 4, 8
 REPEATS = {"train": 2, "infer": 5}  # steps or batches per run
-COMPANY = {"alone": {}, "beside a busy process": {"OMP_WAIT_POLICY": "PASSIVE"}}  # case -> how the other side waits
+# case -> how the other side waits, and the number of processes of each side
+COMPANY = {"alone": ({}, 5), "beside a busy process": ({"OMP_WAIT_POLICY": "PASSIVE"}, 1)}
 
 
 def cases(settings: Settings) -> list[Case]:
     side = str(settings.side(SIDE))
 
     def case(work: str, company: str) -> Case:
+        waiting, count = COMPANY[company]
+
         def inputs(_folder: Path) -> list[Process]:
             return [] if company == "alone" else [Process(child_environment(), "as-torch", "busy")]
 
-        def theirs(_busy: list[Process]) -> Process:
+        def ours(_busy: list[Process]) -> Callable[[], None]:
+            return in_turns(count, child_environment(), "as-commands", work, side)
+
+        def theirs(_busy: list[Process]) -> Callable[[], None]:
             unset = {key: value for key, value in child_environment().items() if key not in WAIT_POLICIES}
-            return Process(unset | COMPANY[company], "as-torch", work, side)
+            return in_turns(count, unset | waiting, "as-torch", work, side)
 
         return Case(
             name=f"{work}, {company}",
             inputs=inputs,
-            ours=lambda _busy: Process(child_environment(), "as-commands", work, side),
+            ours=ours,
             theirs=theirs,
             images=BATCH * REPEATS[work],
             runs=20,
@@ -49,6 +56,12 @@ def cases(settings: Settings) -> list[Case]:
         )
 
     return [case(work, company) for work, company in itertools.product(REPEATS, COMPANY)]
+
+
+def in_turns(count: int, environment: dict[str, str], *arguments: str) -> Callable[[], None]:
+    """Start processes, each of which does its work at one call of several."""
+    processes = itertools.cycle([Process(environment, *arguments) for _ in range(count)])
+    return lambda: next(processes)()
 
 
 class Process:
@@ -76,6 +89,8 @@ def main(waiting: str, work: str, side: str = "") -> None:
     if waiting == "as-commands":
         prepare_command()
     run = {"train": trainer, "infer": predictor}[work](int(side)) if side else None
+    if run:
+        run()  # a warm-up
     print(flush=True)
     while run is None:
         pass
