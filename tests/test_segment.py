@@ -45,6 +45,7 @@ SMALL = [
     "data.workers=0",
     "train.batch_size=4",
     "train.epochs=2",
+    "train.optimizer.lr=2.0e-3",  # six steps at more find one class only
     "train.schedule.warmup_steps=2",
     "eval={every_epochs: 1, batch_size: 4}",
 ]

@@ -37,7 +37,7 @@ CLASSES = 19  # Cityscapes'
 QUICKSTART = Quickstart(
     config="segment_quickstart.yaml",
     write=write_mask_shapes,
-    images=(1500, 100),
+    images=(1000, 100),
     data={
         "train.images": "images/train",
         "train.annotations": "masks/train",
