@@ -367,14 +367,15 @@ def test_a_launch_ends_with_the_first_line(tmp_path: Path) -> None:
         launch()
 
 
-def test_a_process_works_when_it_is_asked_and_ends_with_its_object() -> None:
+def test_a_process_works_when_it_is_asked_and_ends_with_its_object(monkeypatch: pytest.MonkeyPatch) -> None:
     process = waiting.Process(child_environment(), "as-torch", "infer", "64")
     process()
     child = process.process
     del process
     assert child.wait(10) == -signal.SIGKILL
+    monkeypatch.setattr(waiting, "child_command", lambda *_: [sys.executable, "-c", ""])
     with pytest.raises(BenchmarkError, match="has ended"):
-        waiting.Process(child_environment(), "as-torch", "no such work", "64")
+        waiting.Process(child_environment())
 
 
 # --- what they are made of --------------------------------------------------------------------------------------------

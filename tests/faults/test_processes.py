@@ -67,7 +67,6 @@ def command_of(name: str, inputs: dict[str, Path], folder: Path) -> list[str]:
         "stress": ["infer", "--images", 1000],
         "benchmark memory": ["loss", "--scale", 0.5],
         "benchmark data": ["data", "--synthetic", "--scale", 0.5, "--runs", 50],
-        "benchmark startup": ["startup", "--scale", 0.02],
     }
     return [name.split()[0], *map(str, arguments[name])]
 
@@ -105,8 +104,8 @@ def wait(process: BaseProcess | subprocess.Popen[bytes], seconds: float) -> int 
     return process.returncode
 
 
-# What starts processes: a loader, a pool, a fork server, and a child that measures memory or a whole start.
-KILLED = ["evaluate", "doctor", "stress", "benchmark startup"]
+# What starts processes: a loader, a pool, a fork server, and a child that measures memory.
+KILLED = ["evaluate", "doctor", "stress"]
 # Training's own handler has tests of its own.
 CASES = [(name, signal.SIGKILL) for name in KILLED]
 CASES += [(name, signal.SIGTERM) for name in ("evaluate", "infer", "doctor", "benchmark memory")]
@@ -117,7 +116,7 @@ CASES += [(name, signal.SIGTERM) for name in ("evaluate", "infer", "doctor", "be
 def test_nothing_outlives_a_command(name: str, kind: int, inputs: dict[str, Path], tmp_path: Path) -> None:
     command, log = command_of(name, inputs, tmp_path), tmp_path / "log.txt"
     process: BaseProcess | subprocess.Popen[bytes]
-    if name in ("stress", "benchmark memory", "benchmark data", "benchmark startup"):
+    if name in ("stress", "benchmark memory", "benchmark data"):
         with log.open("wb") as file:
             process = subprocess.Popen([sys.executable, "-m", "detector", *command], stdout=file, stderr=file)
     else:
