@@ -66,7 +66,6 @@ def command_of(name: str, inputs: dict[str, Path], folder: Path) -> list[str]:
         "doctor": ["--annotations", inputs["all"], "--images", inputs["images"]],
         "stress": ["infer", "--images", 1000],
         "benchmark memory": ["loss", "--scale", 0.5],
-        "benchmark data": ["data", "--synthetic", "--scale", 0.5, "--runs", 50],
     }
     return [name.split()[0], *map(str, arguments[name])]
 
@@ -116,7 +115,7 @@ CASES += [(name, signal.SIGTERM) for name in ("evaluate", "infer", "doctor", "be
 def test_nothing_outlives_a_command(name: str, kind: int, inputs: dict[str, Path], tmp_path: Path) -> None:
     command, log = command_of(name, inputs, tmp_path), tmp_path / "log.txt"
     process: BaseProcess | subprocess.Popen[bytes]
-    if name in ("stress", "benchmark memory", "benchmark data"):
+    if name in ("stress", "benchmark memory"):
         with log.open("wb") as file:
             process = subprocess.Popen([sys.executable, "-m", "detector", *command], stdout=file, stderr=file)
     else:
