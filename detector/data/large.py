@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pyvips
 
 TILE_WIDTH = 322  # a tag of TIFF files that are stored in tiles
-ROWS = 128  # that are decoded at a time
+PIECE = 128, 4096  # rows and columns that are decoded at a time
 SHOWN = 4096  # long side of a large image that is drawn on
 _FORMATS = {"uchar": np.uint8, "ushort": np.uint16}
 
@@ -77,14 +77,18 @@ class LargeFile:
             return scale_depth(self._band[top - self._start :, left : left + width].copy(), self.max_value)
 
     def _move_to(self, top: int) -> None:
-        """Make the band begin at this row: in place, and some rows at a time, as it is most of the memory."""
+        """Make the band begin at this row: in place, and a piece at a time, as it is most of the memory."""
         kept, bottom = max(0, self._end - top), top + len(self._band)
         for row in range(kept):
             self._band[row] = self._band[top - self._start + row]
-        for row in range(self._end, bottom, ROWS):  # none can be skipped
-            new = self._pixels(self._region, (row, 0, min(ROWS, bottom - row), self.shape[1]))[max(0, top - row) :]
-            place = max(row, top) - top
-            self._band[place : place + len(new)] = new
+        rows, columns = PIECE
+        width = self.shape[1]
+        for row in range(self._end, bottom, rows):  # none can be skipped
+            for left in range(0, width, columns):
+                piece = row, left, min(rows, bottom - row), min(columns, width - left)
+                new = self._pixels(self._region, piece)[max(0, top - row) :]
+                place = max(row, top) - top
+                self._band[place : place + len(new), left : left + columns] = new
         self._start, self._end = top, bottom
 
     def read_anywhere(self, window: Window) -> np.ndarray:

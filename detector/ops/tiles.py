@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 TOUCH = 1 / 256  # of a tile's side: a box that ends this near a border may go on beyond it
-BLOCK = 512  # boxes that are compared with each other at a time
+BLOCK = 256  # boxes that are compared with each other at a time
 PAIRS = 1 << 18  # pairs of boxes whose overlap is computed at a time
 
 Window = tuple[int, int, int, int]

@@ -11,6 +11,7 @@ PARTS = {
     "train": "a step of training",
     "segment": "a step of training a segmenter, against segmentation_models_pytorch where that is installed",
     "infer": "files to detections",
+    "tiles": "boxes of all tiles merged, and tiles of a large file against tiles in memory",
     "export": "exported files against eager, and INT8 against float, on one thread and on two",
     "eval": "the twelve COCO numbers of 500,000 detections",
     "report": "the evaluation report of 500,000 detections",
