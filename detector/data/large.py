@@ -1,20 +1,24 @@
 """Images that are seen by windows: in memory, or in a file that is too large to decode whole.
 
 A :class:`LargeFile` is read by libvips (extra ``large``) from the top down, a band of full width at a time: no file
-format is decoded twice, and memory is that of one row of tiles. The limit on pixels holds for what is decoded, the
-windows, and not for the file.
+format is decoded twice, and memory is that of one row of tiles. JPEG 2000, which libvips' wheel lacks, is read by
+rasterio (extra ``jpeg2000``). The limit on pixels holds for what is decoded, the windows, and not for the file.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import threading
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from PIL import TiffImagePlugin
 
@@ -26,9 +30,11 @@ from detector.ops.tiles import Window
 
 if TYPE_CHECKING:
     import pyvips
+    import rasterio
 
 TILE_WIDTH = 322  # a tag of TIFF files that are stored in tiles
-PIECE = 128, 4096  # rows and columns that are decoded at a time
+STRIP = 1024  # rows of JPEG 2000 that are shrunk at a time
+CACHE = 256  # MB of decoded blocks of JPEG 2000 that are kept
 SHOWN = 4096  # long side of a large image that is drawn on
 _FORMATS = {"uchar": np.uint8, "ushort": np.uint16}
 
@@ -41,6 +47,8 @@ class LargeFile:
     channels: int
     exif: str
     max_value: int | None
+
+    _piece = 128, 4096  # rows and columns that are decoded at a time
 
     def __post_init__(self) -> None:
         self._lock, self._start, self._end = threading.Lock(), 0, 0  # rows that the band holds
@@ -62,6 +70,10 @@ class LargeFile:
     def shape(self) -> tuple[int, int, int]:
         return self._image.height, self._image.width, self.channels
 
+    @property
+    def _dtype(self) -> np.dtype:
+        return np.dtype(_FORMATS[self._image.format])
+
     def read(self, window: Window) -> np.ndarray:
         """A window [h, w, C]. Cheap in rows of windows from the top down; going back up begins the file anew."""
         top, left, height, width = window
@@ -71,7 +83,7 @@ class LargeFile:
                 for name in ("_region", "_image"):
                     self.__dict__.pop(name, None)
                 self._start = self._end = 0
-                self._band = np.empty((height, *self.shape[1:]), dtype=_FORMATS[self._image.format])
+                self._band = np.empty((height, *self.shape[1:]), dtype=self._dtype)
             if top + height > self._end:
                 self._move_to(top)
             return scale_depth(self._band[top - self._start :, left : left + width].copy(), self.max_value)
@@ -81,7 +93,7 @@ class LargeFile:
         kept, bottom = max(0, self._end - top), top + len(self._band)
         for row in range(kept):
             self._band[row] = self._band[top - self._start + row]
-        rows, columns = PIECE
+        rows, columns = self._piece
         width = self.shape[1]
         for row in range(self._end, bottom, rows):  # none can be skipped
             for left in range(0, width, columns):
@@ -149,10 +161,71 @@ class LargeFile:
             data = region.fetch(left, top, width, height)
         except pyvips.Error as error:
             raise self._fault(error) from None
-        return np.frombuffer(data, dtype=_FORMATS[self._image.format]).reshape(height, width, self.channels)
+        return np.frombuffer(data, dtype=self._dtype).reshape(height, width, self.channels)
 
     def _fault(self, error: Exception) -> DataError:
         return DataError(f"{self.path}: cannot be decoded: {' '.join(str(error).split())[:200]}")
+
+
+class Jpeg2000File(LargeFile):
+    """By rasterio, which decodes any window on its own; a dataset of it is for one thread."""
+
+    _region = None
+    _piece = 1 << 30, 1 << 30  # all at once: what is read twice is decoded twice
+
+    @cached_property
+    def _image(self) -> rasterio.DatasetReader:
+        import rasterio
+
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+                image = rasterio.open(self.path)
+        except rasterio.RasterioIOError as error:
+            raise self._fault(error) from None
+        if image.dtypes[0] not in ("uint8", "uint16"):
+            raise DataError(f"{self.path}: holds {image.dtypes[0]} values; an image has 8 or 16 bits")
+        if self.channels != image.count and not (self.channels in (1, 3) and image.count <= 4):
+            raise ChannelsError(f"{self.path}: has {image.count} channels, model.in_channels asks for {self.channels}")
+        return image
+
+    @property
+    def _dtype(self) -> np.dtype:
+        return np.dtype(self._image.dtypes[0])
+
+    def read_anywhere(self, window: Window) -> np.ndarray:
+        own = Jpeg2000File(self.path, self.channels, self.exif, self.max_value)
+        return scale_depth(own._pixels(None, window), self.max_value)
+
+    def shrunk(self, longest: int) -> np.ndarray:
+        height, width, _ = self.shape
+        scale = min(1.0, longest / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        count = min(size[0], math.ceil(height / STRIP))
+        tops, ends = (np.linspace(0, side, count + 1).round().astype(int).tolist() for side in (height, size[0]))
+        strips = []
+        for (top, bottom), (start, end) in zip(pairwise(tops), pairwise(ends), strict=True):
+            strip = np.ascontiguousarray(self._pixels(None, (top, 0, bottom - top, width)))
+            strips.append(cv2.resize(strip, (size[1], end - start), interpolation=cv2.INTER_AREA))
+        return scale_depth(np.concatenate(strips).reshape(*size, self.channels), self.max_value)
+
+    def _pixels(self, region: None, window: Window) -> np.ndarray:
+        """Without alpha; gray and RGB into each other, as ``channels`` asks."""
+        import rasterio
+
+        image, (top, left, height, width) = self._image, window
+        count = image.count - 1 if self.channels in (1, 3) and image.count in (2, 4) else image.count
+        try:
+            with rasterio.Env(GDAL_CACHEMAX=CACHE):
+                pixels = image.read(range(1, count + 1), window=((top, top + height), (left, left + width)))
+        except rasterio.RasterioIOError as error:
+            raise self._fault(error) from None
+        pixels = pixels.transpose(1, 2, 0)
+        if self.channels == 3 and count == 1:
+            return pixels.repeat(3, axis=2)
+        if self.channels == 1 and count == 3:
+            return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[:, :, None]
+        return pixels
 
 
 def open_image(
@@ -194,14 +267,17 @@ def _opened_large(
         return None  # reading it whole says why
     if not is_large and not (for_window and has_tiles and importlib.util.find_spec("pyvips")):
         return None
+    kind, package, extra = LargeFile, "pyvips", "large"
+    if header is not None and header.format == "JPEG2000":
+        kind, package, extra = Jpeg2000File, "rasterio", "jpeg2000"
     try:
-        import pyvips  # noqa: F401
+        importlib.import_module(package)
     except (ImportError, OSError):
         raise DataError(
-            f"{path}: is too large to decode whole, and windows of it need pyvips; install it with: pip install"
-            " 'pyramid-detector[large]'"
+            f"{path}: is too large to decode whole, and windows of it need {package}; install it with: pip install"
+            f" 'pyramid-detector[{extra}]'"
         ) from None
-    return LargeFile(path, channels, exif, max_value)
+    return kind(path, channels, exif, max_value)
 
 
 def read_window(image: np.ndarray | LargeFile, window: Window) -> np.ndarray:
