@@ -51,27 +51,47 @@ def draw(rng: np.random.Generator) -> tuple[np.ndarray, list[list[int]], list[in
     return image, boxes, labels
 
 
-def generate(folder: Path, train: int = 12, val: int = 4) -> list[str]:
-    """Write the images, in COCO format; returns the overrides that name them."""
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    overrides, index = [], 0
+def generate(folder: Path, side: int, train: int = 12, val: int = 4) -> tuple[list[str], list[str]]:
+    """Write the images as they are and shrunk to ``side``, in COCO format; returns the overrides that name each."""
+    whole, shrunk = folder / "whole", folder / "shrunk"
+    overrides: dict[Path, list[str]] = {whole: [], shrunk: []}
+    index = 0
     for split, count in (("train", train), ("val", val)):
-        images, annotations = [], []
+        listed = []
         for _ in range(count):
             index += 1
             image, boxes, labels = draw(np.random.default_rng([0, index]))
+            listed.append((index, np.array(boxes), labels))
+            for kind in overrides:
+                (kind / "images").mkdir(parents=True, exist_ok=True)
+            small = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+            cv2.imwrite(str(shrunk / "images" / f"{index}.tif"), small[:, :, ::-1])
             # Stored in tiles, so that a tile is read without decoding the rest.
-            stored = pyvips.Image.new_from_array(image)
-            stored.tiffsave(str(folder / "images" / f"{index}.tif"), tile=True, compression="jpeg", Q=92)
-            images.append({"id": index, "file_name": f"{index}.tif", "height": SIDE, "width": SIDE})
-            for box, label in zip(boxes, labels, strict=True):
-                own = {"id": len(annotations) + 1, "image_id": index, "category_id": label + 1, "iscrowd": 0}
-                annotations.append(own | {"bbox": box, "area": box[2] * box[3]})
-        categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)]
-        tree = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / f"{split}.json").write_text(json.dumps(tree))
-        overrides += [f"data.{split}.annotations={folder}/{split}.json", f"data.{split}.images={folder}/images"]
-    return overrides
+            stored = pyvips.Image.new_from_array(image, interpretation="srgb")
+            stored.tiffsave(str(whole / "images" / f"{index}.tif"), tile=True, compression="jpeg", Q=92)
+        for kind, length in ((whole, SIDE), (shrunk, side)):
+            write_coco(kind / f"{split}.json", listed, length)
+            overrides[kind] += [f"data.{split}.annotations={kind}/{split}.json", f"data.{split}.images={kind}/images"]
+    return overrides[whole], overrides[shrunk]
+
+
+def write_coco(path: Path, listed: list[tuple[int, np.ndarray, list[int]]], side: int) -> None:
+    """A COCO file of images of ``side`` px with boxes of images of ``SIDE`` px."""
+    images = [{"id": index, "file_name": f"{index}.tif", "height": side, "width": side} for index, _, _ in listed]
+    rows = [(index, *row) for index, boxes, labels in listed for row in zip(boxes * (side / SIDE), labels, strict=True)]
+    annotations = [
+        {
+            "id": number + 1,
+            "image_id": index,
+            "category_id": label + 1,
+            "bbox": box.tolist(),
+            "area": float(box[2] * box[3]),
+            "iscrowd": 0,
+        }
+        for number, (index, box, label) in enumerate(rows)
+    ]
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(CLASSES)]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
 
 
 def link_aerial(folder: Path, source: Path) -> list[str]:
@@ -98,11 +118,14 @@ def main() -> None:
     args = parser.parse_args()
     size, side, steps = SETTINGS[args.set]
     folder = args.folder / args.set
-    own = generate(folder) if args.set == "generated" else link_aerial(folder, args.source)
-    own += [f"data.resize={{long: {side}}}", f"train.steps={args.steps or steps}", "train.epochs=100000"]
+    if args.set == "generated":
+        whole, shrunk = generate(folder, side)
+    else:
+        whole = shrunk = link_aerial(folder, args.source)
+    own = [f"data.resize={{long: {side}}}", f"train.steps={args.steps or steps}", "train.epochs=100000"]
     own += ["eval.every_epochs=100000", f"seed={args.seed}", "model.predict.max_detections=1000"]
     tiles = f"data.tiles={{size: {size}, overlap: 0.2, negatives: 0.1}}"
-    for name, given in (("tiles", [*own, tiles]), ("shrunk", own)):
+    for name, given in (("tiles", [*whole, *own, tiles]), ("shrunk", [*shrunk, *own])):
         run = detector.train("scratch.yaml", given, f"{name}_{args.seed}", folder / "runs", resume=True)
         found = json.loads((run / "results.json").read_text())
         print(f"{name}: AP {found['AP']:.3f}, AP50 {found['AP50']:.3f}, AR {found['AR100']:.3f}", flush=True)

@@ -31,6 +31,7 @@ from detector.dev.benchmark import (
     report,
     segment,
     startup,
+    tiles,
     train,
     waiting,
 )
@@ -283,6 +284,13 @@ def test_the_doctor_decodes_every_image(tmp_path: Path) -> None:
     files[0].write_bytes(files[0].read_bytes()[:100])
     assert case.theirs(files)() == 0
     assert not case.equal(files, case.ours(files)(), other)
+
+
+def test_boxes_of_tiles_are_merged_alike(tmp_path: Path) -> None:
+    case = tiles.cases(SMALL)[0]
+    inputs, own, other = check(case, tmp_path)
+    assert 0 < len(own) < len(inputs.boxes)
+    assert not case.equal(inputs, own[::-1], other)
 
 
 def test_annotations_are_loaded_alike(tmp_path: Path) -> None:

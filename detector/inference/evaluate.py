@@ -40,8 +40,7 @@ from detector.evaluation.box_figures import box_report
 from detector.evaluation.coco import read_results
 from detector.evaluation.tally import Tally
 from detector.inference.exported import SUFFIX, ExportedPredictor
-from detector.models.compiling import check_compiler, compiled
-from detector.models.precision import check_precision
+from detector.models.compiling import for_prediction
 from detector.reports import Scored
 from detector.structures import Batch
 from detector.tasks import Task, detection, get_core, get_task
@@ -198,23 +197,18 @@ def evaluate_opened(opened: Opened, name: str, scored_by: Config) -> Evaluation:
     model, config, categories = opened
     task, is_exported = get_task(config), isinstance(model, ExportedPredictor)
     device = torch.device("cpu") if is_exported else next(model.buffers()).device
-    check_precision(config.model.predict.precision, device, "model.predict.precision")
+    network = model
+    if not is_exported:
+        model, network = for_prediction(model.fold_norms(), config.model.predict, device)
     run = Path(name) if os.path.isdir(name) else Path(name).parent  # noqa: PTH112
     is_run = os.path.exists(run / "config.yaml")  # noqa: PTH110 (Path's functions raise for a name that is too long)
     data = task.open_split(config, "val", categories, kept_labels(run) if is_run else None)
     if distributed.is_main():
         print("\n".join([f"{name} on {data.source}: {data.summary()}", *data.warnings()]), file=sys.stderr)
-    if not is_exported:
-        precision = config.model.predict.precision
-        model = model.fold_norms().place(device).fix_precision(precision)
     if distributed.world_size() > 1:
         distributed.check_same(
             images=len(data), weights=(model.digest() if is_exported else weights_digest(model))[:12]
         )
-    network = model
-    if config.model.predict.compile and not is_exported:
-        check_compiler("model.predict.compile")
-        network = compiled(model, device)
     predict = _predict_exported if is_exported else predict_batch
     by_tiles = (model.sample, model.outputs) if is_exported else None
     tally = predict_all(network, task, data, config, device, predict, by_tiles)

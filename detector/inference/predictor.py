@@ -23,8 +23,7 @@ from detector.errors import ConfigError, one_of
 from detector.inference.images import ImagePredictor, Item, Samples
 from detector.inference.packed import Packed
 from detector.models import Model
-from detector.models.compiling import check_compiler, compiled
-from detector.models.precision import check_precision
+from detector.models.compiling import for_prediction
 from detector.structures import Category
 from detector.tasks import Task, get_task
 from detector.tasks.predicting import predict_each, predict_outputs
@@ -34,17 +33,11 @@ class Predictor(ImagePredictor):
     """The predictor of a checkpoint."""
 
     def __init__(self, model: Model, config: Config, categories: list[Category], device: torch.device) -> None:
-        check_precision(config.model.predict.precision, device, "model.predict.precision")
         known = {category.name for category in categories}
         if unknown := sorted(set(config.model.predict.score_thresholds or {}) - known):
             raise ConfigError(f"model.predict.score_thresholds: {unknown[0]!r} is not one of {one_of(sorted(known))}")
         self.device = device
-        precision = config.model.predict.precision
-        self.model = model.place(device).fix_precision(precision).eval()
-        self.network: Callable[..., Any] = self.model
-        if config.model.predict.compile:
-            check_compiler("model.predict.compile")
-            self.network = compiled(self.model, device)
+        self.model, self.network = for_prediction(model, config.model.predict, device)
         self.config = config
         self.categories = categories
 

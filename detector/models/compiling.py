@@ -1,4 +1,4 @@
-"""``torch.compile``: whether it works here, and networks compiled for prediction."""
+"""Networks made ready for prediction, and ``torch.compile``: whether it works here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from detector.config.schema import PredictConfig
 from detector.errors import ConfigError, one_of
+from detector.models import Model
+from detector.models.precision import check_precision
 
 
 def check_compiler(key: str) -> None:
@@ -17,6 +20,16 @@ def check_compiler(key: str) -> None:
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
     if not any(shutil.which(name) for name in names):
         raise ConfigError(f"{key}: there is no C++ compiler here ({one_of(names)}); install one, or set it to false")
+
+
+def for_prediction(model: Model, config: PredictConfig, device: torch.device) -> tuple[Model, Callable]:
+    """``model`` on ``device``, in the config's precision, and what is called in its place: itself, or it compiled."""
+    check_precision(config.precision, device, "model.predict.precision")
+    model = model.place(device).fix_precision(config.precision).eval()
+    if not config.compile:
+        return model, model
+    check_compiler("model.predict.compile")
+    return model, compiled(model, device)
 
 
 def compiled(network: nn.Module, device: torch.device) -> Callable:

@@ -14,6 +14,7 @@ import torch
 from detector.config.loader import load_config
 from detector.config.schema import Config
 from detector.dev.benchmark.measure import Case, Run, Settings
+from detector.dev.benchmark.train import step
 from detector.models import build_model
 from detector.structures import IGNORED_PIXEL, Batch, MaskTargets
 from detector.tasks import segmentation
@@ -53,14 +54,7 @@ def ours(config: Config, batch: Batch) -> Run:
     optimizer = TrainingState.begin(model, config.train, num_images=1, device=device).optimizer
 
     def run() -> torch.Tensor:
-        losses = segmentation.loss(model(batch.images, batch.sizes), batch.targets, config.model)
-        total = sum(losses.parts.values())
-        total.backward()
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, 1 / losses.normaliser)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return total.detach() / losses.normaliser
+        return step(model, segmentation.loss(model(batch.images, batch.sizes), batch.targets, config.model), optimizer)
 
     return run
 

@@ -20,9 +20,9 @@ from detector.data.transforms.resize import has_one_size
 from detector.dev.benchmark.generate import random_boxes
 from detector.dev.benchmark.measure import Case, Run, Settings
 from detector.dev.benchmark.peer import build_torchvision, comparable, make_weights
-from detector.models import build_model
+from detector.models import Model, build_model
 from detector.models.precision import autocast, prepare_gpu
-from detector.structures import Batch, Targets
+from detector.structures import Batch, Losses, Targets
 from detector.tasks import detection
 from detector.training.loop import TrainingState
 from detector.training.optimizer import scaled_lr
@@ -98,16 +98,21 @@ def ours(inputs: Inputs) -> Run:
         with autocast(config.train.precision, device):
             output = network(batch.images, batch.sizes)
         losses = loss_of(output, batch.targets, config.model)
-        total = sum(losses.parts.values())
-        total.backward()
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        torch._foreach_mul_(gradients, 1 / losses.normaliser)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         after = partial(to_torchvision, inputs.weights | {"model": model.state_dict()}, "the config")
-        return Outputs(total.detach() / losses.normaliser, after)
+        return Outputs(step(model, losses, optimizer), after)
 
     return run
+
+
+def step(model: Model, losses: Losses, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Change the weights as the training loop does; returns the loss."""
+    total = sum(losses.parts.values())
+    total.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(gradients, 1 / losses.normaliser)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total.detach() / losses.normaliser
 
 
 def theirs(inputs: Inputs) -> Run:
