@@ -88,7 +88,7 @@ def frozen(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_killed_rank_ends_the_others_and_another_number_continues(shapes: Path, tmp_path: Path, frozen: str) -> None:
     """On tiles, of which each epoch has others without objects."""
     given = [*data_overrides(shapes), frozen, "train.batch_size=4", "train.steps=18", "train.checkpoint_steps=1"]
-    given += ["data.tiles={size: 80, overlap: 0, negatives: 0.3}", "data.resize={long: 64}", "data.workers=0"]
+    given += ["data.tiles={size: 96, overlap: 0, negatives: 0.5}", "data.resize={long: 64}", "data.workers=0"]
     given += ["train.epochs=99", "eval.every_epochs=99"]
     assert Ranks(tmp_path, "whole", 1, *given).codes() == [0]
 
