@@ -20,7 +20,7 @@ from detector.data.synthetic import CLASSES, POLYGONS
 SIDE, OBJECT, MOST = 4000, 12, 150  # pixels of an image and of an object; objects per image
 SETTINGS = {  # of each set: the side of a tile, the input size of both networks, and steps of two images
     "generated": (256, 256, 600),
-    "aerial": (400, 400, 500),
+    "aerial": (400, 256, 500),
 }
 TRAIN_AERIAL = ["2019_YELL_2_541000_4977000_image_crop", "OSBS_029"]
 TEST_AERIAL = ["2019_YELL_2_528000_4978000_image_crop2"]
@@ -115,7 +115,10 @@ def main() -> None:
     parser.add_argument("--source", type=Path, help="of aerial: the package's folder of data")
     parser.add_argument("--steps", type=int, help="of training (default: what the documents have)")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of both, such as model.backbone={...}")
+    args = parser.parse_intermixed_args()
+    if args.set == "aerial" and args.source is None:
+        parser.error("aerial needs --source")
     size, side, steps = SETTINGS[args.set]
     folder = args.folder / args.set
     if args.set == "generated":
@@ -123,7 +126,7 @@ def main() -> None:
     else:
         whole = shrunk = link_aerial(folder, args.source)
     own = [f"data.resize={{long: {side}}}", f"train.steps={args.steps or steps}", "train.epochs=100000"]
-    own += ["eval.every_epochs=100000", f"seed={args.seed}", "model.predict.max_detections=1000"]
+    own += ["eval.every_epochs=100000", f"seed={args.seed}", "model.predict.max_detections=1000", *args.overrides]
     tiles = f"data.tiles={{size: {size}, overlap: 0.2, negatives: 0.1}}"
     for name, given in (("tiles", [*whole, *own, tiles]), ("shrunk", [*shrunk, *own])):
         run = detector.train("scratch.yaml", given, f"{name}_{args.seed}", folder / "runs", resume=True)

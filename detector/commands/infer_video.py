@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 
 from detector.commands import count
@@ -40,11 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def is_asked(args: argparse.Namespace, parser: argparse.ArgumentParser) -> bool:
     """Whether the input is a video; refuses the options that it, or images, do not take."""
-    from detector.errors import ConfigError
-    from detector.inference.video import is_video, shown
+    from detector.errors import ConfigError, near_path
+    from detector.inference.video import SUFFIXES, is_video, shown
     from detector.inference.video_folder import PREDICTIONS, PROGRESS
 
     is_asked = is_video(args.input)
+    if not is_asked and args.input.lower().endswith(SUFFIXES) and not os.path.exists(args.input):  # noqa: PTH110
+        raise ConfigError(f"{args.input}: no such file or folder{near_path(args.input)}")
     for name, value in vars(args).items():
         is_wrong = name not in TAKEN if is_asked else name in VIDEO_ONLY
         if is_wrong and value != parser.get_default(name):

@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from detector.config.tasks import TASKS
+from detector.config.tasks import LARGEST_TILE, TASKS
 from detector.errors import one_of
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -180,7 +180,8 @@ class CropConfig(Section):
 class TilesConfig(Section):
     """Large images are seen in overlapping squares, each as an image of its own, which ``data.resize`` applies to."""
 
-    size: Count | None = None  # of a tile's sides, in pixels of the file; null: images are seen whole
+    # Of a tile's sides, in pixels of the file; null: images are seen whole.
+    size: Annotated[int, Field(ge=1, le=LARGEST_TILE)] | None = None
     # Fraction of a tile that its neighbours see too, at least; as large as the largest object.
     overlap: Annotated[float, Field(ge=0, le=0.9)] = 0.2
     full_image: bool = False  # detection: predict the whole image too, shrunk, for objects larger than the overlap

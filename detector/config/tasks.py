@@ -7,6 +7,8 @@ importing torch.
 
 from __future__ import annotations
 
+LARGEST_TILE = 2**14  # pixels of a side: a tile has at most as many in all as an image
+
 
 def _in(section: str, keys: str) -> tuple[str, ...]:
     return tuple(f"{section}.{key}" for key in keys.split())

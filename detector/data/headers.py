@@ -153,6 +153,6 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 def check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise DataError(
-            f"{path}: has {width:,}×{height:,} pixels, more than the {MAX_PIXELS:,} that an image may have; cut it"
-            " into tiles, or scale it down"
+            f"{path}: has {width:,}×{height:,} pixels, more than the {MAX_PIXELS:,} that an image may have; see it"
+            " by tiles (data.tiles.size), or scale it down"
         )

@@ -12,7 +12,7 @@ import math
 import os
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import rasterio
 
 TILE_WIDTH = 322  # a tag of TIFF files that are stored in tiles
-STRIP = 1024  # rows of JPEG 2000 that are shrunk at a time
+STRIP = 256  # rows that are shrunk at a time
 CACHE = 256  # MB of decoded blocks of JPEG 2000 that are kept
 SHOWN = 4096  # long side of a large image that is drawn on
 _FORMATS = {"uchar": np.uint8, "ushort": np.uint16}
@@ -111,16 +111,18 @@ class LargeFile:
 
     def shrunk(self, longest: int) -> np.ndarray:
         """The whole image [h, w, C], its long side at most ``longest``."""
-        import pyvips
-
-        rotated = {"no_rotate": True} if self.exif == "stored" else {}
-        try:
-            image = pyvips.Image.thumbnail(str(self.path), longest, height=longest, size="down", **rotated)
-        except pyvips.Error as error:
-            raise self._fault(error) from None
-        image = self._converted(image)
-        region = pyvips.Region.new(image)
-        return scale_depth(self._pixels(region, (0, 0, image.height, image.width)), self.max_value)
+        height, width, channels = self.shape
+        scale = min(1.0, longest / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        count = min(size[0], math.ceil(height / STRIP))
+        tops, ends = (np.linspace(0, side, count + 1).round().astype(int).tolist() for side in (height, size[0]))
+        image = np.empty((*size, channels), dtype=self._dtype)
+        whole = replace(self)  # read from its top, wherever this one is
+        for (top, bottom), (start, end) in zip(pairwise(tops), pairwise(ends), strict=True):
+            strip = np.ascontiguousarray(whole._pixels(whole._region, (top, 0, bottom - top, width)))
+            shape = end - start, size[1]
+            image[start:end] = cv2.resize(strip, shape[::-1], interpolation=cv2.INTER_AREA).reshape(*shape, channels)
+        return scale_depth(image, self.max_value)
 
     def _opened(self, access: str) -> pyvips.Image:
         import pyvips
@@ -131,7 +133,12 @@ class LargeFile:
                 image = pyvips.Image.new_from_file(str(self.path), fail_on="truncated").autorot()
         except pyvips.Error as error:
             raise self._fault(error) from None
-        return self._converted(image)
+        if image.interpretation == "cmyk":
+            raise DataError(f"{self.path}: has CMYK colours, which are not read at this size; convert it to RGB")
+        if image.format not in _FORMATS:
+            raise DataError(f"{self.path}: holds {image.format} values; an image has 8 or 16 bits")
+        self._check_bands(image.bands)
+        return image
 
     @cached_property
     def _orientation(self) -> int:
@@ -139,19 +146,19 @@ class LargeFile:
             header = open_header(self.path, file)
             return orientation_of(header) if header else 1
 
-    def _converted(self, image: pyvips.Image) -> pyvips.Image:
-        """With as many channels as are asked for: gray and RGB into each other, without alpha."""
-        if image.format not in _FORMATS:
-            raise DataError(f"{self.path}: holds {image.format} values; an image has 8 or 16 bits")
-        if self.channels in (1, 3) and image.bands in (2, 4):
-            image = image[: image.bands - 1] if image.bands == 4 else image[0]
-        if self.channels == 3 and image.bands == 1:
-            image = image.bandjoin([image, image])
-        if self.channels == 1 and image.bands == 3:
-            image = image.colourspace("grey16" if image.format == "ushort" else "b-w")
-        if image.bands != self.channels:
-            raise ChannelsError(f"{self.path}: has {image.bands} channels, model.in_channels asks for {self.channels}")
-        return image
+    def _check_bands(self, bands: int) -> None:
+        if self.channels != bands and not (self.channels in (1, 3) and bands <= 4):
+            raise ChannelsError(f"{self.path}: has {bands} channels, model.in_channels asks for {self.channels}")
+
+    def _as_channels(self, pixels: np.ndarray) -> np.ndarray:
+        """Without alpha; gray and RGB into each other, as ``channels`` asks."""
+        if self.channels in (1, 3) and pixels.shape[2] in (2, 4):
+            pixels = pixels[:, :, :-1]
+        if self.channels == 3 and pixels.shape[2] == 1:
+            return pixels.repeat(3, axis=2)
+        if self.channels == 1 and pixels.shape[2] == 3:
+            return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[:, :, None]
+        return pixels
 
     def _pixels(self, region: pyvips.Region, window: Window) -> np.ndarray:
         import pyvips
@@ -161,10 +168,11 @@ class LargeFile:
             data = region.fetch(left, top, width, height)
         except pyvips.Error as error:
             raise self._fault(error) from None
-        return np.frombuffer(data, dtype=self._dtype).reshape(height, width, self.channels)
+        return self._as_channels(np.frombuffer(data, dtype=self._dtype).reshape(height, width, -1))
 
     def _fault(self, error: Exception) -> DataError:
-        return DataError(f"{self.path}: cannot be decoded: {' '.join(str(error).split())[:200]}")
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        return DataError(f"{self.path}: cannot be decoded ({reason}); it is damaged or cut off, so restore the file")
 
 
 class Jpeg2000File(LargeFile):
@@ -185,8 +193,7 @@ class Jpeg2000File(LargeFile):
             raise self._fault(error) from None
         if image.dtypes[0] not in ("uint8", "uint16"):
             raise DataError(f"{self.path}: holds {image.dtypes[0]} values; an image has 8 or 16 bits")
-        if self.channels != image.count and not (self.channels in (1, 3) and image.count <= 4):
-            raise ChannelsError(f"{self.path}: has {image.count} channels, model.in_channels asks for {self.channels}")
+        self._check_bands(image.count)
         return image
 
     @property
@@ -194,38 +201,18 @@ class Jpeg2000File(LargeFile):
         return np.dtype(self._image.dtypes[0])
 
     def read_anywhere(self, window: Window) -> np.ndarray:
-        own = Jpeg2000File(self.path, self.channels, self.exif, self.max_value)
-        return scale_depth(own._pixels(None, window), self.max_value)
-
-    def shrunk(self, longest: int) -> np.ndarray:
-        height, width, _ = self.shape
-        scale = min(1.0, longest / max(height, width))
-        size = max(1, round(height * scale)), max(1, round(width * scale))
-        count = min(size[0], math.ceil(height / STRIP))
-        tops, ends = (np.linspace(0, side, count + 1).round().astype(int).tolist() for side in (height, size[0]))
-        strips = []
-        for (top, bottom), (start, end) in zip(pairwise(tops), pairwise(ends), strict=True):
-            strip = np.ascontiguousarray(self._pixels(None, (top, 0, bottom - top, width)))
-            strips.append(cv2.resize(strip, (size[1], end - start), interpolation=cv2.INTER_AREA))
-        return scale_depth(np.concatenate(strips).reshape(*size, self.channels), self.max_value)
+        return scale_depth(replace(self)._pixels(None, window), self.max_value)
 
     def _pixels(self, region: None, window: Window) -> np.ndarray:
-        """Without alpha; gray and RGB into each other, as ``channels`` asks."""
         import rasterio
 
-        image, (top, left, height, width) = self._image, window
-        count = image.count - 1 if self.channels in (1, 3) and image.count in (2, 4) else image.count
+        top, left, height, width = window
         try:
             with rasterio.Env(GDAL_CACHEMAX=CACHE):
-                pixels = image.read(range(1, count + 1), window=((top, top + height), (left, left + width)))
+                pixels = self._image.read(window=((top, top + height), (left, left + width)))
         except rasterio.RasterioIOError as error:
             raise self._fault(error) from None
-        pixels = pixels.transpose(1, 2, 0)
-        if self.channels == 3 and count == 1:
-            return pixels.repeat(3, axis=2)
-        if self.channels == 1 and count == 3:
-            return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2GRAY)[:, :, None]
-        return pixels
+        return self._as_channels(pixels.transpose(1, 2, 0))
 
 
 def open_image(
@@ -265,8 +252,11 @@ def _opened_large(
             has_tiles = isinstance(header, TiffImagePlugin.TiffImageFile) and TILE_WIDTH in header.tag_v2
     except (OSError, DataError):
         return None  # reading it whole says why
-    if not is_large and not (for_window and has_tiles and importlib.util.find_spec("pyvips")):
+    may_pay = for_window and has_tiles and header.mode != "CMYK" and importlib.util.find_spec("pyvips")
+    if not is_large and not may_pay:
         return None
+    if header is not None and header.format in ("BMP", "PPM"):
+        raise DataError(f"{path}: a {header.format} file of this size is not read; convert it to TIFF or PNG")
     kind, package, extra = LargeFile, "pyvips", "large"
     if header is not None and header.format == "JPEG2000":
         kind, package, extra = Jpeg2000File, "rasterio", "jpeg2000"

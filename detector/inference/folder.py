@@ -272,14 +272,15 @@ def _infer(
         tqdm(initial=progress.done, total=len(images), unit="img", disable=not sys.stderr.isatty()) as bar,
     ):
         for first, items in zip(count(progress.done, batch_size), loader, strict=False):
-            found_in = iter(
-                predictor.predict_samples([item.sample for item in items if item.sample is not None], score)
-            )
+            found_in = iter(predictor.predict_or_say([item.sample for item in items if item.sample is not None], score))
             rows, drawn = [], []
             for index, item in enumerate(items, start=first):
                 row: dict[str, Any] = {"error": item.error} if item.error else {}
-                if item.sample is not None:
-                    name, found = images.name(index), next(found_in)
+                found = next(found_in) if item.sample is not None else None
+                if isinstance(found, DataError):
+                    row = {"error": str(found)}
+                elif found is not None:
+                    name = images.name(index)
                     image_id = ids[PurePosixPath(name).as_posix()] if ids else int(images.numbers[index])
                     row |= {"id": image_id, "size": item.sample.size_original}
                     row["results"] = results.to_results(found, image_id, _as_text(name))

@@ -21,7 +21,7 @@ from detector.data.images import read_image
 from detector.data.inputs import ImageInput, Reading, as_array, check_image, check_images, check_threshold
 from detector.data.large import LargeFile, open_image
 from detector.data.loading.sampler import Key
-from detector.errors import DetectorError
+from detector.errors import DataError, DetectorError
 from detector.inference.streaming import read_ahead
 from detector.inference.video import Frame
 from detector.structures import Category
@@ -152,6 +152,10 @@ class ImagePredictor(ABC):
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
         """What is in each sample; samples of one shape form a batch, so none is padded to the size of another."""
 
+    def predict_or_say(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
+        """:meth:`predict_samples`, with a DataError for an image that turns out damaged when its tiles are read."""
+        return self.predict_samples(samples, score_threshold)
+
     @abstractmethod
     def outputs(self, samples: list[Any], score_threshold: float | None = None) -> Sequence[Sequence[np.ndarray]]:
         """What the model gives for each sample, as arrays that the task's ``join`` takes."""
@@ -210,6 +214,15 @@ class TiledPredictor(ImagePredictor):
 
     def predict_samples(self, samples: list[Whole], score_threshold: float | None = None) -> list[Any]:
         return [self._predict(sample.image, score_threshold) for sample in samples]
+
+    def predict_or_say(self, samples: list[Whole], score_threshold: float | None = None) -> list[Any]:
+        def predict(sample: Whole) -> Any:
+            try:
+                return self._predict(sample.image, score_threshold)
+            except DataError as error:
+                return error
+
+        return list(map(predict, samples))
 
     def outputs(self, samples: list[Any], score_threshold: float | None = None) -> Any:
         return self.inner.outputs(samples, score_threshold)

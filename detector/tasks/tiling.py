@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from detector.config.tasks import TASKS
+from detector.config.tasks import LARGEST_TILE, TASKS
 from detector.data.large import SHOWN, LargeFile, read_window
 from detector.data.transforms.resize import square
 from detector.errors import ConfigError, one_of
@@ -57,8 +57,8 @@ def tiles_of(config: Any, given: int | Mapping[str, Any] | None = None) -> Tiles
     for key, is_right, wanted in (
         (
             "size",
-            isinstance(tiles.size, int) and tiles.size is not True and tiles.size >= 1,
-            "a whole number of pixels",
+            isinstance(tiles.size, int) and tiles.size is not True and 1 <= tiles.size <= LARGEST_TILE,
+            f"a whole number of pixels from 1 to {LARGEST_TILE:,}",
         ),
         ("overlap", isinstance(tiles.overlap, int | float) and 0 <= tiles.overlap <= 0.9, "a number from 0 to 0.9"),
         ("merge", tiles.merge in OVERLAPS, one_of(OVERLAPS)),

@@ -46,7 +46,7 @@ def cases(settings: Settings) -> list[Case]:
     if importlib.util.find_spec("pyvips") is None:
         return [merging]
     reading = Case(
-        name=f"tiles of {tile} px from a TIFF file of {height}×{width}, resnet18 at {side} px, in memory",
+        name=f"tiles of {tile} px from a TIFF file of {height}×{width}, resnet18 at {side} px, against memory",
         files=lambda folder: write_file(folder, height, width, tile // 2),
         inputs=lambda folder: folder / "large.tif",
         ours=lambda path: partial(make_predictor(settings).predict, [path], tiles=tile),
@@ -90,12 +90,9 @@ def decode(path: Path) -> np.ndarray:
 
 def make_predictor(settings: Settings) -> Predictor:
     """Of random weights, which find something everywhere if the lowest score counts."""
-    values = (
-        f"data.resize={{long: {INPUT}}}",
-        "model.predict.score_threshold=0",
-        f"model.predict.max_detections={FOUND}",
-    )
-    config = load_config(CONFIG, values)
+    resize = f"data.resize={{long: {settings.side(INPUT)}}}"
+    every = "model.predict.score_threshold=0", f"model.predict.max_detections={FOUND}"
+    config = load_config(CONFIG, (resize, *every))
     categories = [Category(index, f"class {index}") for index in range(CLASSES)]
     torch.manual_seed(0)
     model = build_model(config.model, CLASSES)
