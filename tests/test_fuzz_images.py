@@ -212,7 +212,7 @@ def test_a_claim_of_more_pixels_than_any_image_has(kind: str, width: int, height
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError) as caught:
         read_image(path)
-    expected = f"{path}: has {width:,}×{height:,} pixels, more than the 268,435,456 that an image may have; cut it"
+    expected = f"{path}: has {width:,}×{height:,} pixels, more than the 268,435,456 that an image may have; see it"
     assert str(caught.value).startswith(expected)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # kB
 

@@ -24,7 +24,7 @@ from PIL import TiffImagePlugin
 
 from detector.data.headers import MAX_PIXELS, check_size, open_header, orientation_of, stored_size
 from detector.data.images import LARGEST_FILE, ChannelsError, read_annotated_image, read_image, scale_depth
-from detector.data.transforms.resize import cut
+from detector.data.transforms.resize import cut, resize
 from detector.errors import DataError
 from detector.ops.tiles import Window
 
@@ -120,8 +120,7 @@ class LargeFile:
         whole = replace(self)  # read from its top, wherever this one is
         for (top, bottom), (start, end) in zip(pairwise(tops), pairwise(ends), strict=True):
             strip = np.ascontiguousarray(whole._pixels(whole._region, (top, 0, bottom - top, width)))
-            shape = end - start, size[1]
-            image[start:end] = cv2.resize(strip, shape[::-1], interpolation=cv2.INTER_AREA).reshape(*shape, channels)
+            image[start:end] = resize(strip, end - start, size[1])
         return scale_depth(image, self.max_value)
 
     def _opened(self, access: str) -> pyvips.Image:
