@@ -188,6 +188,7 @@ def test_wrong_tiles_are_one_clear_line():
     for tiles, said in (
         ({"sides": 3}, "'sides' is not a key; use"),
         (0, "size: 0 is not a whole number of pixels"),
+        (10**6, "size: 1000000 is not a whole number of pixels from 1 to 16,384"),
         ({"size": 64, "overlap": 1}, "overlap: 1 is not a number from 0 to 0.9"),
         ({"size": 64, "merge": "nms"}, "merge: 'nms' is not"),
     ):
