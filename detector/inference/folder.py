@@ -272,7 +272,8 @@ def _infer(
         tqdm(initial=progress.done, total=len(images), unit="img", disable=not sys.stderr.isatty()) as bar,
     ):
         for first, items in zip(count(progress.done, batch_size), loader, strict=False):
-            found_in = iter(predictor.predict_or_say([item.sample for item in items if item.sample is not None], score))
+            samples_read = [item.sample for item in items if item.sample is not None]
+            found_in = iter(predictor.predict_or_error(samples_read, score))
             rows, drawn = [], []
             for index, item in enumerate(items, start=first):
                 row: dict[str, Any] = {"error": item.error} if item.error else {}

@@ -152,8 +152,8 @@ class ImagePredictor(ABC):
     def predict_samples(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
         """What is in each sample; samples of one shape form a batch, so none is padded to the size of another."""
 
-    def predict_or_say(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
-        """:meth:`predict_samples`, with a DataError for an image that turns out damaged when its tiles are read."""
+    def predict_or_error(self, samples: list[Any], score_threshold: float | None = None) -> list[Any]:
+        """:meth:`predict_samples`, with the error in place of an image that proves damaged when its tiles are read."""
         return self.predict_samples(samples, score_threshold)
 
     @abstractmethod
@@ -215,7 +215,7 @@ class TiledPredictor(ImagePredictor):
     def predict_samples(self, samples: list[Whole], score_threshold: float | None = None) -> list[Any]:
         return [self._predict(sample.image, score_threshold) for sample in samples]
 
-    def predict_or_say(self, samples: list[Whole], score_threshold: float | None = None) -> list[Any]:
+    def predict_or_error(self, samples: list[Whole], score_threshold: float | None = None) -> list[Any]:
         def predict(sample: Whole) -> Any:
             try:
                 return self._predict(sample.image, score_threshold)
