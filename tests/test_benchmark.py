@@ -14,8 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 
 from detector.__main__ import run_command
@@ -28,6 +30,7 @@ from detector.dev.benchmark import (
     infer,
     loss,
     measure,
+    plain_finetuning,
     report,
     segment,
     startup,
@@ -436,3 +439,17 @@ def test_boxes_follow_the_seed() -> None:
 
 def test_rows_are_json() -> None:
     assert set(FIELDS) <= set(Row.__dataclass_fields__)
+
+
+def test_the_plain_fine_tuning_loop_learns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Red from blue, held back from train, from weights whose classifier has another number of classes."""
+    for name, color in (("blue", (200, 40, 40)), ("red", (40, 40, 200))):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for index in range(16):
+            image = np.full((32, 32, 3), color, np.uint8) + np.uint8(index)
+            cv2.imwrite(str(tmp_path / "train" / name / f"{index}.png"), image)
+    network = ["--network", "test_resnet", "--weights", str(tmp_path / "weights.pth")]
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "weights.pth")
+    budget = ["--size", "32", "--epochs", "12", "--batch", "8", "--lr", "3e-3"]
+    plain_finetuning.main(["--train", str(tmp_path / "train"), *network, *budget])
+    assert "top-1 1.0000 of 8 images" in capsys.readouterr().out
