@@ -1,7 +1,7 @@
 """The reference for ``classify_finetune.yaml``: a plain fine-tuning loop that uses nothing of this package.
 
-A network of timm, a new linear layer on its pooled features, all layers trained at one rate: AdamW, cosine decay,
-random crops and flips of torchvision. Prints top-1 of the last epoch.
+A network of timm, a new linear layer on its pooled features, all layers trained at one rate: AdamW, PyTorch's
+one-cycle schedule (of the momentum too), random crops and flips of torchvision. Prints top-1 of the last epoch.
 
     python -m detector.dev.benchmark.plain_finetuning --train trashnet/train --val trashnet/val --weights lite0.pth
 
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
