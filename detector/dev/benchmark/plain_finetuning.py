@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="loading processes (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(arguments)
     torch.manual_seed(args.seed)
     torch.set_flush_denormal(True)
@@ -42,8 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
     pretrained = model.pretrained_cfg
     train, val = datasets(args.train, args.val, args.size, pretrained["mean"], pretrained["std"])
     model.reset_classifier(len(ImageFolder(args.train).classes))
+    model.to(args.device)
 
-    loader = DataLoader(train, args.batch, shuffle=True, drop_last=True)
+    loader = DataLoader(train, args.batch, shuffle=True, drop_last=True, num_workers=args.workers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, args.epochs * len(loader), pct_start=0.1)
     loss_of = nn.CrossEntropyLoss()
@@ -51,13 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
     for epoch in range(args.epochs):
         model.train()
         for images, labels in loader:
-            loss = loss_of(model(images), labels)
+            loss = loss_of(model(images.to(args.device)), labels.to(args.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
         print(f"epoch {epoch} loss {loss.item():.3f} {time.perf_counter() - started:.0f} s", flush=True)
-    print(f"top-1 {accuracy(model, DataLoader(val, 64)):.4f} of {len(val)} images, rate {args.lr:g}, seed {args.seed}")
+    top1 = accuracy(model, DataLoader(val, 64), args.device)
+    print(f"top-1 {top1:.4f} of {len(val)} images, rate {args.lr:g}, seed {args.seed}")
 
 
 def datasets(
@@ -78,9 +82,9 @@ def datasets(
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, loader: DataLoader) -> float:
+def accuracy(model: nn.Module, loader: DataLoader, device: str) -> float:
     model.eval()
-    hits = [model(images).argmax(1) == labels for images, labels in loader]
+    hits = [model(images.to(device)).argmax(1).cpu() == labels for images, labels in loader]
     return torch.cat(hits).float().mean().item()
 
 
