@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +11,35 @@ import pytest
 import torch
 from networks import TINY
 
+from detector.__main__ import main
 from detector.commands.summary import open_config
 from detector.config.loader import load_config
 from detector.config.schema import DERIVED
 from detector.errors import ConfigError
 from detector.models.backbones import BACKBONES
 from detector.structures import Category
+from detector.tasks import detection
 from detector.training.derived import RULES, derive
 from detector.training.fitting import fit
 from detector.training.run_folder import RunFolder
 
 
 class Squares:
-    """Images of 400 × 200 with squares of these sides, one each."""
+    """Images with squares of these sides, one each."""
 
     categories = (Category(1, "square"),)
 
-    def __init__(self, sides: list[int]) -> None:
-        self.sides = sides
+    def __init__(self, sides: list[int], height: int = 200, width: int = 400) -> None:
+        self.sides, self.height, self.width = sides, height, width
 
     def __len__(self) -> int:
         return len(self.sides)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, Any, Any]:
-        return np.zeros((200, 400, 3), np.uint8), [[0, 0, self.sides[index], self.sides[index]]], [0]
+        return np.zeros((self.height, self.width, 3), np.uint8), [[0, 0, self.sides[index], self.sides[index]]], [0]
 
 
 def derived(sides: list[int], tmp_path: Path, *overrides: str) -> tuple[Any, list[str]]:
-    from detector.tasks import detection
-
     given = ["train.batch_size=2", "train.epochs=5", "model.anchors.base_size=auto", *overrides]
     config = load_config("scratch.yaml", given)
     return derive(config, lambda config: detection.open_own(config, "train", Squares(sides)))
@@ -66,6 +67,12 @@ def test_sizes_by_hand(sides: list[int], long: int, base: float, tmp_path: Path)
     assert config.train.schedule.warmup_steps == 3
     assert config.auto == []
     assert [line.split(":")[0] for line in lines] == list(DERIVED) == list(RULES)
+
+
+def test_small_images_are_enlarged(tmp_path: Path) -> None:
+    config = load_config("scratch.yaml", ["train.batch_size=2", "train.epochs=5"])
+    small = Squares([20] * 11, 96, 128)  # 20 of 128 px: 103, and the median is 128
+    assert derive(config, lambda config: detection.open_own(config, "train", small))[0].data.resize.long == 256
 
 
 def test_a_value_takes_the_place_of_auto(tmp_path: Path) -> None:
@@ -117,3 +124,19 @@ def test_what_cannot_be_auto_is_one_line(config: str, override: str, message: st
 def test_without_data_auto_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match=r"scratch.yaml: data\.resize\.long: auto .* such as data\.resize\.long=1333"):
         open_config("scratch.yaml", [], allow_code=False)
+    # What only training needs may stay open.
+    assert open_config("classify_finetune.yaml", [], allow_code=False)[0].auto == ["train.schedule.warmup_steps"]
+
+
+def test_the_doctor_derives_as_training_does(shapes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"data.train.images={shapes}/images", "data.val=null"]
+    command = ["doctor", "--config", "scratch.yaml", "--quick", *given]
+    assert main([*command, f"data.train.annotations={shapes}/annotations/train.json"]) == 0
+    assert "data.resize.long: 256, derived: " in capsys.readouterr().err
+    # What cannot be derived is a finding, not an end.
+    empty = json.loads((shapes / "annotations" / "train.json").read_text()) | {"annotations": []}
+    (tmp_path / "empty.json").write_text(json.dumps(empty))
+    assert main([*command, f"data.train.annotations={tmp_path}/empty.json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("data.resize.long: 1333 is assumed")
+    assert "[objects-none]" in captured.out

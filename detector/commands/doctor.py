@@ -223,15 +223,31 @@ def _checked(split: Split) -> Split:
     return split
 
 
+def _with_long_side(config: Config) -> Config:
+    """The config with the input size that training would derive; other values that may be auto do not matter here."""
+    from detector.errors import DataError
+    from detector.training.derived import derive
+
+    if "data.resize.long" not in config.auto:
+        return config
+    sound = config.data.model_copy(update={"invalid_boxes": "drop"})
+    try:
+        derived, lines = derive(config.model_copy(update={"data": sound, "auto": ["data.resize.long"]}))
+    except DataError:  # the examination says what is wrong
+        lines = [f"data.resize.long: {config.data.resize.long} is assumed; derived it is from data that can be read"]
+        derived = config
+    print("\n".join(lines), file=sys.stderr)
+    return config.model_copy(update={"data": config.data.model_copy(update={"resize": derived.data.resize})})
+
+
 def _from_config(args: argparse.Namespace) -> tuple[list[Split], Settings]:
     from detector.analysis.doctor.columns import hold_back_val
     from detector.analysis.doctor.examination import Settings
-    from detector.config.loader import load_config, refuse_auto
+    from detector.config.loader import load_config
     from detector.errors import ConfigError
     from detector.tasks import get_core
 
-    config = load_config(args.config, args.overrides, args.allow_code)
-    refuse_auto(config, args.config)
+    config = _with_long_side(load_config(args.config, args.overrides, args.allow_code))
     splits = []
     core = get_core(config.task)
     for name, split in (("train", config.data.train), ("val", config.data.val)):

@@ -271,11 +271,16 @@ def _apply_override(tree: _Tree, places: _Places, override: str) -> None:
 
 
 def refuse_auto(config: Config, source: object) -> None:
-    """Raises for values that are still to be derived, where there are no data to derive them from."""
-    if config.auto:
+    """Raises for values that are still to be derived, where there are no data to derive them from.
+
+    Without data nothing is trained, so values of ``train`` may stay open.
+    """
+    if keys := [key for key in config.auto if not key.startswith("train.")]:
+        tree = config_to_dict(config)
+        values = " ".join(f"{key}={_value_at(tree, key)}" for key in keys)
         raise ConfigError(
-            f"{source}: {config.auto[0]}: auto is derived from the data when training starts; give a value, such as"
-            f" {config.auto[0]}={_value_at(config_to_dict(config), config.auto[0])}"
+            f"{source}: {', '.join(keys)}: auto is derived from the data when training starts; give a value, such as"
+            f" {values}"
         )
 
 

@@ -51,7 +51,10 @@ def _sides(boxes: Tensor) -> np.ndarray:
 
 
 def long_side(config: Config, data: Any) -> tuple[int, str]:
-    """So long that the 10th percentile of the objects has ``SMALL_OBJECT`` pixels; no image needs to grow for it."""
+    """So long that the 10th percentile of the objects has ``SMALL_OBJECT`` pixels.
+
+    No image needs to grow for it, except to ``SHORTEST``: enlarged, small images are learned better.
+    """
     if not hasattr(data, "annotations"):
         raise ConfigError(f"data.resize.long: auto is derived from boxes, and {data.source} has none; give a number")
     long_sides = np.maximum(data.annotations.heights.numpy(), data.annotations.widths.numpy())
@@ -61,9 +64,9 @@ def long_side(config: Config, data: Any) -> tuple[int, str]:
     wanted = padded(math.ceil(round(SMALL_OBJECT / fraction, 3)))
     rule = (
         f"the 10th percentile of the objects, {fraction:.1%} of their image's long side, is to have {SMALL_OBJECT} px;"
-        f" {SHORTEST} to {LONGEST}, and at most the images' median, {longest}, rounded up to 32"
+        f" at most {LONGEST} and the images' median, {longest}, rounded up to 32, but at least {SHORTEST}"
     )
-    return min(max(wanted, SHORTEST), LONGEST, padded(longest)), rule
+    return max(min(wanted, LONGEST, padded(longest)), SHORTEST), rule
 
 
 def base_size(config: Config, data: Any) -> tuple[float, str]:
