@@ -21,6 +21,7 @@ from detector.structures import IGNORE_REGION, Batch, Category, ClassTargets, Ta
 from detector.tasks import classification, classification_views, detection, detection_views
 from detector.training import fitting
 from detector.training.fitting import fit
+from detector.training.overfit import vanishing_losses
 from detector.training.run_folder import RunFolder
 
 TINY = ["model.backbone.name=resnet10", "model.fpn={levels: [3, 4, 5], channels: 16}", "model.head={num_convs: 1}"]
@@ -154,6 +155,17 @@ def test_a_detector_overfits_two_images(tmp_path: Path, tiny: list[str], capsys:
     losses = [row["loss"] for row in rows if "loss" in row]
     assert sum(losses[-10:]) <= 0.7 * sum(losses[:10])
     assert sum(row["objects"] for row in json.loads((run / "results.json").read_text())["per_class"]) < 40
+
+
+def test_what_a_perfect_fit_leaves_is_no_failure(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    steps = [
+        {"step": 1, "loss": 3.0, "loss_cls": 0.8, "loss_box": 1.2, "loss_dfl": 0.7, "loss_quality": 0.3},
+        {"step": 2, "loss": 0.25, "loss_cls": 0.01, "loss_box": 0.05, "loss_dfl": 0.14, "loss_quality": 0.05},
+        {"step": 2, "AP": 1.0},
+    ]
+    run.metrics.write_text("".join(f"{json.dumps(row)}\n" for row in steps))
+    assert vanishing_losses(run) == pytest.approx([2.0, 0.06])  # 3 %, where 0.25 of 3.0 are 8 %
 
 
 def test_a_classifier_overfits(tmp_path: Path, colors: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,6 +34,7 @@ MAX_ROUNDS = 20
 WARMUP_STEPS = 20
 AVERAGED_STEPS = 10  # the first and the last loss are means over this many steps
 NEAR_ZERO = 0.05  # fraction of the first loss
+ENTROPIES = ("dfl", "quality")  # parts of the loss
 
 
 class Outcome(NamedTuple):
@@ -93,7 +94,7 @@ def overfit(config: Config, count: int, run: RunFolder, device: torch.device) ->
     for rounds in range(1, -(-limit // ROUND_STEPS) + 1):
         longer = config.train.model_copy(update={"steps": min(rounds * ROUND_STEPS, limit)})
         is_done = train(config.model_copy(update={"train": longer}), task, state, train_data, val_data, run, device)
-        losses = _losses(run)
+        losses = vanishing_losses(run)
         if not is_done:
             return Outcome(False, True, state.step, first, last)
         few = max(1, min(AVERAGED_STEPS, len(losses) // 2))
@@ -136,10 +137,15 @@ def plain_config(config: Config, count: int) -> Config:
     )
 
 
-def _losses(run: RunFolder) -> list[float]:
-    """The loss of every step so far."""
+def vanishing_losses(run: RunFolder) -> list[float]:
+    """The loss of every step so far, without the parts that a perfect fit leaves above zero.
+
+    A distribution keeps its target's entropy (a distance of 2.5 strides is half 2 and half 3: ln 2), and so does a
+    quality branch (a centerness of 0.5: ln 2 too).
+    """
     rows = (json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines())
-    return [row["loss"] for row in rows if row.get("loss") is not None]
+    steps = [row for row in rows if row.get("loss") is not None]
+    return [row["loss"] - sum(row.get(f"loss_{part}", 0.0) for part in ENTROPIES) for row in steps]
 
 
 def describe(outcome: Outcome, run: RunFolder, metric: str) -> str:
