@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
         name: load_config(config, args.overrides, args.allow_code)
         for name, config in zip(names, args.config, strict=True)
     }
+    if fixed := next((override for override in args.overrides if override.partition("=")[0].strip() == "seed"), None):
+        raise ConfigError(f"command line: {fixed}: the seeds are 0, 1, 2 and so on; say how many with --seeds")
     for name, config in configs.items():
         if not config.data.has_val:
             raise ConfigError(f"{name}: data.val is null, so there is nothing to compare; set it, or data.val_share")

@@ -24,11 +24,11 @@ Metrics = dict[str, float]
 
 
 class Spread(NamedTuple):
-    """Of a metric over the seeds."""
+    """Of a metric over the seeds that have something to score: a split drawn by the seed may have no small object."""
 
-    mean: float
-    deviation: float | None  # of a sample; None for a single seed
-    values: list[float]
+    mean: float | None  # None where no seed has
+    deviation: float | None  # of a sample; None for fewer than two
+    values: list[float | None]
 
 
 def train_seeds(
@@ -70,14 +70,15 @@ def _done(table: Path, asked: dict[str, Any]) -> dict[str, Metrics]:
 
 
 def spreads(by_seed: Mapping[int, Metrics]) -> dict[str, Spread]:
-    """Mean and deviation of each metric that every seed has."""
+    """Mean and deviation of each metric that every seed has; whole numbers, such as ``max_detections``, are none."""
     rows = list(by_seed.values())
     found = {}
-    for name in rows[0]:
-        if all(name in row for row in rows):
-            values = [row[name] for row in rows]
-            deviation = statistics.stdev(values) if len(values) > 1 else None
-            found[name] = Spread(statistics.fmean(values), deviation, values)
+    for name, first in rows[0].items():
+        if isinstance(first, float) and all(name in row for row in rows):
+            values = [row[name] if row[name] >= 0 else None for row in rows]
+            known = [value for value in values if value is not None]
+            mean = statistics.fmean(known) if known else None
+            found[name] = Spread(mean, statistics.stdev(known) if len(known) > 1 else None, values)
     return found
 
 
@@ -94,8 +95,8 @@ def as_text(columns: Mapping[str, Mapping[str, Spread]]) -> str:
 
 
 def _cell(spread: Spread | None) -> str:
-    if spread is None:
-        return "-"
-    if spread.deviation is None:
-        return figure(spread.mean)
-    return f"{figure(spread.mean)} ± {spread.deviation:.3f}"
+    if spread is None or spread.mean is None:
+        return "–"
+    known, count = sum(value is not None for value in spread.values), len(spread.values)
+    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.3f}"
+    return figure(spread.mean) + deviation + ("" if known == count else f" ({known} of {count} seeds)")
