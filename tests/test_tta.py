@@ -11,7 +11,7 @@ import torch
 from networks import MAX_IOU, TINY, TINY_BACKBONE
 from torch import Tensor
 
-from detector.__main__ import run_command
+from detector.__main__ import main
 from detector.checkpoints.checkpoint import read_checkpoint, save_checkpoint
 from detector.config.loader import load_config
 from detector.config.schema import Config, ModelConfig, PredictConfig
@@ -131,7 +131,7 @@ def test_each_class_has_its_own_lowest_score() -> None:
 
 
 def test_thresholds_are_chosen_and_kept_in_the_checkpoint(
-    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(BACKBONES, "tiny", TINY)
     config = load_config("quickstart.yaml", [*stress.TINY, *stress.data_overrides(shapes), TINY_BACKBONE])
@@ -141,10 +141,14 @@ def test_thresholds_are_chosen_and_kept_in_the_checkpoint(
     save_checkpoint(checkpoint, config, categories, {"model": build_model(config.model, len(categories)).state_dict()})
     before = read_checkpoint(checkpoint)
     chosen = {category.name: 0.3 for category in categories}
-    report = SimpleNamespace(classes=[{"name": name, "best_threshold": value} for name, value in chosen.items()])
-    unknown = {"name": "of no object", "best_threshold": -1.0}
-    monkeypatch.setattr(evaluation, "box_report", lambda *_: SimpleNamespace(classes=[*report.classes, unknown]))
-    assert run_command("evaluate", ["--checkpoint", str(checkpoint), "--device", "cpu", "--keep-thresholds"]) == 0
+    found = [{"name": name, "best_f1": 0.5, "best_threshold": value} for name, value in chosen.items()]
+    missed = [{"name": categories[0].name, "best_f1": 0.0, "best_threshold": 0.5}]  # of no threshold is any found
+    absent = [{"name": categories[1].name, "best_f1": -1.0, "best_threshold": -1.0}]
+    command = ["evaluate", "--checkpoint", str(checkpoint), "--device", "cpu", "--keep-thresholds"]
+    for classes, status in ((found, 0), (missed + absent + found[2:], 0), (missed + absent, 2)):
+        monkeypatch.setattr(evaluation, "box_report", lambda *_, own=classes: SimpleNamespace(classes=own))
+        assert main(command) == status
+    assert "its thresholds stay" in capsys.readouterr().err
     after = read_checkpoint(checkpoint)
     assert after["config"]["model"]["predict"].pop("score_thresholds") == chosen
     assert before["config"]["model"]["predict"].pop("score_thresholds") is None

@@ -108,10 +108,12 @@ def run(args: argparse.Namespace) -> int:
                 report = views.report(evaluation.scored, evaluation.truth, config, evaluation.images, against)
                 path = report.write(args.report, f"Evaluation of {evaluation.scored.name}")
                 print(f"report: {path}", file=sys.stderr)
+            print(as_json(metrics) if args.json else views.describe(metrics, config.eval.per_class), flush=True)
             if args.keep_thresholds:
-                for class_name, threshold in keep_thresholds(args.checkpoint, evaluation).items():
-                    print(f"lowest score of {class_name}: {threshold:.3f}", file=sys.stderr)
-            print(as_json(metrics) if args.json else views.describe(metrics, config.eval.per_class))
+                chosen = keep_thresholds(args.checkpoint, evaluation)
+                for category in evaluation.truth.categories:
+                    found = f"{chosen[category.name]:.3f}" if category.name in chosen else "none is found, so it stays"
+                    print(f"lowest score of {category.name}: {found}", file=sys.stderr)
         return 0
     finally:
         distributed.stop()

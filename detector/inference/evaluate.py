@@ -106,19 +106,26 @@ def evaluate_checkpoint(
 
 
 def keep_thresholds(source: str | Path, evaluation: Evaluation) -> dict[str, float]:
-    """Choose a score threshold for each class that has objects, and write them into the checkpoint's config.
+    """Choose a score threshold for each class of which objects are found, and write them into the checkpoint's config.
 
-    Each is where F1 at IoU 0.5 is best. Raises :class:`detector.errors.ConfigError` for another task's checkpoint.
+    Each is where F1 at IoU 0.5 is best; a class without a found object keeps the threshold that it had. Raises
+    :class:`detector.errors.ConfigError` for another task's checkpoint, and where nothing is found at all.
     """
     if evaluation.config.task != "detection":
         raise ConfigError(f"--keep-thresholds: {source} is of {evaluation.config.task}; thresholds are for detection")
     path = find_checkpoint(source)
     content = read_checkpoint(path)
     report = box_report(evaluation.scored.rows, evaluation.truth, evaluation.scored.metrics)
-    thresholds = {row["name"]: row["best_threshold"] for row in report.classes if row["best_threshold"] >= 0}
-    content["config"]["model"]["predict"]["score_thresholds"] = thresholds
+    chosen = {row["name"]: row["best_threshold"] for row in report.classes if row["best_f1"] > 0}
+    if not chosen:
+        raise ConfigError(
+            f"--keep-thresholds: {source} finds no object of its data at IoU 0.5, so there is nothing to choose by; its"
+            " thresholds stay"
+        )
+    predict = content["config"]["model"]["predict"]
+    predict["score_thresholds"] = (predict.get("score_thresholds") or {}) | chosen
     write_checkpoint(path, content)
-    return thresholds
+    return chosen
 
 
 def evaluate_results(path: str, annotations: str, images: str | None, overrides: Sequence[str]) -> Evaluation:
