@@ -130,7 +130,7 @@ def test_layers_of_the_towers(num_convs: int, norm: str, layers: list[type[nn.Mo
     assert head(make_pyramid()).cls_logits.shape == (2, 153, 3)  # 9 · (12 + 4 + 1)
 
 
-@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (48, 16), (7, 1)])
+@pytest.mark.parametrize(("channels", "groups"), [(256, 32), (48, 16), (32, 16), (7, 1)])
 def test_groups_divide_the_channels(channels: int, groups: int) -> None:
     head = make_head(1, channels=channels, norm="gn", num_convs=1)
     assert head.cls_tower[1].num_groups == groups

@@ -91,7 +91,7 @@ class FPN(nn.Module):
 def group_norm(channels: int) -> nn.GroupNorm:
     """32 groups (Wu & He 2018, section 4); fewer for few channels, as a group of one channel on a 1×1 map is 0."""
     groups = math.gcd(32, channels)
-    return nn.GroupNorm(groups // 2 if 1 < groups == channels < 32 else groups, channels)
+    return nn.GroupNorm(groups // 2 if 1 < groups == channels else groups, channels)
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
