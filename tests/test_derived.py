@@ -82,6 +82,11 @@ def test_a_value_takes_the_place_of_auto(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in lines] == ["model.anchors.base_size"]
 
 
+def test_what_another_key_replaces_is_not_derived(tmp_path: Path) -> None:
+    _, lines = derived([20] * 11, tmp_path, "data.resize.fixed=[64,64]", "train.schedule.warmup_epochs=1")
+    assert [line.split(":")[0] for line in lines] == ["model.anchors.base_size"]
+
+
 def test_a_run_keeps_the_values_and_resumes_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKBONES, "tiny", TINY)
     overrides = ["model.backbone.name=tiny", "train.steps=1", "train.batch_size=2", "data.workers=0", "data.val=null"]

@@ -18,7 +18,7 @@ import yaml
 from pydantic import ValidationError
 
 from detector.config.parts import check_code
-from detector.config.schema import DERIVED, Config, Section
+from detector.config.schema import DERIVED, INSTEAD, Config, Section
 from detector.config.tasks import HEADS, TASKS
 from detector.errors import ConfigError, kind_of, near_path, one_of, unreadable
 from detector.system.atomic import atomic_write
@@ -292,7 +292,7 @@ def _value_at(tree: Any, dotted: str) -> Any:
 
 
 def _list_auto(tree: _Tree) -> _Tree:
-    """The tree with the keys whose value is auto in the list ``auto`` instead."""
+    """The tree with the keys whose value is auto in the list ``auto`` instead, unless another key takes their place."""
     keys = [key for key in DERIVED if _value_at(tree, key) == "auto"]
     if not keys:
         return tree
@@ -300,7 +300,8 @@ def _list_auto(tree: _Tree) -> _Tree:
     for key in keys:
         *sections, name = key.split(".")
         del _value_at(tree, ".".join(sections))[name]
-    return tree | {"auto": [*tree.get("auto", []), *keys]}
+    needed = [key for key in keys if key not in INSTEAD or _value_at(tree, INSTEAD[key]) is None]
+    return tree | {"auto": [*tree.get("auto", []), *needed]}
 
 
 def _validate(tree: _Tree, places: _Places) -> Config:
@@ -406,10 +407,13 @@ def _section_at(keys: tuple[str, ...]) -> type[Section]:
 
 
 def _example(keys: tuple[str, ...], value: Any) -> str:
-    """What the list at ``keys`` may hold: ``value`` as often as it must have values, where these are plain."""
+    """What the list at ``keys`` may hold: ``value``, where it fits, as often as it must have values."""
     schema = _section_at(keys[:-1]).model_json_schema()["properties"].get(keys[-1], {})
     lists = [one for one in (schema, *schema.get("anyOf", ())) if one.get("items", {}).get("type") in PLAIN]
-    return ", ".join([_short(value)] * lists[0].get("minItems", 1)) if lists else "a, b"
+    if not lists:
+        return "a, b"
+    fits = isinstance(value, int | float) or lists[0]["items"]["type"] == "string"
+    return ", ".join([_short(value) if fits else "a number"] * lists[0].get("minItems", 1))
 
 
 def _sections_in(annotation: Any) -> Iterator[type[Section]]:

@@ -671,6 +671,8 @@ class EvalConfig(Section):
 
 # Keys that may be auto: the training data decides them once, before the first step, in this order.
 DERIVED = ("data.resize.long", "model.anchors.base_size", "train.schedule.warmup_steps")
+# Keys that take the place of one of them: nothing is derived then.
+INSTEAD = {"data.resize.long": "data.resize.fixed", "train.schedule.warmup_steps": "train.schedule.warmup_epochs"}
 
 
 class Config(Section):
