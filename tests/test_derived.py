@@ -143,5 +143,5 @@ def test_the_doctor_derives_as_training_does(shapes: Path, tmp_path: Path, capsy
     (tmp_path / "empty.json").write_text(json.dumps(empty))
     assert main([*command, f"data.train.annotations={tmp_path}/empty.json"]) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith("data.resize.long: 1333 is assumed")
+    assert captured.err.startswith("data.resize.long: the default is assumed")
     assert "[objects-none]" in captured.out

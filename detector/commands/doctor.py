@@ -234,7 +234,7 @@ def _with_long_side(config: Config) -> Config:
     try:
         derived, lines = derive(config.model_copy(update={"data": sound, "auto": ["data.resize.long"]}))
     except DataError:  # the examination says what is wrong
-        lines = [f"data.resize.long: {config.data.resize.long} is assumed; derived it is from data that can be read"]
+        lines = ["data.resize.long: the default is assumed, as the data cannot be read to derive it"]
         derived = config
     print("\n".join(lines), file=sys.stderr)
     return config.model_copy(update={"data": config.data.model_copy(update={"resize": derived.data.resize})})

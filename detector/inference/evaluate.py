@@ -109,7 +109,7 @@ def keep_thresholds(source: str | Path, evaluation: Evaluation) -> dict[str, flo
     """Choose a score threshold for each class of which objects are found, and write them into the checkpoint's config.
 
     Each is where F1 at IoU 0.5 is best; a class without a found object keeps the threshold that it had. Raises
-    :class:`detector.errors.ConfigError` for another task's checkpoint, and where nothing is found at all.
+    :class:`detector.errors.ConfigError` for another task's checkpoint.
     """
     if evaluation.config.task != "detection":
         raise ConfigError(f"--keep-thresholds: {source} is of {evaluation.config.task}; thresholds are for detection")
@@ -117,11 +117,6 @@ def keep_thresholds(source: str | Path, evaluation: Evaluation) -> dict[str, flo
     content = read_checkpoint(path)
     report = box_report(evaluation.scored.rows, evaluation.truth, evaluation.scored.metrics)
     chosen = {row["name"]: row["best_threshold"] for row in report.classes if row["best_f1"] > 0}
-    if not chosen:
-        raise ConfigError(
-            f"--keep-thresholds: {source} finds no object of its data at IoU 0.5, so there is nothing to choose by; its"
-            " thresholds stay"
-        )
     predict = content["config"]["model"]["predict"]
     predict["score_thresholds"] = (predict.get("score_thresholds") or {}) | chosen
     write_checkpoint(path, content)
