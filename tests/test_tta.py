@@ -161,3 +161,13 @@ def test_thresholds_are_chosen_and_kept_in_the_checkpoint(
     assert len(predictor.predict([image], score_threshold=0.0)[0].scores) > 0
     with pytest.raises(ConfigError, match=r"score_thresholds: 'zebra' is not one of"):
         Predictor.from_checkpoint(checkpoint, "cpu", ["model.predict.score_thresholds={zebra: 0.5}"])
+
+
+def test_training_refuses_the_threshold_of_an_unknown_class(
+    tmp_path: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(BACKBONES, "tiny", TINY)
+    given = [*stress.TINY, *stress.data_overrides(shapes), TINY_BACKBONE, "model.predict.score_thresholds={zebra: 0.5}"]
+    assert main(["train", "--config", "quickstart.yaml", "--runs", str(tmp_path), *given]) == 2
+    assert "score_thresholds: 'zebra' is not one of" in capsys.readouterr().err
+    assert list(tmp_path.glob("*/last.pt")) == []

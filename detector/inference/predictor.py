@@ -19,23 +19,20 @@ from detector.config.loader import config_to_dict
 from detector.config.schema import Config, ModelConfig
 from detector.data.loading.sampler import Key
 from detector.data.loading.workers import load
-from detector.errors import ConfigError, one_of
 from detector.inference.images import ImagePredictor, Item, Samples
 from detector.inference.packed import Packed
 from detector.models import Model
 from detector.models.compiling import for_prediction
 from detector.structures import Category
 from detector.tasks import Task, get_task
-from detector.tasks.predicting import predict_each, predict_outputs
+from detector.tasks.predicting import check_thresholds, predict_each, predict_outputs
 
 
 class Predictor(ImagePredictor):
     """The predictor of a checkpoint."""
 
     def __init__(self, model: Model, config: Config, categories: list[Category], device: torch.device) -> None:
-        known = {category.name for category in categories}
-        if unknown := sorted(set(config.model.predict.score_thresholds or {}) - known):
-            raise ConfigError(f"model.predict.score_thresholds: {unknown[0]!r} is not one of {one_of(sorted(known))}")
+        check_thresholds(config.model.predict, categories)
         self.device = device
         self.model, self.network = for_prediction(model, config.model.predict, device)
         self.config = config

@@ -13,10 +13,18 @@ from torch import Tensor
 from detector.config.schema import ModelConfig, PredictConfig
 from detector.data.loading.collate import collate
 from detector.data.transforms.resize import by_shape, padded
+from detector.errors import ConfigError, one_of
 from detector.models.precision import autocast
-from detector.structures import Batch
+from detector.structures import Batch, Category
 from detector.system.device import explain_memory
 from detector.tasks import Task
+
+
+def check_thresholds(predict: PredictConfig, categories: Sequence[Category]) -> None:
+    """Raises :class:`detector.errors.ConfigError` for a score threshold of a class that there is not."""
+    known = {category.name for category in categories}
+    if unknown := sorted(set(predict.score_thresholds or {}) - known):
+        raise ConfigError(f"model.predict.score_thresholds: {unknown[0]!r} is not one of {one_of(sorted(known))}")
 
 
 @torch.inference_mode()

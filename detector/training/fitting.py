@@ -32,6 +32,7 @@ from detector.models.precision import check_precision, explain_nondeterministic,
 from detector.reports import Scored
 from detector.system.atomic import atomic_write
 from detector.tasks import Data, Task, get_task, get_views
+from detector.tasks.predicting import check_thresholds
 from detector.training import distributed
 from detector.training.batch_size import choose_batch_size, with_batch_size
 from detector.training.derived import derive
@@ -97,6 +98,7 @@ def _fit(
         print(f"train.batch_size: {config.train.batch_size} fit into the GPU's memory", file=sys.stderr)
     train_data, val_data = open_data(config, task, run, own)
     categories = train_data.categories
+    check_thresholds(config.model.predict, categories)
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(categories))
