@@ -29,11 +29,11 @@ END_SECONDS = 10  # within which all descendants are gone
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> dict[str, Path]:
-    """A checkpoint, 3,000 images, and an annotation file that has 3,000 of them."""
+    """A checkpoint, 20,000 images, and an annotation file that has all of them."""
     folder = tmp_path_factory.mktemp("inputs")
-    link_images(folder / "images", 3000)
+    link_images(folder / "images", 20_000)
     tree = json.loads((shapes / "annotations/val.json").read_text())
-    names = [f"{number // 1000:04}/{number:07}.jpg" for number in range(3000)]
+    names = [f"{number // 1000:04}/{number:07}.jpg" for number in range(20_000)]
     sizes = [Image.open(folder / "images" / name).size for name in names[:20]]  # all others are links to these
     tree["images"] = [
         {"id": number, "file_name": name, "width": sizes[number % 20][0], "height": sizes[number % 20][1]}
@@ -42,7 +42,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, shapes: Path) -> dict[str, 
     tree["annotations"] = [
         {"id": number + 1, "image_id": number, "category_id": tree["categories"][0]["id"], "bbox": [4, 4, 16, 16]}
         | {"area": 256, "iscrowd": 0}
-        for number in range(3000)
+        for number in range(20_000)
     ]
     (folder / "all.json").write_text(json.dumps(tree))
     return {
